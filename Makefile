@@ -1,0 +1,96 @@
+# Every target sets up what it needs in $(VENV): only Python 3.10 or newer, make and a C++17 compiler must be there.
+#   make test   make demo   make bench   make lint   make gpu   make clean
+# Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench).
+
+PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
+TORCH ?= torch==2.13.0
+CUDA ?= AUTO
+VENV ?= .venv
+ARGS ?=
+
+RUN := $(VENV)/bin/python
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+.DELETE_ON_ERROR:
+.PHONY: test demo bench lint gpu gpu-deps clean help
+
+help:
+	@sed -n '1,3s/^# *//p' Makefile
+
+# --- the environment --------------------------------------------------------------------------------------
+
+$(VENV)/torch.stamp:
+	@test -n "$(PYTHON)" || { echo "No Python found: install Python 3.11, or name one: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "[setup 1/3] a virtual environment in $(VENV), from $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) cannot make a virtual environment. On Debian or Ubuntu: apt install python3.11-venv;"; \
+	  echo "or name another Python (3.10 or newer): make PYTHON=/path/to/python3"; exit 1; }
+	@echo "[setup 2/3] $(TORCH) (a few minutes on a slow line)"
+	@$(PIP) $(TORCH) || { rm -rf $(VENV); \
+	  echo "Could not install $(TORCH). Is the package index reachable? Another build: make TORCH='torch>=2.6'"; exit 1; }
+	@touch $@
+
+# Editable, so that Python sources are read from here while the compiled fastkd._C lies in $(VENV).
+$(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
+	@echo "[setup 3/3] compiling fastkd (FASTKD_CUDA=$(CUDA)) and installing what tests and demo need"
+	@$(PIP) --config-settings=cmake.define.FASTKD_CUDA=$(CUDA) --editable '.[train,triton,test]' || { \
+	  echo "Could not build or install fastkd: the messages above say why. A C++17 compiler is needed (apt install g++);"; \
+	  echo "where the CUDA part is what fails: make CUDA=OFF"; exit 1; }
+	@touch $@
+
+# The peers of the benchmarks are wanted, not needed: the table leaves out what is not there.
+$(VENV)/bench.stamp: $(VENV)/fastkd.stamp
+	@echo "[setup] the benchmarks' peers"
+	@$(PIP) 'fastkd[bench]' || echo "Some peers could not be installed: the table will do without them."
+	@touch $@
+
+# --- what there is to run ---------------------------------------------------------------------------------
+
+test: $(VENV)/fastkd.stamp
+	$(RUN) -m pytest tests -m "not slow and not triton_interpret" $(ARGS)
+	@echo "The Triton kernels, interpreted:"
+	TRITON_INTERPRET=1 $(RUN) -m pytest tests -m triton_interpret $(ARGS)
+
+demo: $(VENV)/fastkd.stamp
+	$(RUN) -m fastkd.cli demo $(ARGS)
+
+bench: $(VENV)/bench.stamp
+	$(RUN) -m bench.run $(ARGS)
+
+lint: $(VENV)/fastkd.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy fastkd bench
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+# --- a machine with a GPU and no network ------------------------------------------------------------------
+# Uses the interpreter at hand and builds into the source tree. The small packages that it may lack come along in
+# build/gpu-deps, which `make gpu-deps` fills, for Python GPU_PYTHON_VERSION, on a machine with a network.
+
+GPU_PYTHON ?= python3
+GPU_PYTHON_VERSION ?= 3.12
+GPU_DEPS := build/gpu-deps
+GPU_RUN := PYTHONPATH=$(GPU_DEPS):$$PYTHONPATH $(GPU_PYTHON)
+
+gpu-deps:
+	@rm -rf $(GPU_DEPS)
+	$(PYTHON) -m pip install -qq --no-compile --target $(GPU_DEPS) --python-version $(GPU_PYTHON_VERSION) --only-binary=:all: \
+	  pybind11 pytest pytest-benchmark hypothesis
+
+gpu:
+	@$(GPU_RUN) -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"
+	@for module in pybind11 pytest pytest_benchmark hypothesis triton; do \
+	  $(GPU_RUN) -c "import $$module" || { echo "$(GPU_PYTHON) lacks $$module: run 'make gpu-deps' where there is a network" \
+	    "and bring build/gpu-deps along"; exit 1; }; done
+	@for tool in cmake ninja nvcc; do command -v $$tool >/dev/null || { echo "$$tool is not on the PATH"; exit 1; }; done
+	cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTKD_CUDA=ON \
+	  -DPython_EXECUTABLE=$$(command -v $(GPU_PYTHON)) -Dpybind11_DIR=$$($(GPU_RUN) -m pybind11 --cmakedir)
+	cmake --build build/gpu
+	cmake --install build/gpu --prefix .
+	$(GPU_RUN) -m pytest tests -m gpu $(ARGS)
+	$(GPU_RUN) -m bench.run --device cuda
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f fastkd/_C*.so
