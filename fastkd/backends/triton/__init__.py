@@ -1,0 +1,54 @@
+"""Fused loss kernels in Triton, for any GPU it supports (and its interpreter, for tests)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastkd.backends.base import Backend
+from fastkd.spec import LossSpec
+
+try:
+    from fastkd.backends.triton import launch
+except ImportError as error:  # Triton is not part of every build of torch
+    _IMPORT_ERROR: ImportError | None = error
+else:
+    _IMPORT_ERROR = None
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class TritonBackend(Backend):
+    """Streams each row pair twice (three times for the Jensen-Shannon divergence), one program per row."""
+
+    name = "triton"
+
+    def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+        if _IMPORT_ERROR is not None:
+            return f"Triton cannot be imported ({_IMPORT_ERROR}); run `pip install triton`"
+        if dtype is not None and dtype not in _DTYPES:
+            return f"its kernels take float32, bfloat16 and float16, not {dtype}; use the reference backend"
+        if device.type == "cpu" and not launch.INTERPRETED:
+            return "on a CPU it runs only in Triton's interpreter; set TRITON_INTERPRET=1 before importing fastkd"
+        if device.type not in ("cpu", "cuda"):
+            return f"it runs on NVIDIA and AMD GPUs, not on {device.type}; use the reference backend"
+        return None
+
+    def dense_rows(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None,
+        loss_scale: Tensor,
+        grad_scale: Tensor,
+        spec: LossSpec,
+        row_loss: Tensor,
+        grad_student: Tensor | None,
+        grad_teacher: Tensor | None,
+    ) -> None:
+        launch.dense_rows(
+            student, teacher, labels, loss_scale, grad_scale, spec, row_loss, grad_student, grad_teacher
+        )
+
+    def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
+        launch.scale_rows(grad, factor, out)
