@@ -1,0 +1,116 @@
+// Python's view of the kernels: parameter structs to fill in, and functions that take them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/cpu.h"
+#include "params.h"
+#if defined(FASTKD_CUDA)
+#include "cuda/launch.h"
+#endif
+
+namespace py = pybind11;
+using namespace fastkd;
+
+namespace {
+
+#if defined(FASTKD_CUDA)
+constexpr bool kBuiltWithCuda = true;
+
+void check(const char* error) {
+  if (error != nullptr) throw std::runtime_error(std::string("fastkd CUDA kernel: ") + error);
+}
+#else
+constexpr bool kBuiltWithCuda = false;
+#endif
+
+Rows make_rows(uintptr_t data, Dtype dtype, int64_t outer_stride, int64_t inner_stride, int64_t column_stride,
+               int64_t columns) {
+  return {reinterpret_cast<void*>(data), dtype, outer_stride, inner_stride, column_stride, columns};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::enum_<Dtype>(m, "Dtype")
+      .value("float32", Dtype::kFloat32)
+      .value("bfloat16", Dtype::kBFloat16)
+      .value("float16", Dtype::kFloat16)
+      .value("float64", Dtype::kFloat64);
+  py::enum_<Divergence>(m, "Divergence")
+      .value("none", Divergence::kNone)
+      .value("forward_kl", Divergence::kForwardKL)
+      .value("reverse_kl", Divergence::kReverseKL)
+      .value("jsd", Divergence::kJSD);
+
+  py::class_<Rows>(m, "Rows").def(py::init(&make_rows), py::kw_only(), py::arg("data"), py::arg("dtype"),
+                                  py::arg("outer_stride"), py::arg("inner_stride"), py::arg("column_stride"),
+                                  py::arg("columns"));
+
+  py::class_<DenseParams>(m, "DenseParams")
+      .def(py::init<>())
+      .def_readwrite("rows", &DenseParams::rows)
+      .def_readwrite("inner", &DenseParams::inner)
+      .def_readwrite("vocab", &DenseParams::vocab)
+      .def_readwrite("student", &DenseParams::student)
+      .def_readwrite("teacher", &DenseParams::teacher)
+      .def_readwrite("grad_student", &DenseParams::grad_student)
+      .def_readwrite("grad_teacher", &DenseParams::grad_teacher)
+      .def("set_rows",
+           [](DenseParams& p, uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss,
+              bool wide) {
+             p.labels = reinterpret_cast<const int64_t*>(labels);
+             p.loss_scale = reinterpret_cast<const void*>(loss_scale);
+             p.grad_scale = reinterpret_cast<const void*>(grad_scale);
+             p.row_loss = reinterpret_cast<void*>(row_loss);
+             p.wide = wide;
+           },
+           py::kw_only(), py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
+           py::arg("wide"))
+      .def_readwrite("divergence", &DenseParams::divergence)
+      .def_readwrite("beta", &DenseParams::beta)
+      .def_readwrite("temperature", &DenseParams::temperature)
+      .def_readwrite("teacher_temperature", &DenseParams::teacher_temperature)
+      .def_readwrite("kd_weight", &DenseParams::kd_weight)
+      .def_readwrite("ce_weight", &DenseParams::ce_weight)
+      .def_readwrite("label_smoothing", &DenseParams::label_smoothing)
+      .def_readwrite("z_loss", &DenseParams::z_loss)
+      .def_readwrite("ignore_index", &DenseParams::ignore_index);
+
+  py::class_<ScaleParams>(m, "ScaleParams")
+      .def(py::init([](int64_t rows, int64_t columns, uintptr_t grad, uintptr_t out, Dtype dtype, int64_t grad_stride,
+                       int64_t out_stride, uintptr_t factor, int64_t factor_stride, bool wide) {
+             return ScaleParams{rows,        columns,       reinterpret_cast<const void*>(grad),
+                                reinterpret_cast<void*>(out), dtype, grad_stride, out_stride,
+                                reinterpret_cast<const void*>(factor), factor_stride, wide};
+           }),
+           py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"), py::arg("out"), py::arg("dtype"),
+           py::arg("grad_stride"), py::arg("out_stride"), py::arg("factor"), py::arg("factor_stride"),
+           py::arg("wide"));
+
+  m.def("cpu_isas", &cpu::isas);
+  m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
+  m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
+
+  m.attr("built_with_cuda") = kBuiltWithCuda;
+#if defined(FASTKD_CUDA)
+  m.attr("cuda_version") = FASTKD_CUDA;
+  m.def("cuda_missing", [](int device) -> py::object {
+    const char* reason = cuda::missing(device);
+    return reason == nullptr ? py::object(py::none()) : py::object(py::str(reason));
+  });
+  m.def(
+      "cuda_dense_rows",
+      [](const DenseParams& params, int device, uintptr_t stream) {
+        check(cuda::dense_rows(params, device, reinterpret_cast<void*>(stream)));
+      },
+      py::arg("params"), py::arg("device"), py::arg("stream"));
+  m.def(
+      "cuda_scale_rows",
+      [](const ScaleParams& params, int device, uintptr_t stream) {
+        check(cuda::scale_rows(params, device, reinterpret_cast<void*>(stream)));
+      },
+      py::arg("params"), py::arg("device"), py::arg("stream"));
+#endif
+}

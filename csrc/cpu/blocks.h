@@ -1,0 +1,135 @@
+// Moving a block of a row between memory of any dtype and numbers that the kernels compute with.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+#include "half.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// Columns per block: two blocks of input and two of output stay in L1.
+constexpr int64_t kBlock = 1024;
+
+inline int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+template <class R>
+inline R load_one(const char* p, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return static_cast<R>(*reinterpret_cast<const float*>(p));
+    case Dtype::kBFloat16:
+      return from_bf16(*reinterpret_cast<const uint16_t*>(p));
+    case Dtype::kFloat16:
+      return from_f16(*reinterpret_cast<const uint16_t*>(p));
+    case Dtype::kFloat64:
+      return static_cast<R>(*reinterpret_cast<const double*>(p));
+  }
+  return R(0);
+}
+
+template <class R>
+inline void store_one(R x, char* p, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      *reinterpret_cast<float*>(p) = static_cast<float>(x);
+      return;
+    case Dtype::kBFloat16:
+      *reinterpret_cast<uint16_t*>(p) = to_bf16(static_cast<float>(x));
+      return;
+    case Dtype::kFloat16:
+      *reinterpret_cast<uint16_t*>(p) = to_f16(static_cast<float>(x));
+      return;
+    case Dtype::kFloat64:
+      *reinterpret_cast<double*>(p) = static_cast<double>(x);
+      return;
+  }
+}
+
+// One row of a Rows.
+struct RowPointer {
+  char* data;
+  Dtype dtype;
+  int64_t step;  // bytes from column to column
+
+  char* at(int64_t column) const { return data + column * step; }
+  bool dense() const { return step == size_of(dtype); }
+};
+
+inline RowPointer row_of(const Rows& rows, int64_t inner, int64_t r) {
+  const int64_t size = size_of(rows.dtype);
+  const int64_t offset = rows.outer_stride * (r / inner) + rows.inner_stride * (r % inner);
+  char* base = static_cast<char*>(rows.data);
+  return {base == nullptr ? nullptr : base + offset * size, rows.dtype, rows.column_stride * size};
+}
+
+// Columns [start, start + n) as numbers, padded with -inf to a whole number of vectors. Points into the row
+// itself where that is possible, else to `scratch`.
+template <class V>
+inline const typename V::Real* load_block(const RowPointer& row, int64_t start, int64_t n,
+                                          typename V::Real* scratch) {
+  using R = typename V::Real;
+  const char* p = row.at(start);
+  if (row.dense() && n % V::kWidth == 0 && size_of(row.dtype) == sizeof(R)) {
+    return reinterpret_cast<const R*>(p);
+  }
+  int64_t i = 0;
+  if constexpr (V::kSimd) {
+    if (row.dense() && row.dtype == Dtype::kFloat32) {
+      for (; i + V::kWidth <= n; i += V::kWidth) V::load(reinterpret_cast<const R*>(p) + i).store(scratch + i);
+    } else if (row.dense() && row.dtype != Dtype::kFloat64) {
+      const bool bf16 = row.dtype == Dtype::kBFloat16;
+      const uint16_t* h = reinterpret_cast<const uint16_t*>(p);
+      for (; i + V::kWidth <= n; i += V::kWidth) V::load16(h + i, bf16).store(scratch + i);
+    }
+  }
+  for (; i < n; ++i) scratch[i] = load_one<R>(p + i * row.step, row.dtype);
+  for (; i % V::kWidth != 0; ++i) scratch[i] = -std::numeric_limits<R>::infinity();
+  return scratch;
+}
+
+// The first n numbers of `scratch` to columns [start, start + n). `streamed`: past the caches.
+template <class V>
+inline void store_block(const typename V::Real* scratch, int64_t n, const RowPointer& row, int64_t start,
+                        bool streamed) {
+  using R = typename V::Real;
+  char* p = row.at(start);
+  const int64_t size = size_of(row.dtype);
+  int64_t i = 0;
+  if constexpr (V::kSimd) {
+    constexpr int64_t kLine = V::kWidth * sizeof(R);
+    if (row.dense() && row.dtype != Dtype::kFloat64) {
+      const bool bf16 = row.dtype == Dtype::kBFloat16;
+      if (streamed) {
+        for (; i < n && reinterpret_cast<uintptr_t>(p + i * size) % kLine != 0; ++i) {
+          store_one(scratch[i], p + i * size, row.dtype);
+        }
+        if (row.dtype == Dtype::kFloat32) {
+          for (; i + V::kWidth <= n; i += V::kWidth) stream(V::load(scratch + i), reinterpret_cast<R*>(p) + i);
+        } else {
+          for (; i + 2 * V::kWidth <= n; i += 2 * V::kWidth) {
+            stream16(V::load(scratch + i), V::load(scratch + i + V::kWidth), reinterpret_cast<uint16_t*>(p) + i,
+                     bf16);
+          }
+        }
+      } else if (row.dtype == Dtype::kFloat32) {
+        for (; i + V::kWidth <= n; i += V::kWidth) V::load(scratch + i).store(reinterpret_cast<R*>(p) + i);
+      } else {
+        for (; i + V::kWidth <= n; i += V::kWidth) {
+          store16(V::load(scratch + i), reinterpret_cast<uint16_t*>(p) + i, bf16);
+        }
+      }
+    }
+  }
+  for (; i < n; ++i) store_one(scratch[i], p + i * row.step, row.dtype);
+}
+
+inline void zero_columns(const RowPointer& row, int64_t start, int64_t stop) {
+  for (int64_t i = start; i < stop; ++i) store_one(0.0f, row.at(i), row.dtype);
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,97 @@
+#include "cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+#include "isa.h"
+
+namespace fastkd::cpu {
+namespace {
+
+// A gradient larger than the caches is written past them; a smaller one is read again soon.
+constexpr int64_t kStreamedBytes = int64_t(16) << 20;
+// Work below which another thread costs more than it brings, and the least that one grab takes.
+constexpr int64_t kElementsPerThread = int64_t(1) << 16;
+constexpr int64_t kElementsPerGrab = int64_t(1) << 15;
+
+struct Queue {
+  std::atomic<int64_t> next{0};
+  int64_t rows, grab;
+
+  static bool take(void* state, int64_t* begin, int64_t* end) {
+    Queue& queue = *static_cast<Queue*>(state);
+    *begin = queue.next.fetch_add(queue.grab, std::memory_order_relaxed);
+    *end = std::min(*begin + queue.grab, queue.rows);
+    return *begin < queue.rows;
+  }
+};
+
+// Threads live for one call: starting one costs microseconds, and none is left to be lost in a fork.
+template <class Body>
+void on_threads(int64_t rows, int64_t columns, int threads, const Body& body) {
+  Queue queue;
+  queue.rows = rows;
+  queue.grab = std::max<int64_t>(1, kElementsPerGrab / std::max<int64_t>(1, columns));
+  const int64_t useful = std::min(rows, rows * columns / kElementsPerThread);
+  const int helpers = static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, useful))) - 1;
+  std::vector<std::thread> team;
+  team.reserve(std::max(0, helpers));
+  for (int i = 0; i < helpers; ++i) {
+    try {
+      team.emplace_back([&] { body(&queue); });
+    } catch (const std::system_error&) {
+      break;  // out of threads: those that exist do the work
+    }
+  }
+  body(&queue);
+  for (std::thread& thread : team) thread.join();
+}
+
+const CpuKernels& kernels(const std::string& isa, bool wide) {
+  if (wide) return kBaselineDoubleKernels;
+#if defined(FASTKD_X86)
+  if (isa == "avx512") return kAvx512Kernels;
+  if (isa == "avx2") return kAvx2Kernels;
+#endif
+  if (isa == "baseline") return kBaselineKernels;
+  throw std::invalid_argument("unknown instruction set " + isa);
+}
+
+}  // namespace
+
+std::vector<std::string> isas() {
+  std::vector<std::string> found;
+#if defined(FASTKD_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    found.push_back("avx512");
+  }
+  if (avx2) found.push_back("avx2");
+#endif
+  found.push_back("baseline");
+  return found;
+}
+
+void dense_rows(const DenseParams& params, const std::string& isa, int threads) {
+  const CpuKernels& run = kernels(isa, params.wide);
+  const Rows& out = params.grad_student;
+  const bool in_place = out.data == params.student.data;
+  const int64_t bytes = params.rows * params.vocab * (out.dtype == Dtype::kFloat32 ? 4 : 2);
+  const bool streamed = out.data != nullptr && !in_place && bytes > kStreamedBytes;
+  on_threads(params.rows, params.vocab, threads, [&](Queue* queue) {
+    run.dense_rows(params, streamed, Queue::take, queue);
+  });
+}
+
+void scale_rows(const ScaleParams& params, const std::string& isa, int threads) {
+  const CpuKernels& run = kernels(isa, params.wide);
+  on_threads(params.rows, params.columns, threads,
+             [&](Queue* queue) { run.scale_rows(params, Queue::take, queue); });
+}
+
+}  // namespace fastkd::cpu

@@ -1,0 +1,23 @@
+// The entry points of each instruction set. Included by files with and without ISA flags: declarations only.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace fastkd {
+
+// Hands out rows [*begin, *end) until it returns false; shared by the threads of a call.
+using NextRows = bool (*)(void* state, int64_t* begin, int64_t* end);
+
+struct CpuKernels {
+  void (*dense_rows)(const DenseParams&, bool streamed, NextRows next, void* state);
+  void (*scale_rows)(const ScaleParams&, NextRows next, void* state);
+};
+
+extern const CpuKernels kAvx512Kernels;
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kBaselineKernels;
+extern const CpuKernels kBaselineDoubleKernels;
+
+}  // namespace fastkd

@@ -1,0 +1,9 @@
+#define FASTKD_ISA isa_baseline
+#include "vec_baseline.h"
+// after VecOf
+#include "isa_kernels.h"
+
+namespace fastkd {
+const CpuKernels kBaselineKernels = {dense_rows_entry<VecOf<float>>, scale_rows_entry<VecOf<float>>};
+const CpuKernels kBaselineDoubleKernels = {dense_rows_entry<VecOf<double>>, scale_rows_entry<VecOf<double>>};
+}  // namespace fastkd

@@ -1,0 +1,109 @@
+// Sixteen floats in an AVX-512 register.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "polynomials.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct Vec {
+  using Real = float;
+  static constexpr bool kSimd = true;
+  static constexpr int kWidth = 16;
+  __m512 v;
+
+  Vec() = default;
+  Vec(__m512 x) : v(x) {}
+  explicit Vec(double x) : v(_mm512_set1_ps(static_cast<float>(x))) {}
+
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vec load16(const uint16_t* p, bool bf16) {
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if (bf16) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return _mm512_cvtph_ps(h);
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+
+inline Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
+inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
+inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
+inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
+
+inline Vec times(Vec weight, Vec x) {
+  const __mmask16 keep =
+      _mm512_cmp_ps_mask(weight.v, _mm512_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm512_maskz_mul_ps(keep, weight.v, x.v);
+}
+
+// sum + weight * x, where 0 * anything = 0
+inline Vec times_add(Vec weight, Vec x, Vec sum) {
+  const __mmask16 keep =
+      _mm512_cmp_ps_mask(weight.v, _mm512_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm512_mask3_fmadd_ps(weight.v, x.v, sum.v, keep);
+}
+
+inline double horizontal_sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline float horizontal_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// 2^x within 2 ulp; 0 at -inf and far below, NaN at NaN.
+inline Vec exp2(Vec x) {
+  const __m512 f = _mm512_reduce_ps(x.v, 0x09);  // x - floor(x)
+  __m512 y = _mm512_set1_ps(kExp2[0]);
+  for (int i = 1; i < 6; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kExp2[i]));
+  return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
+}
+
+inline Vec log1p(Vec u) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 w = _mm512_add_ps(one, u.v);
+  // w = 2^k m with m in [0.75, 1.5); what rounding 1 + u lost comes back as a first-order term.
+  const __m512 m = _mm512_getmant_ps(w, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+  const __m512 k = _mm512_sub_ps(_mm512_getexp_ps(w), _mm512_getexp_ps(m));
+  const __m512 lost = _mm512_div_ps(_mm512_sub_ps(u.v, _mm512_sub_ps(w, one)), w);
+  const __m512 f = _mm512_sub_ps(m, one);
+  const __m512 s = _mm512_div_ps(f, _mm512_add_ps(f, _mm512_set1_ps(2.0f)));
+  const __m512 z = _mm512_mul_ps(s, s);
+  __m512 y = _mm512_set1_ps(kLog[0]);
+  for (int i = 1; i < 4; ++i) y = _mm512_fmadd_ps(y, z, _mm512_set1_ps(kLog[i]));
+  y = _mm512_fmadd_ps(_mm512_mul_ps(y, z), s, _mm512_add_ps(s, s));
+  y = _mm512_add_ps(y, lost);
+  y = _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
+  // u = inf and u = -1, where the correction is NaN
+  y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(u.v, _mm512_set1_ps(INFINITY), _CMP_EQ_OQ), u.v);
+  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ), _mm512_set1_ps(-INFINITY));
+}
+
+inline __m256i to16(Vec x, bool bf16) {
+  if (!bf16) return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+inline void store16(Vec x, uint16_t* p, bool bf16) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to16(x, bf16));
+}
+
+// Past the caches, for memory that nobody reads soon; `p` is aligned to 64 bytes.
+inline void stream(Vec x, float* p) { _mm512_stream_ps(p, x.v); }
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16) {
+  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16)), to16(high, bf16), 1);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
+}
+inline void stream_fence() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,109 @@
+// A few numbers in an array, in portable C++. Compiled for float and for double.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "half.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+template <class R>
+struct VecOf {
+  using Real = R;
+  static constexpr bool kSimd = false;
+  static constexpr int kWidth = 8;
+  R v[kWidth];
+
+  VecOf() = default;
+  explicit VecOf(double x) {
+    for (R& lane : v) lane = static_cast<R>(x);
+  }
+
+  static VecOf load(const R* p) {
+    VecOf x;
+    for (int i = 0; i < kWidth; ++i) x.v[i] = p[i];
+    return x;
+  }
+  void store(R* p) const {
+    for (int i = 0; i < kWidth; ++i) p[i] = v[i];
+  }
+};
+
+template <class R, class Body>
+inline VecOf<R> lanes(const Body& body) {
+  VecOf<R> out;
+  for (int i = 0; i < VecOf<R>::kWidth; ++i) out.v[i] = body(i);
+  return out;
+}
+
+template <class R>
+inline VecOf<R> operator+(VecOf<R> a, VecOf<R> b) {
+  return lanes<R>([&](int i) { return a.v[i] + b.v[i]; });
+}
+template <class R>
+inline VecOf<R> operator-(VecOf<R> a, VecOf<R> b) {
+  return lanes<R>([&](int i) { return a.v[i] - b.v[i]; });
+}
+template <class R>
+inline VecOf<R> operator*(VecOf<R> a, VecOf<R> b) {
+  return lanes<R>([&](int i) { return a.v[i] * b.v[i]; });
+}
+template <class R>
+inline VecOf<R> operator/(VecOf<R> a, VecOf<R> b) {
+  return lanes<R>([&](int i) { return a.v[i] / b.v[i]; });
+}
+// Without the instruction a fused operation is a slow library call; two roundings will do.
+template <class R>
+inline VecOf<R> fma(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
+  return lanes<R>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+template <class R>
+inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {
+  return lanes<R>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+template <class R>
+inline VecOf<R> times(VecOf<R> weight, VecOf<R> x) {
+  return lanes<R>([&](int i) { return times_scalar(weight.v[i], x.v[i]); });
+}
+template <class R>
+inline VecOf<R> times_add(VecOf<R> weight, VecOf<R> x, VecOf<R> sum) {
+  return sum + times(weight, x);
+}
+template <class R>
+inline double horizontal_sum(VecOf<R> a) {
+  double sum = 0;
+  for (R lane : a.v) sum += lane;
+  return sum;
+}
+template <class R>
+inline R horizontal_max(VecOf<R> a) {
+  R top = a.v[0];
+  for (R lane : a.v) top = lane > top ? lane : top;
+  return top;
+}
+template <class R>
+inline VecOf<R> exp2(VecOf<R> x) {
+  return lanes<R>([&](int i) { return std::exp2(x.v[i]); });
+}
+template <class R>
+inline VecOf<R> log1p(VecOf<R> x) {
+  return lanes<R>([&](int i) { return std::log1p(x.v[i]); });
+}
+template <class R>
+inline void stream(VecOf<R> x, R* p) {
+  x.store(p);
+}
+inline void stream_fence() {}
+inline void prefetch(const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p);
+#else
+  (void)p;
+#endif
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,18 @@
+"""Distillation losses at the speed of memory. See :func:`kd_loss` and :func:`linear_kd_loss`."""
+
+from fastkd.backends.registry import backends
+from fastkd.errors import BackendUnavailable
+from fastkd.losses import kd_loss, linear_kd_loss
+from fastkd.modules import KDLoss, LinearKDLoss
+from fastkd.teachers import HiddenTeacher
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailable",
+    "HiddenTeacher",
+    "KDLoss",
+    "LinearKDLoss",
+    "backends",
+    "kd_loss",
+    "linear_kd_loss",
+]

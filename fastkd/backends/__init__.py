@@ -1,0 +1,1 @@
+"""Implementations of the row kernels; :mod:`fastkd.backends.registry` chooses among them."""

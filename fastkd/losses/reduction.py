@@ -1,0 +1,69 @@
+"""From a reduction to one weight per row, so that kernels only ever see rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastkd.losses.checks import REDUCTIONS, number, one_of
+from fastkd.spec import LossSpec
+
+
+def check(reduction: str, num_items: int | Tensor | None) -> None:
+    one_of("reduction", reduction, REDUCTIONS)
+    if num_items is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f"num_items replaces the denominator of reduction='mean', got reduction={reduction!r}")
+    if isinstance(num_items, Tensor):
+        if num_items.dim() != 0:
+            raise ValueError(f"num_items must be an int or a 0-d tensor, got shape {tuple(num_items.shape)}")
+    else:
+        number("num_items", num_items, 0, math.inf)
+
+
+def row_scale(
+    reduction: str,
+    labels: Tensor | None,
+    ignore_index: int,
+    token_weights: Tensor | None,
+    num_items: int | Tensor | None,
+    student: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """``(tokens,)`` weights such that the sum of ``weight * L`` is the reduced loss.
+
+    Invalid tokens weigh 0. Nothing here waits for the device.
+    """
+    tokens = student.shape[:-1].numel()
+    if token_weights is None:
+        scale = torch.ones(tokens, dtype=dtype, device=student.device)
+    else:
+        scale = token_weights.detach().reshape(tokens).to(dtype)
+    if labels is not None:
+        scale = torch.where(labels.reshape(tokens) != ignore_index, scale, 0.0)
+    if reduction == "batchmean":
+        return scale / (student.shape[0] if student.dim() > 1 else 1)
+    if reduction == "mean":
+        total = scale.sum() if num_items is None else torch.as_tensor(num_items).to(dtype)
+        # Nothing to average is a loss of 0, not 0 / 0.
+        return torch.where(total == 0, 0.0, scale / total)
+    return scale
+
+
+def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The weights of the stored gradient, and the factor that turns it into the gradient.
+
+    float16 keeps few digits below 6e-5 and none below 6e-8, where a probability over 100,000 words divided
+    by a batch of tokens lies. So a float16 gradient is held near 1 and meets its true weight only in the
+    backward, together with the upstream gradient (a GradScaler's, say). Other dtypes need no such care.
+    """
+    if torch.float16 not in dtypes or scale.numel() == 0:
+        return scale, None
+    largest = spec.kd_weight / min(spec.temperature, spec.teacher_temperature) + spec.ce_weight + 40 * spec.z_loss
+    lift = 2.0 ** (10 - math.ceil(math.log2(max(largest, 1.0))))
+    top = scale.abs().amax()
+    top = torch.where(top == 0, 1.0, top)
+    return scale / top * lift, top / lift
