@@ -1,0 +1,204 @@
+"""From pytest-benchmark's JSON to one table, one compact JSON file, and the README's table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Entry = dict[str, Any]
+Run = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+PEERS = ("eager", "torch.compile", "liger", "trl")
+
+
+def read_run(raws: dict[str, Path]) -> Run:
+    """One entry per case, route and allocator, from the raw files by allocator."""
+    run: Run = {"entries": []}
+    peaks: dict[tuple[str, str], float] = {}
+    timed: list[tuple[str, Entry]] = []
+    for allocator, path in raws.items():
+        raw = json.loads(path.read_text())
+        run.update(raw["machine_info"]["fastkd"], date=raw["datetime"][:10])
+        bandwidths = [
+            b["extra_info"]["bandwidth"] for b in raw["benchmarks"] if "bandwidth" in b["extra_info"]
+        ]
+        bandwidth = statistics.median(bandwidths) if bandwidths else None
+        for benchmark in raw["benchmarks"]:
+            info = benchmark["extra_info"]
+            if "peak_extra" in info:
+                peaks[info["case_id"], info["route"]] = info["peak_extra"] / info["logits_bytes"]
+                run["entries"].append({"allocator": None, **_case(info), "peak_extra": info["peak_extra"]})
+                continue
+            seconds = benchmark["stats"]["median"] / info["calls_per_round"]
+            entry = {"allocator": allocator, **_case(info), "ms": 1e3 * seconds}
+            entry.update(value_error=info["value_error"], gradient_error=info["gradient_error"])
+            if "gemm_seconds" in info:
+                entry["times_gemms"] = seconds / info["gemm_seconds"]
+            elif bandwidth is not None:
+                least = 3 * info["logits_bytes"]
+                entry["gb_per_s"] = least / seconds / 1e9
+                entry["copy_gb_per_s"] = bandwidth / 1e9
+                entry["share_of_floor"] = least / bandwidth / seconds
+            timed.append((allocator, entry))
+    run["entries"] += [entry for _, entry in timed]
+    for entry in run["entries"]:
+        if (entry["case_id"], entry["route"]) in peaks:
+            entry["peak_extra_logits"] = peaks[entry["case_id"], entry["route"]]
+    return run
+
+
+def _case(info: dict[str, Any]) -> Entry:
+    return {"case_id": info["case_id"], "route": info["route"], **info["case"]}
+
+
+def _select(run: Run, allocator: str | None, linear: bool) -> dict[str, dict[str, Entry]]:
+    """Entries by case and route, in the order in which they were measured."""
+    cases: dict[str, dict[str, Entry]] = {}
+    for entry in run["entries"]:
+        if entry["allocator"] == allocator and (entry["student_width"] > 0) == linear:
+            cases.setdefault(entry["case_id"], {})[entry["route"]] = entry
+    return cases
+
+
+def _number(x: float | None, digits: int = 2, unit: str = "") -> str:
+    return "-" if x is None else f"{x:.{digits}f}{unit}"
+
+
+def _speedups(routes: dict[str, Entry]) -> list[str]:
+    ours = routes["fastkd"]["ms"]
+    return [_number(routes[peer]["ms"] / ours, 1, "x") if peer in routes else "-" for peer in PEERS]
+
+
+def _dense_rows(cases: dict[str, dict[str, Entry]]) -> Iterable[list[str]]:
+    for case_id, routes in cases.items():
+        if "fastkd" not in routes:
+            yield [case_id, "wrong or not measured: no speed is stated", *["-"] * 8]
+            continue
+        e = routes["fastkd"]
+        yield [
+            case_id,
+            _number(e["ms"], 2 if e["ms"] < 10 else 1),
+            _number(e.get("gb_per_s"), 1),
+            _number(e.get("share_of_floor")),
+            *_speedups(routes),
+            _number(e.get("peak_extra_logits")),
+            f"{e['gradient_error']:.0e}",
+        ]
+
+
+def _linear_rows(cases: dict[str, dict[str, Entry]]) -> Iterable[list[str]]:
+    for case_id, routes in cases.items():
+        if "fastkd" not in routes:
+            yield [case_id, "wrong or not measured: no speed is stated", *["-"] * 7]
+            continue
+        e = routes["fastkd"]
+        times, peak = _number(e.get("times_gemms"), 2, "x"), _number(e.get("peak_extra_logits"), 3)
+        yield [case_id, _number(e["ms"], 1), times, *_speedups(routes), peak, f"{e['gradient_error']:.0e}"]
+
+
+def _memory_rows(run: Run) -> Iterable[list[str]]:
+    for linear in (False, True):
+        for case_id, routes in _select(run, None, linear).items():
+            cells = [_number(routes.get(r, {}).get("peak_extra_logits"), 3) for r in ("fastkd", *PEERS)]
+            yield [case_id, *cells]
+
+
+SPEEDUPS = [f"vs {peer}" for peer in PEERS]
+DENSE_HEAD = ["kd_loss", "ms", "GB/s", "of floor", *SPEEDUPS, "peak extra", "grad err"]
+LINEAR_HEAD = ["linear_kd_loss", "ms", "of 4 GEMMs", *SPEEDUPS, "peak extra", "grad err"]
+MEMORY_HEAD = ["peak extra memory", "fastkd", *PEERS]
+
+
+def _sections(run: Run) -> Iterable[tuple[str, list[str], list[list[str]]]]:
+    for allocator in dict.fromkeys(e["allocator"] for e in run["entries"] if e["allocator"]):
+        title = {"default": "the default allocator", "kept": "mapped memory kept"}[allocator]
+        if run["device_type"] != "cpu":
+            title = "torch's caching allocator"
+        for head, rows, linear in ((DENSE_HEAD, _dense_rows, False), (LINEAR_HEAD, _linear_rows, True)):
+            cases = _select(run, allocator, linear)
+            if not cases:
+                continue
+            copy = next(
+                (e["copy_gb_per_s"] for c in cases.values() for e in c.values() if "copy_gb_per_s" in e), None
+            )
+            with_copy = f"; a copy runs at {copy:.1f} GB/s" if copy else ""
+            yield f"{title}{with_copy}", head, list(rows(cases))
+    memory = list(_memory_rows(run))
+    if memory:
+        yield "peak extra memory, gradient included, in tensors of logits", MEMORY_HEAD, memory
+
+
+def _heading(run: Run) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"{run['device']}\n{run['date']}; {versions}"
+
+
+def table(run: Run) -> str:
+    """The run as text: fastkd's time, its share of the floor, and how many times longer the peers take."""
+    lines = ["", _heading(run), "Forward + backward, KL at T=2 plus cross-entropy, medians.", ""]
+    for title, head, rows in _sections(run):
+        widths = [max(len(row[i]) for row in (head, *rows) if i < len(row)) for i in range(len(head))]
+        lines.append(f"[{title}]")
+        for row in (head, *rows):
+            cells = [
+                c.ljust(w) if i == 0 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=False))
+            ]
+            lines.append("  ".join(cells))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def markdown(run: Run, source: str) -> str:
+    """The run as tables for the README, with the name of the file that holds it."""
+    lines = [_heading(run).replace("\n", "  \n")]
+    for title, head, rows in _sections(run):
+        used = [i for i in range(len(head)) if i == 0 or any(row[i] != "-" for row in rows)]
+        lines += ["", f"*{title[0].upper()}{title[1:]}*", ""]
+        lines.append("| " + " | ".join(head[i] for i in used) + " |")
+        lines.append("|---" * len(used) + "|")
+        lines += ["| " + " | ".join(row[i] for i in used) + " |" for row in rows]
+    return "\n".join([*lines, "", f"From [`{source}`]({source})."])
+
+
+def save(run: Run, folder: Path) -> list[Path]:
+    """Write ``<device>-<date>.json`` and ``.txt``; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = run["device"].split(",")[0].lower()
+    stem = re.sub(r"[^a-z0-9]+", "-", device).strip("-") + "-" + run["date"]
+    paths = [folder / f"{stem}.json", folder / f"{stem}.txt"]
+    paths[0].write_text(json.dumps(run, indent=1) + "\n")
+    paths[1].write_text(table(run).lstrip("\n"))
+    return paths
+
+
+def with_tables(readme: str, tables: str) -> str:
+    """The README's text with what stands between the markers replaced."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("results", type=Path, help="a JSON file in bench/results")
+    parser.add_argument("--update-readme", action="store_true", help="put the tables into README.md")
+    arguments = parser.parse_args()
+    run = json.loads(arguments.results.read_text())
+    if not arguments.update_readme:
+        print(table(run))
+        return
+    source = arguments.results.resolve().relative_to(ROOT).as_posix()
+    README.write_text(with_tables(README.read_text(), markdown(run, source)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""``fastkd.linear_kd_loss`` over hidden states: time beside four bare matrix products, and peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bench.cases import Case, Problem
+from bench.floor import gemm_seconds
+from bench.oracle import Answer
+
+ROUTES = ("fastkd", "eager", "torch.compile", "liger")
+VOCAB = 151_936
+
+
+def time_case(config: pytest.Config) -> Case:
+    tokens = max(1, config.getoption("--elements") // VOCAB)
+    return Case(VOCAB, tokens, "bfloat16", config.getoption("--device"), student_width=256, teacher_width=512)
+
+
+def memory_case(config: pytest.Config) -> Case:
+    tokens = max(1, 4 * config.getoption("--elements") // VOCAB)
+    return Case(VOCAB, tokens, "float32", config.getoption("--device"), student_width=64, teacher_width=128)
+
+
+@pytest.fixture(scope="module")
+def gemms(problem: Problem) -> float:
+    return gemm_seconds(problem)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("problem", [pytest.param(time_case, id="bfloat16-H256/512")], indirect=True)
+def test_time(
+    problem: Problem, route: str, right: Answer, gemms: float, measure: Callable[..., None], benchmark: Any
+) -> None:
+    benchmark.group = problem.case.id
+    benchmark.extra_info["gemm_seconds"] = gemms
+    measure(route, problem, right)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("case", [pytest.param(memory_case, id="float32-H64/128")])
+def test_memory(
+    case: Callable[[pytest.Config], Case],
+    route: str,
+    measure_memory: Callable[..., None],
+    request: pytest.FixtureRequest,
+) -> None:
+    measure_memory(route, case(request.config))

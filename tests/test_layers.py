@@ -1,0 +1,185 @@
+"""The rules of the house, read off the sources: who may import whom, and what stays in one module.
+
+Each rule is a function from a file's name and text to its violations, so that each is shown to bite on a
+snippet that breaks it before it is trusted with the tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+Rule = Callable[[str, str], Iterator[str]]
+
+# What each part of fastkd must not import: nothing looks outwards.
+OUTERMOST = ("trainer", "cli", "demo")
+MIDDLE = ("losses", "modules", "teachers")
+FORBIDDEN = {
+    "backends": ("ops", *MIDDLE, *OUTERMOST),
+    "ops": (*MIDDLE, *OUTERMOST),
+    **{name: OUTERMOST for name in MIDDLE},
+}
+ENVIRONMENT = ("FASTKD_BACKEND", "FASTKD_CPU_ISA")
+MAX_ENVIRONMENT = 3
+
+
+def part(path: str) -> str:
+    """``fastkd/ops/dense.py`` and ``fastkd/ops.py`` are both of the part ``ops``."""
+    return Path(path).parts[1].removesuffix(".py")
+
+
+def imported(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that is imported, relative imports and imported names included."""
+    package = Path(path).parent.parts
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def import_direction(path: str, text: str) -> Iterator[str]:
+    for line, name in imported(path, text):
+        names = name.split(".")
+        if names[0] == "fastkd" and len(names) > 1 and names[1] in FORBIDDEN.get(part(path), ()):
+            yield f"{path}:{line} imports {name}"
+
+
+def native_addresses(path: str, text: str) -> Iterator[str]:
+    if path == "fastkd/backends/native.py":
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and node.attr == "data_ptr":
+            yield f"{path}:{node.lineno} takes a data_ptr"
+
+
+def environment_reads(path: str, text: str) -> Iterator[str]:
+    if path == "fastkd/_settings.py":
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"):
+            yield f"{path}:{node.lineno} reads the environment"
+    for line, name in imported(path, text):
+        if name in ("os.environ", "os.getenv", "os.environb"):
+            yield f"{path}:{line} reads the environment"
+
+
+def environment_names(path: str, text: str) -> Iterator[str]:
+    constants = {str(n.value) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)}
+    found = sorted(c for c in constants if re.fullmatch(r"FASTKD_[A-Z_]+", c))
+    if len(found) > MAX_ENVIRONMENT:
+        yield f"{path} knows {len(found)} variables: {', '.join(found)}"
+
+
+def device_synchronisation(path: str, text: str) -> Iterator[str]:
+    if part(path) in OUTERMOST:
+        return
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner = node.func.value
+        of_torch = isinstance(owner, ast.Name) and owner.id == "torch"
+        if node.func.attr in ("item", "tolist") or (of_torch and node.func.attr == "equal"):
+            yield f"{path}:{node.lineno} calls {node.func.attr}, which waits for the device"
+
+
+def torch_in_csrc(path: str, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(r'\s*#\s*include\s*[<"](torch|ATen|c10|caffe2)\b', line):
+            yield f"{path}:{number} includes torch: {line.strip()}"
+
+
+def sources(folder: str, *suffixes: str) -> list[str]:
+    paths = sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes)
+    found = [p.relative_to(ROOT).as_posix() for p in paths]
+    assert found, f"no sources in {folder}"
+    return found
+
+
+PYTHON_RULES: list[Rule] = [
+    import_direction,
+    native_addresses,
+    environment_reads,
+    environment_names,
+    device_synchronisation,
+]
+
+
+@pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: rule.__name__)
+def test_python_sources_keep_the_rule(rule: Rule) -> None:
+    broken = [v for path in sources("fastkd", ".py") for v in rule(path, (ROOT / path).read_text())]
+    assert not broken, "\n".join(broken)
+
+
+def test_csrc_knows_no_torch() -> None:
+    paths = sources("csrc", ".h", ".cuh", ".cpp", ".cu")
+    broken = [v for path in paths for v in torch_in_csrc(path, (ROOT / path).read_text())]
+    assert not broken, "\n".join(broken)
+
+
+def test_the_kernels_are_where_the_rules_look() -> None:
+    """The exempt modules exist and use what only they may, or the rules above guard nothing."""
+    native = (ROOT / "fastkd/backends/native.py").read_text()
+    settings = (ROOT / "fastkd/_settings.py").read_text()
+    assert list(native_addresses("fastkd/elsewhere.py", native))
+    assert list(environment_reads("fastkd/elsewhere.py", settings))
+    assert all(name in settings for name in ENVIRONMENT)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (import_direction, "fastkd/backends/x.py", "from fastkd.ops import dense"),
+        (import_direction, "fastkd/backends/triton/x.py", "from ...losses import kd_loss"),
+        (import_direction, "fastkd/backends/x.py", "from .. import ops"),
+        (import_direction, "fastkd/ops/x.py", "import fastkd.losses.dense"),
+        (import_direction, "fastkd/ops/x.py", "def f():\n    from fastkd import trainer"),
+        (import_direction, "fastkd/losses/x.py", "from fastkd.cli import main"),
+        (import_direction, "fastkd/modules.py", "from fastkd.demo.run import go"),
+        (native_addresses, "fastkd/ops/x.py", "p = t.data_ptr()"),
+        (native_addresses, "fastkd/backends/triton/x.py", "f = t.data_ptr"),
+        (environment_reads, "fastkd/ops/x.py", "import os\nos.environ.get('A')"),
+        (environment_reads, "fastkd/cli/x.py", "import os\nos.getenv('A')"),
+        (environment_reads, "fastkd/cli/x.py", "from os import environ as e"),
+        (environment_names, "fastkd/_settings.py", "a = ['FASTKD_A', 'FASTKD_B', 'FASTKD_C', 'FASTKD_D']"),
+        (device_synchronisation, "fastkd/losses/x.py", "n = count.item()"),
+        (device_synchronisation, "fastkd/ops/x.py", "x = t.tolist()"),
+        (device_synchronisation, "fastkd/backends/x.py", "import torch\ntorch.equal(a, b)"),
+        (torch_in_csrc, "csrc/x.h", "#include <torch/extension.h>"),
+        (torch_in_csrc, "csrc/x.h", '  # include "ATen/ATen.h"'),
+        (torch_in_csrc, "csrc/x.h", "#include <c10/cuda/CUDAStream.h>"),
+    ],
+)
+def test_each_rule_bites(rule: Rule, path: str, text: str) -> None:
+    assert list(rule(path, text))
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "text"),
+    [
+        (
+            import_direction,
+            "fastkd/ops/x.py",
+            "from fastkd import backends\nfrom fastkd.spec import LossSpec",
+        ),
+        (import_direction, "fastkd/trainer/x.py", "from fastkd.losses import kd_loss\nimport fastkd.ops"),
+        (import_direction, "fastkd/backends/triton/x.py", "from ..base import Backend"),
+        (native_addresses, "fastkd/backends/native.py", "t.data_ptr()"),
+        (native_addresses, "fastkd/ops/x.py", '"""Never calls data_ptr()."""'),
+        (environment_reads, "fastkd/_settings.py", "import os\nos.environ.get('A')"),
+        (device_synchronisation, "fastkd/trainer/x.py", "loss.item()"),
+        (device_synchronisation, "fastkd/ops/x.py", "x.equal_to(y)\nfor k, v in d.items(): pass"),
+        (torch_in_csrc, "csrc/x.h", "#include <cmath>\n// no torch/extension.h here"),
+    ],
+)
+def test_each_rule_lets_the_rest_pass(rule: Rule, path: str, text: str) -> None:
+    assert not list(rule(path, text))
