@@ -33,7 +33,7 @@ $(VENV)/torch.stamp:
 # Editable, so that Python sources are read from here while the compiled fastkd._C lies in $(VENV).
 $(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 	@echo "[setup 3/3] compiling fastkd (FASTKD_CUDA=$(CUDA)) and installing what tests and demo need"
-	@$(PIP) --config-settings=cmake.define.FASTKD_CUDA=$(CUDA) --editable '.[train,triton,test]' || { \
+	@$(PIP) --config-settings=cmake.define.FASTKD_CUDA=$(CUDA) --editable '.[train,triton,test,dev]' || { \
 	  echo "Could not build or install fastkd: the messages above say why. A C++17 compiler is needed (apt install g++);"; \
 	  echo "where the CUDA part is what fails: make CUDA=OFF"; exit 1; }
 	@touch $@
@@ -52,7 +52,7 @@ test: $(VENV)/fastkd.stamp
 	TRITON_INTERPRET=1 $(RUN) -m pytest tests -m triton_interpret $(ARGS)
 
 demo: $(VENV)/fastkd.stamp
-	$(RUN) -m fastkd.cli demo $(ARGS)
+	$(VENV)/bin/fastkd demo $(ARGS)
 
 bench: $(VENV)/bench.stamp
 	$(RUN) -m bench.run $(ARGS)
