@@ -1,0 +1,78 @@
+"""The ``fastkd`` command.
+
+A command is a module with ``main(argv: list[str]) -> int`` (the exit code), imported only when it is asked
+for: ``fastkd --help`` must not wait for torch. A command reports an error by raising; the sentence is
+printed here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import traceback
+
+# name -> module, one line of help
+COMMANDS = {
+    "demo": (
+        "fastkd.cli.demo",
+        "the whole story in minutes on a CPU: teacher, student, control, table, picture",
+    ),
+    "train": ("fastkd.cli.train", "step one: plain supervised training, of a teacher for example"),
+    "distill": ("fastkd.cli.distill", "step two: train a student on a teacher's distributions"),
+    "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``argv`` (``sys.argv[1:]`` if None) and return the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        print(
+            f"fastkd: there is no command {name!r}; did you mean {near!r}? (fastkd --help lists all)",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(rest)
+    except KeyboardInterrupt:
+        print(f"fastkd {name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"fastkd {name}: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fastkd COMMAND [...] [--debug]",
+            "",
+            *lines,
+            "",
+            "fastkd COMMAND --help shows a command's settings and their defaults; --debug shows tracebacks.",
+        ]
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """An exception on one line."""
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fastkd"):
+        return f"the package {error.name!r} is missing: pip install 'fastkd[train]'"
+    text = " ".join(str(error).split())
+    return (
+        text
+        if text and isinstance(error, (ValueError, RuntimeError, OSError))
+        else f"{type(error).__name__}: {text}"
+    )

@@ -1,0 +1,35 @@
+"""``fastkd demo``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+ABOUT = """Distil a language model on real text, on this machine, in minutes and without a network: trains a
+teacher, a student with it and the same student without it, and ends with a table, a picture and where it
+put them."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (fastkd demo --help lists the options)")
+
+
+def main(argv: list[str]) -> int:
+    parser = _Parser("fastkd demo", description=ABOUT, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("fastkd-demo"), help="where everything is put"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split, the models and the order of the data"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to see that everything works; proves nothing"
+    )
+    options = parser.parse_args(argv)
+
+    from fastkd.demo.run import run
+
+    run(options.output_dir, options.seed, options.quick)
+    return 0

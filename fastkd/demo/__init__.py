@@ -1,0 +1,1 @@
+"""``fastkd demo``: a real distillation, from text to table, on the machine at hand."""

@@ -1,0 +1,211 @@
+"""The demo itself: a teacher, a student that learns from it, and the same student without it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers.utils import logging as transformers_logging
+
+from fastkd import backends
+from fastkd.demo import loss_share, picture, text
+from fastkd.trainer import DistillationConfig, report
+from fastkd.trainer.data import tokenize
+from fastkd.trainer.run import control_of, table_row, train_one
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width, depth and heads of a Llama."""
+
+    hidden: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything. Steps are fixed, so a run is repeatable whatever the machine's speed."""
+
+    files: int | None = None  # None: all
+    held_out_share: float = 0.05
+    vocabulary: int = 16384
+    length: int = 128
+    batch: int = 8
+    teacher: Size = Size(192, 4, 3)
+    teacher_steps: int = 450
+    student: Size = Size(96, 2, 2)
+    student_steps: int = 240
+    transfer_pieces: int = 1000  # what the two students see; the teacher sees everything that is not held out
+    held_out_pieces: int = 160
+    evaluations: int = 6
+    kd_ratio: float = 0.5
+    temperature: float = 1.0
+    repeats: int = 5
+
+
+QUICK = Plan(
+    files=60,
+    vocabulary=2048,
+    length=64,
+    teacher=Size(64, 2, 2),
+    teacher_steps=30,
+    student=Size(32, 1, 2),
+    student_steps=20,
+    transfer_pieces=100,
+    held_out_pieces=24,
+    evaluations=2,
+    repeats=2,
+)
+STAGES = 7
+
+
+def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+    """Everything, with progress, into ``output_dir``: three models, ``curves.png``, ``report.json``.
+
+    Returns:
+        The report.
+    """
+    plan = QUICK if quick else Plan()
+    began = time.perf_counter()
+    transformers_logging.disable_progress_bar()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _say(f"fastkd demo: torch {torch.__version__}, {torch.get_num_threads()} threads, backend {_backend()}")
+
+    texts = text.documents()
+    if plan.files is not None:
+        texts = dict(list(texts.items())[: plan.files])
+    seen, held_out = text.split(texts, plan.held_out_share, seed)
+    characters = sum(map(len, texts.values())) / 1e6
+    _stage(1, f"text: {len(texts)} files of Python's own library and help, {characters:.1f} M characters")
+    _say(f"  {len(held_out)} whole files are held out for evaluation")
+
+    _stage(2, f"vocabulary: byte-level BPE of {plan.vocabulary} entries, and the text in tokens")
+    tokenizer = text.train_tokenizer(seen, plan.vocabulary)
+    args = _settings(plan, output_dir / "teacher", seed, plan.teacher_steps, learning_rate=2e-3)
+    train = tokenize(Dataset.from_dict({"text": seen}), tokenizer, args, "training text")
+    dev = tokenize(Dataset.from_dict({"text": held_out}), tokenizer, args, "held-out text")
+    dev = dev.shuffle(seed=seed).select(range(min(plan.held_out_pieces, len(dev))))
+    transfer = train.shuffle(seed=seed).select(range(min(plan.transfer_pieces, len(train))))
+    tokens = sum(map(len, train["input_ids"]))
+    _say(f"  {tokens:,} tokens for the teacher, {sum(map(len, transfer['input_ids'])):,} for the students")
+
+    found: dict[str, Any] = {"command": "demo", "seed": seed, "quick": quick, "versions": report.versions()}
+    _stage(3, "teacher: plain training on all of the text (what `fastkd train` does)")
+    set_seed(seed)
+    teacher = _llama(plan.teacher, tokenizer, plan.length)
+    args.kd_ratio = 0.0
+    found["teacher"], _ = train_one(args, "  teacher", teacher, None, train, None, tokenizer)
+
+    args = _settings(plan, output_dir / "student", seed, plan.student_steps, learning_rate=3e-3)
+    args.eval_steps = max(1, plan.student_steps // plan.evaluations)
+    for number, name in ((4, "student"), (5, "control")):
+        what = "on a small part of the text, with the teacher (what `fastkd distill` does)"
+        _stage(number, f"{name}: " + (what if name == "student" else "the same without the teacher"))
+        settings = args if name == "student" else control_of(args)
+        settings.output_dir = str(output_dir / name)
+        set_seed(seed)
+        student = _llama(plan.student, tokenizer, plan.length)
+        found[name], _ = train_one(settings, f"  {name}", student, teacher, transfer, dev, tokenizer)
+    found["settings"] = report.settings(args)
+    found["teacher"]["eval"] = {"perplexity": found["student"]["eval"]["teacher_perplexity"]}
+
+    _stage(6, "cost: the loss's share of a training step, ours and by hand (heads included)")
+    batch = torch.tensor(
+        [piece for piece in transfer["input_ids"] if len(piece) == plan.length][: plan.batch]
+    )
+    batch = batch.to(student.device)
+    shares = loss_share.measure(student, teacher, batch, plan.kd_ratio, plan.temperature, plan.repeats)
+    found["loss_share"] = shares
+    _say(loss_share.describe(shares))
+
+    _stage(7, "result")
+    found["seconds"] = time.perf_counter() - began
+    report.write_json(output_dir / "report.json", found)
+    picture.draw(found, output_dir / "curves.png")
+    rows = {name: table_row(found[name]) for name in ("teacher", "student", "control")}
+    _say("\n" + report.table(rows) + "\n")
+    _say(_verdict(found))
+    _say(
+        f"{found['seconds']:.0f} s in all. "
+        f"Wrote {output_dir / 'curves.png'}, {output_dir / 'report.json'} and the models beside them"
+    )
+    return found
+
+
+def _settings(
+    plan: Plan, output_dir: Path, seed: int, steps: int, learning_rate: float
+) -> DistillationConfig:
+    return DistillationConfig(
+        output_dir=str(output_dir),
+        seed=seed,
+        max_length=plan.length,
+        packing=True,
+        max_steps=steps,
+        per_device_train_batch_size=plan.batch,
+        per_device_eval_batch_size=plan.batch,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        kd_ratio=plan.kd_ratio,
+        temperature=plan.temperature,
+        eval_strategy="no" if output_dir.name == "teacher" else "steps",
+        save_strategy="no",
+        logging_steps=10,
+        report_to="none",
+        disable_tqdm=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _llama(size: Size, tokenizer: PreTrainedTokenizerFast, length: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.hidden,
+            intermediate_size=8 * size.hidden // 3 // 32 * 32,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
+            max_position_embeddings=2 * length,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    student, control = (found[name]["eval"]["perplexity"] for name in ("student", "control"))
+    if student < control:
+        return (
+            f"On files it never saw, the distilled student's perplexity is {1 - student / control:.0%} lower."
+        )
+    return f"The distilled student did not beat the control: perplexity {student:.1f} against {control:.1f}."
+
+
+def _backend() -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return next(
+        (
+            name.split(":")[0]
+            for name, state in backends().items()
+            if name.endswith(device) and state == "available"
+        ),
+        "none",
+    )
+
+
+def _stage(number: int, what: str) -> None:
+    _say(f"[{number}/{STAGES}] {what}")
+
+
+def _say(what: str) -> None:
+    print(what, flush=True)
