@@ -1,0 +1,19 @@
+// The CUDA kernels as the bindings see them. Plain C++: no CUDA header is needed to include this.
+#pragma once
+
+#include "../params.h"
+
+namespace fastkd {
+namespace cuda {
+
+// Why the kernels cannot run on this device, or nullptr if they can. Safe without a driver; the text lives
+// until the thread's next call.
+const char* missing(int device);
+
+// Both queue their work on `stream` (a cudaStream_t), neither allocate nor synchronise, and return nullptr or
+// what went wrong. Dtypes: float32, bfloat16, float16 in any combination; no `wide` (float64) calls.
+const char* dense_rows(const DenseParams& params, int device, void* stream);
+const char* scale_rows(const ScaleParams& params, int device, void* stream);
+
+}  // namespace cuda
+}  // namespace fastkd

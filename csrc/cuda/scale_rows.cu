@@ -1,0 +1,79 @@
+// out[r, :] = grad[r, :] * factor[r]: the upstream gradient applied to stored gradient rows.
+#include <algorithm>
+
+#include "device.h"
+#include "elements.cuh"
+#include "launch.h"
+
+namespace fastkd {
+namespace cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kSlab = int64_t{1} << 14;  // columns of a row that a block takes at a time
+constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 0xffff;
+
+// blockIdx.x walks the rows, blockIdx.y slabs of columns, so that few long rows fill the device too.
+template <class E>
+__global__ void __launch_bounds__(kThreads) scale_kernel(const ScaleParams p) {
+  constexpr int kGroup = Vector<E>::kSize;
+  using Stored = typename E::Stored;
+  for (int64_t index = blockIdx.x; index < p.rows; index += gridDim.x) {
+    const float factor = static_cast<const float*>(p.factor)[index * p.factor_stride];
+    Stored* out_row = static_cast<Stored*>(p.out) + index * p.out_stride;
+    const Stored* grad_row = static_cast<const Stored*>(p.grad) + index * p.grad_stride;
+    if (factor == 1.0f && out_row == grad_row) continue;
+    for (int64_t slab = blockIdx.y * kSlab; slab < p.columns; slab += gridDim.y * kSlab) {
+      const int columns = static_cast<int>(p.columns - slab < kSlab ? p.columns - slab : kSlab);
+      RowView<E> out{out_row + slab, 1, false};
+      RowView<E> grad{const_cast<Stored*>(grad_row) + slab, 1, false};
+      const int head = elements_to_boundary(out);
+      const int first = head ? head - kGroup : 0;
+      out.vector = vectorisable(out, first);
+      grad.vector = vectorisable(grad, first);
+      for (int column = first + static_cast<int>(threadIdx.x) * kGroup; column < columns;
+           column += kThreads * kGroup) {
+        float x[kGroup];
+        load_group<kGroup>(grad, column, columns, 0.0f, x);
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) x[k] *= factor;
+        store_group<kGroup>(out, column, columns, x);
+      }
+    }
+  }
+}
+
+template <class E>
+cudaError_t launch_scale(const ScaleParams& params, cudaStream_t stream) {
+  const int64_t slabs = (params.columns + kSlab - 1) / kSlab;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min(params.rows, kMaxGridX)),
+                        static_cast<unsigned>(std::min(slabs, kMaxGridY)));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, scale_kernel<E>, params);
+}
+
+}  // namespace
+
+const char* scale_rows(const ScaleParams& params, int device, void* stream) {
+  if (params.wide) return "the CUDA kernels have no float64";
+  if (params.rows <= 0 || params.columns <= 0) return nullptr;
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return describe(guard.error());
+  const auto queue = static_cast<cudaStream_t>(stream);
+  switch (params.dtype) {
+    case Dtype::kFloat32:
+      return describe(launch_scale<Float32>(params, queue));
+    case Dtype::kBFloat16:
+      return describe(launch_scale<BFloat16>(params, queue));
+    case Dtype::kFloat16:
+      return describe(launch_scale<Float16>(params, queue));
+    default:
+      return "the CUDA kernels take float32, bfloat16 and float16 gradients";
+  }
+}
+
+}  // namespace cuda
+}  // namespace fastkd
