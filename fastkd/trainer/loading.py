@@ -41,10 +41,13 @@ def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
     """The student's tokenizer; the teacher's where a student from scratch has none yet."""
     try:
         return _load("model", AutoTokenizer.from_pretrained, args.model)
-    except ValueError:
-        if args.teacher is None:
+    except ValueError as missing:
+        if args.teacher is None or args.model is None:
             raise
-        return _load("teacher", AutoTokenizer.from_pretrained, args.teacher)
+        try:
+            return _load("teacher", AutoTokenizer.from_pretrained, args.teacher)
+        except ValueError:
+            raise missing from None
 
 
 def _load(field: str, load: Any, name: str | None, **kwargs: Any) -> Any:

@@ -1,0 +1,313 @@
+"""The trainer: accumulation, evaluation, checkpoints, resuming, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tiny import VOCAB, llama, rows
+from transformers import AutoModelForCausalLM
+
+from fastkd.trainer import DistillationConfig, DistillationTrainer
+
+Configuration = Callable[..., DistillationConfig]
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], **tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if tolerance:
+            torch.testing.assert_close(value, b[name], **tolerance)
+        else:
+            assert torch.equal(value, b[name]), name
+
+
+def trained(
+    args: DistillationConfig, student: Any = None, teacher: Any = None, **options: Any
+) -> DistillationTrainer:
+    options.setdefault("train_dataset", rows(32))
+    student = llama(0) if student is None else student
+    trainer = DistillationTrainer(student, llama(1) if teacher is None else teacher, args, **options)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("fused_head", ["true", "false"])
+def test_accumulation_equals_one_batch(configuration: Configuration, fused_head: str) -> None:
+    """Sequences of uneven lengths, so that a mean of means would show (weights moved by plain SGD)."""
+    found = []
+    for size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        args = configuration(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            fused_head=fused_head,
+            optim="sgd",
+            learning_rate=0.5,
+            logging_steps=1,
+            lr_scheduler_type="constant",
+        )
+        trainer = trained(args)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        found.append((losses, weights(trainer.student)))
+    assert not torch.allclose(found[0][1]["lm_head.weight"], llama(0).lm_head.weight, atol=1e-3)
+    for losses, after in found[1:]:
+        assert losses == pytest.approx(found[0][0], rel=1e-6)
+        assert_same(after, found[0][1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_logged_loss_is_the_definition(configuration: Configuration) -> None:
+    data, student, teacher = rows(4), llama(0), llama(1)
+    collated = DistillationTrainer(student, teacher, configuration(), train_dataset=data).data_collator(data)
+    targets = F.pad(collated["labels"][:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        s, t = student(**collated).logits[targets != -100], teacher(**collated).logits[targets != -100]
+    kd = F.kl_div((s / 2).log_softmax(-1), (t / 2).softmax(-1), reduction="batchmean") * 4
+    ce = F.cross_entropy(s, targets[targets != -100])
+
+    trainer = trained(
+        configuration(max_steps=1, logging_steps=1, kd_ratio=0.9, temperature=2.0),
+        student,
+        teacher,
+        train_dataset=data,
+    )
+    entry = trainer.state.log_history[0]
+    assert entry["kd"] == pytest.approx(kd.item(), rel=1e-4)
+    assert entry["ce"] == pytest.approx(ce.item(), rel=1e-4)
+    assert entry["loss"] == pytest.approx(0.9 * kd.item() + 0.1 * ce.item(), rel=1e-4)
+
+
+def test_same_seed_same_weights_and_another_seed_others(configuration: Configuration) -> None:
+    first, again, other = (weights(trained(configuration(seed=seed)).student) for seed in (7, 7, 8))
+    assert_same(first, again)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_the_teacher_is_frozen_and_not_part_of_anything(configuration: Configuration) -> None:
+    teacher = llama(1).train()
+    before = weights(teacher)
+    trainer = trained(configuration(), teacher=teacher)
+    assert_same(weights(teacher), before)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    ours = {id(p) for p in teacher.parameters()}
+    assert ours.isdisjoint(id(p) for p in trainer.model.parameters())
+    assert ours.isdisjoint(id(p) for group in trainer.optimizer.param_groups for p in group["params"])
+    assert all(name.startswith("student.") for name in trainer.model.state_dict())
+
+
+def test_checkpoints_hold_the_plain_student(configuration: Configuration, tmp_path: Path) -> None:
+    args = configuration(save_strategy="steps", save_steps=2)
+    trainer = trained(args)
+    trainer.save_model(str(tmp_path / "final"))
+    for folder in (tmp_path / "out" / "checkpoint-4", tmp_path / "final"):
+        assert set(load_file(folder / "model.safetensors")) <= set(llama(0).state_dict())
+        assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert_same(weights(loaded), weights(trainer.student))
+
+
+def test_a_gathered_state_dict_is_saved_without_our_prefix(
+    configuration: Configuration, tmp_path: Path
+) -> None:
+    """What FSDP and DeepSpeed hand over is the state of the wrapped module."""
+    trainer = DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=rows(4))
+    trainer._save(str(tmp_path / "full"), state_dict=trainer.model.state_dict())
+    assert_same(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "full")), weights(llama(0)))
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(
+    configuration: Configuration, tmp_path: Path
+) -> None:
+    def args(name: str, **more: Any) -> DistillationConfig:
+        return configuration(output_dir=str(tmp_path / name), max_steps=6, **more)
+
+    whole = weights(trained(args("whole")).student)
+    trained(args("cut", save_strategy="steps", save_steps=3))
+    again = DistillationTrainer(llama(5), llama(1), args("cut"), train_dataset=rows(32))
+    again.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert_same(weights(again.student), whole)
+
+
+def test_the_best_model_is_loaded_into_the_student(configuration: Configuration) -> None:
+    """The first is called the best here, so that it is not the one that the run ends with."""
+    args = configuration(
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_perplexity",
+        greater_is_better=True,
+    )
+    trainer = trained(args, eval_dataset=rows(6, seed=9))
+    perplexities = [e["eval_perplexity"] for e in trainer.state.log_history if "eval_perplexity" in e]
+    assert perplexities[-1] < max(perplexities)
+    assert trainer.evaluate()["eval_perplexity"] == pytest.approx(max(perplexities), rel=1e-6)
+
+
+@pytest.mark.parametrize("fused_head", ["true", "false"])
+def test_evaluation_is_a_mean_over_tokens(configuration: Configuration, fused_head: str) -> None:
+    data, student, teacher = rows(7, seed=2), llama(0), llama(1)  # batches of 4 and 3, uneven lengths
+    ce = agree = count = 0.0
+    teacher_ce = 0.0
+    with torch.no_grad():
+        for row in data:
+            ids = torch.tensor([row["input_ids"]])
+            s, t = student(ids).logits[0, :-1], teacher(ids).logits[0, :-1]
+            ce += F.cross_entropy(s, ids[0, 1:], reduction="sum").item()
+            teacher_ce += F.cross_entropy(t, ids[0, 1:], reduction="sum").item()
+            agree += (s.argmax(-1) == t.argmax(-1)).sum().item()
+            count += ids.shape[1] - 1
+    args = configuration(fused_head=fused_head)
+    found = DistillationTrainer(student, teacher, args, eval_dataset=data).evaluate()
+    assert found["eval_ce"] == pytest.approx(ce / count, rel=1e-5)
+    assert found["eval_perplexity"] == pytest.approx(math.exp(ce / count), rel=1e-5)
+    assert found["eval_teacher_perplexity"] == pytest.approx(math.exp(teacher_ce / count), rel=1e-5)
+    assert found["eval_agreement"] == pytest.approx(agree / count, abs=1e-6)
+    assert found["eval_loss"] == pytest.approx(0.5 * found["eval_kd"] + 0.5 * found["eval_ce"], rel=1e-6)
+
+
+def test_the_teacher_agrees_with_itself(configuration: Configuration) -> None:
+    found = DistillationTrainer(llama(1), llama(1), configuration(), eval_dataset=rows(5)).evaluate()
+    assert found["eval_agreement"] == 1
+    assert found["eval_kd"] == pytest.approx(0, abs=1e-6)
+
+
+def test_predictions_and_compute_metrics_see_the_logits(configuration: Configuration) -> None:
+    data, student = rows(4, shortest=6, longest=6), llama(0)
+    seen = []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.predictions)
+        return {"mine": 1.0}
+
+    trainer = DistillationTrainer(
+        student, llama(1), configuration(), eval_dataset=data, compute_metrics=compute_metrics
+    )
+    assert trainer.evaluate()["eval_mine"] == 1
+    with torch.no_grad():
+        expected = student(torch.tensor([row["input_ids"] for row in data])).logits
+    torch.testing.assert_close(torch.tensor(seen[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kd_ratio_zero_is_plain_training_and_does_not_run_the_teacher(configuration: Configuration) -> None:
+    teacher = llama(1)
+    teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    teacher.model.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
+    args = configuration(kd_ratio=0.0, logging_steps=100, fused_head="false")
+    beside = DistillationTrainer(llama(0), teacher, args, train_dataset=rows(32))
+    beside.train()
+    control = DistillationTrainer(llama(0), None, copy.deepcopy(args), train_dataset=rows(32))
+    control.train()
+    assert_same(weights(beside.student), weights(control.student))
+
+
+def test_label_smoothing_is_the_losss(configuration: Configuration) -> None:
+    data, student = rows(4, shortest=6, longest=6), llama(0)
+    ids = torch.tensor([row["input_ids"] for row in data])
+    with torch.no_grad():
+        expected = F.cross_entropy(
+            student(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=0.2
+        )
+    args = configuration(label_smoothing_factor=0.2, kd_ratio=0.0, max_steps=1, logging_steps=1)
+    trainer = DistillationTrainer(student, None, args, train_dataset=data)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_bf16_autocast_trains(configuration: Configuration) -> None:
+    student = trained(configuration(bf16=True)).student
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in student.parameters())
+
+
+def test_gradient_checkpointing_changes_nothing(configuration: Configuration) -> None:
+    plain = weights(trained(configuration()).student)
+    assert_same(weights(trained(configuration(gradient_checkpointing=True)).student), plain)
+
+
+def test_the_student_passes_for_itself(configuration: Configuration) -> None:
+    trainer = DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=rows(4))
+    assert trainer.model.config is trainer.student.config
+    assert trainer.model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False).shape == (1, 4)
+
+
+class Tokenizer:
+    """As much of a tokenizer as the checks look at."""
+
+    pad_token_id = eos_token_id = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def test_padded_heads_share_the_tokenizers_columns(configuration: Configuration) -> None:
+    wide = llama(1, vocab=VOCAB + 16)
+    tokenizer: Any = Tokenizer(VOCAB)
+    trainer = DistillationTrainer(
+        llama(0), wide, configuration(), processing_class=tokenizer, eval_dataset=rows(5)
+    )
+    assert trainer.model.vocab_size == VOCAB
+    assert math.isfinite(trainer.evaluate()["eval_kd"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": None}, "kd_ratio=0.5 needs a teacher"),
+        ({"teacher": llama(1, vocab=VOCAB + 16)}, "give the tokenizer"),
+        (
+            {"teacher": llama(1, vocab=VOCAB + 16), "processing_class": Tokenizer(VOCAB + 16)},
+            "made for different vocabularies",
+        ),
+    ],
+)
+def test_refusals(configuration: Configuration, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainer(llama(0), args=configuration(), train_dataset=rows(4), **options)
+
+
+def test_a_teacher_that_is_the_student_is_refused(configuration: Configuration) -> None:
+    student = llama(0)
+    with pytest.raises(ValueError, match="share weights"):
+        DistillationTrainer(student, student, configuration(), train_dataset=rows(4))
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_fused_head_true_needs_a_linear_head(configuration: Configuration) -> None:
+    student = llama(0)
+    student.lm_head = torch.nn.Sequential(student.lm_head)
+    with pytest.raises(ValueError, match="fused_head=true"):
+        DistillationTrainer(student, llama(1), configuration(fused_head="true"), train_dataset=rows(4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "translation"}, "task must be causal_lm"),
+        ({"divergence": "forwrd_kl"}, "forward_kl"),
+        ({"kd_ratio": 1.5}, "kd_ratio"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"fused_head": "maybe"}, "fused_head must be"),
+        ({"model_init": "random"}, "model_init must be"),
+        ({"max_length": 1}, "max_length"),
+    ],
+)
+def test_a_bad_configuration_is_refused_at_once(
+    configuration: Configuration, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        configuration(**fields)
