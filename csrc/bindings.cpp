@@ -55,17 +55,18 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("teacher", &DenseParams::teacher)
       .def_readwrite("grad_student", &DenseParams::grad_student)
       .def_readwrite("grad_teacher", &DenseParams::grad_teacher)
-      .def("set_rows",
-           [](DenseParams& p, uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss,
-              bool wide) {
-             p.labels = reinterpret_cast<const int64_t*>(labels);
-             p.loss_scale = reinterpret_cast<const void*>(loss_scale);
-             p.grad_scale = reinterpret_cast<const void*>(grad_scale);
-             p.row_loss = reinterpret_cast<void*>(row_loss);
-             p.wide = wide;
-           },
-           py::kw_only(), py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
-           py::arg("wide"))
+      .def(
+          "set_rows",
+          [](DenseParams& p, uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss,
+             bool wide) {
+            p.labels = reinterpret_cast<const int64_t*>(labels);
+            p.loss_scale = reinterpret_cast<const void*>(loss_scale);
+            p.grad_scale = reinterpret_cast<const void*>(grad_scale);
+            p.row_loss = reinterpret_cast<void*>(row_loss);
+            p.wide = wide;
+          },
+          py::kw_only(), py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
+          py::arg("wide"))
       .def_readwrite("divergence", &DenseParams::divergence)
       .def_readwrite("beta", &DenseParams::beta)
       .def_readwrite("temperature", &DenseParams::temperature)
@@ -77,15 +78,23 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("ignore_index", &DenseParams::ignore_index);
 
   py::class_<ScaleParams>(m, "ScaleParams")
-      .def(py::init([](int64_t rows, int64_t columns, uintptr_t grad, uintptr_t out, Dtype dtype, int64_t grad_stride,
-                       int64_t out_stride, uintptr_t factor, int64_t factor_stride, bool wide) {
-             return ScaleParams{rows,        columns,       reinterpret_cast<const void*>(grad),
-                                reinterpret_cast<void*>(out), dtype, grad_stride, out_stride,
-                                reinterpret_cast<const void*>(factor), factor_stride, wide};
+      .def(py::init([](int64_t rows, int64_t columns, uintptr_t grad, uintptr_t out, Dtype dtype,
+                       int64_t grad_stride, int64_t out_stride, uintptr_t factor, int64_t factor_stride,
+                       bool wide) {
+             return ScaleParams{rows,
+                                columns,
+                                reinterpret_cast<const void*>(grad),
+                                reinterpret_cast<void*>(out),
+                                dtype,
+                                grad_stride,
+                                out_stride,
+                                reinterpret_cast<const void*>(factor),
+                                factor_stride,
+                                wide};
            }),
-           py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"), py::arg("out"), py::arg("dtype"),
-           py::arg("grad_stride"), py::arg("out_stride"), py::arg("factor"), py::arg("factor_stride"),
-           py::arg("wide"));
+           py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"), py::arg("out"),
+           py::arg("dtype"), py::arg("grad_stride"), py::arg("out_stride"), py::arg("factor"),
+           py::arg("factor_stride"), py::arg("wide"));
 
   m.def("cpu_isas", &cpu::isas);
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),

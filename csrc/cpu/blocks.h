@@ -79,7 +79,8 @@ inline const typename V::Real* load_block(const RowPointer& row, int64_t start, 
   int64_t i = 0;
   if constexpr (V::kSimd) {
     if (row.dense() && row.dtype == Dtype::kFloat32) {
-      for (; i + V::kWidth <= n; i += V::kWidth) V::load(reinterpret_cast<const R*>(p) + i).store(scratch + i);
+      for (; i + V::kWidth <= n; i += V::kWidth)
+        V::load(reinterpret_cast<const R*>(p) + i).store(scratch + i);
     } else if (row.dense() && row.dtype != Dtype::kFloat64) {
       const bool bf16 = row.dtype == Dtype::kBFloat16;
       const uint16_t* h = reinterpret_cast<const uint16_t*>(p);
@@ -108,11 +109,12 @@ inline void store_block(const typename V::Real* scratch, int64_t n, const RowPoi
           store_one(scratch[i], p + i * size, row.dtype);
         }
         if (row.dtype == Dtype::kFloat32) {
-          for (; i + V::kWidth <= n; i += V::kWidth) stream(V::load(scratch + i), reinterpret_cast<R*>(p) + i);
+          for (; i + V::kWidth <= n; i += V::kWidth)
+            stream(V::load(scratch + i), reinterpret_cast<R*>(p) + i);
         } else {
           for (; i + 2 * V::kWidth <= n; i += 2 * V::kWidth) {
-            stream16(V::load(scratch + i), V::load(scratch + i + V::kWidth), reinterpret_cast<uint16_t*>(p) + i,
-                     bf16);
+            stream16(V::load(scratch + i), V::load(scratch + i + V::kWidth),
+                     reinterpret_cast<uint16_t*>(p) + i, bf16);
           }
         }
       } else if (row.dtype == Dtype::kFloat32) {

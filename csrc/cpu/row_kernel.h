@@ -74,7 +74,8 @@ class RowKernel {
       write_gradients(row, grad_scale, grad_s, grad_t);
     }
     if (grad_s.data != nullptr) zero_columns(grad_s, params_.vocab, params_.grad_student.columns);
-    if (grad_t.data != nullptr) zero_columns(grad_t, kTeacher ? params_.vocab : 0, params_.grad_teacher.columns);
+    if (grad_t.data != nullptr)
+      zero_columns(grad_t, kTeacher ? params_.vocab : 0, params_.grad_teacher.columns);
   }
 
   bool has_label() const { return params_.ce_weight != 0 && params_.labels != nullptr; }
@@ -255,7 +256,8 @@ class RowKernel {
   }
 
   // The last sweep, back to front.
-  void write_gradients(const Row<double>& found, R scale, const RowPointer& grad_s, const RowPointer& grad_t) {
+  void write_gradients(const Row<double>& found, R scale, const RowPointer& grad_s,
+                       const RowPointer& grad_t) {
     const Unit u(*this);
     const Row<V> row{V(found.kl_pq), V(found.kl_qp), {V(found.sum[0]), V(found.sum[1])}};
     const V to_s(params_.kd_weight / params_.temperature * scale);

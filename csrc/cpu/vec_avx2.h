@@ -63,8 +63,9 @@ inline Vec exp2(Vec x) {
   const __m256 n = _mm256_floor_ps(bounded);
   const __m256 f = _mm256_sub_ps(bounded, n);
   __m256 y = _mm256_set1_ps(kExp2[0]);
-  for (int i = 1; i < 6; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2[i]));
-  const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
+  for (int i = 1; i < kExp2Terms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2[i]));
+  const __m256i scaled =
+      _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
   const __m256 normal = _mm256_cmp_ps(x.v, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
   const __m256 result = _mm256_and_ps(normal, _mm256_castsi256_ps(scaled));
   const __m256 nan = _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q);
@@ -78,8 +79,8 @@ inline Vec log1p(Vec u) {
   const __m256i offset = _mm256_set1_epi32(0x3f400000);  // 0.75
   const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(w), offset);
   const __m256 k = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
-  const __m256 m = _mm256_castsi256_ps(
-      _mm256_add_epi32(_mm256_and_si256(above, _mm256_set1_epi32(0x007fffff)), offset));
+  const __m256 m =
+      _mm256_castsi256_ps(_mm256_add_epi32(_mm256_and_si256(above, _mm256_set1_epi32(0x007fffff)), offset));
   const __m256 lost = _mm256_div_ps(_mm256_sub_ps(u.v, _mm256_sub_ps(w, one)), w);
   const __m256 f = _mm256_sub_ps(m, one);
   const __m256 s = _mm256_div_ps(f, _mm256_add_ps(f, _mm256_set1_ps(2.0f)));

@@ -58,7 +58,7 @@ inline float horizontal_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 inline Vec exp2(Vec x) {
   const __m512 f = _mm512_reduce_ps(x.v, 0x09);  // x - floor(x)
   __m512 y = _mm512_set1_ps(kExp2[0]);
-  for (int i = 1; i < 6; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kExp2[i]));
+  for (int i = 1; i < kExp2Terms; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kExp2[i]));
   return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
 }
 
@@ -79,7 +79,8 @@ inline Vec log1p(Vec u) {
   y = _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
   // u = inf and u = -1, where the correction is NaN
   y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(u.v, _mm512_set1_ps(INFINITY), _CMP_EQ_OQ), u.v);
-  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ), _mm512_set1_ps(-INFINITY));
+  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ),
+                            _mm512_set1_ps(-INFINITY));
 }
 
 inline __m256i to16(Vec x, bool bf16) {

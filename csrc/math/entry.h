@@ -31,8 +31,8 @@ struct Entry {
 // What the sweeps have found for the row, in nats.
 template <class F>
 struct Row {
-  F kl_pq;  // sum p (log p - log q), where the functor asks for it
-  F kl_qp;  // sum q (log q - log p), likewise
+  F kl_pq;   // sum p (log p - log q), where the functor asks for it
+  F kl_qp;   // sum q (log q - log p), likewise
   F sum[2];  // the functor's own sums
 };
 

@@ -7,9 +7,9 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct ForwardKL {
-  static constexpr bool kNeedsPQ = true;  // Row::kl_pq
+  static constexpr bool kNeedsPQ = true;   // Row::kl_pq
   static constexpr bool kNeedsQP = false;  // Row::kl_qp
-  static constexpr int kSums = 0;  // sums that need both log-sum-exps first: one more sweep
+  static constexpr int kSums = 0;          // sums that need both log-sum-exps first: one more sweep
 
   explicit ForwardKL(double) {}
 

@@ -30,19 +30,27 @@ def _difference(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
     return torch.where(log_ratio > 0, p * torch.expm1(-log_ratio), -q * torch.expm1(log_ratio))
 
 
+def _kl(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
+    """sum p (log p - log q), with the terms ``q - p``, whose sum is 0, added.
+
+    Each term is then of second order in a small ratio, and so is the effect of an error in the ratios.
+    """
+    return (_times(p, log_ratio) + _difference(p, q, log_ratio)).sum(-1, keepdim=True)
+
+
 # Each returns (D, dD/d(s/T), dD/d(t/T_t)) from log p, log q of shape (rows, vocab) and
 # log_ratio = log p - log q, which the caller forms from the logits' difference.
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor, log_ratio: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     p, q = log_p.exp(), log_q.exp()
-    value = _times(p, log_ratio).sum(-1, keepdim=True)
+    value = _kl(p, q, log_ratio)
     return value, _difference(p, q, log_ratio), _times(p, log_ratio - value)
 
 
 def reverse_kl(log_p: Tensor, log_q: Tensor, log_ratio: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     p, q = log_p.exp(), log_q.exp()
-    value = _times(q, -log_ratio).sum(-1, keepdim=True)
+    value = _kl(q, p, -log_ratio)
     return value, _times(q, -log_ratio - value), -_difference(p, q, log_ratio)
 
 

@@ -14,14 +14,20 @@ from fastkd.backends.triton import TritonBackend
 from fastkd.errors import BackendUnavailable
 
 # In the order of preference where a call names none; the last one runs everywhere.
-REGISTRY: dict[str, Backend] = {b.name: b for b in (NativeBackend(), TritonBackend(), ReferenceBackend())}
+REGISTRY: dict[str, Backend] = {
+    "native": NativeBackend(),
+    "triton": TritonBackend(),
+    "reference": ReferenceBackend(),
+}
 
 
 def check_name(name: str | None) -> None:
     """Raise ``ValueError`` for a name that no backend has."""
     if name is not None and name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown backend {name!r}: choose from {', '.join(REGISTRY)} (did you mean {near!r}?)")
+        raise ValueError(
+            f"unknown backend {name!r}: choose from {', '.join(REGISTRY)} (did you mean {near!r}?)"
+        )
 
 
 def choose(name: str | None, device: torch.device, *dtypes: torch.dtype) -> Backend:

@@ -28,7 +28,8 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
     """A finite Python number in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a Python number, not {type(value).__name__}")
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+    # Comparisons alone, which torch.compile can trace; NaN fails the first.
+    if not low <= value <= high or abs(value) == math.inf or (open_low and value == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
         raise ValueError(f"{name} must be a finite number in {bounds}, got {value}")
     return float(value)
@@ -41,7 +42,9 @@ def logits_like(name: str, x: object, what: str = "(..., V)") -> Tensor:
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
     if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} must have shape {what} with a non-empty last dimension, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have shape {what} with a non-empty last dimension, got {tuple(x.shape)}"
+        )
     return x
 
 
@@ -54,11 +57,13 @@ def same_device(device: torch.device, **tensors: Tensor | None) -> None:
 def leading_shape(name: str, shape: torch.Size, expected: torch.Size) -> None:
     if shape != expected:
         raise ValueError(
-            f"{name} has leading shape {tuple(shape)} but the student has {tuple(expected)}: they must be equal"
+            f"{name} has leading shape {tuple(shape)}, the student {tuple(expected)}: they must be equal"
         )
 
 
-def per_token(labels: Tensor | None, token_weights: Tensor | None, leading: torch.Size, device: torch.device) -> None:
+def per_token(
+    labels: Tensor | None, token_weights: Tensor | None, leading: torch.Size, device: torch.device
+) -> None:
     """Check labels ``(...)`` int64 and token weights ``(...)`` against the student's leading shape."""
     if labels is not None:
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
@@ -115,14 +120,19 @@ def row_spec(
     if teacher_temperature is not None:
         teacher_t = number("teacher_temperature", teacher_temperature, 0.0, math.inf, open_low=True)
     if ratio < 1 and labels is None:
-        raise ValueError(f"kd_ratio={kd_ratio} gives cross-entropy a share, which needs labels (or pass kd_ratio=1)")
+        raise ValueError(
+            f"kd_ratio={kd_ratio} gives cross-entropy a share, which needs labels (or pass kd_ratio=1)"
+        )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
     mixture = 0.5
     if divergence == "jsd":
         mixture = number("beta", 0.5 if beta is None else beta, 0.0, 1.0)
         # The limits that TRL gives these two names; the formula itself tends to 0 there.
-        divergence = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(mixture, divergence)
+        if mixture == 0:
+            divergence = "forward_kl"
+        elif mixture == 1:
+            divergence = "reverse_kl"
     return LossSpec(
         divergence=divergence,
         beta=mixture,

@@ -14,6 +14,7 @@ from fastkd.backends import registry
 from fastkd.losses import checks, reduction as reductions
 from fastkd.losses.gradient import times_upstream
 from fastkd.ops.rows import wide
+from fastkd.teachers import HiddenTeacher
 
 
 class _DenseKD(torch.autograd.Function):
@@ -26,7 +27,7 @@ class _DenseKD(torch.autograd.Function):
         teacher: Tensor,
         labels: Tensor | None,
         loss_scale: Tensor,
-        grad_scale: Tensor,
+        grad_scale: Tensor | None,
         unhold: Tensor | None,
         backend: str | None,
         arithmetic: tuple[Any, ...],
@@ -114,6 +115,8 @@ def kd_loss(
             cannot run. All before any memory is touched.
     """
     checks.logits_like("student_logits", student_logits)
+    if isinstance(teacher, HiddenTeacher):
+        raise TypeError("teacher must be a tensor of logits: a HiddenTeacher goes with fastkd.linear_kd_loss")
     checks.logits_like("teacher", teacher)
     leading, device = student_logits.shape[:-1], student_logits.device
     checks.leading_shape("teacher", teacher.shape[:-1], leading)
@@ -135,7 +138,13 @@ def kd_loss(
         labels=labels,
     )
     scale = reductions.row_scale(
-        reduction, labels, ignore_index, token_weights, num_items, student_logits, wide(student_logits, teacher)
+        reduction,
+        labels,
+        ignore_index,
+        token_weights,
+        num_items,
+        student_logits,
+        wide(student_logits, teacher),
     )
     held, unhold = reductions.held_scale(scale, spec, student_logits.dtype, teacher.dtype)
     if torch.is_grad_enabled() and (student_logits.requires_grad or teacher.requires_grad):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple
 from typing import Any
 
@@ -49,7 +50,8 @@ class _LinearKD(torch.autograd.Function):
             for g, want in zip(gradients, ctx.wanted, strict=True)
         ]
         for place, shape in zip((0, 3), ctx.shapes, strict=True):
-            found[place] = None if found[place] is None else found[place].view(shape)
+            grad = found[place]
+            found[place] = None if grad is None else grad.view(shape)
         return (*found, None, None, None)
 
 
@@ -79,13 +81,15 @@ class _LinearKDRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         unhold, labels, loss_scale, grad_scale, *inputs = ctx.saved_tensors
-        call = ctx.call.with_tensors(labels, loss_scale, grad_scale * upstream)
+        held = loss_scale if grad_scale is None else grad_scale
+        call = ctx.call.with_tensors(labels, loss_scale, held * upstream)
         _, *gradients = call(*inputs, ctx.wanted)
         found = [g if want else None for g, want in zip(gradients, ctx.wanted, strict=True)]
         if unhold is not None:
             found = [None if g is None else g * unhold.to(g.dtype) for g in found]
         for place in (0, 3):
-            found[place] = None if found[place] is None else found[place].view(inputs[place].shape)
+            grad = found[place]
+            found[place] = None if grad is None else grad.view(inputs[place].shape)
         return (*found, None, None, None)
 
 
@@ -105,8 +109,12 @@ class _Call:
         self.labels, self.loss_scale, self.grad_scale = labels, loss_scale, grad_scale
         self.scales, self.chunk_size, self.backend, self.arithmetic = scales, chunk_size, backend, arithmetic
 
-    def with_tensors(self, labels: Tensor | None, loss_scale: Tensor | None, grad_scale: Tensor | None) -> _Call:
-        return _Call(labels, loss_scale, grad_scale, self.scales, self.chunk_size, self.backend, self.arithmetic)
+    def with_tensors(
+        self, labels: Tensor | None, loss_scale: Tensor | None, grad_scale: Tensor | None
+    ) -> _Call:
+        return _Call(
+            labels, loss_scale, grad_scale, self.scales, self.chunk_size, self.backend, self.arithmetic
+        )
 
     def without_tensors(self) -> _Call:
         return self.with_tensors(None, None, None)
@@ -135,7 +143,8 @@ def _check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) 
     checks.logits_like(f"{side}_weight", weight, "(V, H)")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
-            f"{side}_weight must have shape (V, {hidden.shape[-1]}) to match {side}_hidden, got {tuple(weight.shape)}"
+            f"{side}_weight must have shape (V, {hidden.shape[-1]}) to match {side}_hidden, "
+            f"got {tuple(weight.shape)}"
         )
     if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
         raise ValueError(f"{side}_bias must be a tensor of shape ({weight.shape[0]},)")
@@ -197,13 +206,16 @@ def linear_kd_loss(
     _check_head("student", student_hidden, student_weight, student_bias)
     leading, device = student_hidden.shape[:-1], student_hidden.device
     teacher_weight = teacher_bias = None
-    scales = (checks.number("logit_scale", logit_scale, -float("inf"), float("inf")), _softcap(logit_softcap), 1.0, None)
+    student_scales = checks.number("logit_scale", logit_scale, -math.inf, math.inf), _softcap(logit_softcap)
+    teacher_scales: tuple[float, float | None] = (1.0, None)
     if isinstance(teacher, HiddenTeacher):
         _check_head("teacher", teacher.hidden, teacher.weight, teacher.bias)
         teacher_rows, teacher_weight, teacher_bias = teacher.hidden, teacher.weight, teacher.bias
         teacher_columns = teacher.weight.shape[0]
-        teacher_scale = checks.number("teacher.logit_scale", teacher.logit_scale, -float("inf"), float("inf"))
-        scales = (*scales[:2], teacher_scale, _softcap(teacher.logit_softcap))
+        teacher_scales = (
+            checks.number("teacher.logit_scale", teacher.logit_scale, -math.inf, math.inf),
+            _softcap(teacher.logit_softcap),
+        )
     else:
         teacher_rows = checks.logits_like("teacher", teacher)
         teacher_columns = teacher_rows.shape[-1]
@@ -219,7 +231,9 @@ def linear_kd_loss(
     checks.per_token(labels, token_weights, leading, device)
     reductions.check(reduction, num_items)
     registry.check_name(backend)
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+    if chunk_size is not None and (
+        isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1
+    ):
         raise ValueError(f"chunk_size must be a positive int or None, got {chunk_size!r}")
     spec = checks.row_spec(
         kd_ratio=kd_ratio,
@@ -235,10 +249,16 @@ def linear_kd_loss(
         labels=labels,
     )
     scale = reductions.row_scale(
-        reduction, labels, ignore_index, token_weights, num_items, student_hidden, wide(student_hidden, teacher_rows)
+        reduction,
+        labels,
+        ignore_index,
+        token_weights,
+        num_items,
+        student_hidden,
+        wide(student_hidden, teacher_rows),
     )
     held, unhold = reductions.held_scale(scale, spec, student_hidden.dtype, teacher_rows.dtype)
-    call = _Call(labels, scale, held, scales, chunk_size, backend, astuple(spec))
+    call = _Call(labels, scale, held, (*student_scales, *teacher_scales), chunk_size, backend, astuple(spec))
     inputs = (student_hidden, student_weight, student_bias, teacher_rows, teacher_weight, teacher_bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     if not any(wanted):
@@ -250,4 +270,4 @@ def linear_kd_loss(
 
 
 def _softcap(value: float | None) -> float | None:
-    return None if value is None else checks.number("logit_softcap", value, 0.0, float("inf"), open_low=True)
+    return None if value is None else checks.number("logit_softcap", value, 0.0, math.inf, open_low=True)

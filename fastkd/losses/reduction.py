@@ -16,7 +16,9 @@ def check(reduction: str, num_items: int | Tensor | None) -> None:
     if num_items is None:
         return
     if reduction != "mean":
-        raise ValueError(f"num_items replaces the denominator of reduction='mean', got reduction={reduction!r}")
+        raise ValueError(
+            f"num_items replaces the denominator of reduction='mean', got reduction={reduction!r}"
+        )
     if isinstance(num_items, Tensor):
         if num_items.dim() != 0:
             raise ValueError(f"num_items must be an int or a 0-d tensor, got shape {tuple(num_items.shape)}")
@@ -53,16 +55,19 @@ def row_scale(
     return scale
 
 
-def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """The weights of the stored gradient, and the factor that turns it into the gradient.
 
     float16 keeps few digits below 6e-5 and none below 6e-8, where a probability over 100,000 words divided
     by a batch of tokens lies. So a float16 gradient is held near 1 and meets its true weight only in the
-    backward, together with the upstream gradient (a GradScaler's, say). Other dtypes need no such care.
+    backward, together with the upstream gradient (a GradScaler's, say). Other dtypes need no such care:
+    None, None.
     """
     if torch.float16 not in dtypes or scale.numel() == 0:
-        return scale, None
-    largest = spec.kd_weight / min(spec.temperature, spec.teacher_temperature) + spec.ce_weight + 40 * spec.z_loss
+        return None, None
+    largest = (
+        spec.kd_weight / min(spec.temperature, spec.teacher_temperature) + spec.ce_weight + 40 * spec.z_loss
+    )
     lift = 2.0 ** (10 - math.ceil(math.log2(max(largest, 1.0))))
     top = scale.abs().amax()
     top = torch.where(top == 0, 1.0, top)

@@ -17,7 +17,7 @@ SPEC_SCHEMA = (
 
 LIBRARY = torch.library.Library("fastkd", "FRAGMENT")
 LIBRARY.define(
-    "dense_kd(Tensor student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor grad_scale, "
+    "dense_kd(Tensor student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor? grad_scale, "
     f"bool student_grad, bool teacher_grad, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
@@ -54,7 +54,7 @@ def _dense_kd(
     teacher: Tensor,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor,
+    grad_scale: Tensor | None,
     student_grad: bool,
     teacher_grad: bool,
     backend: str | None,
@@ -74,7 +74,7 @@ def _dense_kd(
         t,
         None if labels is None else labels.reshape(-1).contiguous(),
         loss_scale.contiguous(),
-        grad_scale.contiguous(),
+        (loss_scale if grad_scale is None else grad_scale).contiguous(),
         spec,
         row_loss,
         grad_student.view(s.shape) if student_grad else None,
@@ -88,7 +88,7 @@ def _dense_kd_fake(
     teacher: Tensor,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor,
+    grad_scale: Tensor | None,
     student_grad: bool,
     teacher_grad: bool,
     backend: str | None,
@@ -119,5 +119,7 @@ for key in ("CPU", "CUDA", "XPU", "MPS"):
     LIBRARY.impl("scale_rows", _scale_rows, key)
     LIBRARY.impl("scale_rows_", _scale_rows_in_place, key)
 torch.library.register_fake("fastkd::dense_kd", _dense_kd_fake, lib=LIBRARY)
-torch.library.register_fake("fastkd::scale_rows", lambda grad, factor, backend: torch.empty_like(grad), lib=LIBRARY)
+torch.library.register_fake(
+    "fastkd::scale_rows", lambda grad, factor, backend: torch.empty_like(grad), lib=LIBRARY
+)
 torch.library.register_fake("fastkd::scale_rows_", lambda grad, factor, backend: None, lib=LIBRARY)

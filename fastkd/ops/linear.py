@@ -19,8 +19,9 @@ SCRATCH_BYTES = 384 * 2**20
 
 LIBRARY.define(
     "linear_kd(Tensor hidden, Tensor weight, Tensor? bias, float logit_scale, float? logit_softcap, "
-    "Tensor teacher, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, float? teacher_softcap, "
-    "Tensor? labels, Tensor loss_scale, Tensor grad_scale, bool[] wanted, int? chunk_size, str? backend, "
+    "Tensor teacher, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, "
+    "float? teacher_softcap, "
+    "Tensor? labels, Tensor loss_scale, Tensor? grad_scale, bool[] wanted, int? chunk_size, str? backend, "
     f"{SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -125,7 +126,7 @@ def _linear_kd(
     teacher_softcap: float | None,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor,
+    grad_scale: Tensor | None,
     wanted: list[bool],
     chunk_size: int | None,
     backend: str | None,
@@ -134,6 +135,7 @@ def _linear_kd(
     spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
     check_labels(labels, spec.ignore_index, spec.vocab_size)
     runner = registry.choose(backend, hidden.device, hidden.dtype, teacher.dtype)
+    grad_scale = loss_scale if grad_scale is None else grad_scale
     tokens, vocab = loss_scale.numel(), spec.vocab_size
     row_loss = torch.empty_like(loss_scale)
     per_token = vocab * (hidden.element_size() + (0 if teacher_weight is None else teacher.element_size()))
@@ -211,7 +213,7 @@ def _linear_kd_fake(
     teacher_softcap: float | None,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor,
+    grad_scale: Tensor | None,
     wanted: list[bool],
     chunk_size: int | None,
     backend: str | None,

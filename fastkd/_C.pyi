@@ -1,0 +1,76 @@
+"""The compiled module: parameter structs and the kernels that take them. Addresses are plain integers."""
+
+from typing import ClassVar
+
+class Dtype:
+    float32: ClassVar[Dtype]
+    bfloat16: ClassVar[Dtype]
+    float16: ClassVar[Dtype]
+    float64: ClassVar[Dtype]
+
+class Divergence:
+    none: ClassVar[Divergence]
+    forward_kl: ClassVar[Divergence]
+    reverse_kl: ClassVar[Divergence]
+    jsd: ClassVar[Divergence]
+
+class Rows:
+    def __init__(
+        self,
+        *,
+        data: int,
+        dtype: Dtype,
+        outer_stride: int,
+        inner_stride: int,
+        column_stride: int,
+        columns: int,
+    ) -> None: ...
+
+class DenseParams:
+    rows: int
+    inner: int
+    vocab: int
+    student: Rows
+    teacher: Rows
+    grad_student: Rows
+    grad_teacher: Rows
+    divergence: Divergence
+    beta: float
+    temperature: float
+    teacher_temperature: float
+    kd_weight: float
+    ce_weight: float
+    label_smoothing: float
+    z_loss: float
+    ignore_index: int
+    def set_rows(
+        self, *, labels: int, loss_scale: int, grad_scale: int, row_loss: int, wide: bool
+    ) -> None: ...
+
+class ScaleParams:
+    def __init__(
+        self,
+        *,
+        rows: int,
+        columns: int,
+        grad: int,
+        out: int,
+        dtype: Dtype,
+        grad_stride: int,
+        out_stride: int,
+        factor: int,
+        factor_stride: int,
+        wide: bool,
+    ) -> None: ...
+
+def cpu_isas() -> list[str]: ...
+def cpu_dense_rows(params: DenseParams, isa: str, threads: int) -> None: ...
+def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
+
+built_with_cuda: bool
+# The CUDA functions exist where built_with_cuda is true.
+cuda_version: str
+
+def cuda_missing(device: int) -> str | None: ...
+def cuda_dense_rows(params: DenseParams, device: int, stream: int) -> None: ...
+def cuda_scale_rows(params: ScaleParams, device: int, stream: int) -> None: ...

@@ -1,0 +1,30 @@
+"""One place for how near is near enough, per dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The loss is float32 whatever the inputs; a gradient is rounded once to its dtype.
+VALUE = {torch.float64: 1e-11}
+ROUNDING = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 2.5e-3, torch.float16: 6e-4}
+
+
+def assert_value(actual: Tensor, expected: Tensor, *, rtol: float | None = None, atol: float = 1e-6) -> None:
+    wide = actual.dtype == torch.float64
+    rtol = rtol if rtol is not None else (1e-11 if wide else 3e-6)
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=1e-11 if wide else atol)
+
+
+def assert_gradient(actual: Tensor, expected: Tensor, *, factor: float = 1.0) -> None:
+    """Relative error of the whole gradient, and no element far outside its own rounding."""
+    assert actual.shape == expected.shape
+    a, e = actual.double().cpu(), expected.double().cpu()
+    assert not a.isnan().any(), "NaN in the gradient"
+    bound = ROUNDING[actual.dtype] * factor
+    # A gradient that is 0 in exact arithmetic may come out as rounding noise.
+    noise = 1e-12 if actual.dtype == torch.float64 else 3e-6 / max(1, a.shape[-1]) ** 0.5
+    error = (a - e).norm()
+    assert error <= bound * e.norm() + noise, f"relative error {error / e.norm():.3g}, allowed {bound:.3g}"
+    largest = (a - e).abs().max() if a.numel() else torch.zeros(())
+    assert largest <= 4 * bound * (e.abs().max() if e.numel() else 0) + noise

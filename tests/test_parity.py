@@ -1,0 +1,221 @@
+"""Every backend against the float64 oracle: value, student gradient, teacher gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closeness import assert_gradient, assert_value
+from oracle import reference_gradients
+from targets import Target
+from torch import Tensor
+
+import fastkd
+from fastkd.spec import DIVERGENCES
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def make(
+    target: Target, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 3.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    s = (torch.randn(shape) * scale).to(dtype).to(target.device)
+    t = (torch.randn(shape) * scale).to(dtype).to(target.device)
+    labels = torch.randint(0, shape[-1], shape[:-1], device=target.device)
+    return s, t, labels
+
+
+def check(
+    target: Target, s: Tensor, t: Tensor, labels: Tensor | None = None, factor: float = 1.0, **options: object
+):
+    """Compare a call with the oracle, through a random upstream gradient."""
+    s, t = s.detach().requires_grad_(), t.detach().requires_grad_()
+    loss = fastkd.kd_loss(s, t, labels, **target.options, **options)  # type: ignore[arg-type]
+    expected, by_s, by_t = reference_gradients(s, t, labels, **options)
+    assert loss.dtype == (torch.float64 if torch.float64 in (s.dtype, t.dtype) else torch.float32)
+    assert loss.shape == expected.shape
+    # A divergence is right to float32 rounding before T^2 multiplies it.
+    temperature = float(options.get("temperature", 1.0))  # type: ignore[arg-type]
+    assert_value(loss.detach().cpu(), expected.cpu(), atol=1e-6 + 1e-7 * temperature**2)
+    loss.sum().backward()
+    assert s.grad is not None and t.grad is not None
+    assert_gradient(s.grad, by_s, factor=factor)
+    # At T << 1 a teacher's gradient is p times a large log-ratio minus its mean, which cancel.
+    assert_gradient(t.grad, by_t, factor=4 * factor)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("vocab", [2, 7, 130, 1000, 5003])
+def test_sizes(target: Target, divergence: str, vocab: int) -> None:
+    s, t, labels = make(target, (5, vocab))
+    check(target, s, t, labels, divergence=divergence, kd_ratio=0.6, temperature=2.0)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("teacher_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("student_dtype", FLOATS, ids=str)
+def test_dtypes(
+    target: Target, divergence: str, student_dtype: torch.dtype, teacher_dtype: torch.dtype
+) -> None:
+    if not (target.runs(student_dtype) and target.runs(teacher_dtype)):
+        s, t, _ = make(target, (2, 8))
+        with pytest.raises(fastkd.BackendUnavailable, match="float64"):
+            fastkd.kd_loss(s.to(student_dtype), t.to(teacher_dtype), **target.options)
+        return
+    s, t, labels = make(target, (3, 515))
+    s, t = s.to(student_dtype), t.to(teacher_dtype)
+    check(target, s, t, labels, divergence=divergence, kd_ratio=0.5, temperature=1.5, factor=1.5)
+
+
+# 1 and 2 share the cross-entropy's exponential; 0.05 and 100 are the ends of what people use.
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 2.0, 3.0, 100.0])
+@pytest.mark.parametrize("teacher_temperature", [None, 1.0, 2.5])
+def test_temperatures(
+    target: Target, divergence: str, temperature: float, teacher_temperature: float | None
+) -> None:
+    s, t, labels = make(target, (4, 301), scale=1.0)
+    # A small temperature multiplies the logits' rounding.
+    factor = 20.0 if min(temperature, teacher_temperature or temperature) < 0.5 else 2.0
+    check(
+        target,
+        s,
+        t,
+        labels,
+        divergence=divergence,
+        kd_ratio=0.7,
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+        factor=factor,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_reductions(target: Target, reduction: str, weighted: bool, masked: bool) -> None:
+    s, t, labels = make(target, (2, 3, 77))
+    weights = torch.rand(2, 3, device=target.device) if weighted else None
+    if masked:
+        labels[0, 1], labels[1, 2] = -100, -100
+    check(target, s, t, labels, reduction=reduction, token_weights=weights, kd_ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1, "kd_ratio": 0.3},
+        {"label_smoothing": 1.0, "kd_ratio": 0.0},
+        {"z_loss": 1e-3, "kd_ratio": 0.5},
+        {"z_loss": 1e-2},
+        {"t_squared": False, "temperature": 4.0},
+        {"kd_ratio": 0.0},
+        {"kd_ratio": 0.0, "temperature": 3.0, "label_smoothing": 0.2},
+        {"ignore_index": 3, "kd_ratio": 0.5},
+        {"num_items": 11, "kd_ratio": 0.5},
+        {"vocab_size": 100, "kd_ratio": 0.5, "label_smoothing": 0.1},
+        {"divergence": "jsd", "beta": 0.1},
+        {"divergence": "jsd", "beta": 0.9},
+        {"divergence": "jsd", "beta": 0.0},
+        {"divergence": "jsd", "beta": 1.0},
+    ],
+    ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()),
+)
+def test_options(target: Target, options: dict[str, object]) -> None:
+    s, t, labels = make(target, (6, 133))
+    labels.clamp_(max=99)
+    check(target, s, t, labels, **options)
+
+
+@pytest.mark.parametrize("shape", [(9,), (1, 9), (2, 3, 9), (2, 2, 3, 9), (1, 2, 1, 3, 9)])
+def test_leading_shapes(target: Target, shape: tuple[int, ...]) -> None:
+    s, t, labels = make(target, shape)
+    check(target, s, t, labels, kd_ratio=0.5, reduction="none")
+    check(target, s, t, labels, kd_ratio=0.5, reduction="batchmean")
+
+
+def test_no_tokens(target: Target) -> None:
+    s = torch.zeros(0, 9, device=target.device, requires_grad=True)
+    loss = fastkd.kd_loss(s, torch.zeros(0, 9, device=target.device), **target.options)
+    loss.backward()
+    assert loss.item() == 0 and s.grad is not None and s.grad.shape == (0, 9)
+
+
+def _views(x: Tensor) -> dict[str, Tensor]:
+    """The same (2, 3, 40) numbers under various strides."""
+    shifted = x.new_full((2, 4, 40), float("nan"))
+    shifted[:, :-1] = x
+    padded = x.new_full((2, 3, 47), float("nan"))
+    padded[..., :40] = x
+    return {
+        "shifted": shifted[:, :-1],
+        "sliced": padded[..., :40],
+        "columns_outer": x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        "batch_inner": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "every_other": x.repeat_interleave(2, -1)[..., ::2],
+        "unaligned": torch.cat([x.new_zeros(1), x.flatten()])[1:].view(2, 3, 40),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "view", ["shifted", "sliced", "columns_outer", "batch_inner", "every_other", "unaligned"]
+)
+def test_strides(target: Target, view: str, dtype: torch.dtype) -> None:
+    s, t, labels = make(target, (2, 3, 40), dtype)
+    plain = fastkd.kd_loss(s.requires_grad_(), t, labels, kd_ratio=0.5, **target.options)
+    plain.backward()
+    for a, b in ((_views(s.detach())[view], t), (s.detach(), _views(t)[view])):
+        a = a.requires_grad_() if a.is_leaf else a.detach().requires_grad_()
+        loss = fastkd.kd_loss(a, b, labels, kd_ratio=0.5, **target.options)
+        loss.backward()
+        assert_value(loss.detach(), plain.detach())
+        assert a.grad is not None and s.grad is not None
+        assert_gradient(a.grad, s.grad)
+
+
+def test_broadcast_teacher(target: Target) -> None:
+    s, _, labels = make(target, (4, 50))
+    t = torch.randn(1, 50, device=target.device).expand(4, 50)
+    check(target, s, t, labels, kd_ratio=0.5)
+
+
+def test_padded_widths(target: Target) -> None:
+    s, t, labels = make(target, (4, 60))
+    labels.clamp_(max=49)
+    a = torch.full((4, 64), float("nan"), device=target.device)
+    a[:, :60] = s
+    a[:, 50:] = float("nan")
+    b = t.clone()
+    b[:, 50:] = float("inf")
+    a.requires_grad_(), b.requires_grad_()
+    loss = fastkd.kd_loss(a, b, labels, kd_ratio=0.5, vocab_size=50, **target.options)
+    loss.backward()
+    expected, by_s, by_t = reference_gradients(s[:, :50], t[:, :50], labels, kd_ratio=0.5)
+    assert_value(loss.detach().cpu(), expected.cpu())
+    assert a.grad is not None and b.grad is not None
+    assert_gradient(a.grad[:, :50], by_s)
+    assert_gradient(b.grad[:, :50], by_t, factor=4)
+    assert (a.grad[:, 50:] == 0).all() and (b.grad[:, 50:] == 0).all()
+
+
+def test_equals_the_plain_call(target: Target) -> None:
+    """The line that the library replaces, in float32 both times."""
+    import torch.nn.functional as F
+
+    s, t, labels = make(target, (16, 1234))
+    for temperature in (0.05, 0.7, 1.0, 2.0, 10.0, 100.0):
+        p, log_q = F.softmax(t / temperature, -1), F.log_softmax(s / temperature, -1)
+        plain = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+        fused = fastkd.kd_loss(s, t, temperature=temperature, **target.options)
+        atol = 1e-5 + 1e-7 * temperature**2  # what float32 leaves of a divergence before T^2
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=atol)
+        mixed = fastkd.kd_loss(s, t, labels, temperature=temperature, kd_ratio=0.5, **target.options)
+        torch.testing.assert_close(
+            mixed, 0.5 * plain + 0.5 * F.cross_entropy(s, labels), rtol=1e-5, atol=atol
+        )
+
+
+def test_large_vocabulary_and_common_offset(target: Target) -> None:
+    columns = 3000 if target.backend == "triton" and target.device == "cpu" else 70_001
+    s, t, labels = make(target, (2, columns))
+    check(target, s + 200, t - 300, labels, kd_ratio=0.5, temperature=2.0, factor=20)
