@@ -36,8 +36,6 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
     """
     import yaml
 
-    from fastkd.trainer.config import DistillationConfig
-
     path, overrides = _split(argv)
     if not Path(path).is_file():
         raise ValueError(f"there is no configuration file {path!r}")
@@ -47,6 +45,9 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} must hold `field: value` lines, not a {type(given).__name__}")
+    # Only now, since it brings in torch and transformers.
+    from fastkd.trainer.config import DistillationConfig
+
     given.update({name: yaml.safe_load(value) for name, value in overrides.items()})
 
     hints = typing.get_type_hints(DistillationConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from fastkd.trainer.heads import LinearHead, find_linear_head, output_width
 from fastkd.trainer.measure import means
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teacher import LiveTeacher
+
+logger = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
@@ -38,7 +41,7 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: a share for the teacher and none given, vocabularies that do not fit,
-            ``fused_head="true"`` with a head that is not linear, several GPUs in one process.
+            ``fused_head="true"`` with a head that is not linear, weights that student and teacher share.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class DistillationTrainer(Trainer):
     ) -> None:
         args = DistillationConfig() if args is None else args
         if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs in one process: start one process per GPU with torchrun")
+            # torch.nn.DataParallel would copy the student to every GPU and leave the teacher on one.
+            logger.warning("%d GPUs are visible and one is used; torchrun starts a process on each", args.n_gpu)
+            args._n_gpu = 1
         if teacher is None and args.kd_ratio > 0:
             raise ValueError(
                 f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
