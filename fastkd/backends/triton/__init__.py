@@ -29,7 +29,7 @@ class TritonBackend(Backend):
         if dtype is not None and dtype not in _DTYPES:
             return f"its kernels take float32, bfloat16 and float16, not {dtype}; use the reference backend"
         if device.type == "cpu" and not launch.INTERPRETED:
-            return "on a CPU it runs only in Triton's interpreter; set TRITON_INTERPRET=1 before importing fastkd"
+            return "on a CPU it runs only in Triton's interpreter; set TRITON_INTERPRET=1 before the import"
         if device.type not in ("cpu", "cuda"):
             return f"it runs on NVIDIA and AMD GPUs, not on {device.type}; use the reference backend"
         return None

@@ -108,7 +108,8 @@ def dense_rows_kernel(
             uniform = scale_g * ce_weight * smoothing / vocab
             hot = scale_g * ce_weight * (1.0 - smoothing)
             row_gradients(
-                student, teacher, grad_student, grad_teacher, tile, vocab, s_stride, t_stride, gs_stride, gt_stride,
+                student, teacher, grad_student, grad_teacher, tile, vocab,
+                s_stride, t_stride, gs_stride, gt_stride,
                 c_s, c_t, max_s, shift_s, shift_t, inverse_s, inverse_t, log_const, sum_a, sum_b, beta,
                 scale_g * kd_s, scale_g * kd_t, unit_factor, uniform, hot, column,
                 DIVERGENCE, UNIT, CE, POWER, TILE,

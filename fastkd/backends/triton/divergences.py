@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def streamed_term(e_s, e_t, u, v, DIVERGENCE: tl.constexpr):
-    """Unnormalised ``weight * log-ratio`` from ``e = 2**exponent`` and the exponents ``u`` (student), ``v``."""
+    """Unnormalised ``weight * log-ratio``, from ``e = 2**exponent`` and the exponents ``u`` and ``v``."""
     if DIVERGENCE == "forward_kl":
         return tl.where(e_t == 0.0, 0.0, e_t * (v - u))
     else:

@@ -17,16 +17,16 @@ from fastkd.spec import LossSpec
 
 INTERPRETED = isinstance(dense_rows_kernel, InterpretedFunction)
 
-LANES = 256
+LANES = 128
 
 
 def tile_shape(itemsize: int, divergence: str | None = None) -> dict[str, int]:
     """Tile for rows whose narrowest element takes ``itemsize`` bytes.
 
-    ``LANES`` is the number of threads, so that each lane is one thread (tiles.py). 16 bytes is the widest
-    access of every GPU; 16 elements of each side per thread keep 64 to 128 bytes per thread in flight and
-    leave the registers for several programs per multiprocessor, which is what hides memory latency here.
-    The logarithms of ``jsd`` take more registers: 8 elements keep it from spilling.
+    ``LANES`` is the number of threads, so that each lane is one thread (tiles.py); small programs leave the
+    compiler room, and many fit on a multiprocessor to hide memory latency. 16 bytes is the widest access of
+    every GPU. 16 elements of each side per thread put 64 to 128 bytes per thread in flight; the logarithms of
+    ``jsd`` take more registers, and 8 elements keep it from spilling.
     """
     width = 16 // itemsize
     per_thread = 8 if divergence == "jsd" else 16
@@ -52,12 +52,14 @@ def _strides(x: Tensor | None) -> tuple[int, int, int]:
     odd one would cost the kernel its wide accesses."""
     if x is None:
         return 0, 0, 0
-    outer, inner, column = (0 if size == 1 else stride for size, stride in zip(x.shape, x.stride()))
+    outer, inner, column = (
+        0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
+    )
     return outer, inner, column if x.shape[2] > 1 else 1
 
 
 class _Rounded:
-    """Stands in for a bfloat16 output while interpreted, because the interpreter truncates where GPUs round."""
+    """Stands in for a bfloat16 output while interpreted: the interpreter truncates where GPUs round."""
 
     def __init__(self, out: Tensor | None) -> None:
         self.out = out

@@ -69,7 +69,8 @@ def _update(
         new_t, next_z_t, rescale_t, v, e_t = _online(m_t, z_t, t, c_t)
         if DIVERGENCE != "jsd":
             # v - u grows by this as the shifts of both sides move.
-            by = (finite_shift(m_t) - finite_shift(new_t)) * c_t - (finite_shift(m_s) - finite_shift(new_s)) * c_s
+            by = (finite_shift(m_t) - finite_shift(new_t)) * c_t
+            by -= (finite_shift(m_s) - finite_shift(new_s)) * c_s
             if DIVERGENCE == "forward_kl":
                 weighted = _moved(weighted, z_t, rescale_t, by)
             else:
