@@ -9,9 +9,9 @@ namespace fastkd {
 namespace cuda {
 
 // Enough threads for about four groups each, so that a short vocabulary does not leave most of a block idle.
-inline unsigned threads_for(int vocab) {
+inline unsigned threads_for(int vocab, unsigned most) {
   unsigned threads = 2 * kWarp;
-  while (threads < kMaxThreads && threads * 32 < static_cast<unsigned>(vocab)) threads *= 2;
+  while (threads < most && threads * 32 < static_cast<unsigned>(vocab)) threads *= 2;
   return threads;
 }
 
@@ -19,7 +19,7 @@ template <class D, class S, class T>
 cudaError_t launch_dense_typed(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(args.rows, 0x7fffffff)));
-  config.blockDim = dim3(threads_for(args.vocab));
+  config.blockDim = dim3(threads_for(args.vocab, BlockShape<D>::kThreads));
   config.stream = stream;
   return cudaLaunchKernelEx(&config, dense_kernel<D, S, T>, args, divergence);
 }

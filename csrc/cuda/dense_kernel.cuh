@@ -19,6 +19,19 @@ constexpr float kLn2 = 0.693147181f;
 // Rows whose maxima are this close (in powers of 2) share one shift: their exponentials are then comparable.
 constexpr float kSharedShiftRange = 16.0f;
 
+// A block's threads, and the blocks that a multiprocessor is to hold: together they bound the registers.
+// Where logarithms fill the gradient's sweep, fewer threads with more registers each are better than
+// spilling.
+template <class D>
+struct BlockShape {
+  static constexpr int kThreads = D::kSums > 0 ? 256 : 512;
+  static constexpr int kBlocks = D::kSums > 0 ? 3 : 2;
+};
+template <>
+struct BlockShape<NoDivergence> {
+  static constexpr int kThreads = 512, kBlocks = 2;
+};
+
 // 2^x to 2 ulp, equal for equal arguments. Subnormal results become 0, as Entry's products take them anyway.
 __device__ __forceinline__ float exp2_fast(float x) {
 #if defined(__CUDA_ARCH__)
@@ -245,7 +258,11 @@ struct DenseRow {
     return loss;
   }
 
-  __device__ __forceinline__ void gradient(RowView<S> grad_student, RowView<T> grad_teacher, int64_t index) {
+  __device__ __forceinline__ void gradient(int64_t index) {
+    const bool wants_student = args.grad_student.data, wants_teacher = kDivergence && args.grad_teacher.data;
+    if (!wants_student && !wants_teacher) return;
+    RowView<S> grad_student = row_of<S>(args.grad_student, index, args.inner);
+    RowView<T> grad_teacher = row_of<T>(args.grad_teacher, index, args.inner);
     const float scale = args.grad_scale[index];
     grad_student.vector = vectorisable(grad_student, first);
     grad_teacher.vector = vectorisable(grad_teacher, first);
@@ -259,9 +276,10 @@ struct DenseRow {
     const int hot = args.hard_weight != 0 ? static_cast<int>(args.labels[index]) : -kGroup;
 
     // Backwards: the end of the row is what the caches still hold.
-    const int mine = (groups() - 1 - static_cast<int>(threadIdx.x)) / static_cast<int>(blockDim.x);
+    const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    int g = thread + (groups() - 1 - thread + threads) / threads * threads;  // the first one past the row
 #pragma unroll 1
-    for (int g = threadIdx.x + mine * blockDim.x; g >= 0; g -= blockDim.x) {
+    while ((g -= threads) >= 0) {
       const int column = first + g * kGroup;
       float s[kGroup], t[kGroup];
       load(column, s, t);
@@ -275,7 +293,7 @@ struct DenseRow {
         if constexpr (kDivergence) {
           const Entry<float> e = entry(s[k], t[k], e_s);
           by_s += by_student * divergence.student(e, row.divergence);
-          if (grad_teacher.data) by_t = by_teacher * divergence.teacher(e, row.divergence);
+          if (wants_teacher) by_t = by_teacher * divergence.teacher(e, row.divergence);
         }
         s[k] = by_s;
         t[k] = by_t;
@@ -285,8 +303,8 @@ struct DenseRow {
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) s[k] -= column + k == hot ? hard : 0.0f;
       }
-      if (grad_student.data) store_group<kGroup>(grad_student, column, args.vocab, s);
-      if (kDivergence && grad_teacher.data) store_group<kGroup>(grad_teacher, column, args.vocab, t);
+      if (wants_student) store_group<kGroup>(grad_student, column, args.vocab, s);
+      if (wants_teacher) store_group<kGroup>(grad_teacher, column, args.vocab, t);
     }
   }
 };
@@ -308,7 +326,8 @@ __device__ __forceinline__ void clear_padding(const DenseArgs& args, const Rows&
 }
 
 template <class D, class S, class T>
-__global__ void __launch_bounds__(kMaxThreads, 2) dense_kernel(const DenseArgs args, const D divergence) {
+__global__ void __launch_bounds__(BlockShape<D>::kThreads, BlockShape<D>::kBlocks)
+    dense_kernel(const DenseArgs args, const D divergence) {
   for (int64_t index = blockIdx.x; index < args.rows; index += gridDim.x) {
     bool read = args.loss_scale[index] != 0 || args.grad_scale[index] != 0, known = true;
     if (args.labels) {
@@ -329,12 +348,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) dense_kernel(const DenseArgs a
     const float loss = row.statistics(index);
     if (threadIdx.x == 0) args.row_loss[index] = args.loss_scale[index] * loss;
 
-    if (args.grad_student.data || (DenseRow<D, S, T>::kDivergence && args.grad_teacher.data)) {
-      const RowView<S> none_s{};
-      const RowView<T> none_t{};
-      row.gradient(args.grad_student.data ? row_of<S>(args.grad_student, index, args.inner) : none_s,
-                   args.grad_teacher.data ? row_of<T>(args.grad_teacher, index, args.inner) : none_t, index);
-    }
+    row.gradient(index);
     clear_padding<S>(args, args.grad_student, index);
     if (DenseRow<D, S, T>::kDivergence) {
       clear_padding<T>(args, args.grad_teacher, index);
