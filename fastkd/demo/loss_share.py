@@ -119,10 +119,9 @@ def _now(on: Tensor) -> float:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """Two lines for the terminal."""
-    names = {"fastkd": "fastkd", "plain": "F.kl_div + F.cross_entropy"}
-    return "\n".join(
-        f"  {names[name]:<27} loss {part['loss_seconds'] * 1e3:7.1f} ms of a step of "
-        f"{(part['loss_seconds'] + part['rest_seconds']) * 1e3:7.1f} ms: {part['share']:.0%}"
-        for name, part in report.items()
-    )
+    """A line for each loss, for the terminal."""
+    lines = ["The loss's share of a training step, output heads included:"]
+    for name, shown in (("fastkd", "fastkd"), ("plain", "F.kl_div + F.cross_entropy")):
+        loss, rest = (report[name][key] * 1e3 for key in ("loss_seconds", "rest_seconds"))
+        lines.append(f"  {shown:<27}{report[name]['share']:4.0%}  ({loss:.0f} of {loss + rest:.0f} ms)")
+    return "\n".join(lines)
