@@ -52,7 +52,7 @@ def right(problem: Problem) -> oracle.Answer:
     return oracle.answer(problem)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bandwidth(problem: Problem) -> float:
     return copy_bandwidth(problem.case.device, problem.case.logits_bytes)
 

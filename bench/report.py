@@ -22,41 +22,51 @@ PEERS = ("eager", "torch.compile", "liger", "trl")
 def read_run(raws: dict[str, Path]) -> Run:
     """One entry per case, route and allocator, from the raw files by allocator."""
     run: Run = {"entries": []}
-    peaks: dict[tuple[str, str], float] = {}
-    timed: list[tuple[str, Entry]] = []
     for allocator, path in raws.items():
         raw = json.loads(path.read_text())
         run.update(raw["machine_info"]["fastkd"], date=raw["datetime"][:10])
-        bandwidths = [
-            b["extra_info"]["bandwidth"] for b in raw["benchmarks"] if "bandwidth" in b["extra_info"]
-        ]
-        bandwidth = statistics.median(bandwidths) if bandwidths else None
+        bandwidth, gemms = _floors(benchmark["extra_info"] for benchmark in raw["benchmarks"])
         for benchmark in raw["benchmarks"]:
             info = benchmark["extra_info"]
+            entry = {
+                "allocator": allocator,
+                "case_id": info["case_id"],
+                "route": info["route"],
+                **info["case"],
+            }
             if "peak_extra" in info:
-                peaks[info["case_id"], info["route"]] = info["peak_extra"] / info["logits_bytes"]
-                run["entries"].append({"allocator": None, **_case(info), "peak_extra": info["peak_extra"]})
+                peak = info["peak_extra"] / info["logits_bytes"]
+                run["entries"].append({**entry, "allocator": None, "peak_extra_logits": peak})
                 continue
             seconds = benchmark["stats"]["median"] / info["calls_per_round"]
-            entry = {"allocator": allocator, **_case(info), "ms": 1e3 * seconds}
+            entry.update(ms=1e3 * seconds)
             entry.update(value_error=info["value_error"], gradient_error=info["gradient_error"])
-            if "gemm_seconds" in info:
-                entry["times_gemms"] = seconds / info["gemm_seconds"]
+            if info["case_id"] in gemms:
+                entry["times_gemms"] = seconds / gemms[info["case_id"]]
             elif bandwidth is not None:
-                least = 3 * info["logits_bytes"]
+                least = 3 * info["logits_bytes"]  # one read of each side, one write of the gradient
                 entry["gb_per_s"] = least / seconds / 1e9
                 entry["copy_gb_per_s"] = bandwidth / 1e9
                 entry["share_of_floor"] = least / bandwidth / seconds
-            timed.append((allocator, entry))
-    run["entries"] += [entry for _, entry in timed]
+            run["entries"].append(entry)
+    peaks = {(e["case_id"], e["route"]): e["peak_extra_logits"] for e in run["entries"] if not e["allocator"]}
     for entry in run["entries"]:
         if (entry["case_id"], entry["route"]) in peaks:
             entry["peak_extra_logits"] = peaks[entry["case_id"], entry["route"]]
     return run
 
 
-def _case(info: dict[str, Any]) -> Entry:
-    return {"case_id": info["case_id"], "route": info["route"], **info["case"]}
+def _floors(infos: Iterable[dict[str, Any]]) -> tuple[float | None, dict[str, float]]:
+    """Medians of what was measured beside each route: the copy's bandwidth, and the products' time by case."""
+    bandwidths: list[float] = []
+    gemms: dict[str, list[float]] = {}
+    for info in infos:
+        if "bandwidth" in info:
+            bandwidths.append(info["bandwidth"])
+        if "gemm_seconds" in info:
+            gemms.setdefault(info["case_id"], []).append(info["gemm_seconds"])
+    bandwidth = statistics.median(bandwidths) if bandwidths else None
+    return bandwidth, {case_id: statistics.median(seconds) for case_id, seconds in gemms.items()}
 
 
 def _select(run: Run, allocator: str | None, linear: bool) -> dict[str, dict[str, Entry]]:

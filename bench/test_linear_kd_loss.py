@@ -25,7 +25,7 @@ def memory_case(config: pytest.Config) -> Case:
     return Case(VOCAB, tokens, "float32", config.getoption("--device"), student_width=64, teacher_width=128)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def gemms(problem: Problem) -> float:
     return gemm_seconds(problem)
 
