@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test demo bench lint gpu gpu-deps clean help
+.PHONY: test test-slow demo bench lint gpu gpu-deps clean help
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -52,6 +52,9 @@ test: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "not slow and not triton_interpret" $(ARGS)
 	@echo "The Triton kernels, interpreted:"
 	TRITON_INTERPRET=1 $(RUN) -m pytest tests -m triton_interpret $(ARGS)
+
+test-slow: $(VENV)/fastkd.stamp
+	$(RUN) -m pytest tests -m "slow and not triton_interpret" $(ARGS)
 
 demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)

@@ -15,8 +15,8 @@ from bench.timing import median_seconds
 def copy_bandwidth(device: str, size: int) -> float:
     """Bytes per second, read and written, of copying ``size`` bytes into memory that is already mapped.
 
-    On a CPU the faster of two ways: ``Tensor.copy_``, and the C library's ``memcpy`` on as many threads, which
-    writes past the caches.
+    On a CPU the faster of two ways: ``Tensor.copy_``, and the C library's ``memcpy`` on as many threads,
+    which writes past the caches.
     """
     source = torch.ones(size // 4, device=device)
     target = torch.zeros_like(source)

@@ -57,7 +57,7 @@ def read_run(raws: dict[str, Path]) -> Run:
 
 
 def _floors(infos: Iterable[dict[str, Any]]) -> tuple[float | None, dict[str, float]]:
-    """Medians of what was measured beside each route: the copy's bandwidth, and the products' time by case."""
+    """Medians of what was measured beside the routes: the copy's bandwidth, the products' time by case."""
     bandwidths: list[float] = []
     gemms: dict[str, list[float]] = {}
     for info in infos:
