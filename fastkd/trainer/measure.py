@@ -68,7 +68,7 @@ def measure(
 
 def means(sums: Tensor, prefix: str = "") -> dict[str, float]:
     """The sums as the numbers people read; what needs a teacher is left out where there was none."""
-    *values, tokens = sums.double().tolist()
+    *values, tokens = sums.cpu().double().tolist()
     loss, kd, ce, agreement, teacher_ce = (value / tokens if tokens else math.nan for value in values)
     found = {
         "loss": loss,

@@ -37,7 +37,8 @@ class DistillationTrainer(Trainer):
         kwargs: everything else that :class:`transformers.Trainer` takes.
 
     Evaluation reports loss, kd, ce, perplexity, top-1 agreement with the teacher, and the teacher's
-    perplexity, all over tokens (not over batches).
+    perplexity, all over tokens (not over batches). Each line of the training log has the mean loss since the
+    line before, and kd, ce and agreement as they are in its own step.
 
     Raises:
         ValueError: a share for the teacher and none given, vocabularies that do not fit,
@@ -58,7 +59,7 @@ class DistillationTrainer(Trainer):
         args = DistillationConfig() if args is None else args
         if args.n_gpu > 1:
             # torch.nn.DataParallel would copy the student to every GPU and leave the teacher on one.
-            logger.warning("%d GPUs are visible and one is used; torchrun starts a process on each", args.n_gpu)
+            logger.warning("%d GPUs are visible, one is used; torchrun starts a process on each", args.n_gpu)
             args._n_gpu = 1
         if teacher is None and args.kd_ratio > 0:
             raise ValueError(
