@@ -93,10 +93,15 @@ class RowKernel {
     return b;
   }
 
+  // Four running maxima, since each waits for its last comparison.
   static R block_max(const R* x, int64_t n) {
-    V top = V::load(x);
-    for (int64_t i = kW; i < n; i += kW) top = max(top, V::load(x + i));
-    return horizontal_max(top);
+    V top[4] = {V::load(x), V::load(x), V::load(x), V::load(x)};
+    int64_t i = 0;
+    for (; i + 4 * kW <= n; i += 4 * kW) {
+      for (int k = 0; k < 4; ++k) top[k] = max(top[k], V::load(x + i + k * kW));
+    }
+    for (; i < n; i += kW) top[0] = max(top[0], V::load(x + i));
+    return horizontal_max(max(max(top[0], top[1]), max(top[2], top[3])));
   }
 
   // A power of the student's exponential where that gives the one at temperature 1.
