@@ -83,6 +83,18 @@ def test_autocast_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
+def test_autocast_does_not_recast_the_heads() -> None:
+    t = torch.randn(8, 300)
+    grads = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        h, w = torch.randn(8, 16).half(), torch.randn(300, 16).half().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            fastkd.linear_kd_loss(h, w, t, chunk_size=3).backward()
+        grads.append(w.grad)
+    assert torch.equal(*grads)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile_without_graph_breaks(reduction: str) -> None:
     t, labels = torch.randn(2, 5, 40), torch.randint(0, 40, (2, 5))

@@ -94,7 +94,9 @@ class _Head:
                 self.by_weight = self.weight.new_zeros(self.by_weight.shape)
                 torch.mm(grad.t(), rows, out=self.by_weight[: self.weight.shape[0]])
             else:
-                into.add_(grad.t() @ rows)
+                # Autocast would recast float16 to its own dtype.
+                with torch.autocast(grad.device.type, enabled=False):
+                    into.add_(grad.t() @ rows)
         if self.by_bias is not None:
             self.by_bias[: self.weight.shape[0]] += grad.sum(0, dtype=self.by_bias.dtype)
 
