@@ -58,7 +58,7 @@ struct Partial {
   float s_max = -INFINITY, t_max = -INFINITY;
   float s_shift = 0, t_shift = 0;
   float s_sum = 0, t_sum = 0;  // of exponentials at the divergence's temperatures
-  float s_soft = 0;            // of the student's exponentials at temperature 1
+  float s_soft = 0;            // of the student's exponentials at temperature 1, without the label's
   float pq = 0, qp = 0;        // first moments of the log ratio under p and under q, unnormalised
   float logits = 0;            // plain sum of the student's logits
 };
@@ -69,6 +69,7 @@ struct RowStatistics {
   float s_inverse, t_inverse, soft_inverse;  // reciprocal sums of exponentials
   float log_ratio_offset;                    // log p - log q = (t / T_t - s / T) + offset
   float lse;                                 // of the student at temperature 1
+  float label, others;  // softmax at temperature 1: of the label, and of all others together
   Row<float> divergence;
 };
 
@@ -76,13 +77,17 @@ template <class D, class S, class T>
 struct DenseRow {
   static constexpr bool kDivergence = !std::is_same<D, NoDivergence>::value;
   // The widest group of which one access per side suffices.
-  static constexpr int kGroup = Vector<S>::kSize > Vector<T>::kSize ? Vector<S>::kSize : Vector<T>::kSize;
+  static constexpr int kGroup = kVectorSize<S> > kVectorSize<T> ? kVectorSize<S> : kVectorSize<T>;
 
   const DenseArgs& args;
   const D& divergence;
   RowView<S> student;
   RowView<T> teacher;
   int first;  // column of the first group: 0, or negative to put the others on a 16-byte boundary
+  // The label's column where cross-entropy is asked for. It stays out of the sum of exponentials at
+  // temperature 1: a confident model's loss and gradient come from the small sum of the others, of which 1 -
+  // q would lose the digits.
+  int hot;
   RowStatistics row;
 
   __device__ __forceinline__ DenseRow(const DenseArgs& a, const D& d, int64_t index)
@@ -91,9 +96,10 @@ struct DenseRow {
     if constexpr (kDivergence) {
       teacher = row_of<T>(a.teacher, index, a.inner);
       // The narrower type has the stricter boundary.
-      if (Vector<T>::kSize > Vector<S>::kSize) head = elements_to_boundary(teacher);
+      if (kVectorSize<T> > kVectorSize<S>) head = elements_to_boundary(teacher);
     }
     first = head ? head - kGroup : 0;
+    hot = a.hard_weight != 0 ? static_cast<int>(a.labels[index]) : -kGroup;
     student.vector = vectorisable(student, first);
     if constexpr (kDivergence) teacher.vector = vectorisable(teacher, first);
   }
@@ -160,7 +166,7 @@ struct DenseRow {
     for (int k = 0; k < kGroup; ++k) {
       const float e_s = exp2_fast(fmaf(s[k], args.student_to_log2, -part.s_shift));
       part.s_sum += e_s;
-      part.s_soft += soft_exponential(s[k], e_s, soft_shift);
+      part.s_soft += column + k == hot ? 0.0f : soft_exponential(s[k], e_s, soft_shift);
       if constexpr (kDivergence) {
         const float e_t = exp2_fast(fmaf(t[k], args.teacher_to_log2, -part.t_shift));
         part.t_sum += e_t;
@@ -176,8 +182,10 @@ struct DenseRow {
     }
   }
 
-  // The threads' shares put together.
+  // The threads' shares put together. Returns the loss without the divergence.
   __device__ __forceinline__ float combine(const Partial& part) {
+    // Read before the barriers: past them the gradient may overwrite it.
+    const float label_logit = hot >= 0 ? S::to_float(student[hot]) : -INFINITY;
     float max[2] = {part.s_max, part.t_max};
     reduce_block<Max>(max);
     row.s_shift = shift_of(max[0], args.student_to_log2);
@@ -197,14 +205,25 @@ struct DenseRow {
     reduce_block<Sum>(sum);
     row.s_inverse = 1 / sum[0];
     row.t_inverse = 1 / sum[1];
-    row.soft_inverse = 1 / sum[2];
-    row.lse = fmaf(row.soft_shift, kLn2, logf(sum[2]));
+    const float label = soft_exponential(label_logit, student_exponential(label_logit), row.soft_shift);
+    row.soft_inverse = 1 / (sum[2] + label);
+    row.label = label * row.soft_inverse;
+    row.others = sum[2] * row.soft_inverse;
+    row.lse = fmaf(row.soft_shift, kLn2, logf(sum[2] + label));
     if constexpr (kDivergence) {
       row.log_ratio_offset = fmaf(row.s_shift - row.t_shift, kLn2, logf(sum[0] / sum[1]));
       row.divergence.kl_pq = sum[3] / sum[1] + row.log_ratio_offset;
       row.divergence.kl_qp = sum[4] / sum[0] - row.log_ratio_offset;
     }
-    return sum[5];
+
+    float loss = 0;
+    // A weight of 0 must not meet an infinite term.
+    if (args.hard_weight != 0) {
+      loss += args.hard_weight * (row.others < row.label ? log1pf(sum[2] / label) : row.lse - label_logit);
+    }
+    if (args.uniform_weight != 0) loss += args.uniform_weight * (row.lse - sum[5] / args.vocab);
+    if (args.z_loss != 0) loss += args.z_loss * row.lse * row.lse;
+    return loss;
   }
 
   __device__ __forceinline__ Entry<float> entry(float s, float t, float e_s) const {
@@ -237,24 +256,16 @@ struct DenseRow {
     row.divergence.sum[1] = sum[1];
   }
 
-  // The sweeps before the gradient's. Returns the row's loss; the label counts where cross-entropy is asked
-  // for.
-  __device__ __forceinline__ float statistics(int64_t index) {
+  // The sweeps before the gradient's. Returns the row's loss.
+  __device__ __forceinline__ float statistics() {
     Partial part;
 #pragma unroll 1
     for (int g = threadIdx.x; g < groups(); g += blockDim.x) accumulate(first + g * kGroup, part);
-    // Before the barriers in combine: past them the gradient may overwrite it.
-    const float label_logit = args.hard_weight != 0 ? S::to_float(student[args.labels[index]]) : 0.0f;
-    const float logits = combine(part);
-    float loss = 0;
+    float loss = combine(part);
     if constexpr (kDivergence) {
       if constexpr (D::kSums > 0) divergence_sums();
-      loss = args.kd_weight * divergence.value(row.divergence);
+      loss += args.kd_weight * divergence.value(row.divergence);
     }
-    // A weight of 0 must not meet an infinite term.
-    if (args.hard_weight != 0) loss += args.hard_weight * (row.lse - label_logit);
-    if (args.uniform_weight != 0) loss += args.uniform_weight * (row.lse - logits / args.vocab);
-    if (args.z_loss != 0) loss += args.z_loss * row.lse * row.lse;
     return loss;
   }
 
@@ -273,7 +284,7 @@ struct DenseRow {
     const float soft = scale * (cross_entropy + z_weight);
     const float uniform = scale * args.uniform_weight / args.vocab;
     const float hard = scale * args.hard_weight;
-    const int hot = args.hard_weight != 0 ? static_cast<int>(args.labels[index]) : -kGroup;
+    const float soft_at_label = (soft - hard) * row.label - hard * row.others - uniform;
 
     // Backwards: the end of the row is what the caches still hold.
     const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
@@ -288,7 +299,8 @@ struct DenseRow {
         const float e_s = student_exponential(s[k]);
         float by_s = 0, by_t = 0;
         if (args.soft != Soft::kNone) {
-          by_s = soft * (soft_exponential(s[k], e_s, row.soft_shift) * row.soft_inverse) - uniform;
+          const float q = soft_exponential(s[k], e_s, row.soft_shift) * row.soft_inverse;
+          by_s = column + k == hot ? soft_at_label : soft * q - uniform;
         }
         if constexpr (kDivergence) {
           const Entry<float> e = entry(s[k], t[k], e_s);
@@ -297,11 +309,6 @@ struct DenseRow {
         }
         s[k] = by_s;
         t[k] = by_t;
-      }
-      // Before the rounding to the gradient's dtype.
-      if (column <= hot && hot < column + kGroup) {
-#pragma unroll
-        for (int k = 0; k < kGroup; ++k) s[k] -= column + k == hot ? hard : 0.0f;
       }
       if (wants_student) store_group<kGroup>(grad_student, column, args.vocab, s);
       if (wants_teacher) store_group<kGroup>(grad_teacher, column, args.vocab, t);
@@ -345,7 +352,7 @@ __global__ void __launch_bounds__(BlockShape<D>::kThreads, BlockShape<D>::kBlock
 
     // What is read once per row is read where it is needed, which keeps registers free during the sweeps.
     DenseRow<D, S, T> row(args, divergence, index);
-    const float loss = row.statistics(index);
+    const float loss = row.statistics();
     if (threadIdx.x == 0) args.row_loss[index] = args.loss_scale[index] * loss;
 
     row.gradient(index);

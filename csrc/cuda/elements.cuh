@@ -14,43 +14,51 @@ namespace cuda {
 
 constexpr int kVectorBytes = 16;  // the widest access of one thread
 
-// An element type: how it is stored, alone and in pairs (converting a pair is one instruction).
+// An element type: how it is stored, alone and in 32-bit words. A vector access is spelt as uint4: from a
+// struct of small elements the compiler makes as many small accesses.
 struct Float32 {
   using Stored = float;
-  using Pair = float2;
+  static constexpr int kPerWord = 1;
   static __device__ __forceinline__ float to_float(float x) { return x; }
   static __device__ __forceinline__ float from_float(float x) { return x; }
-  static __device__ __forceinline__ float2 to_floats(float2 x) { return x; }
-  static __device__ __forceinline__ float2 from_floats(float x, float y) { return make_float2(x, y); }
+  static __device__ __forceinline__ void unpack(uint32_t word, float* x) { x[0] = __uint_as_float(word); }
+  static __device__ __forceinline__ uint32_t pack(const float* x) { return __float_as_uint(x[0]); }
 };
 
 struct BFloat16 {
   using Stored = __nv_bfloat16;
-  using Pair = __nv_bfloat162;
+  static constexpr int kPerWord = 2;
   static __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
   static __device__ __forceinline__ __nv_bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
-  static __device__ __forceinline__ float2 to_floats(__nv_bfloat162 x) { return __bfloat1622float2(x); }
-  static __device__ __forceinline__ __nv_bfloat162 from_floats(float x, float y) {
-    return __floats2bfloat162_rn(x, y);
+  static __device__ __forceinline__ void unpack(uint32_t word, float* x) {
+    x[0] = __uint_as_float(word << 16);
+    x[1] = __uint_as_float(word & 0xffff0000u);
+  }
+  static __device__ __forceinline__ uint32_t pack(const float* x) {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(x[0], x[1]);
+    return *reinterpret_cast<const uint32_t*>(&two);
   }
 };
 
 struct Float16 {
   using Stored = __half;
-  using Pair = __half2;
+  static constexpr int kPerWord = 2;
   static __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
   static __device__ __forceinline__ __half from_float(float x) { return __float2half_rn(x); }
-  static __device__ __forceinline__ float2 to_floats(__half2 x) { return __half22float2(x); }
-  static __device__ __forceinline__ __half2 from_floats(float x, float y) { return __floats2half2_rn(x, y); }
+  static __device__ __forceinline__ void unpack(uint32_t word, float* x) {
+    const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&word));
+    x[0] = two.x;
+    x[1] = two.y;
+  }
+  static __device__ __forceinline__ uint32_t pack(const float* x) {
+    const __half2 two = __floats2half2_rn(x[0], x[1]);
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
 };
 
-// What one vector access moves.
+// As many elements as one vector access moves.
 template <class E>
-struct alignas(kVectorBytes) Vector {
-  static constexpr int kPairs = kVectorBytes / sizeof(typename E::Pair);
-  static constexpr int kSize = 2 * kPairs;
-  typename E::Pair pair[kPairs];
-};
+constexpr int kVectorSize = kVectorBytes / sizeof(typename E::Stored);
 
 // One row of a tensor. `vector`: its groups lie on 16-byte boundaries, without gaps.
 template <class E>
@@ -90,18 +98,16 @@ __device__ __forceinline__ bool exists(int column, int columns) {
 template <int kGroup, class E>
 __device__ __forceinline__ void load_group(const RowView<E>& row, int column, int columns, float fill,
                                            float (&x)[kGroup]) {
-  using V = Vector<E>;
   if (row.vector && column >= 0 && column + kGroup <= columns) {
-    const auto* vectors = reinterpret_cast<const V*>(row.data + column);
+    const auto* vectors = reinterpret_cast<const uint4*>(row.data + column);
 #pragma unroll
-    for (int v = 0; v < kGroup / V::kSize; ++v) {
-      const V loaded = vectors[v];
-#pragma unroll
-      for (int k = 0; k < V::kPairs; ++k) {
-        const float2 two = E::to_floats(loaded.pair[k]);
-        x[v * V::kSize + 2 * k] = two.x;
-        x[v * V::kSize + 2 * k + 1] = two.y;
-      }
+    for (int v = 0; v < kGroup / kVectorSize<E>; ++v) {
+      const uint4 words = vectors[v];
+      float* to = x + v * kVectorSize<E>;
+      E::unpack(words.x, to);
+      E::unpack(words.y, to + E::kPerWord);
+      E::unpack(words.z, to + 2 * E::kPerWord);
+      E::unpack(words.w, to + 3 * E::kPerWord);
     }
   } else {
     const auto* next = &row[column];
@@ -116,17 +122,15 @@ __device__ __forceinline__ void load_group(const RowView<E>& row, int column, in
 template <int kGroup, class E>
 __device__ __forceinline__ void store_group(const RowView<E>& row, int column, int columns,
                                             const float (&x)[kGroup]) {
-  using V = Vector<E>;
   if (row.vector && column >= 0 && column + kGroup <= columns) {
-    auto* vectors = reinterpret_cast<V*>(row.data + column);
+    auto* vectors = reinterpret_cast<uint4*>(row.data + column);
 #pragma unroll
-    for (int v = 0; v < kGroup / V::kSize; ++v) {
-      V rounded;
-#pragma unroll
-      for (int k = 0; k < V::kPairs; ++k) {
-        rounded.pair[k] = E::from_floats(x[v * V::kSize + 2 * k], x[v * V::kSize + 2 * k + 1]);
-      }
-      vectors[v] = rounded;
+    for (int v = 0; v < kGroup / kVectorSize<E>; ++v) {
+      const float* from = x + v * kVectorSize<E>;
+      // First to leave the cache: the kernels do not read it again, and other rows' logits are worth more
+      // there.
+      __stcs(vectors + v, make_uint4(E::pack(from), E::pack(from + E::kPerWord),
+                                     E::pack(from + 2 * E::kPerWord), E::pack(from + 3 * E::kPerWord)));
     }
   } else {
     auto* next = &row[column];
@@ -140,7 +144,7 @@ __device__ __forceinline__ void store_group(const RowView<E>& row, int column, i
 // The whole block writes `value` to columns [begin, end).
 template <class E>
 __device__ __forceinline__ void fill_row(RowView<E> row, int begin, int end, float value) {
-  constexpr int kGroup = Vector<E>::kSize;
+  constexpr int kGroup = kVectorSize<E>;
   float x[kGroup];
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) x[k] = value;

@@ -17,7 +17,7 @@ constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 0xffff;
 // blockIdx.x walks the rows, blockIdx.y slabs of columns, so that few long rows fill the device too.
 template <class E>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const ScaleParams p) {
-  constexpr int kGroup = Vector<E>::kSize;
+  constexpr int kGroup = kVectorSize<E>;
   using Stored = typename E::Stored;
   for (int64_t index = blockIdx.x; index < p.rows; index += gridDim.x) {
     const float factor = static_cast<const float*>(p.factor)[index * p.factor_stride];

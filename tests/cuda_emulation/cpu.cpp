@@ -1,0 +1,36 @@
+// The CPU's side of the bindings, served by the emulated CUDA kernels: a module built with this runs them
+// wherever the suite runs the native backend on a CPU.
+#include "../../csrc/cpu/cpu.h"
+
+#include <stdexcept>
+
+#include "../../csrc/cuda/launch.h"
+#include "cuda_runtime.h"
+
+namespace fastkd::cpu {
+
+namespace {
+
+// The fibers of a block take turns forwards in one set and backwards in the other: results that differ show a
+// race.
+const std::string kForwards = "emulated_cuda", kBackwards = "emulated_cuda_backwards";
+
+void check(const char* error) {
+  if (error != nullptr) throw std::runtime_error(error);
+}
+
+}  // namespace
+
+std::vector<std::string> isas() { return {kForwards, kBackwards}; }
+
+void dense_rows(const DenseParams& params, const std::string& isa, int) {
+  emulation::backwards = isa == kBackwards;
+  check(cuda::dense_rows(params, 0, nullptr));
+}
+
+void scale_rows(const ScaleParams& params, const std::string& isa, int) {
+  emulation::backwards = isa == kBackwards;
+  check(cuda::scale_rows(params, 0, nullptr));
+}
+
+}  // namespace fastkd::cpu
