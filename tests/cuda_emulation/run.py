@@ -3,9 +3,13 @@
 import importlib.util
 import sys
 from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
 
 import pytest
+import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the fastkd that these tests lie beside
+torch.set_num_threads(1)  # small tensors
 loader = ExtensionFileLoader("fastkd._C", sys.argv[1])
 spec = importlib.util.spec_from_file_location("fastkd._C", sys.argv[1], loader=loader)
 assert spec is not None
