@@ -1,4 +1,4 @@
-"""What the README promises: its commands exist, its snippets run, its links lead somewhere, its numbers are measured."""
+"""What the README promises: its commands exist, its snippets run, its links and numbers are real."""
 
 from __future__ import annotations
 
