@@ -17,7 +17,9 @@ class KDLoss(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, student_logits: Tensor, teacher: Tensor, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(
+        self, student_logits: Tensor, teacher: Tensor, labels: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """``options`` of a call (``num_items``, ``token_weights``) go over those of the module."""
         return kd_loss(student_logits, teacher, labels, **{**self.options, **options})
 
