@@ -80,11 +80,11 @@ GPU_RUN := PYTHONPATH=$(GPU_DEPS):$$PYTHONPATH $(GPU_PYTHON)
 gpu-deps:
 	@rm -rf $(GPU_DEPS)
 	$(PYTHON) -m pip install -qq --no-compile --target $(GPU_DEPS) --python-version $(GPU_PYTHON_VERSION) --only-binary=:all: \
-	  pybind11 pytest pytest-benchmark hypothesis
+	  pybind11 pytest pytest-benchmark hypothesis expecttest
 
 gpu:
 	@$(GPU_RUN) -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"
-	@for module in pybind11 pytest pytest_benchmark hypothesis triton; do \
+	@for module in pybind11 pytest pytest_benchmark hypothesis expecttest triton; do \
 	  $(GPU_RUN) -c "import $$module" || { echo "$(GPU_PYTHON) lacks $$module: run 'make gpu-deps' where there is a network" \
 	    "and bring build/gpu-deps along"; exit 1; }; done
 	@for tool in cmake ninja nvcc; do command -v $$tool >/dev/null || { echo "$$tool is not on the PATH"; exit 1; }; done
