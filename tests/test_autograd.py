@@ -95,6 +95,15 @@ def test_autocast_does_not_recast_the_heads() -> None:
     assert torch.equal(*grads)
 
 
+def test_second_order_raises_in_place_too() -> None:
+    x = torch.randn(3, 7, requires_grad=True)
+    (grad,) = torch.autograd.grad(
+        fastkd.kd_loss(x * 2, torch.randn(3, 7), inplace=True), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        grad.square().sum().backward()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile_without_graph_breaks(reduction: str) -> None:
     t, labels = torch.randn(2, 5, 40), torch.randint(0, 40, (2, 5))
@@ -146,6 +155,9 @@ def test_opcheck() -> None:
     labels = torch.randint(0, 12, (2, 3))
     torch.library.opcheck(
         torch.ops.fastkd.dense_kd, (s, t, labels, scale, scale, True, True, None, *astuple(SPEC))
+    )
+    torch.library.opcheck(
+        torch.ops.fastkd.dense_kd_, (s.clone(), t, labels, scale, scale, True, None, *astuple(SPEC))
     )
     torch.library.opcheck(torch.ops.fastkd.scale_rows, (s, torch.rand(6), None))
     torch.library.opcheck(torch.ops.fastkd.scale_rows_, (s.clone(), torch.rand(6), None))

@@ -48,6 +48,18 @@ def logits_like(name: str, x: object, what: str = "(..., V)") -> Tensor:
     return x
 
 
+def overwritable(x: Tensor) -> None:
+    """Raise unless a gradient may be written over ``x``."""
+    if x.is_leaf and x.requires_grad:
+        raise ValueError(
+            "inplace=True would overwrite a leaf that requires grad: pass a model's logits, or inplace=False"
+        )
+    if not x.is_contiguous():
+        raise ValueError(
+            "inplace=True needs contiguous student_logits: pass inplace=False for a strided view"
+        )
+
+
 def same_device(device: torch.device, **tensors: Tensor | None) -> None:
     for name, x in tensors.items():
         if x is not None and x.device != device:

@@ -50,6 +50,47 @@ class _DenseKD(torch.autograd.Function):
         return by_student, by_teacher, None, None, None, None, None, None
 
 
+class _DenseKDInPlace(torch.autograd.Function):
+    """The same, the student's gradient written over its logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None,
+        loss_scale: Tensor,
+        grad_scale: Tensor | None,
+        unhold: Tensor | None,
+        backend: str | None,
+        arithmetic: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.wanted, ctx.backend = teacher.requires_grad, backend
+        row_loss, grad_teacher = torch.ops.fastkd.dense_kd_(
+            student, teacher, labels, loss_scale, grad_scale, ctx.wanted, backend, *arithmetic
+        )
+        ctx.mark_dirty(student)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(student, grad_teacher, unhold)
+        return row_loss, student
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor | None, later: Tensor | None) -> tuple[Any, ...]:
+        if later is not None:
+            raise RuntimeError(
+                "student_logits were used after kd_loss(..., inplace=True) had overwritten them with their "
+                "gradient: use them before, or pass inplace=False"
+            )
+        if upstream is None:
+            return (None,) * 8
+        grad_student, grad_teacher, unhold = ctx.saved_tensors
+        factor = upstream if unhold is None else upstream * unhold
+        by_student = times_upstream(grad_student.detach(), factor, ctx.backend)
+        by_teacher = times_upstream(grad_teacher, factor, ctx.backend) if ctx.wanted else None
+        return by_student, by_teacher, None, None, None, None, None, None
+
+
 def kd_loss(
     student_logits: Tensor,
     teacher: Tensor,
@@ -68,6 +109,7 @@ def kd_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    inplace: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     r"""Distillation loss between two tensors of logits, fused with cross-entropy.
@@ -104,6 +146,10 @@ def kd_loss(
         label_smoothing: e in [0, 1]: the label's share falls to 1 - e, e is spread over the vocabulary.
         z_loss: weight of the squared log-partition at temperature 1 (PaLM, Chowdhery et al. 2022).
         vocab_size: columns at or past it do not exist, on either side; needed when ``V_s != V_t``.
+        inplace: write the gradient over ``student_logits`` (contiguous, and not a leaf), which saves the
+            memory of a gradient. They hold no logits afterwards: a backward through any other use of them
+            raises. Without effect where no student gradient is wanted, and under ``torch.compile``, whose
+            planner decides on memory.
         backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
 
     Returns:
@@ -147,8 +193,14 @@ def kd_loss(
         wide(student_logits, teacher),
     )
     held, unhold = reductions.held_scale(scale, spec, student_logits.dtype, teacher.dtype)
+    inputs = (student_logits, teacher, labels, scale, held, unhold, backend, astuple(spec))
+    if inplace and torch.is_grad_enabled() and student_logits.requires_grad:
+        checks.overwritable(student_logits)
+        if not torch.compiler.is_compiling():
+            rows, _ = _DenseKDInPlace.apply(*inputs)
+            return rows.view(leading) if reduction == "none" else rows.sum()
     if torch.is_grad_enabled() and (student_logits.requires_grad or teacher.requires_grad):
-        rows = _DenseKD.apply(student_logits, teacher, labels, scale, held, unhold, backend, astuple(spec))
+        rows = _DenseKD.apply(*inputs)
     else:
         rows, _, _ = torch.ops.fastkd.dense_kd(
             student_logits, teacher, labels, scale, held, False, False, backend, *astuple(spec)

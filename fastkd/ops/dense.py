@@ -21,6 +21,10 @@ LIBRARY.define(
     f"bool student_grad, bool teacher_grad, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
+LIBRARY.define(
+    "dense_kd_(Tensor(a!) student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor? grad_scale, "
+    f"bool teacher_grad, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor)"
+)
 LIBRARY.define("scale_rows(Tensor grad, Tensor factor, str? backend) -> Tensor")
 LIBRARY.define("scale_rows_(Tensor(a!) grad, Tensor factor, str? backend) -> ()")
 
@@ -49,6 +53,45 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def _rows_of_gradient(grad: Tensor | None, logits: Tensor, rows: Tensor) -> Tensor | None:
+    if grad is None or grad is logits:
+        return None if grad is None else rows
+    return grad.view(rows.shape)
+
+
+def _run(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    grad_student: Tensor | None,
+    grad_teacher: Tensor | None,
+    backend: str | None,
+    arithmetic: tuple[float | str, ...],
+) -> Tensor:
+    """Check, choose a backend and fill the gradients; ``grad_student`` may be ``student`` itself."""
+    spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
+    check_labels(labels, spec.ignore_index, spec.vocab_size)
+    runner = registry.choose(backend, student.device, student.dtype, teacher.dtype)
+    row_loss = torch.empty_like(loss_scale)
+    if row_loss.numel() == 0:
+        return row_loss
+    s, t = same_rows(student, teacher)
+    runner.dense_rows(
+        s,
+        t,
+        None if labels is None else labels.reshape(-1).contiguous(),
+        loss_scale.contiguous(),
+        (loss_scale if grad_scale is None else grad_scale).contiguous(),
+        spec,
+        row_loss,
+        _rows_of_gradient(grad_student, student, s),
+        None if grad_teacher is None else grad_teacher.view(t.shape),
+    )
+    return row_loss
+
+
 def _dense_kd(
     student: Tensor,
     teacher: Tensor,
@@ -60,27 +103,26 @@ def _dense_kd(
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
-    check_labels(labels, spec.ignore_index, spec.vocab_size)
-    runner = registry.choose(backend, student.device, student.dtype, teacher.dtype)
-    row_loss = torch.empty_like(loss_scale)
-    grad_student = _gradient_like(student, student_grad)
-    grad_teacher = _gradient_like(teacher, teacher_grad)
-    if row_loss.numel() == 0:
-        return row_loss, grad_student, grad_teacher
-    s, t = same_rows(student, teacher)
-    runner.dense_rows(
-        s,
-        t,
-        None if labels is None else labels.reshape(-1).contiguous(),
-        loss_scale.contiguous(),
-        (loss_scale if grad_scale is None else grad_scale).contiguous(),
-        spec,
-        row_loss,
-        grad_student.view(s.shape) if student_grad else None,
-        grad_teacher.view(t.shape) if teacher_grad else None,
-    )
-    return row_loss, grad_student, grad_teacher
+    by_student, by_teacher = _gradient_like(student, student_grad), _gradient_like(teacher, teacher_grad)
+    wanted = by_student if student_grad else None, by_teacher if teacher_grad else None
+    row_loss = _run(student, teacher, labels, loss_scale, grad_scale, *wanted, backend, arithmetic)
+    return row_loss, by_student, by_teacher
+
+
+def _dense_kd_in_place(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    teacher_grad: bool,
+    backend: str | None,
+    *arithmetic: float | str,
+) -> tuple[Tensor, Tensor]:
+    by_teacher = _gradient_like(teacher, teacher_grad)
+    wanted = student, by_teacher if teacher_grad else None
+    row_loss = _run(student, teacher, labels, loss_scale, grad_scale, *wanted, backend, arithmetic)
+    return row_loss, by_teacher
 
 
 def _dense_kd_fake(
@@ -114,11 +156,26 @@ def _scale_rows_in_place(grad: Tensor, factor: Tensor, backend: str | None) -> N
         registry.choose(backend, grad.device, grad.dtype).scale_rows(rows, factor, rows)
 
 
+def _dense_kd_in_place_fake(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    teacher_grad: bool,
+    backend: str | None,
+    *arithmetic: float | str,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(loss_scale), _gradient_like(teacher, teacher_grad)
+
+
 for key in ("CPU", "CUDA", "XPU", "MPS"):
     LIBRARY.impl("dense_kd", _dense_kd, key)
+    LIBRARY.impl("dense_kd_", _dense_kd_in_place, key)
     LIBRARY.impl("scale_rows", _scale_rows, key)
     LIBRARY.impl("scale_rows_", _scale_rows_in_place, key)
 torch.library.register_fake("fastkd::dense_kd", _dense_kd_fake, lib=LIBRARY)
+torch.library.register_fake("fastkd::dense_kd_", _dense_kd_in_place_fake, lib=LIBRARY)
 torch.library.register_fake(
     "fastkd::scale_rows", lambda grad, factor, backend: torch.empty_like(grad), lib=LIBRARY
 )
