@@ -104,6 +104,16 @@ class RowKernel {
     return horizontal_max(max(max(top[0], top[1]), max(top[2], top[3])));
   }
 
+  // Without the padding of the last vector, which is -inf.
+  static double block_sum(const R* x, int64_t n) {
+    V total(0);
+    int64_t i = 0;
+    for (; i + kW <= n; i += kW) total = total + V::load(x + i);
+    double sum = horizontal_sum(total);
+    for (; i < n; ++i) sum += x[i];
+    return sum;
+  }
+
   // A power of the student's exponential where that gives the one at temperature 1.
   V at_one(V es, V s) const {
     if constexpr (kSeparate) return exp2(fma(s, V(c1_), V(-shift_1_)));
@@ -120,11 +130,7 @@ class RowKernel {
       const Block b = load(start);
       raise_shifts(block_max(b.s, b.n), kTeacher ? block_max(b.t, b.n) : kLowest);
       add_block(b);
-      if (params_.label_smoothing != 0 && softmax_) {
-        double sum = 0;
-        for (int64_t i = 0; i < b.n; ++i) sum += b.s[i];
-        logit_sum_ += sum;
-      }
+      if (params_.label_smoothing != 0 && has_label()) logit_sum_ += block_sum(b.s, b.n);
     }
   }
 
