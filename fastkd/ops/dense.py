@@ -19,7 +19,6 @@ LIBRARY = torch.library.Library("fastkd", "FRAGMENT")
 LIBRARY.define(
     "dense_kd(Tensor student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor? grad_scale, "
     f"bool student_grad, bool teacher_grad, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.needs_exact_strides,),
 )
 LIBRARY.define(
     "dense_kd_(Tensor(a!) student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor? grad_scale, "
