@@ -81,9 +81,9 @@ def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer], None]:
         if case.device == "cpu":
             start = time.perf_counter()
             call()
-            rounds = min(50, max(5, math.ceil(SECONDS_PER_ROUTE / (time.perf_counter() - start))))
+            rounds = min(50, max(3, math.ceil(SECONDS_PER_ROUTE / (time.perf_counter() - start))))
             benchmark.extra_info["calls_per_round"] = 1
-            benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+            benchmark.pedantic(call, rounds=rounds)  # the two calls above were the warm-up
             return
 
         def calls() -> None:
