@@ -50,8 +50,9 @@ def row_scale(
         return scale / (student.shape[0] if student.dim() > 1 else 1)
     if reduction == "mean":
         total = scale.sum() if num_items is None else torch.as_tensor(num_items).to(dtype)
-        # Nothing to average is a loss of 0, not 0 / 0.
-        return torch.where(total == 0, 0.0, scale / total)
+        # Nothing to average is a loss of 0, not 0 / 0. (num_items may be a scalar on the CPU for logits on a
+        # GPU: as a factor it costs no copy.)
+        return scale * torch.where(total == 0, 0.0, 1.0 / total)
     return scale
 
 
