@@ -97,6 +97,10 @@ PYBIND11_MODULE(_C, m) {
            py::arg("factor_stride"), py::arg("wide"));
 
   m.def("cpu_isas", &cpu::isas);
+  m.def(
+      "cpu_advise_huge_pages",
+      [](uintptr_t data, int64_t bytes) { cpu::advise_huge_pages(reinterpret_cast<void*>(data), bytes); },
+      py::arg("data"), py::arg("bytes"));
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),

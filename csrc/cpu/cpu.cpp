@@ -33,21 +33,6 @@ struct Queue {
   }
 };
 
-// A fresh gradient is memory that the system has yet to map. In huge pages that takes a fraction of the time
-// of small ones, which would cost as much as the kernel itself. Only advice: nothing is lost where it is not
-// taken.
-void advise_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHuge * kHuge;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
-
 // Threads live for one call: starting one costs microseconds, and none is left to be lost in a fork.
 template <class Body>
 void on_threads(int64_t rows, int64_t columns, int threads, const Body& body) {
@@ -81,6 +66,18 @@ const CpuKernels& kernels(const std::string& isa, bool wide) {
 
 }  // namespace
 
+void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kHuge * kHuge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> found;
 #if defined(FASTKD_X86)
@@ -103,7 +100,6 @@ void dense_rows(const DenseParams& params, const std::string& isa, int threads) 
   const bool in_place = out.data == params.student.data;
   const int64_t bytes = params.rows * params.vocab * (out.dtype == Dtype::kFloat32 ? 4 : 2);
   const bool streamed = out.data != nullptr && !in_place && bytes > kStreamedBytes;
-  if (streamed) advise_huge_pages(out.data, bytes);
   on_threads(params.rows, params.vocab, threads,
              [&](Queue* queue) { run.dense_rows(params, streamed, Queue::take, queue); });
 }

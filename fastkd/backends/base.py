@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ class Backend(ABC):
     @abstractmethod
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         """Why this backend cannot run there and what would mend it; None when it can."""
+
+    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Uninitialised contiguous memory of the dtype and device of ``like``, for large results."""
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
 
     @abstractmethod
     def dense_rows(

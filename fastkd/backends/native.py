@@ -5,7 +5,7 @@ Tensors are checked here once more, since a wrong address does not raise: it cor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -74,6 +74,12 @@ class NativeBackend(Backend):
         if dtype == torch.float64:
             return "the CUDA kernels have no float64: use backend='reference'"
         return _C.cuda_missing(device.index if device.index is not None else 0)
+
+    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        out = super().empty(shape, like)
+        if out.device.type == "cpu":
+            _C.cpu_advise_huge_pages(_address(out), out.numel() * out.element_size())
+        return out
 
     def dense_rows(
         self,

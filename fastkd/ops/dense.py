@@ -42,10 +42,14 @@ def check_labels(labels: Tensor | None, ignore_index: int, vocab_size: int) -> N
         )
 
 
-def _gradient_like(logits: Tensor, wanted: bool) -> Tensor:
+def _gradient_like(logits: Tensor, wanted: bool, backend: str | None) -> Tensor:
     if not wanted:
         return logits.new_empty(0)
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    return registry.choose(backend, logits.device, logits.dtype).empty(logits.shape, logits)
+
+
+def _fake_gradient(logits: Tensor, wanted: bool) -> Tensor:
+    return logits.new_empty(logits.shape if wanted else 0)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -102,7 +106,8 @@ def _dense_kd(
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    by_student, by_teacher = _gradient_like(student, student_grad), _gradient_like(teacher, teacher_grad)
+    by_student = _gradient_like(student, student_grad, backend)
+    by_teacher = _gradient_like(teacher, teacher_grad, backend)
     wanted = by_student if student_grad else None, by_teacher if teacher_grad else None
     row_loss = _run(student, teacher, labels, loss_scale, grad_scale, *wanted, backend, arithmetic)
     return row_loss, by_student, by_teacher
@@ -118,7 +123,7 @@ def _dense_kd_in_place(
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, Tensor]:
-    by_teacher = _gradient_like(teacher, teacher_grad)
+    by_teacher = _gradient_like(teacher, teacher_grad, backend)
     wanted = student, by_teacher if teacher_grad else None
     row_loss = _run(student, teacher, labels, loss_scale, grad_scale, *wanted, backend, arithmetic)
     return row_loss, by_teacher
@@ -137,8 +142,8 @@ def _dense_kd_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(loss_scale),
-        _gradient_like(student, student_grad),
-        _gradient_like(teacher, teacher_grad),
+        _fake_gradient(student, student_grad),
+        _fake_gradient(teacher, teacher_grad),
     )
 
 
@@ -165,7 +170,7 @@ def _dense_kd_in_place_fake(
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(loss_scale), _gradient_like(teacher, teacher_grad)
+    return torch.empty_like(loss_scale), _fake_gradient(teacher, teacher_grad)
 
 
 for key in ("CPU", "CUDA", "XPU", "MPS"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
+from fastkd.backends.base import Backend
 from fastkd.ops.dense import LIBRARY, SPEC_SCHEMA, check_labels
 from fastkd.ops.rows import as_rows
 from fastkd.spec import LossSpec
@@ -38,6 +39,7 @@ class _Head:
 
     def __init__(
         self,
+        runner: Backend,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -51,7 +53,8 @@ class _Head:
         self.weight = weight[:vocab]
         self.bias = None if bias is None else bias[:vocab]
         self.scale, self.softcap = scale, softcap
-        self.logits = hidden.new_empty(rows, vocab)
+        self.runner = runner
+        self.logits = runner.empty((rows, vocab), hidden)
         self.by_hidden = torch.empty_like(self.hidden) if wanted[0] else None
         # 16-bit sums over chunks are kept in float32 and rounded once, at the end.
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -91,8 +94,10 @@ class _Head:
                 into.addmm_(grad.t(), rows)
             elif self.single:
                 # One chunk is the whole sum: the product itself is its one rounding.
-                self.by_weight = self.weight.new_zeros(self.by_weight.shape)
-                torch.mm(grad.t(), rows, out=self.by_weight[: self.weight.shape[0]])
+                columns = self.weight.shape[0]
+                self.by_weight = self.runner.empty(self.by_weight.shape, self.weight)
+                torch.mm(grad.t(), rows, out=self.by_weight[:columns])
+                self.by_weight[columns:] = 0
             else:
                 # Autocast would recast float16 to its own dtype.
                 with torch.autocast(grad.device.type, enabled=False):
@@ -142,19 +147,27 @@ def _linear_kd(
     row_loss = torch.empty_like(loss_scale)
     per_token = vocab * (hidden.element_size() + (0 if teacher_weight is None else teacher.element_size()))
     chunk = min(chunk_size or default_chunk(tokens, per_token), max(tokens, 1))
-    head = _Head(hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
+    head = _Head(runner, hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
 
     teacher_head = None
     given, by_given = None, teacher.new_empty(0)
     # A teacher that the loss does not read needs no logits either.
     if teacher_weight is not None and spec.kd_weight != 0:
         teacher_head = _Head(
-            teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap, vocab, chunk, wanted[3:]
+            runner,
+            teacher,
+            teacher_weight,
+            teacher_bias,
+            teacher_scale,
+            teacher_softcap,
+            vocab,
+            chunk,
+            wanted[3:],
         )
     elif teacher_weight is None:
         given = as_rows(teacher)
         if wanted[3]:
-            by_given = torch.empty(teacher.shape, dtype=teacher.dtype, device=teacher.device)
+            by_given = runner.empty(teacher.shape, teacher)
     flat_labels = None if labels is None else labels.reshape(-1).contiguous()
 
     for start in range(0, tokens, chunk):
