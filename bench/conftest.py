@@ -13,10 +13,12 @@ import torch
 import fastkd
 from bench import oracle
 from bench.cases import ELEMENTS, Case, Problem, make_problem, step
-from bench.floor import copy_bandwidth
 from bench.memory import peak_extra_in_child
 from bench.peers import ROUTES, missing
 from bench.versions import describe_device, versions
+
+# Seconds of what a problem costs at least.
+Floor = Callable[[Problem], float]
 
 SECONDS_PER_ROUTE = 2.0
 CUDA_CALLS_PER_ROUND = 20
@@ -53,15 +55,10 @@ def right(problem: Problem) -> oracle.Answer:
 
 
 @pytest.fixture
-def bandwidth(problem: Problem) -> float:
-    return copy_bandwidth(problem.case.device, problem.case.logits_bytes)
-
-
-@pytest.fixture
-def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer], None]:
+def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer, Floor], None]:
     """Checks a route against the oracle, then times it. A wrong answer of fastkd's fails and gets no time."""
 
-    def run(route: str, problem: Problem, right: oracle.Answer) -> None:
+    def run(route: str, problem: Problem, right: oracle.Answer, floor: Floor) -> None:
         case = problem.case
         skip_missing(route, case)
 
@@ -72,28 +69,34 @@ def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer], None]:
         if route == "fastkd":
             allowed = oracle.tolerance(case)
             assert value_error <= allowed[0], f"the loss is off by {value_error:.1e}: no speed is worth that"
-            assert gradient_error <= allowed[1], (
-                f"the gradient is off by {gradient_error:.1e}: no speed is worth that"
-            )
+            assert gradient_error <= allowed[1], f"the gradient is off by {gradient_error:.1e}, as above"
+        before = floor(problem)
+        calls_per_round = time_on_cpu(call) if case.device == "cpu" else time_on_gpu(call)
+        # The floor at both ends, so that a machine that was busy for a while is noticed.
         benchmark.extra_info.update(
-            record(route, case), value_error=value_error, gradient_error=gradient_error
+            record(route, case),
+            calls_per_round=calls_per_round,
+            floor_seconds=[before, floor(problem)],
+            value_error=value_error,
+            gradient_error=gradient_error,
         )
-        if case.device == "cpu":
-            start = time.perf_counter()
-            call()
-            rounds = min(50, max(3, math.ceil(SECONDS_PER_ROUTE / (time.perf_counter() - start))))
-            benchmark.extra_info["calls_per_round"] = 1
-            benchmark.pedantic(call, rounds=rounds)  # the two calls above were the warm-up
-            return
 
+    def time_on_cpu(call: Callable[[], object]) -> int:
+        start = time.perf_counter()
+        call()
+        rounds = min(50, max(3, math.ceil(SECONDS_PER_ROUTE / (time.perf_counter() - start))))
+        benchmark.pedantic(call, rounds=rounds)  # the oracle's call and the one above were the warm-up
+        return 1
+
+    def time_on_gpu(call: Callable[[], object]) -> int:
         def calls() -> None:
             # Many calls to one wait, so that what is seen is the device and not the launch of one call.
             for _ in range(CUDA_CALLS_PER_ROUND):
                 call()
             torch.cuda.synchronize()
 
-        benchmark.extra_info["calls_per_round"] = CUDA_CALLS_PER_ROUND
         benchmark.pedantic(calls, rounds=9, warmup_rounds=2)
+        return CUDA_CALLS_PER_ROUND
 
     return run
 

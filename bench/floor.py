@@ -26,6 +26,12 @@ def copy_bandwidth(device: str, size: int) -> float:
     return 2 * size / seconds
 
 
+def memory_seconds(problem: Problem) -> float:
+    """One read of each side's logits and one write of the gradient, at the speed of a copy."""
+    case = problem.case
+    return 3 * case.logits_bytes / copy_bandwidth(case.device, case.logits_bytes)
+
+
 def _memcpy_seconds(target: Tensor, source: Tensor) -> float:
     memcpy = ctypes.CDLL(None).memcpy  # lets other threads run while it works
     memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)

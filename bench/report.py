@@ -16,6 +16,8 @@ Run = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+# Floors that differ by more than this factor were measured on a machine that was busy with other things.
+QUIET = 1.2
 PEERS = ("eager", "torch.compile", "liger", "trl")
 
 
@@ -25,7 +27,6 @@ def read_run(raws: dict[str, Path]) -> Run:
     for allocator, path in raws.items():
         raw = json.loads(path.read_text())
         run.update(raw["machine_info"]["fastkd"], date=raw["datetime"][:10])
-        bandwidth, gemms = _floors(benchmark["extra_info"] for benchmark in raw["benchmarks"])
         for benchmark in raw["benchmarks"]:
             info = benchmark["extra_info"]
             entry = {
@@ -38,16 +39,11 @@ def read_run(raws: dict[str, Path]) -> Run:
                 peak = info["peak_extra"] / info["logits_bytes"]
                 run["entries"].append({**entry, "allocator": None, "peak_extra_logits": peak})
                 continue
-            seconds = benchmark["stats"]["median"] / info["calls_per_round"]
-            entry.update(ms=1e3 * seconds)
+            entry["ms"] = 1e3 * benchmark["stats"]["median"] / info["calls_per_round"]
+            entry["floor_ms"] = [1e3 * seconds for seconds in info["floor_seconds"]]
             entry.update(value_error=info["value_error"], gradient_error=info["gradient_error"])
-            if info["case_id"] in gemms:
-                entry["times_gemms"] = seconds / gemms[info["case_id"]]
-            elif bandwidth is not None:
-                least = 3 * info["logits_bytes"]  # one read of each side, one write of the gradient
-                entry["gb_per_s"] = least / seconds / 1e9
-                entry["copy_gb_per_s"] = bandwidth / 1e9
-                entry["share_of_floor"] = least / bandwidth / seconds
+            if not entry["student_width"]:
+                entry["gb_per_s"] = 3 * info["logits_bytes"] / entry["ms"] / 1e6
             run["entries"].append(entry)
     peaks = {(e["case_id"], e["route"]): e["peak_extra_logits"] for e in run["entries"] if not e["allocator"]}
     for entry in run["entries"]:
@@ -56,17 +52,14 @@ def read_run(raws: dict[str, Path]) -> Run:
     return run
 
 
-def _floors(infos: Iterable[dict[str, Any]]) -> tuple[float | None, dict[str, float]]:
-    """Medians of what was measured beside the routes: the copy's bandwidth, the products' time by case."""
-    bandwidths: list[float] = []
-    gemms: dict[str, list[float]] = {}
-    for info in infos:
-        if "bandwidth" in info:
-            bandwidths.append(info["bandwidth"])
-        if "gemm_seconds" in info:
-            gemms.setdefault(info["case_id"], []).append(info["gemm_seconds"])
-    bandwidth = statistics.median(bandwidths) if bandwidths else None
-    return bandwidth, {case_id: statistics.median(seconds) for case_id, seconds in gemms.items()}
+def _quiet(*entries: Entry) -> bool:
+    """Whether the floors before and after all of them agree: else the machine was not the same for all."""
+    floors = [ms for entry in entries for ms in entry["floor_ms"]]
+    return max(floors) <= QUIET * min(floors)
+
+
+def _times_floor(entry: Entry) -> float | None:
+    return entry["ms"] / statistics.mean(entry["floor_ms"]) if _quiet(entry) else None
 
 
 def _select(run: Run, allocator: str | None, linear: bool) -> dict[str, dict[str, Entry]]:
@@ -83,35 +76,36 @@ def _number(x: float | None, digits: int = 2, unit: str = "") -> str:
 
 
 def _speedups(routes: dict[str, Entry]) -> list[str]:
-    ours = routes["fastkd"]["ms"]
-    return [_number(routes[peer]["ms"] / ours, 1, "x") if peer in routes else "-" for peer in PEERS]
+    ours, cells = routes["fastkd"], []
+    for peer in PEERS:
+        if peer not in routes:
+            cells.append("-")
+        else:
+            quiet = _quiet(ours, routes[peer])
+            cells.append(_number(routes[peer]["ms"] / ours["ms"], 1, "x") if quiet else "busy")
+    return cells
 
 
-def _dense_rows(cases: dict[str, dict[str, Entry]]) -> Iterable[list[str]]:
+def _rows(cases: dict[str, dict[str, Entry]], linear: bool) -> Iterable[list[str]]:
     for case_id, routes in cases.items():
         if "fastkd" not in routes:
-            yield [case_id, "wrong or not measured: no speed is stated", *["-"] * 8]
+            columns = len(LINEAR_HEAD if linear else DENSE_HEAD)
+            yield [case_id, "wrong or not measured: no speed is stated", *["-"] * (columns - 2)]
             continue
-        e = routes["fastkd"]
+        ours = routes["fastkd"]
+        times = _times_floor(ours)
+        if linear:
+            measured = ["busy" if times is None else f"{times:.2f}x"]
+        else:
+            measured = [_number(ours["gb_per_s"], 1), "busy" if times is None else f"{1 / times:.2f}"]
         yield [
             case_id,
-            _number(e["ms"], 2 if e["ms"] < 10 else 1),
-            _number(e.get("gb_per_s"), 1),
-            _number(e.get("share_of_floor")),
+            _number(ours["ms"], 2 if ours["ms"] < 10 else 1),
+            *measured,
             *_speedups(routes),
-            _number(e.get("peak_extra_logits")),
-            f"{e['gradient_error']:.0e}",
+            _number(ours.get("peak_extra_logits")),
+            f"{ours['gradient_error']:.0e}",
         ]
-
-
-def _linear_rows(cases: dict[str, dict[str, Entry]]) -> Iterable[list[str]]:
-    for case_id, routes in cases.items():
-        if "fastkd" not in routes:
-            yield [case_id, "wrong or not measured: no speed is stated", *["-"] * 7]
-            continue
-        e = routes["fastkd"]
-        times, peak = _number(e.get("times_gemms"), 2, "x"), _number(e.get("peak_extra_logits"), 3)
-        yield [case_id, _number(e["ms"], 1), times, *_speedups(routes), peak, f"{e['gradient_error']:.0e}"]
 
 
 def _memory_rows(run: Run) -> Iterable[list[str]]:
@@ -132,15 +126,10 @@ def _sections(run: Run) -> Iterable[tuple[str, list[str], list[list[str]]]]:
         title = {"default": "the default allocator", "kept": "mapped memory kept"}[allocator]
         if run["device_type"] != "cpu":
             title = "torch's caching allocator"
-        for head, rows, linear in ((DENSE_HEAD, _dense_rows, False), (LINEAR_HEAD, _linear_rows, True)):
+        for head, linear in ((DENSE_HEAD, False), (LINEAR_HEAD, True)):
             cases = _select(run, allocator, linear)
-            if not cases:
-                continue
-            copy = next(
-                (e["copy_gb_per_s"] for c in cases.values() for e in c.values() if "copy_gb_per_s" in e), None
-            )
-            with_copy = f"; a copy runs at {copy:.1f} GB/s" if copy else ""
-            yield f"{title}{with_copy}", head, list(rows(cases))
+            if cases:
+                yield title, head, list(_rows(cases, linear))
     memory = list(_memory_rows(run))
     if memory:
         yield "peak extra memory, gradient included, in tensors of logits", MEMORY_HEAD, memory

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.cases import DTYPES, VOCABULARIES, Case, Problem
+from bench.floor import memory_seconds
 from bench.oracle import Answer
 
 ROUTES = ("fastkd", "eager", "torch.compile", "trl")
@@ -29,16 +30,10 @@ CASES = [
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("problem", CASES, indirect=True)
 def test_time(
-    problem: Problem,
-    route: str,
-    right: Answer,
-    bandwidth: float,
-    measure: Callable[..., None],
-    benchmark: Any,
+    problem: Problem, route: str, right: Answer, measure: Callable[..., None], benchmark: Any
 ) -> None:
     benchmark.group = problem.case.id
-    benchmark.extra_info["bandwidth"] = bandwidth
-    measure(route, problem, right)
+    measure(route, problem, right, memory_seconds)
 
 
 # Everyone's peak grows with the tensor alone, so the peers are asked at one vocabulary.

@@ -25,19 +25,13 @@ def memory_case(config: pytest.Config) -> Case:
     return Case(VOCAB, tokens, "float32", config.getoption("--device"), student_width=64, teacher_width=128)
 
 
-@pytest.fixture
-def gemms(problem: Problem) -> float:
-    return gemm_seconds(problem)
-
-
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("problem", [pytest.param(time_case, id="bfloat16-H256/512")], indirect=True)
 def test_time(
-    problem: Problem, route: str, right: Answer, gemms: float, measure: Callable[..., None], benchmark: Any
+    problem: Problem, route: str, right: Answer, measure: Callable[..., None], benchmark: Any
 ) -> None:
     benchmark.group = problem.case.id
-    benchmark.extra_info["gemm_seconds"] = gemms
-    measure(route, problem, right)
+    measure(route, problem, right, gemm_seconds)
 
 
 @pytest.mark.parametrize("route", ROUTES)
