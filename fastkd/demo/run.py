@@ -36,11 +36,11 @@ class Plan:
     held_out_share: float = 0.05
     vocabulary: int = 16384
     length: int = 128
-    batch: int = 8
+    batch: int = 4  # small, so that there are many steps: that is what small models on little text need
     teacher: Size = Size(192, 4, 3)
-    teacher_steps: int = 400
+    teacher_steps: int = 800
     student: Size = Size(96, 2, 2)
-    student_steps: int = 200
+    student_steps: int = 400
     transfer_pieces: int = 1000  # what the two students see; the teacher sees everything that is not held out
     held_out_pieces: int = 160
     evaluations: int = 5
@@ -87,7 +87,7 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
 
     _stage(2, f"vocabulary: byte-level BPE of {plan.vocabulary} entries, and the text in tokens")
     tokenizer = text.train_tokenizer(seen, plan.vocabulary)
-    args = _settings(plan, output_dir / "teacher", seed, plan.teacher_steps, learning_rate=2e-3)
+    args = _settings(plan, output_dir / "teacher", seed, plan.teacher_steps, learning_rate=1.5e-3)
     train = tokenize(Dataset.from_dict({"text": seen}), tokenizer, args, "training text")
     dev = tokenize(Dataset.from_dict({"text": held_out}), tokenizer, args, "held-out text")
     dev = dev.shuffle(seed=seed).select(range(min(plan.held_out_pieces, len(dev))))
@@ -102,7 +102,7 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     args.kd_ratio = 0.0
     found["teacher"], _ = train_one(args, "  teacher", teacher, None, train, None, tokenizer)
 
-    args = _settings(plan, output_dir / "student", seed, plan.student_steps, learning_rate=3e-3)
+    args = _settings(plan, output_dir / "student", seed, plan.student_steps, learning_rate=2e-3)
     args.eval_steps = max(1, plan.student_steps // plan.evaluations)
     for number, name in ((4, "student"), (5, "control")):
         what = "on a small part of the text, with the teacher (what `fastkd distill` does)"
@@ -149,10 +149,10 @@ def _settings(
         packing=True,
         max_steps=steps,
         per_device_train_batch_size=plan.batch,
-        per_device_eval_batch_size=plan.batch,
+        per_device_eval_batch_size=2 * plan.batch,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 20),
+        warmup_steps=max(1, steps // 10),
         adam_beta2=0.98,
         weight_decay=0.01,
         kd_ratio=plan.kd_ratio,
