@@ -12,7 +12,8 @@ namespace fastkd::cpu {
 std::vector<std::string> isas();
 
 // For fresh memory that the system has yet to map: in huge pages that takes a fraction of the time of small
-// ones, which for a gradient would be as long as the kernel. Only advice: nothing is lost where it is not taken.
+// ones, which for a gradient would be as long as the kernel. Only advice: nothing is lost where it is not
+// taken.
 void advise_huge_pages(void* data, int64_t bytes);
 
 // `isa` is one of isas(); `threads` is the exact number of threads, the caller's included.
