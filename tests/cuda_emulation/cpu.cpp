@@ -21,6 +21,8 @@ void check(const char* error) {
 
 }  // namespace
 
+void advise_huge_pages(void*, int64_t) {}
+
 std::vector<std::string> isas() { return {kForwards, kBackwards}; }
 
 void dense_rows(const DenseParams& params, const std::string& isa, int) {
