@@ -54,6 +54,26 @@ def right(problem: Problem) -> oracle.Answer:
     return oracle.answer(problem)
 
 
+def time_call(benchmark: Any, call: Callable[[], object], device: str) -> int:
+    """Rounds of ``call`` into ``benchmark``, at least three; how many calls a round holds."""
+    if device == "cpu":
+        call()
+        start = time.perf_counter()
+        call()
+        rounds = min(50, max(3, math.ceil(SECONDS_PER_ROUTE / (time.perf_counter() - start))))
+        benchmark.pedantic(call, rounds=rounds)
+        return 1
+
+    def calls() -> None:
+        # Many calls to one wait, so that what is seen is the device and not the launch of one call.
+        for _ in range(CUDA_CALLS_PER_ROUND):
+            call()
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(calls, rounds=9, warmup_rounds=2)
+    return CUDA_CALLS_PER_ROUND
+
+
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer, Floor], None]:
     """Checks a route against the oracle, then times it. A wrong answer of fastkd's fails and gets no time."""
@@ -71,7 +91,7 @@ def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer, Floor], No
             assert value_error <= allowed[0], f"the loss is off by {value_error:.1e}: no speed is worth that"
             assert gradient_error <= allowed[1], f"the gradient is off by {gradient_error:.1e}, as above"
         before = floor(problem)
-        calls_per_round = time_on_cpu(call) if case.device == "cpu" else time_on_gpu(call)
+        calls_per_round = time_call(benchmark, call, case.device)
         # The floor at both ends, so that a machine that was busy for a while is noticed.
         benchmark.extra_info.update(
             record(route, case),
@@ -80,23 +100,6 @@ def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer, Floor], No
             value_error=value_error,
             gradient_error=gradient_error,
         )
-
-    def time_on_cpu(call: Callable[[], object]) -> int:
-        start = time.perf_counter()
-        call()
-        rounds = min(50, max(3, math.ceil(SECONDS_PER_ROUTE / (time.perf_counter() - start))))
-        benchmark.pedantic(call, rounds=rounds)  # the oracle's call and the one above were the warm-up
-        return 1
-
-    def time_on_gpu(call: Callable[[], object]) -> int:
-        def calls() -> None:
-            # Many calls to one wait, so that what is seen is the device and not the launch of one call.
-            for _ in range(CUDA_CALLS_PER_ROUND):
-                call()
-            torch.cuda.synchronize()
-
-        benchmark.pedantic(calls, rounds=9, warmup_rounds=2)
-        return CUDA_CALLS_PER_ROUND
 
     return run
 

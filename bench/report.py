@@ -23,12 +23,15 @@ PEERS = ("eager", "torch.compile", "liger", "trl")
 
 def read_run(raws: dict[str, Path]) -> Run:
     """One entry per case, route and allocator, from the raw files by allocator."""
-    run: Run = {"entries": []}
+    run: Run = {"entries": [], "variants": []}
     for allocator, path in raws.items():
         raw = json.loads(path.read_text())
         run.update(raw["machine_info"]["fastkd"], date=raw["datetime"][:10])
         for benchmark in raw["benchmarks"]:
             info = benchmark["extra_info"]
+            if "variant" in info:
+                run["variants"].append(_variant(allocator, benchmark))
+                continue
             entry = {
                 "allocator": allocator,
                 "case_id": info["case_id"],
@@ -50,6 +53,20 @@ def read_run(raws: dict[str, Path]) -> Run:
         if (entry["case_id"], entry["route"]) in peaks:
             entry["peak_extra_logits"] = peaks[entry["case_id"], entry["route"]]
     return run
+
+
+def _variant(allocator: str, benchmark: dict[str, Any]) -> Entry:
+    info = benchmark["extra_info"]
+    seconds = benchmark["stats"]["median"] / info["calls_per_round"]
+    return {
+        "allocator": allocator,
+        "variant": info["variant"],
+        "dtype": info["dtype"],
+        "ms": 1e3 * seconds,
+        "ns_per_element": 1e9 * seconds / info["elements"],
+        "floor_ms": [1e3 * s for s in info["floor_seconds"]],
+        "gradient_error": info["gradient_error"],
+    }
 
 
 def _quiet(*entries: Entry) -> bool:
@@ -108,6 +125,27 @@ def _rows(cases: dict[str, dict[str, Entry]], linear: bool) -> Iterable[list[str
         ]
 
 
+def _variant_rows(run: Run, allocator: str) -> Iterable[list[str]]:
+    """Each variant in each dtype: time, share of the floor, time per element over the plain variant's."""
+    found = {(e["variant"], e["dtype"]): e for e in run.get("variants", []) if e["allocator"] == allocator}
+    dtypes = list(dict.fromkeys(dtype for _, dtype in found))
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = []
+        for dtype in dtypes:
+            entry, plain = found.get((name, dtype)), found.get((PLAIN_VARIANT, dtype))
+            if entry is None:
+                cells += ["-", "-", "-"]
+                continue
+            times = _times_floor(entry)
+            over = "-"
+            if plain is not None:
+                over = "busy"
+                if _quiet(entry, plain):
+                    over = _number(entry["ns_per_element"] / plain["ns_per_element"], 2, "x")
+            cells += [_number(entry["ms"], 1), "busy" if times is None else f"{1 / times:.2f}", over]
+        yield [name, *cells]
+
+
 def _memory_rows(run: Run) -> Iterable[list[str]]:
     for linear in (False, True):
         for case_id, routes in _select(run, None, linear).items():
@@ -118,6 +156,9 @@ def _memory_rows(run: Run) -> Iterable[list[str]]:
 SPEEDUPS = [f"vs {peer}" for peer in PEERS]
 DENSE_HEAD = ["kd_loss", "ms", "GB/s", "of floor", *SPEEDUPS, "peak extra", "grad err"]
 LINEAR_HEAD = ["linear_kd_loss", "ms", "of 4 GEMMs", *SPEEDUPS, "peak extra", "grad err"]
+PLAIN_VARIANT = "forward_kl"
+VARIANT_HEAD = ["kd_loss, V = 151,936", *("ms, float32", "of floor", "over forward_kl")]
+VARIANT_HEAD += ["ms, bfloat16", "of floor", "over forward_kl"]
 MEMORY_HEAD = ["peak extra memory", "fastkd", *PEERS]
 
 
@@ -130,6 +171,9 @@ def _sections(run: Run) -> Iterable[tuple[str, list[str], list[list[str]]]]:
             cases = _select(run, allocator, linear)
             if cases:
                 yield title, head, list(_rows(cases, linear))
+        variants = list(_variant_rows(run, allocator))
+        if variants:
+            yield title, VARIANT_HEAD[: len(variants[0])], variants
     memory = list(_memory_rows(run))
     if memory:
         yield "peak extra memory, gradient included, in tensors of logits", MEMORY_HEAD, memory

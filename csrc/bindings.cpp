@@ -38,9 +38,26 @@ PYBIND11_MODULE(_C, m) {
       .value("float64", Dtype::kFloat64);
   py::enum_<Divergence>(m, "Divergence")
       .value("none", Divergence::kNone)
+      .value("off_support", Divergence::kOffSupport)
       .value("forward_kl", Divergence::kForwardKL)
       .value("reverse_kl", Divergence::kReverseKL)
-      .value("jsd", Divergence::kJSD);
+      .value("jeffreys", Divergence::kJeffreys)
+      .value("jsd", Divergence::kJSD)
+      .value("skew_forward_kl", Divergence::kSkewForwardKL)
+      .value("skew_reverse_kl", Divergence::kSkewReverseKL)
+      .value("tvd", Divergence::kTVD)
+      .value("hellinger", Divergence::kHellinger)
+      .value("alpha", Divergence::kAlpha)
+      .value("renyi", Divergence::kRenyi)
+      .value("alpha_beta", Divergence::kAlphaBeta)
+      .value("decoupled", Divergence::kDecoupled);
+  py::enum_<Phase>(m, "Phase")
+      .value("all", Phase::kAll)
+      .value("statistics", Phase::kStatistics)
+      .value("sums", Phase::kSums)
+      .value("finish", Phase::kFinish);
+  m.attr("record_columns") = static_cast<int>(record::kCount);
+  m.attr("metric_columns") = static_cast<int>(metric::kCount);
 
   py::class_<Rows>(m, "Rows").def(py::init(&make_rows), py::kw_only(), py::arg("data"), py::arg("dtype"),
                                   py::arg("outer_stride"), py::arg("inner_stride"), py::arg("column_stride"),
@@ -58,20 +75,27 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "set_rows",
           [](DenseParams& p, uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss,
-             bool wide) {
+             uintptr_t metrics, uintptr_t coefficient, uintptr_t record, bool wide) {
             p.labels = reinterpret_cast<const int64_t*>(labels);
             p.loss_scale = reinterpret_cast<const void*>(loss_scale);
             p.grad_scale = reinterpret_cast<const void*>(grad_scale);
             p.row_loss = reinterpret_cast<void*>(row_loss);
+            p.metrics = reinterpret_cast<void*>(metrics);
+            p.coefficient = reinterpret_cast<const void*>(coefficient);
+            p.record = reinterpret_cast<double*>(record);
             p.wide = wide;
           },
           py::kw_only(), py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
-          py::arg("wide"))
+          py::arg("metrics"), py::arg("coefficient"), py::arg("record"), py::arg("wide"))
+      .def_readwrite("phase", &DenseParams::phase)
+      .def_readwrite("sharded", &DenseParams::sharded)
       .def_readwrite("divergence", &DenseParams::divergence)
+      .def_readwrite("alpha", &DenseParams::alpha)
       .def_readwrite("beta", &DenseParams::beta)
       .def_readwrite("temperature", &DenseParams::temperature)
       .def_readwrite("teacher_temperature", &DenseParams::teacher_temperature)
       .def_readwrite("kd_weight", &DenseParams::kd_weight)
+      .def_readwrite("kd_metric", &DenseParams::kd_metric)
       .def_readwrite("ce_weight", &DenseParams::ce_weight)
       .def_readwrite("label_smoothing", &DenseParams::label_smoothing)
       .def_readwrite("z_loss", &DenseParams::z_loss)

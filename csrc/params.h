@@ -7,7 +7,59 @@ namespace fastkd {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
-enum class Divergence : int { kNone, kForwardKL, kReverseKL, kJSD };
+enum class Divergence : int {
+  kNone,        // cross-entropy alone: the teacher is not read
+  kOffSupport,  // a sparse teacher's divergence, of which the kernel sees the student's side alone
+  kForwardKL,
+  kReverseKL,
+  kJeffreys,
+  kJSD,
+  kSkewForwardKL,
+  kSkewReverseKL,
+  kTVD,
+  kHellinger,
+  kAlpha,
+  kRenyi,
+  kAlphaBeta,
+  kDecoupled
+};
+
+// A call does all of a row's sweeps, or one of the parts between which somebody else adds up the rows'
+// records: over the shards of a vocabulary, or with what a sparse teacher holds.
+enum class Phase : int { kAll, kStatistics, kSums, kFinish };
+
+// A row's record, as doubles. Sums of exponentials are relative to the row's largest logits in it: of 2^(s *
+// log2(e) / T - max_s * log2(e) / T) for `z_s`, and so on; 0 where all logits are -inf, with max -inf.
+namespace record {
+enum Column : int {
+  kMaxS,     // largest logit of the student
+  kMaxT,     // of the teacher
+  kZS,       // sum of the student's exponentials at its temperature
+  kZT,       // of the teacher's
+  kZOne,     // of the student's at temperature 1 (without the label where the divergence splits it off, as
+             // all sums here)
+  kStream0,  // the divergence's streams
+  kStream1,
+  kStream2,
+  kCrossShift,  // exponent of 2 that stream 0 was divided by where it is a cross stream; mostly 0
+  kLogitSum,    // plain sum of the student's logits
+  kLabelS,      // the label's logit of the student, -inf where the label lies in another shard
+  kLabelT,      // of the teacher
+  kMomentS,     // sum of the student's exponentials times its logits (for the entropy)
+  kMomentT,
+  kArgS,  // column of the student's largest logit
+  kArgT,
+  kColumns,  // how many columns exist
+  kSum0,     // the divergence's sums, written by Phase::kSums
+  kSum1,
+  kCount
+};
+}  // namespace record
+
+// What a row's metrics are, in this order.
+namespace metric {
+enum Column : int { kKd, kCe, kStudentEntropy, kTeacherEntropy, kAgreement, kCount };
+}  // namespace metric
 
 // Rows of logits or of their gradient. Row r lies at outer_stride * (r / inner) + inner_stride * (r % inner),
 // with `inner` of the call; strides count elements.
@@ -30,13 +82,21 @@ struct DenseParams {
   const void* loss_scale = nullptr;
   const void* grad_scale = nullptr;
   void* row_loss = nullptr;
+  void* metrics = nullptr;            // metric::kCount per row, or none
+  const void* coefficient = nullptr;  // of kOffSupport, one per row
   bool wide = false;
 
-  Divergence divergence = Divergence::kForwardKL;  // kNone: the teacher is not read
+  Phase phase = Phase::kAll;
+  double* record = nullptr;  // record::kCount per row; not needed for Phase::kAll
+  bool sharded = false;      // a label outside [0, vocab) lies in another shard
+
+  Divergence divergence = Divergence::kForwardKL;
+  double alpha = 0.5;
   double beta = 0.5;
   double temperature = 1.0;
   double teacher_temperature = 1.0;
   double kd_weight = 1.0;
+  double kd_metric = 1.0;  // the divergence's factor in the metrics
   double ce_weight = 0.0;
   double label_smoothing = 0.0;
   double z_loss = 0.0;

@@ -9,10 +9,16 @@ class Dtype:
     float64: ClassVar[Dtype]
 
 class Divergence:
+    """``none``, ``off_support`` and the names in ``fastkd.spec.DIVERGENCES``."""
+
     none: ClassVar[Divergence]
-    forward_kl: ClassVar[Divergence]
-    reverse_kl: ClassVar[Divergence]
-    jsd: ClassVar[Divergence]
+    off_support: ClassVar[Divergence]
+
+class Phase:
+    all: ClassVar[Phase]
+    statistics: ClassVar[Phase]
+    sums: ClassVar[Phase]
+    finish: ClassVar[Phase]
 
 class Rows:
     def __init__(
@@ -34,17 +40,30 @@ class DenseParams:
     teacher: Rows
     grad_student: Rows
     grad_teacher: Rows
+    phase: Phase
+    sharded: bool
     divergence: Divergence
+    alpha: float
     beta: float
     temperature: float
     teacher_temperature: float
     kd_weight: float
+    kd_metric: float
     ce_weight: float
     label_smoothing: float
     z_loss: float
     ignore_index: int
     def set_rows(
-        self, *, labels: int, loss_scale: int, grad_scale: int, row_loss: int, wide: bool
+        self,
+        *,
+        labels: int,
+        loss_scale: int,
+        grad_scale: int,
+        row_loss: int,
+        metrics: int,
+        coefficient: int,
+        record: int,
+        wide: bool,
     ) -> None: ...
 
 class ScaleParams:
@@ -68,6 +87,8 @@ def cpu_advise_huge_pages(data: int, bytes: int) -> None: ...
 def cpu_dense_rows(params: DenseParams, isa: str, threads: int) -> None: ...
 def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
 
+record_columns: int
+metric_columns: int
 built_with_cuda: bool
 # The CUDA functions exist where built_with_cuda is true.
 cuda_version: str

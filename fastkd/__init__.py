@@ -2,16 +2,18 @@
 
 from fastkd.backends.registry import backends
 from fastkd.errors import BackendUnavailable
-from fastkd.losses import kd_loss, linear_kd_loss
+from fastkd.losses import KDMetrics, kd_loss, linear_kd_loss
 from fastkd.modules import KDLoss, LinearKDLoss
-from fastkd.teachers import HiddenTeacher
+from fastkd.teachers import HiddenTeacher, SparseTeacher
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "HiddenTeacher",
     "KDLoss",
+    "KDMetrics",
     "LinearKDLoss",
+    "SparseTeacher",
     "backends",
     "kd_loss",
     "linear_kd_loss",

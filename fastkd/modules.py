@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastkd.losses import kd_loss, linear_kd_loss
-from fastkd.teachers import HiddenTeacher
+from fastkd.teachers import HiddenTeacher, SparseTeacher
 
 
 class KDLoss(nn.Module):
@@ -18,8 +18,12 @@ class KDLoss(nn.Module):
         self.options = options
 
     def forward(
-        self, student_logits: Tensor, teacher: Tensor, labels: Tensor | None = None, **options: Any
-    ) -> Tensor:
+        self,
+        student_logits: Tensor,
+        teacher: Tensor | SparseTeacher,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
         """``options`` of a call (``num_items``, ``token_weights``) go over those of the module."""
         return kd_loss(student_logits, teacher, labels, **{**self.options, **options})
 
@@ -34,8 +38,8 @@ class LinearKDLoss(KDLoss):
         self,
         student_hidden: Tensor,
         student_weight: Tensor,
-        teacher: Tensor | HiddenTeacher,
+        teacher: Tensor | HiddenTeacher | SparseTeacher,
         labels: Tensor | None = None,
         **options: Any,
-    ) -> Tensor:
+    ) -> Any:
         return linear_kd_loss(student_hidden, student_weight, teacher, labels, **{**self.options, **options})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 # The loss is float32 whatever the inputs; a gradient is rounded once to its dtype.
-VALUE = {torch.float64: 1e-11}
 ROUNDING = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 2.5e-3, torch.float16: 6e-4}
 
 
@@ -28,3 +30,12 @@ def assert_gradient(actual: Tensor, expected: Tensor, *, factor: float = 1.0) ->
     assert error <= bound * e.norm() + noise, f"relative error {error / e.norm():.3g}, allowed {bound:.3g}"
     largest = (a - e).abs().max() if a.numel() else torch.zeros(())
     assert largest <= 4 * bound * (e.abs().max() if e.numel() else 0) + noise
+
+
+@contextmanager
+def during(**what: object) -> Iterator[None]:
+    """Name the turn of a loop in which an assertion fails."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{', '.join(f'{k}={v}' for k, v in what.items())}: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from interpreter import patch_once
 from targets import TARGETS, Target
 
 from fastkd.backends.registry import REGISTRY
@@ -20,6 +21,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     unrunnable = set() if torch.cuda.is_available() else {"gpu"}
     if REGISTRY["triton"].missing(torch.device("cpu")) is not None:
         unrunnable.add("triton_interpret")
+    else:
+        patch_once()
     kept, dropped = [], []
     for item in items:
         (dropped if any(item.get_closest_marker(mark) for mark in unrunnable) else kept).append(item)

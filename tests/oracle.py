@@ -1,12 +1,44 @@
-"""The loss as the definition states it: float64, plain torch, gradients by autograd."""
+"""The loss as the definition states it: float64, plain torch, gradients by autograd.
+
+Entries that are -inf on both sides add 0 to values and gradients, and ``0 * log 0`` is 0.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+INF = math.inf
+BETA = {"jsd": 0.5, "skew_forward_kl": 0.1, "skew_reverse_kl": 0.1, "alpha_beta": 0.5, "decoupled": 1.0}
+ALPHA = {"alpha": 0.5, "renyi": 0.5, "alpha_beta": 0.5}
+
+# Every divergence, with the parameters that the suite tries: the defaults first.
+CASES: list[tuple[str, dict[str, float]]] = [
+    ("forward_kl", {}),
+    ("reverse_kl", {}),
+    ("jeffreys", {}),
+    *(("jsd", beta) for beta in ({}, {"beta": 0.1}, {"beta": 0.9}, {"beta": 0.0}, {"beta": 1.0})),
+    *(("skew_forward_kl", beta) for beta in ({}, {"beta": 0.5}, {"beta": 0.0})),
+    *(("skew_reverse_kl", beta) for beta in ({}, {"beta": 0.5}, {"beta": 0.0})),
+    ("tvd", {}),
+    ("hellinger", {}),
+    *(("alpha", alpha) for alpha in ({}, {"alpha": -0.5}, {"alpha": 0.3}, {"alpha": 2.0})),
+    *(("renyi", alpha) for alpha in ({}, {"alpha": 2.0})),
+    *(("alpha_beta", both) for both in ({}, {"alpha": 0.2, "beta": 0.7}, {"alpha": -0.5, "beta": 2.0})),
+    *(("decoupled", beta) for beta in ({}, {"beta": 8.0})),
+]
+
+
+class Sparse(NamedTuple):
+    """A teacher that names ``K`` columns per token; like ``fastkd.SparseTeacher``, which will also do."""
+
+    indices: Tensor
+    logprobs: Tensor
+    tail: str = "renormalize"
 
 
 def _sum_of(weight: Tensor, log_ratio: Tensor) -> Tensor:
@@ -15,29 +47,137 @@ def _sum_of(weight: Tensor, log_ratio: Tensor) -> Tensor:
     return torch.where(present, weight * torch.where(present, log_ratio, 0.0), 0.0).sum(-1)
 
 
-def divergence(name: str, log_p: Tensor, log_q: Tensor, beta: float | None = None) -> Tensor:
+def _log_sum(x: Tensor) -> Tensor:
+    """logsumexp over the last dimension, -inf without a gradient where there is nothing to sum."""
+    empty = (x == -INF).all(-1, keepdim=True)
+    return torch.where(empty[..., 0], -INF, torch.logsumexp(torch.where(empty, 0.0, x), -1))
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return _sum_of(log_p.exp(), log_p - log_q)
+
+
+def _mixture(log_x: Tensor, log_y: Tensor, share: float) -> Tensor:
+    """log of ``share x + (1 - share) y``."""
+    if share == 0:
+        return log_y
+    neither = (log_x == -INF) & (log_y == -INF)
+    log_x, log_y = torch.where(neither, 0.0, log_x), torch.where(neither, 0.0, log_y)
+    mixed = torch.logaddexp(log_x + math.log(share), log_y + math.log(1 - share))
+    return torch.where(neither, -INF, mixed)
+
+
+def _powers(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
+    """a log p + b log q, -inf where neither exists (powers may be negative, and 0 drops its side)."""
+    neither = (log_p == -INF) & (log_q == -INF)
+    log_p, log_q = torch.where(neither, 0.0, log_p), torch.where(neither, 0.0, log_q)
+    exponent = (a * log_p if a else 0.0) + (b * log_q if b else 0.0)
+    return torch.where(neither, -INF, exponent)
+
+
+def _decoupled(log_p: Tensor, log_q: Tensor, beta: float, labels: Tensor) -> Tensor:
+    at_label = F.one_hot(labels, log_p.shape[-1]).bool()
+
+    def split(log_x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two-way split label / rest, and the rest normalised by itself."""
+        rest = torch.where(at_label, -INF, log_x)
+        total = _log_sum(rest)
+        label = torch.where(at_label, log_x, 0.0).sum(-1)
+        normaliser = torch.where(total == -INF, 0.0, total)[..., None]
+        return torch.stack([label, total], -1), rest - normaliser
+
+    (target_p, rest_p), (target_q, rest_q) = split(log_p), split(log_q)
+    return _kl(target_p, target_q) + beta * _kl(rest_p, rest_q)
+
+
+def divergence(
+    name: str,
+    log_p: Tensor,
+    log_q: Tensor,
+    beta: float | None = None,
+    alpha: float | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """``D(p, q)`` of each row; ``labels``, of the rows, are for ``decoupled``."""
+    b = BETA.get(name, math.nan) if beta is None else beta
+    a = ALPHA.get(name, math.nan) if alpha is None else alpha
     p, q = log_p.exp(), log_q.exp()
+    if name == "forward_kl":
+        return _kl(log_p, log_q)
+    if name == "reverse_kl":
+        return _kl(log_q, log_p)
+    if name == "jeffreys":
+        return _kl(log_p, log_q) + _kl(log_q, log_p)
     if name == "jsd":
-        b = 0.5 if beta is None else beta
         if b in (0.0, 1.0):
             return divergence("forward_kl" if b == 0.0 else "reverse_kl", log_p, log_q)
-        log_m = torch.logaddexp(log_p + math.log(b), log_q + math.log(1 - b))
-        return b * _sum_of(p, log_p - log_m) + (1 - b) * _sum_of(q, log_q - log_m)
-    if name == "forward_kl":
-        return _sum_of(p, log_p - log_q)
-    if name == "reverse_kl":
-        return _sum_of(q, log_q - log_p)
+        log_m = _mixture(log_p, log_q, b)
+        return b * _kl(log_p, log_m) + (1 - b) * _kl(log_q, log_m)
+    if name == "skew_forward_kl":
+        return _kl(log_p, _mixture(log_p, log_q, b))
+    if name == "skew_reverse_kl":
+        return _kl(log_q, _mixture(log_q, log_p, b))
+    if name == "tvd":
+        return 0.5 * (p - q).abs().sum(-1)
+    if name == "hellinger":
+        return 1 - _powers(log_p, log_q, 0.5, 0.5).exp().sum(-1)
+    if name == "alpha":
+        return (1 - _powers(log_p, log_q, a, 1 - a).exp().sum(-1)) / (a * (1 - a))
+    if name == "renyi":
+        return _log_sum(_powers(log_p, log_q, a, 1 - a)) / (a - 1)
+    if name == "alpha_beta":
+        cross = _powers(log_p, log_q, a, b).exp()
+        of_p, of_q = _powers(log_p, log_q, a + b, 0).exp(), _powers(log_p, log_q, 0, a + b).exp()
+        return -1 / (a * b) * (cross - a / (a + b) * of_p - b / (a + b) * of_q).sum(-1)
+    if name == "decoupled":
+        assert labels is not None
+        return _decoupled(log_p, log_q, b, labels)
     raise ValueError(name)
+
+
+def sparse_divergence(
+    name: str,
+    logits: Tensor,
+    teacher: Sparse,
+    beta: float | None = None,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """``D`` of each row, from ``(rows, columns)`` logits and a teacher that names ``K`` columns of each."""
+    exists = teacher.logprobs > -INF
+    columns = torch.where(exists, teacher.indices.long(), 0)
+    log_q = F.log_softmax(logits / temperature, -1).gather(-1, columns)
+    log_q = torch.where(exists, log_q, -INF)
+    if teacher.tail == "renormalize":
+        log_p = F.log_softmax(teacher.logprobs / teacher_temperature, -1)
+        if name != "forward_kl":
+            log_q = log_q - _log_sum(log_q)[..., None]
+        return divergence(name, log_p, log_q, beta)
+    if teacher.tail == "drop":
+        assert name == "forward_kl" and temperature == teacher_temperature == 1
+        return _kl(teacher.logprobs, log_q)
+    assert teacher.tail == "bucket" and temperature == teacher_temperature == 1
+    named = torch.zeros_like(logits).scatter_add(-1, columns, exists.to(logits.dtype)) > 0
+    other_q = _log_sum(torch.where(named, -INF, F.log_softmax(logits, -1)))
+    left = 1 - teacher.logprobs.exp().sum(-1)
+    other_p = torch.where(left > 0, torch.log(torch.where(left > 0, left, 1.0)), -INF)
+    return divergence(
+        name,
+        torch.cat([teacher.logprobs, other_p[..., None]], -1),
+        torch.cat([log_q, other_q[..., None]], -1),
+        beta,
+    )
 
 
 def token_losses(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | Sparse,
     labels: Tensor | None = None,
     *,
     kd_ratio: float = 1.0,
     divergence_name: str = "forward_kl",
     beta: float | None = None,
+    alpha: float | None = None,
     temperature: float = 1.0,
     teacher_temperature: float | None = None,
     t_squared: bool = True,
@@ -49,16 +189,26 @@ def token_losses(
     """Unweighted losses in the leading shape, 0 for ignored tokens."""
     leading = student.shape[:-1]
     columns = vocab_size or student.shape[-1]
-    s, t = student[..., :columns].reshape(-1, columns), teacher[..., :columns].reshape(-1, columns)
+    s = student[..., :columns].reshape(-1, columns)
     rows = torch.arange(s.shape[0], device=s.device)
     if labels is not None:
         rows = (labels.reshape(-1) != ignore_index).nonzero().squeeze(-1)
         labels = labels.reshape(-1)[rows]
-    s, t = s[rows], t[rows]
-    log_q = F.log_softmax(s / temperature, -1)
-    log_p = F.log_softmax(t / (teacher_temperature or temperature), -1)
-    kd = divergence(divergence_name, log_p, log_q, beta) * (temperature**2 if t_squared else 1)
-    loss = kd_ratio * kd
+    s = s[rows]
+    t_t = temperature if teacher_temperature is None else teacher_temperature
+    loss = s.new_zeros(s.shape[0])
+    if kd_ratio > 0:
+        if isinstance(teacher, Tensor):
+            t = teacher[..., :columns].reshape(-1, columns)[rows]
+            log_p, log_q = F.log_softmax(t / t_t, -1), F.log_softmax(s / temperature, -1)
+            kd = divergence(divergence_name, log_p, log_q, beta, alpha, labels)
+        else:
+            indices, logprobs = (
+                x.reshape(-1, x.shape[-1])[rows] for x in (teacher.indices, teacher.logprobs)
+            )
+            sparse = Sparse(indices, logprobs, teacher.tail)
+            kd = sparse_divergence(divergence_name, s, sparse, beta, temperature, t_t)
+        loss = loss + kd_ratio * (temperature**2 if t_squared else 1) * kd
     if kd_ratio < 1:
         nll = F.cross_entropy(s, labels, reduction="none")
         if label_smoothing:
@@ -71,7 +221,7 @@ def token_losses(
 
 def kd_loss(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | Sparse,
     labels: Tensor | None = None,
     *,
     reduction: str = "mean",
@@ -96,12 +246,59 @@ def kd_loss(
     return weighted.sum() / total if total != 0 else weighted.sum() * 0
 
 
+def metrics(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None = None,
+    *,
+    kd_ratio: float = 1.0,
+    temperature: float = 1.0,
+    teacher_temperature: float | None = None,
+    t_squared: bool = True,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    vocab_size: int | None = None,
+    **options: object,
+) -> dict[str, Tensor]:
+    """Means over the valid tokens, float64; NaN for what the call lacks."""
+    columns = vocab_size or student.shape[-1]
+    s, t = (x[..., :columns].reshape(-1, columns).double() for x in (student, teacher))
+    valid = torch.ones(s.shape[0], dtype=torch.bool)
+    if labels is not None:
+        valid = labels.reshape(-1) != ignore_index
+        labels = labels.reshape(-1)[valid]
+    s, t = s[valid], t[valid]
+    t_t = temperature if teacher_temperature is None else teacher_temperature
+    log_p, log_q = F.log_softmax(t / t_t, -1), F.log_softmax(s / temperature, -1)
+    nan = s.new_full((), math.nan)
+    name = options.pop("divergence", "forward_kl")
+    kd = divergence(name, log_p, log_q, labels=labels, **options) if kd_ratio else nan  # type: ignore[arg-type]
+    ce = nan
+    if labels is not None:
+        ce = F.cross_entropy(s, labels, label_smoothing=label_smoothing)
+    return {
+        "kd": kd.mean() * (temperature**2 if t_squared else 1),
+        "ce": ce,
+        "student_entropy": -_sum_of(log_q.exp(), log_q).mean(),
+        "teacher_entropy": -_sum_of(log_p.exp(), log_p).mean() if kd_ratio else nan,
+        "agreement": (s.argmax(-1) == t.argmax(-1)).double().mean() if kd_ratio else nan,
+        "num_valid": valid.sum(),
+    }
+
+
 def reference_gradients(
-    student: Tensor, teacher: Tensor, *args: object, **options: object
+    student: Tensor, teacher: Tensor | Sparse, *args: object, **options: object
 ) -> tuple[Tensor, ...]:
-    """(loss, d loss / d student, d loss / d teacher) of the oracle, in float64."""
+    """(loss, d loss / d student, d loss / d teacher) of the oracle, in float64.
+
+    The gradient with respect to a sparse teacher is that of its ``logprobs``.
+    """
     s = student.detach().double().requires_grad_()
-    t = teacher.detach().double().requires_grad_()
-    loss = kd_loss(s, t, *args, **options)  # type: ignore[arg-type]
+    if isinstance(teacher, Tensor):
+        t = teacher.detach().double().requires_grad_()
+        loss = kd_loss(s, t, *args, **options)  # type: ignore[arg-type]
+    else:
+        t = teacher.logprobs.detach().double().requires_grad_()
+        loss = kd_loss(s, Sparse(teacher.indices, t, teacher.tail), *args, **options)  # type: ignore[arg-type]
     by_s, by_t = torch.autograd.grad(loss.sum(), (s, t), allow_unused=True)
     return loss.detach(), by_s, torch.zeros_like(t) if by_t is None else by_t

@@ -8,14 +8,27 @@ import pytest
 import torch
 from closeness import assert_gradient, assert_value
 from oracle import reference_gradients
+from test_sparse import CASES as SPARSE_CASES
 
 import fastkd
 from fastkd.spec import DIVERGENCES, LossSpec
 
+# Other than the defaults.
+PARAMETERS = {
+    "jsd": {"beta": 0.2},
+    "skew_forward_kl": {"beta": 0.6},
+    "skew_reverse_kl": {"beta": 0.6},
+    "alpha": {"alpha": -0.7},
+    "renyi": {"alpha": 1.8},
+    "alpha_beta": {"alpha": -0.5, "beta": 1.5},
+    "decoupled": {"beta": 4.0},
+}
+
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("backend", ["reference", "native"])
-def test_gradcheck(divergence: str, backend: str) -> None:
+@pytest.mark.parametrize("parameters", [0, 1])
+def test_gradcheck(divergence: str, backend: str, parameters: int) -> None:
     s = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     t = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([1, -100, 4])
@@ -33,9 +46,32 @@ def test_gradcheck(divergence: str, backend: str) -> None:
             z_loss=0.01,
             reduction="none",
             backend=backend,
+            **(PARAMETERS.get(divergence, {}) if parameters else {}),
         )
 
     torch.autograd.gradcheck(loss, (s, t))
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize(("divergence", "tail"), SPARSE_CASES)
+def test_gradcheck_sparse(divergence: str, tail: str, backend: str) -> None:
+    s = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
+    logprobs = torch.log_softmax(torch.randn(2, 4, dtype=torch.float64), -1) - 0.3
+    indices = torch.tensor([[1, 3, 8, 0], [5, 2, 7, 4]])
+
+    def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        teacher = fastkd.SparseTeacher(indices, b, tail)
+        return fastkd.kd_loss(
+            a,
+            teacher,
+            torch.tensor([3, 6]),
+            kd_ratio=0.6,
+            divergence=divergence,
+            reduction="none",
+            backend=backend,
+        )
+
+    torch.autograd.gradcheck(loss, (s, logprobs.requires_grad_()))
 
 
 def test_second_order_raises() -> None:
@@ -147,24 +183,36 @@ def test_compile_does_not_recompile_per_batch_size() -> None:
     assert counter.frame_count == 1
 
 
-SPEC = LossSpec("forward_kl", 0.5, 2.0, 2.0, 4.0, 0.0, 0.0, 0.0, -100, 12)
+SPEC = LossSpec("forward_kl", 0.5, 0.5, 2.0, 2.0, 4.0, 4.0, 0.0, 0.0, 0.0, -100, 12)
+SPARSE = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 12)
 
 
 def test_opcheck() -> None:
     s, t, scale = torch.randn(2, 3, 12), torch.randn(2, 3, 12), torch.rand(6)
     labels = torch.randint(0, 12, (2, 3))
-    torch.library.opcheck(
-        torch.ops.fastkd.dense_kd, (s, t, labels, scale, scale, True, True, None, *astuple(SPEC))
-    )
-    torch.library.opcheck(
-        torch.ops.fastkd.dense_kd_, (s.clone(), t, labels, scale, scale, True, None, *astuple(SPEC))
-    )
+    source = (t, None, None, labels, scale, scale)
+    flags = (True, None, None)  # metrics, group, backend
+    torch.library.opcheck(torch.ops.fastkd.dense_kd, (s, *source, True, True, *flags, *astuple(SPEC)))
+    torch.library.opcheck(torch.ops.fastkd.dense_kd_, (s.clone(), *source, True, *flags, *astuple(SPEC)))
+    indices = torch.rand(2, 3, 12).argsort(-1)[..., :4]
+    source = (torch.rand(2, 3, 4).log(), indices, "bucket", labels, scale, scale)
+    torch.library.opcheck(torch.ops.fastkd.dense_kd, (s, *source, True, True, *flags, *astuple(SPARSE)))
     torch.library.opcheck(torch.ops.fastkd.scale_rows, (s, torch.rand(6), None))
     torch.library.opcheck(torch.ops.fastkd.scale_rows_, (s.clone(), torch.rand(6), None))
-    h, w, b = torch.randn(6, 4), torch.randn(12, 4), torch.randn(12)
-    teacher = (torch.randn(6, 5), torch.randn(12, 5), torch.randn(12), 1.0, None)
-    tail = (labels.view(6), scale, scale, [True] * 6, 4, None, *astuple(SPEC))
-    torch.library.opcheck(torch.ops.fastkd.linear_kd, (h, w, b, 1.0, None, *teacher, *tail))
-    logits = (torch.randn(6, 12), None, None, 1.0, None)
-    tail = (labels.view(6), scale, scale, [True, True, True, True, False, False], 4, None, *astuple(SPEC))
-    torch.library.opcheck(torch.ops.fastkd.linear_kd, (h, w, b, 1.0, None, *logits, *tail))
+
+
+def test_opcheck_linear() -> None:
+    scale, labels = torch.rand(6), torch.randint(0, 12, (6,))
+    student = (torch.randn(6, 4), torch.randn(12, 4), torch.randn(12), 1.0, None)
+    tail = (True, 4, None, None)  # metrics, chunk_size, group, backend
+    heads = (torch.randn(12, 5), torch.randn(12), 1.0, None)
+    source = (torch.randn(6, 5), None, None, labels, scale, scale)
+    arguments = (*student, *heads, *source, [True] * 6, *tail, *astuple(SPEC))
+    torch.library.opcheck(torch.ops.fastkd.linear_kd, arguments)
+    nothing, wanted = (None, None, 1.0, None), [True, True, True, True, False, False]
+    source = (torch.randn(6, 12), None, None, labels, scale, scale)
+    arguments = (*student, *nothing, *source, wanted, *tail, *astuple(SPEC))
+    torch.library.opcheck(torch.ops.fastkd.linear_kd, arguments)
+    source = (torch.rand(6, 3).log(), torch.rand(6, 12).argsort(-1)[:, :3], "drop", labels, scale, scale)
+    arguments = (*student, *nothing, *source, wanted, *tail, *astuple(SPARSE))
+    torch.library.opcheck(torch.ops.fastkd.linear_kd, arguments)

@@ -73,12 +73,13 @@ def test_fork_after_use() -> None:
     scale = torch.full((64,), 1 / 64)
 
     def value() -> float:
+        from fastkd.backends.base import Call
         from fastkd.spec import LossSpec
 
         # The kernel alone: torch's own threads do not survive a fork.
         out = torch.empty(64)
-        spec = LossSpec("forward_kl", 0.5, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 20_000)
-        native.NativeBackend().dense_rows(s[None], t[None], None, scale, scale, spec, out, None, None)
+        spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 20_000)
+        native.NativeBackend().rows(Call(s[None], t[None], None, scale, scale, spec, out))
         return sum(float(x) for x in out)
 
     expected = value()

@@ -12,11 +12,24 @@ import pytest
 
 SOURCES = sorted((Path(__file__).parent.parent / "csrc" / "cuda").glob("*.cu"))
 NVCC = shutil.which("nvcc")
-FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr")
-LIMIT_S = 300
-# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768.
-REGISTERS = {"dense_jsd.cu": 80}
-DEFAULT_REGISTERS = 64
+# Products stay rounded, as on the CPU: a difference of two is then exactly 0 for equal rows.
+FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
+LIMIT_S = 600
+# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768, 96 let it hold 640.
+# csrc/cuda/dense_kernel.cuh says what takes more than 64.
+DEFAULT_REGISTERS, MORE_REGISTERS = 64, 80
+COSTLY = ("jsd", "skew_reverse_kl", "tvd", "hellinger", "alpha", "renyi", "alpha_beta", "decoupled")
+REGISTERS = {f"dense_{name}.cu": MORE_REGISTERS for name in COSTLY} | {"dense_skew_forward_kl.cu": 96}
+# Divergences without a teacher have a kernel per student dtype, the others one per pair; all but off_support,
+# which comes in phases only, have one with and one without extras.
+KERNELS = {
+    "dense_rows.cu": 0,
+    "device.cu": 0,
+    "scale_rows.cu": 3,
+    "dense_none.cu": 6,
+    "dense_off_support.cu": 3,
+}
+DEFAULT_KERNELS = 18
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
@@ -35,27 +48,33 @@ def compile_all(out: Path, *arguments: str) -> dict[str, tuple[str, Path]]:
         return dict(pool.map(compile_one, SOURCES))
 
 
+def test_flags() -> None:
+    """What is tested here is what CMake builds."""
+    text = (SOURCES[0].parents[2] / "CMakeLists.txt").read_text()
+    assert all(flag in text for flag in FLAGS[2:])
+
+
 @pytest.mark.parametrize("architecture", ["80", "90a"])
 def test_registers(architecture: str, tmp_path: Path) -> None:
     target = f"arch=compute_{architecture},code=sm_{architecture}"
-    kernels = 0
     for name, (report, _) in compile_all(tmp_path, "-gencode", target, "-cubin", "-Xptxas", "-v").items():
         assert "warning" not in report, report
         spills = [int(n) for n in re.findall(r"(\d+) bytes spill", report)]
         frames = [int(n) for n in re.findall(r"(\d+) bytes stack frame", report)]
-        registers = [int(n) for n in re.findall(r"Used (\d+) registers", report)]
-        kernels += len(registers)
+        kernels = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
+        assert len(kernels) == KERNELS.get(name, DEFAULT_KERNELS), name
         assert not any(spills) and not any(frames), report
-        assert all(n <= REGISTERS.get(name, DEFAULT_REGISTERS) for n in registers), report
-    # Of each divergence one for every pair of dtypes, and row scaling for every dtype.
-    divergences = sum(s.name.startswith("dense_") for s in SOURCES) - 1
-    assert kernels == 9 * divergences + 3
+        for kernel, registers in kernels:
+            # Phases and metrics take a few more.
+            least = MORE_REGISTERS if "Lb1E" in kernel else DEFAULT_REGISTERS
+            limit = max(least, REGISTERS.get(name, 0))
+            assert int(registers) <= limit, f"{kernel}: {registers}"
 
 
 def test_vector_accesses(tmp_path: Path) -> None:
     for name, (_, output) in compile_all(tmp_path, "-arch=compute_80", "-ptx").items():
         # Both sides in at least two sweeps; one side where there is no divergence; files without a kernel.
-        loads = {"dense_none.cu": 2, "scale_rows.cu": 1}.get(name, 4)
+        loads = {"dense_none.cu": 2, "dense_off_support.cu": 2, "scale_rows.cu": 1}.get(name, 4)
         for kernel in output.read_text().split(".entry")[1:]:
             assert kernel.count("ld.global.v4") >= loads, f"{name}: loads without vectors"
             assert len(re.findall(r"st\.global(\.cs)?\.v4", kernel)) >= 1, f"{name}: stores without vectors"

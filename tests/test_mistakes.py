@@ -2,123 +2,149 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from closeness import assert_gradient, assert_value
-from oracle import reference_gradients
+from closeness import assert_gradient, assert_value, during
+from oracle import CASES, reference_gradients
 from targets import Target
+from test_memory import peak_of
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastkd
 from fastkd.spec import DIVERGENCES
 
 INF = float("inf")
+FLOAT32_MAX = torch.finfo(torch.float32).max
+EVERY_CASE = pytest.mark.parametrize(
+    ("divergence", "parameters"), CASES, ids=lambda x: x if isinstance(x, str) else str(x or "default")
+)
 
 
-def _leaf(x: torch.Tensor, target: Target) -> torch.Tensor:
+def _leaf(x: Tensor, target: Target) -> Tensor:
     return x.to(target.device).detach().requires_grad_()
 
 
-def test_01_mixture_of_underflowed_probabilities(target: Target) -> None:
-    # Most of both distributions underflows float32; the mixture's logarithm must not.
-    s = torch.full((1, 400), -300.0)
-    t = torch.full((1, 400), -300.0)
-    s[0, 0], t[0, 1] = 200.0, 200.0
-    s, t = _leaf(s, target), _leaf(t, target)
-    loss = fastkd.kd_loss(s, t, divergence="jsd", beta=0.5, **target.options)
-    assert_value(loss.detach().cpu(), torch.tensor(math.log(2.0)))
-    loss.backward()
-    assert torch.isfinite(s.grad).all() and torch.isfinite(t.grad).all()
+def _run(target: Target, s: Tensor, t: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, ...]:
+    """(loss, gradient by the student, by the teacher), on the CPU."""
+    a, b = _leaf(s, target), _leaf(t, target)
+    loss = fastkd.kd_loss(a, b, labels.to(target.device), **options, **target.options)  # type: ignore[arg-type]
+    loss.sum().backward()
+    assert a.grad is not None and b.grad is not None
+    return loss.detach().cpu(), a.grad.cpu(), b.grad.cpu()
+
+
+@EVERY_CASE
+def test_01_rows_without_common_mass(target: Target, divergence: str, parameters: dict[str, float]) -> None:
+    # Nearly all of both distributions underflows float32; no logarithm or power of it may.
+    s, t = torch.full((1, 400), -300.0), torch.full((1, 400), -300.0)
+    s[0, 0], t[0, 1], t[0, 2] = 200.0, 200.0, 199.0
+    labels = torch.tensor([2])
+    loss, grad_s, grad_t = _run(target, s, t, labels, divergence=divergence, **parameters)
+    expected, by_s, by_t = reference_gradients(s, t, labels, divergence=divergence, **parameters)
+    if expected > FLOAT32_MAX:
+        assert loss == INF
+        return
+    assert_value(loss, expected)
+    # Exponents of 500 are rounded at 3e-5; a teacher's gradient is a small difference of two such.
+    for grad, exact in ((grad_s, by_s), (grad_t, by_t)):
+        assert (grad - exact).norm() <= 1e-6 * 500 * max(1.0, exact.norm())
+
+
+@EVERY_CASE
+def test_02_padding_of_minus_infinity(target: Target, divergence: str, parameters: dict[str, float]) -> None:
+    options = {"kd_ratio": 0.5, "temperature": 2.0, "divergence": divergence, **parameters}
+    for count in (1, 30, 70):
+        kept = slice(0, 100 - count)
+        s, t, labels = torch.randn(3, 100), torch.randn(3, 100), torch.randint(0, 20, (3,))
+        s[:, 100 - count :] = t[:, 100 - count :] = -INF
+        loss, grad_s, grad_t = _run(target, s, t, labels, **options)
+        expected, by_s, by_t = reference_gradients(s[:, kept], t[:, kept], labels, **options)
+        with during(count=count):
+            assert_value(loss, expected)
+            assert_gradient(grad_s[:, kept], by_s)
+            assert_gradient(grad_t[:, kept], by_t, factor=4)
+            assert (grad_s[:, 100 - count :] == 0).all() and (grad_t[:, 100 - count :] == 0).all()
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("count", [1, 30, 70])
-def test_02_padding_of_minus_infinity(target: Target, divergence: str, count: int) -> None:
-    s, t = torch.randn(3, 100), torch.randn(3, 100)
-    s[:, 100 - count :] = t[:, 100 - count :] = -INF
-    labels = torch.randint(0, 20, (3,), device=target.device)
-    s, t = _leaf(s, target), _leaf(t, target)
-    loss = fastkd.kd_loss(
-        s, t, labels, kd_ratio=0.5, temperature=2.0, divergence=divergence, **target.options
-    )
-    loss.backward()
-    kept = slice(0, 100 - count)
-    expected, by_s, by_t = reference_gradients(
-        s[:, kept], t[:, kept], labels, kd_ratio=0.5, temperature=2.0, divergence=divergence
-    )
-    assert_value(loss.detach().cpu(), expected.cpu())
-    assert_gradient(s.grad[:, kept], by_s)
-    assert_gradient(t.grad[:, kept], by_t, factor=4)
-    assert (s.grad[:, 100 - count :] == 0).all() and (t.grad[:, 100 - count :] == 0).all()
-
-
-def test_02_whole_blocks_of_minus_infinity(target: Target) -> None:
-    s, t = torch.randn(2, 5000), torch.randn(2, 5000)
+def test_02_whole_blocks_of_minus_infinity(target: Target, divergence: str) -> None:
+    s, t, labels = torch.randn(2, 5000), torch.randn(2, 5000), torch.tensor([4300, 4999])
     s[:, :4200] = t[:, :4200] = -INF
-    s, t = _leaf(s, target), _leaf(t, target)
-    loss = fastkd.kd_loss(s, t, **target.options)
-    loss.backward()
-    expected, by_s, _ = reference_gradients(s[:, 4200:], t[:, 4200:])
-    assert_value(loss.detach().cpu(), expected.cpu())
-    assert_gradient(s.grad[:, 4200:], by_s)
+    loss, grad_s, grad_t = _run(target, s, t, labels, divergence=divergence)
+    kept = slice(4200, None)
+    expected, by_s, by_t = reference_gradients(s[:, kept], t[:, kept], labels - 4200, divergence=divergence)
+    assert_value(loss, expected)
+    assert_gradient(grad_s[:, kept], by_s)
+    assert_gradient(grad_t[:, kept], by_t, factor=4)
+    assert (grad_s[:, :4200] == 0).all() and (grad_t[:, :4200] == 0).all()
 
 
-def test_02_one_sided_minus_infinity(target: Target) -> None:
-    s, t = torch.randn(1, 50), torch.randn(1, 50)
-    s[0, 3] = -INF
-    a, b = s.to(target.device), t.to(target.device)
-    # The student rules out what the teacher allows: infinitely far, and not NaN.
-    assert fastkd.kd_loss(a, b, **target.options).item() == INF
-    # What the student rules out costs it nothing in the reverse direction.
-    reverse = fastkd.kd_loss(a, b, divergence="reverse_kl", **target.options)
-    expected, _, _ = reference_gradients(s, t, divergence="reverse_kl")
-    assert_value(reverse.cpu(), expected)
-    jsd = fastkd.kd_loss(a, b, divergence="jsd", **target.options)
-    expected, _, _ = reference_gradients(s, t, divergence="jsd")
-    assert_value(jsd.cpu(), expected)
+@EVERY_CASE
+def test_02_one_sided_minus_infinity(target: Target, divergence: str, parameters: dict[str, float]) -> None:
+    for side in ("student", "teacher", "one entry each"):
+        s, t, labels = torch.randn(1, 50), torch.randn(1, 50), torch.tensor([7])
+        if side != "teacher":
+            s[0, 3] = -INF
+        if side != "student":
+            t[0, 5] = -INF
+        loss, grad_s, grad_t = _run(target, s, t, labels, divergence=divergence, **parameters)
+        expected, by_s, by_t = reference_gradients(s, t, labels, divergence=divergence, **parameters)
+        with during(side=side):
+            if expected == INF:  # one side rules out what the other allows: infinitely far, and not NaN
+                assert loss == INF
+                continue
+            assert_value(loss, expected)
+            assert_gradient(grad_s, by_s)
+            assert_gradient(grad_t, by_t, factor=4)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_03_small_temperature(target: Target, divergence: str) -> None:
-    s, t = _leaf(torch.randn(4, 200) * 5, target), _leaf(torch.randn(4, 200) * 5, target)
-    loss = fastkd.kd_loss(s, t, temperature=0.05, divergence=divergence, **target.options)
-    loss.backward()
-    expected, by_s, by_t = reference_gradients(s, t, temperature=0.05, divergence=divergence)
-    assert_value(loss.detach().cpu(), expected.cpu(), rtol=1e-5)
-    assert_gradient(s.grad, by_s, factor=40)
-    assert_gradient(t.grad, by_t, factor=40)
+    s, t, labels = torch.randn(4, 200) * 5, torch.randn(4, 200) * 5, torch.tensor([0, 1, 2, 3])
+    options = {"temperature": 0.05, "divergence": divergence}
+    loss, grad_s, grad_t = _run(target, s, t, labels, **options)
+    expected, by_s, by_t = reference_gradients(s, t, labels, **options)
+    assert_value(loss, expected, rtol=1e-5)
+    # Exponents of several hundred carry a relative rounding of 6e-8, of which the exponential makes 3e-5.
+    assert_gradient(grad_s, by_s, factor=40)
+    assert_gradient(grad_t, by_t, factor=40)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_04_near_identical_models(target: Target, divergence: str, dtype: torch.dtype) -> None:
-    s = (torch.randn(4, 2000) * 3).to(dtype)
-    t = s.clone()
-    # A rounding step here and there: everything else differs by the partition alone.
-    t[:, ::50] += 2 * torch.finfo(dtype).eps * t[:, ::50].abs()
-    s = _leaf(s, target)
-    fastkd.kd_loss(
-        s, t.to(target.device), divergence=divergence, reduction="sum", **target.options
-    ).backward()
-    _, by_s, _ = reference_gradients(s, t.to(target.device), divergence=divergence, reduction="sum")
-    error = (s.grad.double() - by_s).norm() / by_s.norm()
-    rounding = (by_s.to(dtype).double() - by_s).norm() / by_s.norm()
-    if dtype == torch.float16:  # held scaled and rounded again by its factor
-        rounding = rounding + torch.finfo(dtype).eps / 2
-    assert error <= 2 * rounding, f"{error:.2e} against a rounding of {rounding:.2e}"
-
-
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@EVERY_CASE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_04_identical_models(target: Target, divergence: str, dtype: torch.dtype) -> None:
-    columns = 3000 if target.backend == "triton" and target.device == "cpu" else 248_000
-    s = _leaf((torch.randn(2, columns) * 4).to(dtype), target)
-    loss = fastkd.kd_loss(s, s.detach().clone(), divergence=divergence, **target.options)
-    loss.backward()
+def test_04_near_identical_models(
+    target: Target, divergence: str, parameters: dict[str, float], dtype: torch.dtype
+) -> None:
+    s, labels = (torch.randn(4, 2000) * 3).to(dtype), torch.arange(4)
+    t = s.clone()
+    # A rounding step of 16 bits here and there: everything else differs by the partition alone.
+    step = torch.finfo(torch.bfloat16 if dtype == torch.float32 else dtype).eps
+    t[:, ::50] += 2 * step * t[:, ::50].abs()
+    options = {"divergence": divergence, "reduction": "sum", **parameters}
+    _, *grads = _run(target, s, t, labels, **options)
+    _, *exact = reference_gradients(s, t, labels, **options)
+    for grad, by in zip(grads, exact, strict=True):
+        error = (grad.double() - by).norm() / by.norm()
+        rounding = (by.to(dtype).double() - by).norm() / by.norm()
+        if dtype == torch.float16:  # held scaled and rounded again by its factor
+            rounding = rounding + torch.finfo(dtype).eps / 2
+        if dtype == torch.float32:  # what 24 bits leave of q - p where they differ by 1 in 1000
+            rounding = 1000 * torch.finfo(dtype).eps
+        assert error <= 2 * rounding, f"{error:.2e} against a rounding of {rounding:.2e}"
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_04_identical_models(
+    target: Target, divergence: str, parameters: dict[str, float], dtype: torch.dtype
+) -> None:
+    columns = 3000 if target.backend == "triton" and target.device == "cpu" else 100_000
+    s, labels = (torch.randn(2, columns) * 4).to(dtype), torch.tensor([2, 1])
+    loss, grad_s, grad_t = _run(target, s, s, labels, divergence=divergence, **parameters)
     assert abs(loss.item()) < 1e-6
-    assert s.grad.abs().max().item() < 1e-9
+    assert grad_s.abs().max().item() < 1e-9 and grad_t.abs().max().item() < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -135,46 +161,49 @@ def test_05_label_gradient_is_rounded_once(target: Target, dtype: torch.dtype) -
     assert relative.max() <= torch.finfo(dtype).eps * (1 if dtype == torch.bfloat16 else 2)
 
 
-def test_06_t_squared_reaches_the_gradient(target: Target) -> None:
-    s, t = torch.randn(3, 50), torch.randn(3, 50).to(target.device)
-    grads = []
-    for t_squared in (True, False):
-        x = _leaf(s, target)
-        fastkd.kd_loss(x, t, temperature=3.0, t_squared=t_squared, **target.options).backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(grads[0], 9 * grads[1])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_06_t_squared_reaches_the_gradient(target: Target, divergence: str) -> None:
+    s, t, labels = torch.randn(3, 50), torch.randn(3, 50), torch.tensor([1, 2, 3])
+    options = {"temperature": 3.0, "divergence": divergence}
+    squared = _run(target, s, t, labels, t_squared=True, **options)
+    plain = _run(target, s, t, labels, t_squared=False, **options)
+    for with_factor, without in zip(squared, plain, strict=True):
+        torch.testing.assert_close(with_factor, 9 * without)
 
 
-def test_07_ignore_index_in_the_soft_term(target: Target) -> None:
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_07_ignore_index_in_the_soft_term(target: Target, divergence: str) -> None:
     s, t = torch.randn(4, 50), torch.randn(4, 50)
-    labels = torch.tensor([1, -100, 2, -100], device=target.device)
-    a = _leaf(s, target)
-    loss = fastkd.kd_loss(a, t.to(target.device), labels, kd_ratio=1.0, **target.options)
-    loss.backward()
-    kept = fastkd.kd_loss(s[[0, 2]].to(target.device), t[[0, 2]].to(target.device), **target.options)
-    assert_value(loss.detach(), kept)
-    assert (a.grad[[1, 3]] == 0).all() and (a.grad[[0, 2]] != 0).any()
+    labels = torch.tensor([1, -100, 2, -100])
+    loss, grad_s, grad_t = _run(target, s, t, labels, divergence=divergence)
+    kept, by_s, by_t = _run(target, s[::2], t[::2], labels[::2], divergence=divergence)
+    assert_value(loss, kept)
+    assert_gradient(grad_s[::2], by_s)
+    assert_gradient(grad_t[::2], by_t)
+    assert (grad_s[1::2] == 0).all() and (grad_t[1::2] == 0).all()
 
 
-def test_07_ignored_rows_are_not_read(target: Target) -> None:
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_07_ignored_rows_are_not_read(target: Target, divergence: str) -> None:
     s, t = torch.randn(4, 50), torch.randn(4, 50)
     s[1], t[3] = float("nan"), INF
-    labels = torch.tensor([1, -100, 2, -100], device=target.device)
-    a, b = _leaf(s, target), _leaf(t, target)
-    loss = fastkd.kd_loss(a, b, labels, kd_ratio=0.5, label_smoothing=0.1, z_loss=1e-3, **target.options)
-    loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(a.grad).all() and torch.isfinite(b.grad).all()
-    assert (a.grad[[1, 3]] == 0).all() and (b.grad[[1, 3]] == 0).all()
+    labels = torch.tensor([1, -100, 2, -100])
+    options = {"divergence": divergence, "kd_ratio": 0.5, "label_smoothing": 0.1, "z_loss": 1e-3}
+    loss, grad_s, grad_t = _run(target, s, t, labels, **options)
+    assert torch.isfinite(loss) and torch.isfinite(grad_s).all() and torch.isfinite(grad_t).all()
+    assert (grad_s[[1, 3]] == 0).all() and (grad_t[[1, 3]] == 0).all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
 def test_08_fully_masked_batch(target: Target, reduction: str) -> None:
-    s = _leaf(torch.randn(3, 20), target)
-    labels = torch.full((3,), -100, device=target.device)
-    loss = fastkd.kd_loss(s, s.detach(), labels, kd_ratio=0.5, reduction=reduction, **target.options).sum()
-    assert loss.item() == 0 and loss.requires_grad
-    loss.backward()
-    assert s.grad is not None and (s.grad == 0).all()
+    for divergence in ("forward_kl", "jsd", "alpha", "decoupled"):
+        s = _leaf(torch.randn(3, 20), target)
+        labels = torch.full((3,), -100, device=target.device)
+        options = {"divergence": divergence, "kd_ratio": 0.5, "reduction": reduction}
+        loss = fastkd.kd_loss(s, s.detach(), labels, **options, **target.options).sum()
+        assert loss.item() == 0 and loss.requires_grad
+        loss.backward()
+        assert s.grad is not None and (s.grad == 0).all()
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -209,29 +238,73 @@ def test_10_reduction_none_with_weights(target: Target) -> None:
     assert_gradient(a.grad, by_s)
 
 
-def test_11_padding_takes_no_probability(target: Target) -> None:
-    s, t = torch.randn(3, 40), torch.randn(3, 40)
-    narrow = fastkd.kd_loss(s.to(target.device), t.to(target.device), **target.options)
-    wide = F.pad(t, (0, 8))
-    loss = fastkd.kd_loss(s.to(target.device), wide.to(target.device), vocab_size=40, **target.options)
-    assert_value(loss, narrow)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_11_padding_takes_no_probability(target: Target, divergence: str) -> None:
+    s, t, labels = torch.randn(3, 40), torch.randn(3, 40), torch.tensor([1, 2, 39])
+    options = {"divergence": divergence, "kd_ratio": 0.5, "label_smoothing": 0.1}
+    loss, grad_s, grad_t = _run(target, F.pad(s, (0, 3)), F.pad(t, (0, 8)), labels, vocab_size=40, **options)
+    expected, by_s, by_t = _run(target, s, t, labels, **options)
+    assert_value(loss, expected)
+    assert_gradient(grad_s, F.pad(by_s, (0, 3)))
+    assert_gradient(grad_t, F.pad(by_t, (0, 8)))
     with pytest.raises(ValueError, match="vocab_size"):
-        fastkd.kd_loss(s.to(target.device), wide.to(target.device), **target.options)
+        _run(target, s, F.pad(t, (0, 8)), labels, **options)
 
 
 def test_12_directions_and_mixture_weights(target: Target) -> None:
     s, t = torch.randn(3, 20).to(target.device), torch.randn(3, 20).to(target.device)
 
-    def value(a: torch.Tensor, b: torch.Tensor, divergence: str, beta: float | None = None) -> torch.Tensor:
-        return fastkd.kd_loss(a, b, divergence=divergence, beta=beta, **target.options)
+    def value(a: Tensor, b: Tensor, divergence: str, **parameters: float) -> Tensor:
+        return fastkd.kd_loss(a, b, divergence=divergence, **parameters, **target.options)
 
     forward = (F.softmax(t, -1) * (F.log_softmax(t, -1) - F.log_softmax(s, -1))).sum(-1).mean()
     assert_value(value(s, t, "forward_kl"), forward)
     assert_value(value(t, s, "reverse_kl"), forward)
-    assert_value(value(s, t, "jsd", 0.2), value(t, s, "jsd", 0.8))
-    assert (value(s, t, "jsd", 0.2) - value(s, t, "jsd", 0.8)).abs() > 1e-3
+    assert_value(value(s, t, "jsd", beta=0.2), value(t, s, "jsd", beta=0.8))
+    assert (value(s, t, "jsd", beta=0.2) - value(s, t, "jsd", beta=0.8)).abs() > 1e-3
     # Near beta = 0 the mixture is the student, and the divergence b * KL(p, q).
-    assert_value(value(s, t, "jsd", 1e-3) / 1e-3, forward, rtol=1e-2)
+    assert_value(value(s, t, "jsd", beta=1e-3) / 1e-3, forward, rtol=1e-2)
+    assert_value(value(s, t, "skew_forward_kl", beta=0.0), forward)
+    assert_value(value(s, t, "skew_forward_kl", beta=0.2), value(t, s, "skew_reverse_kl", beta=0.2))
+    assert_value(value(s, t, "skew_forward_kl", beta=1e-3), forward, rtol=1e-2)
+    for symmetric in ("jeffreys", "tvd", "hellinger"):
+        assert_value(value(s, t, symmetric), value(t, s, symmetric))
+    assert_value(value(s, t, "jeffreys"), value(s, t, "forward_kl") + value(s, t, "reverse_kl"))
+
+
+def test_12_the_family_of_powers(target: Target) -> None:
+    s, t = torch.randn(1, 20).to(target.device), torch.randn(1, 20).to(target.device)
+
+    def value(a: Tensor, b: Tensor, divergence: str, **parameters: float) -> Tensor:
+        return fastkd.kd_loss(a, b, divergence=divergence, **parameters, **target.options)
+
+    assert_value(value(s, t, "alpha", alpha=0.5), 4 * value(s, t, "hellinger"))
+    assert_value(value(s, t, "alpha", alpha=0.3), value(t, s, "alpha", alpha=0.7))
+    assert_value(value(s, t, "alpha", alpha=0.3), value(s, t, "alpha_beta", alpha=0.3, beta=0.7))
+    assert_value(
+        value(s, t, "alpha_beta", alpha=0.2, beta=2.0), value(t, s, "alpha_beta", alpha=2.0, beta=0.2)
+    )
+    # Near the ends of the range the powers become logarithms.
+    assert_value(value(s, t, "alpha", alpha=0.999), value(s, t, "forward_kl"), rtol=1e-2)
+    assert_value(value(s, t, "alpha", alpha=0.001), value(s, t, "reverse_kl"), rtol=1e-2)
+    assert_value(value(s, t, "renyi", alpha=0.999), value(s, t, "forward_kl"), rtol=1e-2)
+    power = 1 - 0.3 * 0.7 * value(s, t, "alpha", alpha=0.3)
+    assert_value(value(s, t, "renyi", alpha=0.3), torch.log(power) / (0.3 - 1))
+
+
+def test_12_the_label_and_the_rest(target: Target) -> None:
+    s, t = torch.randn(4, 20).to(target.device), torch.randn(4, 20).to(target.device)
+    labels = torch.tensor([0, 5, 19, 3], device=target.device)
+
+    def value(**options: object) -> Tensor:
+        return fastkd.kd_loss(s, t, labels, reduction="none", **options, **target.options)  # type: ignore[arg-type]
+
+    target_part = value(divergence="decoupled", beta=0.0)
+    rest_part = value(divergence="decoupled", beta=1.0) - target_part
+    # The chain rule of the divergence (Zhao et al. 2022, equation 7).
+    share = 1 - F.softmax(t, -1).gather(-1, labels[:, None])[:, 0]
+    assert_value(target_part + share * rest_part, value(divergence="forward_kl"))
+    assert_value(target_part + 8 * rest_part, value(divergence="decoupled", beta=8.0), rtol=1e-5)
 
 
 def test_13_backward_twice(target: Target) -> None:
@@ -257,6 +330,25 @@ def test_13_inputs_are_left_alone(target: Target) -> None:
     assert a._version == 0 and b._version == 0
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_14_nothing_waits_for_the_device(divergence: str, device: str) -> None:
+    """Fake tensors have no values: reading one raises. (Those of a GPU need none, but for a backward.)"""
+    with FakeTensorMode():
+        s, t, weights, count = (torch.empty(size, device=device) for size in ((4, 30), (4, 30), (4,), ()))
+        labels = torch.empty(4, dtype=torch.int64, device=device)
+        s.requires_grad_(device == "cpu")
+        options = {"divergence": divergence, "kd_ratio": 0.5, "token_weights": weights}
+        for reduction in ("mean", "sum", "batchmean", "none"):
+            items = count if reduction == "mean" else None
+            loss, metrics = fastkd.kd_loss(
+                s, t, labels, reduction=reduction, num_items=items, return_metrics=True, **options
+            )
+            assert loss.shape == ((4,) if reduction == "none" else ()) and metrics.kd.shape == ()
+            if device == "cpu":
+                loss.sum().backward()
+
+
 def test_16_every_vocabulary_size_has_a_kernel(target: Target) -> None:
     sizes = (1, 3, 1023, 1024, 1025, 4097) if target.backend == "triton" else (1, 1023, 1025, 65_537, 262_144)
     for columns in sizes:
@@ -269,26 +361,70 @@ def test_16_every_vocabulary_size_has_a_kernel(target: Target) -> None:
         assert_gradient(x.grad, by_s)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), INF])
-def test_nan_stays_in_its_token(target: Target, bad: float) -> None:
-    for side in (0, 1):
+def test_17_a_sparse_teacher_is_never_made_dense() -> None:
+    added = peak_of("""
+        torch.set_num_threads(2)
+        s = torch.randn(256, 60_000)
+        indices = torch.arange(64).expand(256, 64).contiguous()
+        logprobs = torch.log_softmax(torch.randn(256, 64), -1) - 0.1
+        def call():
+            for tail in ("renormalize", "bucket", "drop"):
+                fastkd.kd_loss(s, fastkd.SparseTeacher(indices, logprobs, tail))
+        print(added(call))
+    """)
+    one_logits_tensor = 256 * 60_000 * 4 / 2**20
+    assert added < one_logits_tensor / 4
+
+
+def test_17_a_sparse_teacher_costs_the_gradient_alone() -> None:
+    added = peak_of("""
+        s = torch.randn(256, 60_000, requires_grad=True)
+        indices = torch.arange(64).expand(256, 64).contiguous()
+        logprobs = torch.log_softmax(torch.randn(256, 64), -1) - 0.1
+        def call():
+            fastkd.kd_loss(s, fastkd.SparseTeacher(indices, logprobs)).backward()
+            s.grad = None
+        print(added(call))
+    """)
+    gradient = 256 * 60_000 * 4 / 2**20
+    assert 0.9 * gradient < added < 1.0 * gradient + 12
+
+
+def test_20_softcap_and_scale_of_the_head(target: Target) -> None:
+    h, w, t = torch.randn(5, 8), torch.randn(40, 8), torch.randn(5, 40)
+    h, w, t = _leaf(h, target), w.to(target.device), t.to(target.device)
+    options = {"logit_scale": 2.5, "logit_softcap": 4.0}
+    fused = fastkd.linear_kd_loss(h, w, t, **options, **target.options)
+    logits = 4.0 * torch.tanh(2.5 * (h @ w.t()) / 4.0)
+    plain = fastkd.kd_loss(logits, t, **target.options)
+    assert_value(fused.detach(), plain.detach())
+    (by_fused,), (by_plain,) = torch.autograd.grad(fused, h), torch.autograd.grad(plain, h)
+    assert_gradient(by_fused, by_plain, factor=4)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_nan_stays_in_its_token(target: Target, divergence: str) -> None:
+    labels = torch.tensor([1, 2, 3, 4])
+    for bad, side in ((float("nan"), 0), (float("nan"), 1), (INF, 0), (INF, 1)):
         rows = [torch.randn(4, 70), torch.randn(4, 70)]
         rows[side][2, 5] = bad
-        s, t = _leaf(rows[0], target), rows[1].to(target.device)
-        loss = fastkd.kd_loss(s, t, reduction="none", **target.options)
-        loss.sum().backward()
-        assert loss.isnan().tolist() == [False, False, True, False]
-        assert s.grad[2].isnan().any() and torch.isfinite(s.grad[[0, 1, 3]]).all()
+        loss, grad_s, _ = _run(target, *rows, labels, divergence=divergence, reduction="none")
+        with during(bad=bad, side=side):
+            assert loss.isnan().tolist() == [False, False, True, False]
+            assert grad_s[2].isnan().any() and torch.isfinite(grad_s[[0, 1, 3]]).all()
 
 
-def test_two_runs_give_the_same_bits(target: Target) -> None:
-    s, t = torch.randn(37, 2111).to(target.device), torch.randn(37, 2111).to(target.device)
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "alpha_beta", "decoupled"])
+def test_two_runs_give_the_same_bits(target: Target, divergence: str) -> None:
+    rows = 5 if target.backend == "triton" and target.device == "cpu" else 67
+    s, t = torch.randn(rows, 2111).to(target.device), torch.randn(rows, 2111).to(target.device)
+    labels = torch.arange(rows, device=target.device)
     runs = []
     for threads in (1, 2, 2):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         x = s.clone().requires_grad_()
-        loss = fastkd.kd_loss(x, t, temperature=1.7, divergence="jsd", **target.options)
+        loss = fastkd.kd_loss(x, t, labels, temperature=1.7, divergence=divergence, **target.options)
         loss.backward()
         torch.set_num_threads(before)
         runs.append((loss.detach(), x.grad))

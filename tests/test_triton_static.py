@@ -1,4 +1,4 @@
-"""Compile every Triton kernel variant ahead of time, without a GPU, and read the machine code.
+"""Compile the Triton kernels' variants ahead of time, without a GPU, and read the machine code.
 
 Registers, spills and access widths decide the speed of these kernels, and all three are settled at
 compile time. The targets are an A100 (sm_80), a Hopper (sm_90) and an AMD MI300 (gfx942).
@@ -7,6 +7,7 @@ compile time. The targets are an A100 (sm_80), a Hopper (sm_90) and an AMD MI300
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -27,30 +28,60 @@ MAX_REGISTERS = {"sm_80": 128, "sm_90": 128, "gfx942": 168}
 
 Variant = dict[str, Any]
 PLAIN: Variant = {"student": "bf16", "teacher": "bf16", "power": 1, "vocab": 16, "strides": 1}
-# With the fewest and the most optional terms, in the two dtypes whose tiles differ.
-LOADED: Variant = {"labels": True, "smoothing": True, "z_loss": True, "grad_teacher": True, "power": 0}
-MAIN: dict[str, Variant] = {
-    f"{divergence}-{dtype}-{name}": PLAIN
-    | extra
-    | {"divergence": divergence, "student": dtype, "teacher": dtype}
-    for divergence in DIVERGENCES
-    for dtype in ("bf16", "fp32")
-    for name, extra in (("plain", {"power": 2}), ("loaded", LOADED))
-} | {
-    "mixed dtypes": PLAIN | LOADED | {"divergence": "jsd", "student": "bf16", "teacher": "fp32"},
-    "scale": {"kernel": "scale", "student": "bf16", "strides": 1, "vocab": 16},
+# With the fewest and the most optional terms.
+FEW: Variant = PLAIN | {"power": 2}
+LOADED: Variant = PLAIN | {
+    "labels": True,
+    "smoothing": True,
+    "z_loss": True,
+    "grad_teacher": True,
+    "power": 0,
 }
-# These must compile and fit somewhere; on every target they would take too long.
-EDGES: dict[str, Variant] = {
-    "float16": PLAIN | {"divergence": "forward_kl", "student": "fp16", "teacher": "fp16", "labels": True},
-    "labels only": PLAIN | {"divergence": None, "labels": True, "z_loss": True},
-    "value only": PLAIN | {"divergence": "jsd", "grad_student": False, "labels": True},
-    "odd vocabulary": PLAIN | {"divergence": "forward_kl", "vocab": None, "labels": True},
-    "one column": PLAIN | {"divergence": "forward_kl", "vocab": 1, "labels": True},
-    "any strides": PLAIN | LOADED | {"divergence": "jsd", "strides": None, "vocab": None},
-    "scale odd": {"kernel": "scale", "student": "fp32", "strides": None, "vocab": None},
-}
-VARIANTS = {"sm_80": MAIN, "sm_90": MAIN | EDGES, "gfx942": MAIN}
+FLOAT: Variant = {"student": "fp32", "teacher": "fp32"}
+# One of each kind, for the targets and options that not every divergence is compiled for.
+KINDS = ("forward_kl", "jeffreys", "jsd", "skew_reverse_kl", "tvd", "alpha_beta")
+
+
+def loaded(*divergences: str) -> dict[str, Variant]:
+    return {f"{divergence}-loaded": LOADED | {"divergence": divergence} for divergence in divergences}
+
+
+def phase(name: str, divergence: str, **extra: Any) -> Variant:
+    """A variant of one phase, which takes and gives records."""
+    return LOADED | {"divergence": divergence, "phase": name, "sharded": True} | extra
+
+
+SOME = loaded(*KINDS)
+EVERY = (
+    loaded(*DIVERGENCES)
+    | {
+        f"{divergence}-plain": FEW | {"divergence": divergence}
+        for divergence in ("forward_kl", "jsd", "renyi")
+    }
+    | {
+        f"{divergence}-fp32": LOADED | FLOAT | {"divergence": divergence}
+        for divergence in ("forward_kl", "jsd")
+    }
+    | {
+        "alpha_beta-fp32": LOADED | FLOAT | {"divergence": "alpha_beta"},
+        "mixed dtypes": LOADED | {"divergence": "jsd", "teacher": "fp32"},
+        "float16": PLAIN | {"divergence": "forward_kl", "student": "fp16", "teacher": "fp16", "labels": True},
+        "labels only": PLAIN | {"divergence": None, "labels": True, "z_loss": True},
+        "value only": PLAIN | {"divergence": "jsd", "grad_student": False, "labels": True},
+        "odd vocabulary": PLAIN | {"divergence": "forward_kl", "vocab": None, "labels": True},
+        "one column": PLAIN | {"divergence": "forward_kl", "vocab": 1, "labels": True},
+        "any strides": LOADED | {"divergence": "jsd", "strides": None, "vocab": None},
+        "metrics": LOADED | {"divergence": "decoupled", "metrics": True},
+        "statistics": phase("statistics", "jeffreys", metrics=True),
+        "statistics of powers": phase("statistics", "alpha_beta"),
+        "sums": phase("sums", "jsd"),
+        "finish": phase("finish", "alpha_beta", metrics=True),
+        "off support": phase("finish", "off_support", grad_teacher=False, sharded=False),
+        "scale": {"kernel": "scale", "student": "bf16", "strides": 1, "vocab": 16},
+        "scale odd": {"kernel": "scale", "student": "fp32", "strides": None, "vocab": None},
+    }
+)
+VARIANTS = {"sm_80": SOME, "sm_90": EVERY, "gfx942": SOME}
 
 
 def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
@@ -64,11 +95,14 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
     labels = variant.get("labels", False)
     pointers = {
         "student": student,
-        "teacher": teacher if divergence else None,
+        "teacher": teacher if divergence not in (None, "off_support") else None,
         "labels": "i64" if labels else None,
         "loss_scale": "fp32",
         "grad_scale": "fp32",
         "row_loss": "fp32",
+        "metrics": "fp32" if variant.get("metrics") else None,
+        "record": "fp64" if variant.get("phase") else None,
+        "coefficient": "fp32" if divergence == "off_support" else None,
         "grad_student": student if variant.get("grad_student", True) else None,
         "grad_teacher": teacher if variant.get("grad_teacher") else None,
         "grad": student,
@@ -77,6 +111,9 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
     }
     constants: dict[str, Any] = {
         "DIVERGENCE": divergence,
+        "PHASE": variant.get("phase", "all"),
+        "SHARDED": variant.get("sharded", False),
+        "METRICS": variant.get("metrics", False),
         "CE": labels,
         "SMOOTHING": variant.get("smoothing", False),
         "Z_LOSS": variant.get("z_loss", False),
@@ -186,27 +223,41 @@ def test_fits_registers(compiled: dict[str, dict[str, dict[str, int]]], target: 
     assert usage["registers"] <= MAX_REGISTERS[target]
 
 
-@pytest.mark.parametrize("target", ("sm_80", "sm_90"))
-@pytest.mark.parametrize("dtype", ("bf16", "fp32"))
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_16_byte_accesses(
-    compiled: dict[str, dict[str, dict[str, int]]], target: str, dtype: str, divergence: str
-) -> None:
-    usage = compiled[target][f"{divergence}-{dtype}-loaded"]
-    per_tile = {"bf16": 2, "fp32": 4}[dtype] // (2 if divergence == "jsd" else 1)
-    sweeps = 3 if divergence == "jsd" else 2
-    # Two sides, each with a full and a partial tile in every sweep; nothing else but five scalars.
-    assert usage["wide loads"] == 2 * 2 * sweeps * per_tile
-    assert usage["all loads"] - usage["wide loads"] <= 5
-    # Two gradients, and their clearing behind the vocabulary and in ignored rows.
-    assert usage["wide stores"] == 2 * 2 * 3 * per_tile
+def accesses(divergence: str, itemsize: int) -> tuple[int, int]:
+    """16-byte loads and stores of a thread, written out: two sides, each with a full and a partial tile."""
+    from fastkd.backends.triton import divergences, launch
+
+    shape = launch.tile_shape(itemsize, divergence)
+    per_side = 2 * shape["REPEAT"] * shape["WIDTH"] * itemsize // 16
+    sweeps = 3 if divergences.has_sums(divergence) else 2
+    # The sweeps between distant rows, two, have no full tiles.
+    loads = 2 * sweeps * per_side + (2 * per_side if divergences.has_cross(divergence) else 0)
+    # The gradients, and their clearing behind the vocabulary and in ignored rows.
+    return loads, 2 * 3 * per_side
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        *((target, f"{divergence}-loaded") for target in ("sm_80", "sm_90") for divergence in KINDS),
+        *(("sm_90", f"{divergence}-loaded") for divergence in DIVERGENCES if divergence not in KINDS),
+        *(("sm_90", f"{divergence}-fp32") for divergence in ("forward_kl", "jsd", "alpha_beta")),
+    ],
+)
+def test_16_byte_accesses(compiled: dict[str, dict[str, dict[str, int]]], target: str, name: str) -> None:
+    usage = compiled[target][name]
+    divergence, _, kind = name.partition("-")
+    loads, stores = accesses(divergence, 4 if kind == "fp32" else 2)
+    assert usage["wide loads"] == loads
+    assert usage["all loads"] - usage["wide loads"] <= 5  # scalars
+    assert usage["wide stores"] == stores
     assert usage["all stores"] - usage["wide stores"] <= 2
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", KINDS)
 def test_16_byte_accesses_amd(compiled: dict[str, dict[str, dict[str, int]]], divergence: str) -> None:
-    usage = compiled["gfx942"][f"{divergence}-bf16-loaded"]
-    assert usage["wide loads"] == (12 if divergence == "jsd" else 16)  # as counted above
+    usage = compiled["gfx942"][f"{divergence}-loaded"]
+    assert usage["wide loads"] == accesses(divergence, 2)[0]
     assert usage["16-bit"] <= 1  # the label's logit
 
 
@@ -221,8 +272,14 @@ def test_batch_sizes_select_no_variant() -> None:
 
 
 if __name__ == "__main__":
-    report = {
-        target: {name: compile_variant(target, variant) for name, variant in variants.items()}
-        for target, variants in VARIANTS.items()
-    }
+    jobs = [
+        (target, name, variant) for target, variants in VARIANTS.items() for name, variant in variants.items()
+    ]
+    with multiprocessing.Pool() as pool:
+        usages = pool.starmap(
+            compile_variant, [(target, variant) for target, _, variant in jobs], chunksize=1
+        )
+    report: dict[str, dict[str, dict[str, int]]] = {target: {} for target in VARIANTS}
+    for (target, name, _), usage in zip(jobs, usages, strict=True):
+        report[target][name] = usage
     print(json.dumps(report))

@@ -10,7 +10,7 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 // Columns per block: two blocks of input and two of output stay in L1.
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 512;
 
 inline int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;

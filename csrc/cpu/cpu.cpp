@@ -55,7 +55,7 @@ void on_threads(int64_t rows, int64_t columns, int threads, const Body& body) {
 }
 
 const CpuKernels& kernels(const std::string& isa, bool wide) {
-  if (wide) return kBaselineDoubleKernels;
+  if (wide) return kDoubleKernels;
 #if defined(FASTKD_X86)
   if (isa == "avx512") return kAvx512Kernels;
   if (isa == "avx2") return kAvx2Kernels;

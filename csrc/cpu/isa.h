@@ -18,6 +18,6 @@ struct CpuKernels {
 extern const CpuKernels kAvx512Kernels;
 extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kBaselineKernels;
-extern const CpuKernels kBaselineDoubleKernels;
+extern const CpuKernels kDoubleKernels;
 
 }  // namespace fastkd

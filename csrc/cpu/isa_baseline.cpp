@@ -5,5 +5,4 @@
 
 namespace fastkd {
 const CpuKernels kBaselineKernels = {dense_rows_entry<VecOf<float>>, scale_rows_entry<VecOf<float>>};
-const CpuKernels kBaselineDoubleKernels = {dense_rows_entry<VecOf<double>>, scale_rows_entry<VecOf<double>>};
 }  // namespace fastkd

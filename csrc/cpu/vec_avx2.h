@@ -37,6 +37,11 @@ inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
+inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
+// a <= b ? yes : no, each lane for itself
+inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ));
+}
 
 inline Vec times(Vec weight, Vec x) {
   const __m256 keep = _mm256_cmp_ps(weight.v, _mm256_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
@@ -57,42 +62,37 @@ inline float horizontal_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// 2^x within 2 ulp; 0 below the normal numbers, NaN at NaN.
+// 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
 inline Vec exp2(Vec x) {
-  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-126.0f), x.v);  // in this order NaN passes
-  const __m256 n = _mm256_floor_ps(bounded);
-  const __m256 f = _mm256_sub_ps(bounded, n);
-  __m256 y = _mm256_set1_ps(kExp2[0]);
-  for (int i = 1; i < kExp2Terms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2[i]));
-  const __m256i scaled =
-      _mm256_add_epi32(_mm256_castps_si256(y), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
-  const __m256 normal = _mm256_cmp_ps(x.v, _mm256_set1_ps(-126.0f), _CMP_NLT_UQ);
-  const __m256 result = _mm256_and_ps(normal, _mm256_castsi256_ps(scaled));
-  const __m256 nan = _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q);
-  return _mm256_blendv_ps(result, x.v, nan);
+  // Adding 1.5 * 2^23 rounds to an integer n, which then stands in the low bits; with 127 more it is the
+  // exponent field of 2^n.
+  const __m256 bias = _mm256_set1_ps(12582912.0f + 127.0f);
+  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN passes
+  const __m256 rounded = _mm256_add_ps(bounded, bias);
+  const __m256 f = _mm256_sub_ps(bounded, _mm256_sub_ps(rounded, bias));
+  __m256 y = _mm256_set1_ps(kExp2Centered[0]);
+  for (int i = 1; i < kExp2Terms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2Centered[i]));
+  const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
+  return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
 }
 
-inline Vec log1p(Vec u) {
-  const __m256 one = _mm256_set1_ps(1.0f);
-  const __m256 w = _mm256_add_ps(one, u.v);
-  // w = 2^k m with m in [0.75, 1.5); what rounding 1 + u lost comes back as a first-order term.
+// The same for any x: infinite from 127.5 on.
+inline Vec exp2_any(Vec x) { return exp2(Vec(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v))); }
+
+// Natural logarithm of normal numbers x > 0; NaN at NaN.
+inline Vec log_positive(Vec x) {
+  // x = 2^k (1 + f) with 1 + f in [0.75, 1.5)
   const __m256i offset = _mm256_set1_epi32(0x3f400000);  // 0.75
-  const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(w), offset);
+  const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(x.v), offset);
   const __m256 k = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
   const __m256 m =
       _mm256_castsi256_ps(_mm256_add_epi32(_mm256_and_si256(above, _mm256_set1_epi32(0x007fffff)), offset));
-  const __m256 lost = _mm256_div_ps(_mm256_sub_ps(u.v, _mm256_sub_ps(w, one)), w);
-  const __m256 f = _mm256_sub_ps(m, one);
-  const __m256 s = _mm256_div_ps(f, _mm256_add_ps(f, _mm256_set1_ps(2.0f)));
-  const __m256 z = _mm256_mul_ps(s, s);
+  const __m256 f = _mm256_sub_ps(m, _mm256_set1_ps(1.0f));
   __m256 y = _mm256_set1_ps(kLog[0]);
-  for (int i = 1; i < 4; ++i) y = _mm256_fmadd_ps(y, z, _mm256_set1_ps(kLog[i]));
-  y = _mm256_fmadd_ps(_mm256_mul_ps(y, z), s, _mm256_add_ps(s, s));
-  y = _mm256_add_ps(y, lost);
+  for (int i = 1; i < kLogTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kLog[i]));
+  y = _mm256_fmadd_ps(_mm256_mul_ps(f, f), y, f);
   y = _mm256_fmadd_ps(k, _mm256_set1_ps(0.69314718f), y);
-  y = _mm256_blendv_ps(y, u.v, _mm256_cmp_ps(u.v, _mm256_set1_ps(INFINITY), _CMP_EQ_OQ));
-  y = _mm256_blendv_ps(y, _mm256_set1_ps(-INFINITY), _mm256_cmp_ps(w, _mm256_setzero_ps(), _CMP_EQ_OQ));
-  return _mm256_blendv_ps(y, u.v, _mm256_cmp_ps(u.v, u.v, _CMP_UNORD_Q));
+  return _mm256_blendv_ps(y, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
 }
 
 inline __m128i to16(Vec x, bool bf16) {

@@ -37,6 +37,11 @@ inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
+inline Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
+// a <= b ? yes : no, each lane for itself
+inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ), yes.v);
+}
 
 inline Vec times(Vec weight, Vec x) {
   const __mmask16 keep =
@@ -62,25 +67,19 @@ inline Vec exp2(Vec x) {
   return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
 }
 
-inline Vec log1p(Vec u) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 w = _mm512_add_ps(one, u.v);
-  // w = 2^k m with m in [0.75, 1.5); what rounding 1 + u lost comes back as a first-order term.
-  const __m512 m = _mm512_getmant_ps(w, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
-  const __m512 k = _mm512_sub_ps(_mm512_getexp_ps(w), _mm512_getexp_ps(m));
-  const __m512 lost = _mm512_div_ps(_mm512_sub_ps(u.v, _mm512_sub_ps(w, one)), w);
-  const __m512 f = _mm512_sub_ps(m, one);
-  const __m512 s = _mm512_div_ps(f, _mm512_add_ps(f, _mm512_set1_ps(2.0f)));
-  const __m512 z = _mm512_mul_ps(s, s);
+// The same for any x. At +inf, x - floor(x) is NaN.
+inline Vec exp2_any(Vec x) { return exp2(Vec(_mm512_min_ps(_mm512_set1_ps(1000.0f), x.v))); }
+
+// Natural logarithm of normal numbers x > 0; NaN at NaN.
+inline Vec log_positive(Vec x) {
+  // x = 2^k m with m in [0.75, 1.5)
+  const __m512 m = _mm512_getmant_ps(x.v, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+  const __m512 k = _mm512_sub_ps(_mm512_getexp_ps(x.v), _mm512_getexp_ps(m));
+  const __m512 f = _mm512_sub_ps(m, _mm512_set1_ps(1.0f));
   __m512 y = _mm512_set1_ps(kLog[0]);
-  for (int i = 1; i < 4; ++i) y = _mm512_fmadd_ps(y, z, _mm512_set1_ps(kLog[i]));
-  y = _mm512_fmadd_ps(_mm512_mul_ps(y, z), s, _mm512_add_ps(s, s));
-  y = _mm512_add_ps(y, lost);
-  y = _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
-  // u = inf and u = -1, where the correction is NaN
-  y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(u.v, _mm512_set1_ps(INFINITY), _CMP_EQ_OQ), u.v);
-  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_EQ_OQ),
-                            _mm512_set1_ps(-INFINITY));
+  for (int i = 1; i < kLogTerms; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kLog[i]));
+  y = _mm512_fmadd_ps(_mm512_mul_ps(f, f), y, f);
+  return _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
 }
 
 inline __m256i to16(Vec x, bool bf16) {

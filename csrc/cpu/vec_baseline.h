@@ -65,6 +65,14 @@ inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {
   return lanes<R>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
 template <class R>
+inline VecOf<R> abs(VecOf<R> a) {
+  return lanes<R>([&](int i) { return std::fabs(a.v[i]); });
+}
+template <class R>
+inline VecOf<R> where_le(VecOf<R> a, VecOf<R> b, VecOf<R> yes, VecOf<R> no) {
+  return lanes<R>([&](int i) { return a.v[i] <= b.v[i] ? yes.v[i] : no.v[i]; });
+}
+template <class R>
 inline VecOf<R> times(VecOf<R> weight, VecOf<R> x) {
   return lanes<R>([&](int i) { return times_scalar(weight.v[i], x.v[i]); });
 }
@@ -89,8 +97,12 @@ inline VecOf<R> exp2(VecOf<R> x) {
   return lanes<R>([&](int i) { return std::exp2(x.v[i]); });
 }
 template <class R>
-inline VecOf<R> log1p(VecOf<R> x) {
-  return lanes<R>([&](int i) { return std::log1p(x.v[i]); });
+inline VecOf<R> exp2_any(VecOf<R> x) {
+  return exp2(x);
+}
+template <class R>
+inline VecOf<R> log_positive(VecOf<R> x) {
+  return lanes<R>([&](int i) { return std::log(x.v[i]); });
 }
 template <class R>
 inline void stream(VecOf<R> x, R* p) {

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <climits>
 #include <cmath>
 
 namespace fastkd {
@@ -12,17 +13,25 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512;
 
 struct Sum {
+  using Value = float;
   static constexpr float kNeutral = 0.0f;
   static __device__ __forceinline__ float combine(float a, float b) { return a + b; }
 };
 
 struct Max {  // of the numbers: NaN is passed over, the sums of exponentials bring it up
+  using Value = float;
   static constexpr float kNeutral = -INFINITY;
   static __device__ __forceinline__ float combine(float a, float b) { return fmaxf(a, b); }
 };
 
+struct First {  // of columns
+  using Value = int;
+  static constexpr int kNeutral = INT_MAX;
+  static __device__ __forceinline__ int combine(int a, int b) { return a < b ? a : b; }
+};
+
 template <class Op, int kCount>
-__device__ __forceinline__ void reduce_warp(float (&x)[kCount]) {
+__device__ __forceinline__ void reduce_warp(typename Op::Value (&x)[kCount]) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
 #pragma unroll
@@ -32,8 +41,8 @@ __device__ __forceinline__ void reduce_warp(float (&x)[kCount]) {
 
 // Each x[i] becomes its reduction over the block, in every thread. Ends with a barrier.
 template <class Op, int kCount>
-__device__ __forceinline__ void reduce_block(float (&x)[kCount]) {
-  __shared__ float of_warp[kCount][kMaxThreads / kWarp];
+__device__ __forceinline__ void reduce_block(typename Op::Value (&x)[kCount]) {
+  __shared__ typename Op::Value of_warp[kCount][kMaxThreads / kWarp];
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   reduce_warp<Op>(x);
   if (lane == 0) {

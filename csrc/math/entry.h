@@ -1,5 +1,6 @@
-// The vocabulary of the divergence functors. Each functor is written once over a number type F: a SIMD
-// vector on the CPU, a float in a CUDA thread. F offers + - * /, log1p(F) and times(F, F).
+// The vocabulary of the divergence functors. Each functor is written once over a number type F: a SIMD vector
+// on the CPU, a float in a CUDA thread. F offers + - * /, log_positive(F), exp2_any(F), abs(F), times(F, F),
+// times_add(F, F, F) and where_le(F, F, F, F).
 #pragma once
 
 #include <cmath>
@@ -20,20 +21,80 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// One vocabulary entry of one token: p of the teacher, q of the student.
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+constexpr int kMaxStreams = 3;
+constexpr int kMaxSums = 2;
+constexpr int kMaxConstants = 3;
+
+// One vocabulary entry of one token. The first sweep knows the upper half.
 template <class F>
 struct Entry {
-  F p, q;
+  F xs, xt;    // exponents of 2: logit * log2(e) / temperature - shift of the row
+  F es, et;    // 2^xs, 2^xt
+  F ratio;     // t / T_t - s / T
+  F relative;  // ln(et / es), without the rounding of either
+
+  F p, q;       // of the teacher, of the student
   F q_minus_p;  // formed so that it is exact for equal rows
-  F log_ratio;  // log p - log q
+  F log_ratio;  // log p - log q = ratio + Row::offset
+  F log;        // of a functor with kLog: log_positive(log_argument(entry, rest)) + rest
 };
 
 // What the sweeps have found for the row, in nats.
 template <class F>
 struct Row {
-  F kl_pq;   // sum p (log p - log q), where the functor asks for it
-  F kl_qp;   // sum q (log q - log p), likewise
-  F sum[2];  // the functor's own sums
+  F offset;                   // log p - log q = ratio + offset
+  F stream[kMaxStreams];      // the functor's streams, normalised: see below
+  F scale[kMaxStreams];       // the factors that did it, which also normalise a single term
+  F sum[kMaxSums];            // the functor's sums
+  F constant[kMaxConstants];  // what its value() leaves for the gradients
+
+  // Of a divergence with a cross stream, the sum of p^a q^b:
+  F log_cross;      // its logarithm
+  F cross_shift;    // what its terms' exponents of 2 were reduced by, 0 but for very distant rows
+  F cross_inverse;  // 1 / (sum of the terms)
+
+  // Of a divergence that treats the label apart: p and q above are normalised without it.
+  F p_label, q_label, p_others, q_others;
+  F label_ratio, others_ratio;  // log p - log q of the two-way split
+};
+
+// A divergence is a functor with
+//   kStreams     sums of the first sweep, over unnormalised exponentials: stream(entry, cross_shift, sums)
+//   adds
+//                an entry's terms. Where the exponentials shrink by factors f_t and f_s, stream k shrinks by
+//                f_t^teacher_power(k) f_s^student_power(k), and by these powers it is normalised.
+//   kCross       whether stream 0 is a sum of powers of both sides, cross_term() below.
+//   kSums        sums that need both log-sum-exps first, hence one more sweep: sums(entry, sums).
+//   kLog         whether sums() and the gradients want Entry::log.
+//   kSplitsLabel whether the label is left out of all sums and treated apart.
+//   value(row)   D, from what the sweeps found; fills row.constant.
+//   student, teacher(entry, row)   dD / d(s / T) and dD / d(t / T_t) of one entry.
+struct Functor {
+  static constexpr int kStreams = 0, kSums = 0;
+  static constexpr bool kCross = false, kLog = false, kSplitsLabel = false;
+
+  static double teacher_power(int) { return 0; }
+  static double student_power(int) { return 0; }
+  template <class F>
+  FASTKD_HD void stream(const Entry<F>&, F, F*) const {}
+  template <class F>
+  FASTKD_HD F log_argument(const Entry<F>&, F&) const {
+    return F(1);
+  }
+  template <class F>
+  FASTKD_HD void sums(const Entry<F>&, F*) const {}
+  // In place of student() and teacher() at the label, where that is treated apart.
+  template <class R>
+  FASTKD_HD R label_student(const Row<R>&) const {
+    return R(0);
+  }
+  template <class R>
+  FASTKD_HD R label_teacher(const Row<R>&) const {
+    return R(0);
+  }
 };
 
 // weight * x with 0 * anything = 0. Subnormal weights count as 0, so that a ratio to them cannot overflow.
@@ -43,8 +104,35 @@ FASTKD_HD R times_scalar(R weight, R x) {
 }
 FASTKD_HD float times(float weight, float x) { return times_scalar(weight, x); }
 FASTKD_HD double times(double weight, double x) { return times_scalar(weight, x); }
-FASTKD_HD float log1p(float x) { return ::log1pf(x); }
-FASTKD_HD double log1p(double x) { return ::log1p(x); }
+FASTKD_HD float times_add(float weight, float x, float sum) { return sum + times(weight, x); }
+// log(x) for normal numbers x > 0
+FASTKD_HD float log_positive(float x) { return ::logf(x); }
+FASTKD_HD float abs(float x) { return ::fabsf(x); }
+FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
+// 2^x over the whole range. Subnormal results may be 0.
+FASTKD_HD float exp2_any(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::exp2f(x);
+#endif
+}
+
+// et^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other the ratio's power is
+// a factor, exactly 1 for equal logits: what then differs between p^a q^b and q^(a + b) is no rounding error.
+template <class F>
+FASTKD_HD F cross_term(const Entry<F>& e, F power, double a, double b, F shift) {
+  const F by = F(a * kLog2e) * e.relative;
+  const F near = where_le(abs(by), F(20), where_le(abs(shift), F(0), F(1), F(0)), F(0));
+  const F far = F(a) * e.xt + F(b) * e.xs - shift;
+  const F term = exp2_any(where_le(F(1), near, by, far));
+  const F product = where_le(F(1), near, power * term, term);
+  // Entries that are -inf on both sides do not exist.
+  return where_le(where_le(e.xs, e.xt, e.xt, e.xs), F(-std::numeric_limits<double>::infinity()), F(0),
+                  product);
+}
 
 }  // namespace FASTKD_ISA
 }  // namespace fastkd

@@ -6,31 +6,28 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-struct ForwardKL {
-  static constexpr bool kNeedsPQ = true;   // Row::kl_pq
-  static constexpr bool kNeedsQP = false;  // Row::kl_qp
-  static constexpr int kSums = 0;          // sums that need both log-sum-exps first: one more sweep
-
-  explicit ForwardKL(double) {}
+struct ForwardKL : Functor {
+  static constexpr int kStreams = 1;
+  static double teacher_power(int) { return 1; }
 
   template <class F>
-  FASTKD_HD void sums(const Entry<F>&, F*) const {}
-
-  template <class R>
-  FASTKD_HD R value(const Row<R>& row) const {
-    return row.kl_pq;
+  FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
+    sum[0] = times_add(e.et, e.ratio, sum[0]);
   }
 
-  // d value / d (s / T)
+  template <class R>
+  FASTKD_HD R value(Row<R>& row) const {
+    return row.constant[0] = row.stream[0] + row.offset;
+  }
+
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>&) const {
     return e.q_minus_p;
   }
 
-  // d value / d (t / T_t)
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, e.log_ratio - row.kl_pq);
+    return times(e.p, e.log_ratio - row.constant[0]);
   }
 };
 

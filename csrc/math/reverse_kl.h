@@ -6,24 +6,23 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-struct ReverseKL {
-  static constexpr bool kNeedsPQ = false;
-  static constexpr bool kNeedsQP = true;
-  static constexpr int kSums = 0;
-
-  explicit ReverseKL(double) {}
+struct ReverseKL : Functor {
+  static constexpr int kStreams = 1;
+  static double student_power(int) { return 1; }
 
   template <class F>
-  FASTKD_HD void sums(const Entry<F>&, F*) const {}
+  FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
+    sum[0] = times_add(e.es, e.ratio, sum[0]);
+  }
 
   template <class R>
-  FASTKD_HD R value(const Row<R>& row) const {
-    return row.kl_qp;
+  FASTKD_HD R value(Row<R>& row) const {
+    return row.constant[0] = R(0) - row.stream[0] - row.offset;
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.q, F(0) - e.log_ratio - row.kl_qp);
+    return times(e.q, F(0) - e.log_ratio - row.constant[0]);
   }
 
   template <class F>

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fastkd import _settings
-from fastkd.backends.base import Backend
-from fastkd.spec import LossSpec
+from fastkd.backends.base import Call
+from fastkd.backends.kernels import KernelBackend, Phase
+from fastkd.backends.record import COLUMNS
+from fastkd.spec import METRICS
 
 try:
     from fastkd import _C
@@ -22,6 +24,8 @@ except ImportError as error:
     _IMPORT_ERROR = f"the compiled module fastkd._C does not load ({error}): reinstall with 'pip install .'"
 else:
     _IMPORT_ERROR = ""
+    if (_C.record_columns, _C.metric_columns) != (len(COLUMNS), len(METRICS)):
+        raise ImportError("fastkd._C was built from other sources: reinstall with 'pip install .'")
 
 _forced_isa: list[str] = []
 
@@ -57,7 +61,7 @@ def built_with_cuda() -> str | None:
     return _C.cuda_version if _C is not None and _C.built_with_cuda else None
 
 
-class NativeBackend(Backend):
+class NativeBackend(KernelBackend):
     """C++ on a CPU, CUDA C++ on an NVIDIA GPU."""
 
     name = "native"
@@ -81,53 +85,45 @@ class NativeBackend(Backend):
             _C.cpu_advise_huge_pages(_address(out), out.numel() * out.element_size())
         return out
 
-    def dense_rows(
+    def launch(
         self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor,
-        spec: LossSpec,
-        row_loss: Tensor,
-        grad_student: Tensor | None,
-        grad_teacher: Tensor | None,
+        call: Call,
+        phase: Phase = "all",
+        record: Tensor | None = None,
+        coefficient: Tensor | None = None,
     ) -> None:
-        device, rows, wide = student.device, row_loss.numel(), row_loss.dtype
-        if student.shape[:2] != teacher.shape[:2] or student.shape[0] * student.shape[1] != rows:
-            raise AssertionError("rows of student, teacher and row_loss differ")
-        if not 0 < spec.vocab_size <= min(student.shape[2], teacher.shape[2]):
-            raise AssertionError("vocab_size outside the rows")
-        for x, dtype in ((labels, torch.int64), (loss_scale, wide), (grad_scale, wide), (row_loss, wide)):
-            if x is not None and (x.dtype != dtype or x.numel() != rows or not x.is_contiguous()):
-                raise AssertionError("a per-row tensor is not contiguous or has the wrong dtype or length")
-        for grad, logits in ((grad_student, student), (grad_teacher, teacher)):
-            if grad is not None and (grad.shape != logits.shape or grad.dtype != logits.dtype):
-                raise AssertionError("a gradient does not match its logits")
-        for x in (teacher, labels, loss_scale, grad_scale, row_loss, grad_student, grad_teacher):
-            if x is not None and x.device != device:
-                raise AssertionError("tensors on different devices")
-
+        spec, student = call.spec, call.student
+        teacher = call.teacher if isinstance(call.teacher, Tensor) and spec.kd_weight != 0 else None
+        _check(call, teacher, record, coefficient)
         params = _C.DenseParams()
-        params.rows, params.inner, params.vocab = rows, student.shape[1], spec.vocab_size
+        params.rows, params.inner, params.vocab = call.row_loss.numel(), student.shape[1], spec.vocab_size
         params.student, params.teacher = _rows(student), _rows(teacher)
-        params.grad_student, params.grad_teacher = _rows(grad_student), _rows(grad_teacher)
+        params.grad_student, params.grad_teacher = _rows(call.grad_student), _rows(call.grad_teacher)
         params.set_rows(
-            labels=_address(labels),
-            loss_scale=_address(loss_scale),
-            grad_scale=_address(grad_scale),
-            row_loss=_address(row_loss),
-            wide=wide == torch.float64,
+            labels=_address(call.labels),
+            loss_scale=_address(call.loss_scale),
+            grad_scale=_address(call.grad_scale),
+            row_loss=_address(call.row_loss),
+            metrics=_address(call.metrics),
+            coefficient=_address(coefficient),
+            record=_address(record),
+            wide=call.row_loss.dtype == torch.float64,
         )
+        params.phase = getattr(_C.Phase, phase)
+        params.sharded = call.shards is not None
         params.divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
-        params.beta, params.kd_weight, params.ce_weight = spec.beta, spec.kd_weight, spec.ce_weight
-        params.temperature, params.teacher_temperature = spec.temperature, spec.teacher_temperature
+        params.alpha, params.beta = spec.alpha, spec.beta
+        params.kd_weight, params.kd_metric, params.ce_weight = spec.kd_weight, spec.kd_metric, spec.ce_weight
+        # Without a divergence only a metric, the entropy, asks for the student's temperature.
+        cooled = spec.kd_weight != 0 or call.metrics is not None
+        params.temperature = spec.temperature if cooled else 1.0
+        params.teacher_temperature = spec.teacher_temperature
         params.label_smoothing, params.z_loss = spec.label_smoothing, spec.z_loss
         params.ignore_index = spec.ignore_index
-        if device.type == "cpu":
+        if student.device.type == "cpu":
             _C.cpu_dense_rows(params, cpu_isa(), torch.get_num_threads())
         else:
-            _C.cuda_dense_rows(params, *_place(device))
+            _C.cuda_dense_rows(params, *_place(student.device))
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
         if grad.shape != out.shape or grad.dtype != out.dtype or factor.shape != grad.shape[:1]:
@@ -150,6 +146,48 @@ class NativeBackend(Backend):
             _C.cpu_scale_rows(params, cpu_isa(), torch.get_num_threads())
         else:
             _C.cuda_scale_rows(params, *_place(grad.device))
+
+
+def _check(call: Call, teacher: Tensor | None, record: Tensor | None, coefficient: Tensor | None) -> None:
+    """Raise ``AssertionError`` unless the kernels may take these addresses for what they are said to be."""
+    student, rows, wide = call.student, call.row_loss.numel(), call.row_loss.dtype
+    if student.shape[0] * student.shape[1] != rows:
+        raise AssertionError("rows of student and row_loss differ")
+    if teacher is not None and student.shape[:2] != teacher.shape[:2]:
+        raise AssertionError("rows of student and teacher differ")
+    widths = [x.shape[2] for x in (student, teacher) if x is not None]
+    if not 0 <= call.spec.vocab_size <= min(widths):
+        raise AssertionError("vocab_size outside the rows")
+    if (
+        teacher is None
+        and call.spec.kd_weight != 0
+        and (coefficient is None and call.spec.divergence != "off_support")
+    ):
+        raise AssertionError("a divergence without a teacher")
+    per_row = (
+        (call.labels, torch.int64, 1),
+        (call.loss_scale, wide, 1),
+        (call.grad_scale, wide, 1),
+        (call.row_loss, wide, 1),
+        (coefficient, wide, 1),
+        (call.metrics, wide, len(METRICS)),
+        (record, torch.float64, len(COLUMNS)),
+    )
+    for x, dtype, width in per_row:
+        if x is not None and (x.dtype != dtype or x.numel() != rows * width or not x.is_contiguous()):
+            raise AssertionError("a per-row tensor is not contiguous or has the wrong dtype or length")
+        if x is not None and x.device != student.device:
+            raise AssertionError("tensors on different devices")
+    if call.labels is None and call.spec.divergence == "decoupled" and call.spec.kd_weight != 0:
+        raise AssertionError("the decoupled divergence without labels")
+    logits = call.teacher if isinstance(call.teacher, Tensor) else None
+    for grad, of in ((call.grad_student, student), (call.grad_teacher, logits)):
+        if grad is None:
+            continue
+        if of is None or grad.shape != of.shape or grad.dtype != of.dtype or grad.device != student.device:
+            raise AssertionError("a gradient does not match its logits")
+    if teacher is not None and teacher.device != student.device:
+        raise AssertionError("tensors on different devices")
 
 
 def _address(x: Tensor | None) -> int:

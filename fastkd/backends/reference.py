@@ -2,73 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
 
-from fastkd.backends.base import Backend
-from fastkd.spec import LossSpec
+from fastkd.backends.base import Call, SparseRows
+from fastkd.backends.formulas import FORMULAS, Pair, Result
+from fastkd.backends.kernels import KernelBackend, Phase
+from fastkd.backends.record import COLUMNS
+from fastkd.spec import METRICS
 
 
-def _times(weight: Tensor, x: Tensor) -> Tensor:
-    """``weight * x`` with ``0 * anything = 0``, the convention of every divergence."""
-    return torch.where(weight == 0, torch.zeros_like(x), weight * x)
+class _Rows:
+    """The rows of a call as ``(rows, vocab)`` in the arithmetic's dtype; rows that are not read are 0."""
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.spec, self.shards = call, call.spec, call.shards
+        self.read = call.read
+        self.s = self.of(call.student)
+        self.hot = torch.zeros_like(self.s, dtype=torch.bool)
+        if call.labels is not None:
+            self.hot = torch.arange(self.spec.vocab_size, device=self.s.device) == call.labels[:, None]
+        self.columns = self.total(torch.ones_like(self.s))
+
+    def of(self, x: Tensor) -> Tensor:
+        shape = (self.call.row_loss.numel(), self.spec.vocab_size)
+        x = x[..., : self.spec.vocab_size].reshape(shape).to(self.call.loss_scale.dtype)
+        return torch.where(self.read[:, None], x, torch.zeros_like(x))
+
+    def pair(self, log_p: Tensor, log_q: Tensor, log_ratio: Tensor) -> Pair:
+        return Pair(log_p, log_q, log_ratio, self.spec.alpha, self.spec.beta, self.hot, self.shards)
+
+    def total(self, x: Tensor) -> Tensor:
+        return self.pair(x, x, x).total(x)
+
+    def log_total(self, x: Tensor) -> Tensor:
+        return self.pair(x, x, x).log_total(x)
+
+    def entropy(self, log_p: Tensor) -> Tensor:
+        return self.total(torch.where(torch.isneginf(log_p), 0.0, -log_p.exp() * log_p))
+
+    def divergence(self) -> tuple[Result, Pair]:
+        assert isinstance(self.call.teacher, Tensor)
+        y, x = self.s / self.spec.temperature, self.of(self.call.teacher) / self.spec.teacher_temperature
+        lse_y, lse_x = self.log_total(y), self.log_total(x)
+        # From the logits' difference: the rounding of the two logarithms would drown a small ratio.
+        # Entries that are -inf on both sides do not exist.
+        log_ratio = ((x - y) - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
+        pair = self.pair(x - lse_x, y - lse_y, log_ratio)
+        return FORMULAS[self.spec.divergence](pair), pair
+
+    def cross_entropy(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``(CE or NaN, weighted CE and z-loss, its gradient)``."""
+        spec, e = self.spec, self.spec.label_smoothing
+        lse = self.log_total(self.s)
+        softmax = torch.exp(self.s - lse)
+        value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * softmax
+        nll = torch.full_like(lse, math.nan)
+        if self.call.labels is not None:
+            nll = lse - self.total(torch.where(self.hot, self.s, 0.0))
+            if e:
+                nll = (1 - e) * nll + e * (lse - self.total(self.s) / self.columns)
+            if spec.ce_weight != 0:
+                value = value + spec.ce_weight * nll
+                target = torch.where(self.hot, 1 - e, 0.0) + e / self.columns
+                grad = grad + spec.ce_weight * (softmax - target)
+        return nll, value, grad
+
+    def agreement(self) -> Tensor:
+        assert isinstance(self.call.teacher, Tensor)
+        here = torch.stack([self._top(self.s), self._top(self.of(self.call.teacher))], -1)  # (rows, 2, 2)
+        if self.shards is not None:
+            found = self.shards.gather(here)
+            owner = found[:, :, 0].argmax(0, keepdim=True)
+            column = found[:, :, 1].gather(0, owner)[0]
+            return ((owner[0, :, 0] == owner[0, :, 1]) & (column[:, 0] == column[:, 1]))[:, None]
+        return (here[:, 1, 0] == here[:, 1, 1])[:, None]
+
+    @staticmethod
+    def _top(x: Tensor) -> Tensor:
+        """``(rows, 2)``: the largest logit and its column; -inf where a shard has no columns."""
+        if x.shape[1] == 0:
+            return x.new_tensor([-math.inf, -1.0]).expand(x.shape[0], 2)
+        value, index = x.max(-1)
+        return torch.stack([value, index.to(x.dtype)], -1)
 
 
-def _log_mixture_ratio(share: float, log_ratio: Tensor) -> Tensor:
-    """``log((1 - share) + share * exp(log_ratio))``: a mixture relative to one of its parts."""
-    # Two forms, so that neither a large ratio overflows nor a ratio near 1 loses digits.
-    small = torch.log1p(share * torch.expm1(log_ratio.clamp(max=0)))
-    # exp(log_ratio) * (share + (1 - share) * exp(-log_ratio)) for ratios above 1
-    large = log_ratio + torch.log1p((1 - share) * torch.expm1(-log_ratio.clamp(min=0)))
-    return torch.where(log_ratio > 0, large, small)
-
-
-def _difference(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
-    """``q - p``, to full relative accuracy also where the two are nearly equal."""
-    return torch.where(log_ratio > 0, p * torch.expm1(-log_ratio), -q * torch.expm1(log_ratio))
-
-
-def _kl(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
-    """sum p (log p - log q), with the terms ``q - p``, whose sum is 0, added.
-
-    Each term is then of second order in a small ratio, and so is the effect of an error in the ratios.
-    """
-    return (_times(p, log_ratio) + _difference(p, q, log_ratio)).sum(-1, keepdim=True)
-
-
-# Each returns (D, dD/d(s/T), dD/d(t/T_t)) from log p, log q of shape (rows, vocab) and
-# log_ratio = log p - log q, which the caller forms from the logits' difference.
-
-
-def forward_kl(log_p: Tensor, log_q: Tensor, log_ratio: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    value = _kl(p, q, log_ratio)
-    return value, _difference(p, q, log_ratio), _times(p, log_ratio - value)
-
-
-def reverse_kl(log_p: Tensor, log_q: Tensor, log_ratio: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    value = _kl(q, p, -log_ratio)
-    return value, _times(q, -log_ratio - value), -_difference(p, q, log_ratio)
-
-
-def jsd(log_p: Tensor, log_q: Tensor, log_ratio: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    p_over_m = -_log_mixture_ratio(1 - beta, -log_ratio)  # log p - log m
-    q_over_m = -_log_mixture_ratio(beta, log_ratio)  # log q - log m
-    kl_p = _times(p, p_over_m).sum(-1, keepdim=True)
-    kl_q = _times(q, q_over_m).sum(-1, keepdim=True)
-    value = beta * kl_p + (1 - beta) * kl_q
-    return value, (1 - beta) * _times(q, q_over_m - kl_q), beta * _times(p, p_over_m - kl_p)
-
-
-Formula = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
-FORMULAS: dict[str, Formula] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
-
-
-class ReferenceBackend(Backend):
+class ReferenceBackend(KernelBackend):
     """Every formula written out over whole ``(rows, vocab)`` tensors."""
 
     name = "reference"
@@ -76,85 +97,86 @@ class ReferenceBackend(Backend):
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         return None
 
-    def dense_rows(
+    def rows(self, call: Call) -> None:
+        if isinstance(call.teacher, SparseRows):
+            super().rows(call)  # only here does something come between the sweeps
+        else:
+            self.launch(call)
+
+    def launch(
         self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor,
-        spec: LossSpec,
-        row_loss: Tensor,
-        grad_student: Tensor | None,
-        grad_teacher: Tensor | None,
+        call: Call,
+        phase: Phase = "all",
+        record: Tensor | None = None,
+        coefficient: Tensor | None = None,
     ) -> None:
-        compute = loss_scale.dtype
-        rows, vocab = row_loss.numel(), spec.vocab_size
-        read = (loss_scale != 0) | (grad_scale != 0)
-        if labels is not None:
-            read = read & (labels != spec.ignore_index)
+        rows = _Rows(call)
+        if phase == "statistics":
+            assert record is not None
+            self._statistics_of(rows, record)
+            return
+        spec, read = call.spec, rows.read
+        nothing = torch.full_like(call.row_loss, math.nan)[:, None]
+        metrics = dict.fromkeys(METRICS, nothing)
+        if call.metrics is not None:
+            metrics["student_entropy"] = rows.entropy(
+                rows.s / spec.temperature - rows.log_total(rows.s / spec.temperature)
+            )
+        loss, by_s, by_t = torch.zeros_like(call.row_loss)[:, None], torch.zeros_like(rows.s), None
+        if coefficient is not None:
+            y = rows.s / spec.temperature
+            q = torch.exp(y - rows.log_total(y))
+            by_s = spec.kd_weight / spec.temperature * coefficient[:, None] * q
+        elif spec.kd_weight != 0:
+            result, pair = rows.divergence()
+            loss = spec.kd_weight * result.value
+            by_s = spec.kd_weight / spec.temperature * result.by_student
+            by_t = spec.kd_weight / spec.teacher_temperature * result.by_teacher
+            if call.metrics is not None:
+                metrics["kd"] = spec.kd_metric * result.value
+                metrics["teacher_entropy"] = rows.entropy(pair.log_p)
+                metrics["agreement"] = rows.agreement()
+        if spec.ce_weight != 0 or spec.z_loss != 0 or call.metrics is not None:
+            metrics["ce"], value, grad = rows.cross_entropy()
+            loss, by_s = loss + value, by_s + grad
 
-        def rows_of(x: Tensor) -> Tensor:
-            x = x[..., :vocab].reshape(rows, vocab).to(compute)
-            return torch.where(read[:, None], x, torch.zeros_like(x))
-
-        s = rows_of(student)
-        loss = torch.zeros(rows, dtype=compute, device=s.device)
-        ds, dt = torch.zeros_like(s), None
-        if spec.kd_weight != 0:
-            t = rows_of(teacher)
-            value, by_s, by_t = self._divergence(s, t, spec)
-            loss = loss + spec.kd_weight * value
-            ds = ds + spec.kd_weight / spec.temperature * by_s
-            dt = spec.kd_weight / spec.teacher_temperature * by_t
-        if spec.ce_weight != 0 or spec.z_loss != 0:
-            value, by_s = self._cross_entropy(s, labels, spec)
-            loss = loss + value
-            ds = ds + by_s
-
-        out_of_range = None
-        if labels is not None:
-            out_of_range = read & ((labels < 0) | (labels >= vocab))
-            loss = loss.masked_fill(out_of_range, float("nan"))
-        row_loss.copy_(torch.where(read, loss_scale * loss, torch.zeros_like(loss)))
-        for out, grad in ((grad_student, ds), (grad_teacher, dt)):
+        out_of_range = torch.zeros_like(read)
+        if call.labels is not None and call.shards is None:
+            out_of_range = read & ((call.labels < 0) | (call.labels >= spec.vocab_size))
+        loss = loss[:, 0].masked_fill(out_of_range, math.nan)
+        call.row_loss.copy_(torch.where(read, call.loss_scale * loss, torch.zeros_like(loss)))
+        if call.metrics is not None:
+            found = torch.cat([metrics[name].to(loss.dtype) for name in METRICS], -1)
+            call.metrics.copy_(torch.where(read[:, None], found, torch.zeros_like(found)))
+        for out, by in ((call.grad_student, by_s), (call.grad_teacher, by_t)):
             if out is None:
                 continue
             out.zero_()
-            if grad is None:
+            if by is None:
                 continue
-            grad = torch.where(read[:, None], grad_scale[:, None] * grad, torch.zeros_like(grad))
-            if out_of_range is not None:
-                grad = grad.masked_fill(out_of_range[:, None], float("nan"))
-            out[..., :vocab] = grad.view(*out.shape[:2], vocab).to(out.dtype)
+            by = torch.where(read[:, None], call.grad_scale[:, None] * by, torch.zeros_like(by))
+            by = by.masked_fill(out_of_range[:, None], math.nan)
+            out[..., : spec.vocab_size] = by.view(*out.shape[:2], spec.vocab_size).to(out.dtype)
 
     @staticmethod
-    def _divergence(s: Tensor, t: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor, Tensor]:
-        y, x = s / spec.temperature, t / spec.teacher_temperature
-        lse_y, lse_x = torch.logsumexp(y, -1, keepdim=True), torch.logsumexp(x, -1, keepdim=True)
-        log_q, log_p = y - lse_y, x - lse_x
-        # From the logits' difference: the rounding of the two logarithms would drown a small ratio.
-        # Entries that are -inf on both sides do not exist.
-        log_ratio = ((x - y) - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
-        value, by_s, by_t = FORMULAS[spec.divergence](log_p, log_q, log_ratio, spec.beta)
-        return value.squeeze(-1), by_s, by_t
-
-    @staticmethod
-    def _cross_entropy(s: Tensor, labels: Tensor | None, spec: LossSpec) -> tuple[Tensor, Tensor]:
-        lse = torch.logsumexp(s, -1, keepdim=True)
-        softmax = torch.exp(s - lse)
-        value = spec.z_loss * lse.square()
-        grad = 2 * spec.z_loss * lse * softmax
-        if spec.ce_weight != 0 and labels is not None:
-            index = labels.clamp(0, spec.vocab_size - 1)[:, None]
-            e = spec.label_smoothing
-            nll = lse - s.gather(-1, index)
-            if e:
-                nll = (1 - e) * nll + e * (lse - s.mean(-1, keepdim=True))
-            value = value + spec.ce_weight * nll
-            hot = torch.zeros_like(s).scatter_(-1, index, 1 - e) + e / spec.vocab_size
-            grad = grad + spec.ce_weight * (softmax - hot)
-        return value.squeeze(-1), grad
+    def _statistics_of(rows: _Rows, record: Tensor) -> None:
+        """The student's side of this shard's records, which is all that a sparse teacher asks for."""
+        s, spec, hot = rows.s.double(), rows.spec, rows.hot
+        edge = s.new_full((s.shape[0], 1), -math.inf)
+        top = torch.cat([s, edge], -1).amax(-1, keepdim=True)
+        away = s - torch.where(torch.isinf(top), 0.0, top)
+        e = torch.exp(away / spec.temperature)
+        found = {
+            "max_s": top[:, 0],
+            "z_s": e.sum(-1),
+            "z_one": torch.exp(away).sum(-1),
+            "logit_sum": s.sum(-1),
+            "label_s": torch.cat([s.masked_fill(~hot, -math.inf), edge], -1).amax(-1),
+            "moment_s": torch.where(e == 0, 0.0, e * s).sum(-1),
+            "columns": torch.full_like(top[:, 0], s.shape[1]),
+        }
+        for name, value in found.items():
+            record[:, COLUMNS.index(name)] = torch.where(rows.read, value, 0.0)
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
         out.copy_(grad.to(factor.dtype) * factor[:, None])

@@ -2,5 +2,6 @@
 
 from fastkd.losses.dense import kd_loss
 from fastkd.losses.linear import linear_kd_loss
+from fastkd.losses.metrics import KDMetrics
 
-__all__ = ["kd_loss", "linear_kd_loss"]
+__all__ = ["KDMetrics", "kd_loss", "linear_kd_loss"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastkd.spec import DIVERGENCES, LossSpec
+from fastkd.teachers import TAILS, SparseTeacher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
@@ -35,13 +36,19 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
     return float(value)
 
 
-def logits_like(name: str, x: object, what: str = "(..., V)") -> Tensor:
-    """A floating tensor with at least one dimension and a non-empty last one."""
+def logits_like(name: str, x: object, what: str = "(..., V)", *, empty: bool = False) -> Tensor:
+    """A floating tensor of at least one dimension; the last may be 0 wide only where ``empty`` (a shard)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    if type(x).__name__ == "DTensor":
+        raise TypeError(
+            f"{name} is a DTensor, of which this process holds a part: pass {name}.full_tensor(), or "
+            "where it is "
+            f"sharded by vocabulary {name}.to_local() with group="
+        )
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
-    if x.dim() == 0 or x.shape[-1] == 0:
+    if x.dim() == 0 or (x.shape[-1] == 0 and not empty):
         raise ValueError(
             f"{name} must have shape {what} with a non-empty last dimension, got {tuple(x.shape)}"
         )
@@ -91,6 +98,63 @@ def per_token(
     same_device(device, labels=labels, token_weights=token_weights)
 
 
+def sparse_teacher(
+    teacher: SparseTeacher,
+    leading: torch.Size,
+    device: torch.device,
+    divergence: str,
+    *temperatures: float | None,
+) -> None:
+    """Check a sparse teacher's tensors, and that the divergence and temperatures are ones that it takes."""
+    indices, logprobs = teacher.indices, teacher.logprobs
+    logits_like("teacher.logprobs", logprobs, "(..., K)")
+    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
+        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"teacher.indices must be an int64 or int32 tensor, not {kind}")
+    if indices.shape != logprobs.shape:
+        raise ValueError(
+            f"teacher.indices has shape {tuple(indices.shape)}, teacher.logprobs {tuple(logprobs.shape)}: "
+            "they must "
+            "be equal"
+        )
+    leading_shape("teacher.indices", indices.shape[:-1], leading)
+    same_device(device, **{"teacher.indices": indices, "teacher.logprobs": logprobs})
+    one_of("tail", teacher.tail, TAILS)
+    allowed = ("forward_kl",) if teacher.tail == "drop" else ("forward_kl", "reverse_kl", "jsd")
+    if divergence not in allowed:
+        raise ValueError(
+            f"a SparseTeacher with tail={teacher.tail!r} has no divergence={divergence!r}: choose "
+            f"{' or '.join(repr(name) for name in allowed)}, or pass all logits"
+        )
+    if teacher.tail != "renormalize" and any(t not in (None, 1) for t in temperatures):
+        raise ValueError(
+            f"a SparseTeacher with tail={teacher.tail!r} is known at temperature 1 only: pass "
+            "temperature=1, or "
+            "tail='renormalize'"
+        )
+
+
+def shards(
+    student_columns: int, teacher_columns: int | None, vocab_size: int | None, group: object | None
+) -> tuple[int, str | None]:
+    """``(vocab_size or -1, the group's name)`` for a vocabulary that lies across a group, or may not."""
+    if group is None:
+        return vocabulary(student_columns, teacher_columns or student_columns, vocab_size), None
+    if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
+        raise TypeError(f"group must be a torch.distributed process group, not {type(group).__name__}")
+    if teacher_columns not in (None, student_columns):
+        raise ValueError(
+            f"this process's shard has {student_columns} columns of the student and {teacher_columns} of "
+            "the teacher: "
+            "with group= both sides must be cut alike"
+        )
+    if vocab_size is not None and (isinstance(vocab_size, bool) or not isinstance(vocab_size, int)):
+        raise TypeError(f"vocab_size must be an int, not {type(vocab_size).__name__}")
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size must be positive, got {vocab_size}")
+    return -1 if vocab_size is None else vocab_size, group.group_name
+
+
 def vocabulary(student_columns: int, teacher_columns: int, vocab_size: int | None) -> int:
     """The number of columns that exist on both sides."""
     if vocab_size is None:
@@ -110,10 +174,54 @@ def vocabulary(student_columns: int, teacher_columns: int, vocab_size: int | Non
     return vocab_size
 
 
+# Of each divergence with parameters: which, and their defaults.
+DEFAULTS: dict[str, dict[str, float]] = {
+    "jsd": {"beta": 0.5},
+    "skew_forward_kl": {"beta": 0.1},
+    "skew_reverse_kl": {"beta": 0.1},
+    "alpha": {"alpha": 0.5},
+    "renyi": {"alpha": 0.5},
+    "alpha_beta": {"alpha": 0.5, "beta": 0.5},
+    "decoupled": {"beta": 1.0},
+}
+
+
+def parameters(divergence: str, alpha: float | None, beta: float | None) -> tuple[str, float, float]:
+    """``(divergence, alpha, beta)``: defaults filled in, limits that are other divergences replaced."""
+    default = DEFAULTS.get(divergence, {})
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if value is not None and name not in default:
+            takers = ", ".join(d for d, names in DEFAULTS.items() if name in names)
+            raise ValueError(f"divergence={divergence!r} has no {name}: it belongs to {takers}")
+    a = number("alpha", default.get("alpha", 0.5) if alpha is None else alpha, -math.inf, math.inf)
+    b = number("beta", default.get("beta", 0.5) if beta is None else beta, -math.inf, math.inf)
+    if divergence == "jsd":
+        number("beta", b, 0.0, 1.0)
+        # The limits that TRL gives these two names; the formula itself tends to 0 there.
+        divergence = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(b, divergence)
+    elif divergence in ("skew_forward_kl", "skew_reverse_kl"):
+        if not 0 <= b < 1:
+            raise ValueError(f"beta must be in [0, 1) for divergence={divergence!r}, got {beta}")
+        if b == 0:
+            divergence = divergence.removeprefix("skew_")
+    elif divergence == "alpha" and a in (0.0, 1.0):
+        limit = {0.0: "reverse_kl", 1.0: "forward_kl"}[a]
+        raise ValueError(f"alpha must not be {a:g}: the alpha-divergence tends to divergence={limit!r} there")
+    elif divergence == "renyi" and (a <= 0 or a == 1):
+        hint = ": the Renyi divergence tends to divergence='forward_kl' there" if a == 1 else ""
+        raise ValueError(f"alpha must be positive and not 1 for divergence='renyi', got {a:g}{hint}")
+    elif divergence == "alpha_beta" and (a == 0 or b == 0 or a + b == 0):
+        raise ValueError(f"alpha, beta and alpha + beta must not be 0, got alpha={a:g}, beta={b:g}")
+    elif divergence == "decoupled":
+        number("beta", b, 0.0, math.inf)
+    return divergence, a, b
+
+
 def row_spec(
     *,
     kd_ratio: float,
     divergence: str,
+    alpha: float | None,
     beta: float | None,
     temperature: float,
     teacher_temperature: float | None,
@@ -137,20 +245,18 @@ def row_spec(
         )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
-    mixture = 0.5
-    if divergence == "jsd":
-        mixture = number("beta", 0.5 if beta is None else beta, 0.0, 1.0)
-        # The limits that TRL gives these two names; the formula itself tends to 0 there.
-        if mixture == 0:
-            divergence = "forward_kl"
-        elif mixture == 1:
-            divergence = "reverse_kl"
+    if divergence == "decoupled" and labels is None:
+        raise ValueError("divergence='decoupled' treats the label apart: pass labels, or another divergence")
+    divergence, a, b = parameters(divergence, alpha, beta)
+    factor = student_t * student_t if t_squared else 1.0
     return LossSpec(
         divergence=divergence,
-        beta=mixture,
+        alpha=a,
+        beta=b,
         temperature=student_t,
         teacher_temperature=teacher_t,
-        kd_weight=ratio * (student_t * student_t if t_squared else 1.0),
+        kd_weight=ratio * factor,
+        kd_metric=factor,
         ce_weight=1.0 - ratio,
         label_smoothing=number("label_smoothing", label_smoothing, 0.0, 1.0),
         z_loss=number("z_loss", z_loss, 0.0, math.inf),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -14,8 +15,9 @@ import fastkd.ops.linear  # noqa: F401  registers the op
 from fastkd.backends import registry
 from fastkd.losses import checks, reduction as reductions
 from fastkd.losses.gradient import times_upstream
+from fastkd.losses.metrics import mean_metrics
 from fastkd.ops.rows import wide
-from fastkd.teachers import HiddenTeacher
+from fastkd.teachers import HiddenTeacher, SparseTeacher
 
 
 class _LinearKD(torch.autograd.Function):
@@ -33,16 +35,19 @@ class _LinearKD(torch.autograd.Function):
         unhold: Tensor | None,
         wanted: list[bool],
         call: _Call,
-    ) -> Tensor:
-        row_loss, *gradients = call(hidden, weight, bias, teacher, teacher_weight, teacher_bias, wanted)
+    ) -> tuple[Tensor, Tensor]:
+        row_loss, *gradients, metrics = call(
+            hidden, weight, bias, teacher, teacher_weight, teacher_bias, wanted
+        )
         ctx.save_for_backward(unhold, *gradients)
         ctx.wanted, ctx.backend = wanted, call.backend
         ctx.shapes = (hidden.shape, teacher.shape)
-        return row_loss.sum()
+        ctx.mark_non_differentiable(metrics)
+        return row_loss.sum(), metrics
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
         unhold, *gradients = ctx.saved_tensors
         factor = upstream if unhold is None else upstream * unhold
         found = [
@@ -70,20 +75,26 @@ class _LinearKDRows(torch.autograd.Function):
         unhold: Tensor | None,
         wanted: list[bool],
         call: _Call,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         inputs = (hidden, weight, bias, teacher, teacher_weight, teacher_bias)
-        row_loss, *_ = call(*inputs, [False] * 6)
-        ctx.save_for_backward(unhold, call.labels, call.loss_scale, call.grad_scale, *inputs)
-        ctx.wanted, ctx.call = wanted, call.without_tensors()
-        return row_loss
+        row_loss, *_, metrics = call(*inputs, [False] * 6)
+        ctx.save_for_backward(unhold, call.indices, call.labels, call.loss_scale, call.grad_scale, *inputs)
+        ctx.wanted, ctx.call = (
+            wanted,
+            call._replace(indices=None, labels=None, loss_scale=None, grad_scale=None),
+        )
+        ctx.mark_non_differentiable(metrics)
+        return row_loss, metrics
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        unhold, labels, loss_scale, grad_scale, *inputs = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
+        unhold, indices, labels, loss_scale, grad_scale, *inputs = ctx.saved_tensors
         held = loss_scale if grad_scale is None else grad_scale
-        call = ctx.call.with_tensors(labels, loss_scale, held * upstream)
-        _, *gradients = call(*inputs, ctx.wanted)
+        call = ctx.call._replace(
+            indices=indices, labels=labels, loss_scale=loss_scale, grad_scale=held * upstream, metrics=False
+        )
+        _, *gradients, _ = call(*inputs, ctx.wanted)
         found = [g if want else None for g, want in zip(gradients, ctx.wanted, strict=True)]
         if unhold is not None:
             found = [None if g is None else g * unhold.to(g.dtype) for g in found]
@@ -93,31 +104,20 @@ class _LinearKDRows(torch.autograd.Function):
         return (*found, None, None, None)
 
 
-class _Call:
+class _Call(NamedTuple):
     """The op with everything bound but the tensors that may get a gradient."""
 
-    def __init__(
-        self,
-        labels: Tensor | None,
-        loss_scale: Tensor | None,
-        grad_scale: Tensor | None,
-        scales: tuple[float, float | None, float, float | None],
-        chunk_size: int | None,
-        backend: str | None,
-        arithmetic: tuple[Any, ...],
-    ) -> None:
-        self.labels, self.loss_scale, self.grad_scale = labels, loss_scale, grad_scale
-        self.scales, self.chunk_size, self.backend, self.arithmetic = scales, chunk_size, backend, arithmetic
-
-    def with_tensors(
-        self, labels: Tensor | None, loss_scale: Tensor | None, grad_scale: Tensor | None
-    ) -> _Call:
-        return _Call(
-            labels, loss_scale, grad_scale, self.scales, self.chunk_size, self.backend, self.arithmetic
-        )
-
-    def without_tensors(self) -> _Call:
-        return self.with_tensors(None, None, None)
+    indices: Tensor | None
+    tail: str | None
+    labels: Tensor | None
+    loss_scale: Tensor | None
+    grad_scale: Tensor | None
+    scales: tuple[float, float | None, float, float | None]
+    metrics: bool
+    chunk_size: int | None
+    group: str | None
+    backend: str | None
+    arithmetic: tuple[Any, ...]
 
     def __call__(
         self,
@@ -132,8 +132,9 @@ class _Call:
         scale, softcap, teacher_scale, teacher_softcap = self.scales
         return torch.ops.fastkd.linear_kd(
             *(hidden, weight, bias, scale, softcap),
-            *(teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap),
-            *(self.labels, self.loss_scale, self.grad_scale, wanted, self.chunk_size, self.backend),
+            *(teacher_weight, teacher_bias, teacher_scale, teacher_softcap),
+            *(teacher, self.indices, self.tail, self.labels, self.loss_scale, self.grad_scale),
+            *(wanted, self.metrics, self.chunk_size, self.group, self.backend),
             *self.arithmetic,
         )
 
@@ -159,7 +160,7 @@ def _check_head(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) 
 def linear_kd_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
-    teacher: Tensor | HiddenTeacher,
+    teacher: Tensor | HiddenTeacher | SparseTeacher,
     labels: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -169,6 +170,7 @@ def linear_kd_loss(
     kd_ratio: float = 1.0,
     divergence: str = "forward_kl",
     beta: float | None = None,
+    alpha: float | None = None,
     temperature: float = 1.0,
     teacher_temperature: float | None = None,
     t_squared: bool = True,
@@ -179,8 +181,10 @@ def linear_kd_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
     backend: str | None = None,
-) -> Tensor:
+    return_metrics: bool = False,
+) -> Any:
     r"""Distillation loss from hidden states; the ``(tokens, vocab)`` logits never exist.
 
     Equal to :func:`fastkd.kd_loss` on ``student_hidden @ student_weight.T + student_bias`` (scaled, then
@@ -190,22 +194,26 @@ def linear_kd_loss(
     Args:
         student_hidden: ``(..., H_s)``.
         student_weight: ``(V_s, H_s)``, same dtype.
-        teacher: :class:`fastkd.HiddenTeacher`, or logits ``(..., V_t)``.
+        teacher: :class:`fastkd.HiddenTeacher`, :class:`fastkd.SparseTeacher`, or logits ``(..., V_t)``.
         labels: ``(...)`` int64, aligned with the hidden states.
         student_bias: ``(V_s,)``.
         logit_scale: factor on the student's logits.
         logit_softcap: ``c`` of ``c * tanh(logits / c)`` on the scaled logits (Gemma 2), None for none.
-        chunk_size: tokens per chunk, default chosen so that the scratch stays near 400 MB.
+        chunk_size: tokens per chunk, default chosen so that the scratch stays near 400 MB (with ``group``:
+            512, since all processes must cut alike).
+        group: as in :func:`fastkd.kd_loss`; the weights (of both heads) and the bias are this process's rows
+            of them, the hidden states the same everywhere. Their gradient is this process's share: the
+            tensor-parallel layer in front adds the shares up, as it does for the logits of such a head.
 
     All other arguments are those of :func:`fastkd.kd_loss`, with its errors. With ``reduction="none"`` the
     backward runs the heads again, since a weight's gradient depends on each token's upstream gradient.
 
     Returns:
-        A float32 (float64) scalar, or ``(...)`` for ``reduction="none"``.
+        A float32 (float64) scalar, or ``(...)`` for ``reduction="none"``; with ``return_metrics`` a pair.
     """
     _check_head("student", student_hidden, student_weight, student_bias)
     leading, device = student_hidden.shape[:-1], student_hidden.device
-    teacher_weight = teacher_bias = None
+    teacher_weight = teacher_bias = indices = tail = teacher_columns = None
     student_scales = checks.number("logit_scale", logit_scale, -math.inf, math.inf), _softcap(logit_softcap)
     teacher_scales: tuple[float, float | None] = (1.0, None)
     if isinstance(teacher, HiddenTeacher):
@@ -216,8 +224,11 @@ def linear_kd_loss(
             checks.number("teacher.logit_scale", teacher.logit_scale, -math.inf, math.inf),
             _softcap(teacher.logit_softcap),
         )
+    elif isinstance(teacher, SparseTeacher):
+        checks.sparse_teacher(teacher, leading, device, divergence, temperature, teacher_temperature)
+        teacher_rows, indices, tail = teacher.logprobs, teacher.indices, teacher.tail
     else:
-        teacher_rows = checks.logits_like("teacher", teacher)
+        teacher_rows = checks.logits_like("teacher", teacher, empty=group is not None)
         teacher_columns = teacher_rows.shape[-1]
     checks.leading_shape("teacher", teacher_rows.shape[:-1], leading)
     checks.same_device(
@@ -235,9 +246,11 @@ def linear_kd_loss(
         isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1
     ):
         raise ValueError(f"chunk_size must be a positive int or None, got {chunk_size!r}")
+    columns, group_name = checks.shards(student_weight.shape[0], teacher_columns, vocab_size, group)
     spec = checks.row_spec(
         kd_ratio=kd_ratio,
         divergence=divergence,
+        alpha=alpha,
         beta=beta,
         temperature=temperature,
         teacher_temperature=teacher_temperature,
@@ -245,7 +258,7 @@ def linear_kd_loss(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
-        vocab_size=checks.vocabulary(student_weight.shape[0], teacher_columns, vocab_size),
+        vocab_size=columns,
         labels=labels,
     )
     scale = reductions.row_scale(
@@ -258,15 +271,31 @@ def linear_kd_loss(
         wide(student_hidden, teacher_rows),
     )
     held, unhold = reductions.held_scale(scale, spec, student_hidden.dtype, teacher_rows.dtype)
-    call = _Call(labels, scale, held, (*student_scales, *teacher_scales), chunk_size, backend, astuple(spec))
+    call = _Call(
+        indices=indices,
+        tail=tail,
+        labels=labels,
+        loss_scale=scale,
+        grad_scale=held,
+        scales=(*student_scales, *teacher_scales),
+        metrics=return_metrics,
+        chunk_size=chunk_size,
+        group=group_name,
+        backend=backend,
+        arithmetic=astuple(spec),
+    )
     inputs = (student_hidden, student_weight, student_bias, teacher_rows, teacher_weight, teacher_bias)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     if not any(wanted):
-        rows, *_ = call(*inputs, wanted)
-        return rows.view(leading) if reduction == "none" else rows.sum()
-    if reduction == "none":
-        return _LinearKDRows.apply(*inputs, unhold, wanted, call).view(leading)
-    return _LinearKD.apply(*inputs, unhold, wanted, call)
+        loss, *_, metrics = call(*inputs, wanted)
+        loss = loss if reduction == "none" else loss.sum()
+    else:
+        function = _LinearKDRows if reduction == "none" else _LinearKD
+        loss, metrics = function.apply(*inputs, unhold, wanted, call)
+    loss = loss.view(leading) if reduction == "none" else loss
+    if not return_metrics:
+        return loss
+    return loss, mean_metrics(metrics, reductions.valid(labels, ignore_index, token_weights, student_hidden))
 
 
 def _softcap(value: float | None) -> float | None:

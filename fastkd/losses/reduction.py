@@ -56,6 +56,30 @@ def row_scale(
     return scale
 
 
+def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None, student: Tensor) -> Tensor:
+    """``(tokens,)`` bool: the tokens that the metrics are means over."""
+    tokens = student.shape[:-1].numel()
+    counted = torch.ones(tokens, dtype=torch.bool, device=student.device)
+    if labels is not None:
+        counted = labels.reshape(tokens) != ignore_index
+    if token_weights is not None:
+        counted = counted & (token_weights.detach().reshape(tokens) != 0)
+    return counted
+
+
+def _largest_gradient(spec: LossSpec) -> float:
+    """About the largest element that a divergence's gradient has for models that are not far apart."""
+    a, b = spec.alpha, spec.beta
+    weights: dict[str, float] = {
+        "alpha": max(1 / abs(a or 1), 1 / abs(1 - a or 1)),
+        "renyi": max(1.0, abs(a / (1 - a or 1))),
+        "alpha_beta": max(1 / abs(a or 1), 1 / abs(b or 1)),
+        "decoupled": 1 + b,
+        "jeffreys": 2.0,
+    }
+    return weights.get(spec.divergence, 1.0)
+
+
 def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """The weights of the stored gradient, and the factor that turns it into the gradient.
 
@@ -66,9 +90,8 @@ def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Ten
     """
     if torch.float16 not in dtypes or scale.numel() == 0:
         return None, None
-    largest = (
-        spec.kd_weight / min(spec.temperature, spec.teacher_temperature) + spec.ce_weight + 40 * spec.z_loss
-    )
+    by_kd = spec.kd_weight / min(spec.temperature, spec.teacher_temperature) * _largest_gradient(spec)
+    largest = by_kd + spec.ce_weight + 40 * spec.z_loss
     lift = 2.0 ** (10 - math.ceil(math.log2(max(largest, 1.0))))
     top = scale.abs().amax()
     top = torch.where(top == 0, 1.0, top)

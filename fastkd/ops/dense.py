@@ -1,4 +1,4 @@
-"""``fastkd::dense_kd`` and ``fastkd::scale_rows``: the fused loss on given logits."""
+"""``fastkd::dense_kd`` and ``fastkd::scale_rows``: the fused loss on given logits of the student."""
 
 from __future__ import annotations
 
@@ -6,144 +6,183 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
-from fastkd.ops.rows import same_rows
-from fastkd.spec import LossSpec
-
-# Ends every schema whose kernel computes rows; LossSpec's fields in their order.
-SPEC_SCHEMA = (
-    "str divergence, float beta, float temperature, float teacher_temperature, float kd_weight, "
-    "float ce_weight, float label_smoothing, float z_loss, int ignore_index, int vocab_size"
-)
+from fastkd.ops.calls import SPEC_SCHEMA, Tokens
+from fastkd.ops.rows import as_rows, same_rows
+from fastkd.spec import METRICS, LossSpec
 
 LIBRARY = torch.library.Library("fastkd", "FRAGMENT")
-LIBRARY.define(
-    "dense_kd(Tensor student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor? grad_scale, "
-    f"bool student_grad, bool teacher_grad, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+# `teacher` holds logits, or with `indices` the log-probabilities of a sparse teacher. The last result is
+# (rows, len(METRICS)), or empty without `metrics`.
+TEACHER_SCHEMA = (
+    "Tensor teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
 )
 LIBRARY.define(
-    "dense_kd_(Tensor(a!) student, Tensor teacher, Tensor? labels, Tensor loss_scale, Tensor? grad_scale, "
-    f"bool teacher_grad, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor)"
+    f"dense_kd(Tensor student, {TEACHER_SCHEMA}, bool student_grad, bool teacher_grad, bool metrics, "
+    f"str? group, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+LIBRARY.define(
+    f"dense_kd_(Tensor(a!) student, {TEACHER_SCHEMA}, bool teacher_grad, bool metrics, "
+    f"str? group, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor)"
 )
 LIBRARY.define("scale_rows(Tensor grad, Tensor factor, str? backend) -> Tensor")
 LIBRARY.define("scale_rows_(Tensor(a!) grad, Tensor factor, str? backend) -> ()")
 
 
-def check_labels(labels: Tensor | None, ignore_index: int, vocab_size: int) -> None:
-    """Raise ``IndexError`` for a label outside the vocabulary, on CPU only: a GPU would have to wait."""
-    if labels is None or labels.device.type != "cpu":
-        return
-    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= vocab_size))
-    if bool(wrong.any()):
-        where = wrong.flatten().nonzero()[0]
-        label = int(labels.flatten()[where])
-        raise IndexError(
-            f"label {label} at token {int(where)} is outside [0, {vocab_size}) and is not ignore_index "
-            f"({ignore_index}): mask it with ignore_index or check the tokenizer against vocab_size"
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def _run(
+    student: Tensor,
+    teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    student_grad: bool,
+    teacher_grad: bool,
+    metrics: bool,
+    group: str | None,
+    backend: str | None,
+    arithmetic: tuple[float | str, ...],
+    in_place: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check, choose a backend and compute; ``in_place`` the student's gradient is ``student`` itself."""
+    spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
+    tokens = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, student.shape[-1], spec, group)
+    sparse = indices is not None
+    runner = registry.choose(
+        backend, student.device, student.dtype, loss_scale.dtype if sparse else teacher.dtype
+    )
+    rows = loss_scale.numel()
+    row_loss = torch.empty_like(loss_scale)
+    found = loss_scale.new_empty((rows, len(METRICS)) if metrics else 0)
+    by_student = student if in_place else student.new_empty(0)
+    if student_grad and not in_place:
+        by_student = runner.empty(student.shape, student)
+    by_teacher = teacher.new_empty(0)
+    if teacher_grad:
+        by_teacher = (
+            torch.zeros_like(teacher, memory_format=torch.contiguous_format)
+            if sparse
+            else (runner.empty(teacher.shape, teacher))
         )
+    if rows == 0:
+        return row_loss, by_student, by_teacher, found
+    given = None
+    if sparse:
+        s = as_rows(student)
+        into = None if not teacher_grad else loss_scale.new_zeros(rows, teacher.shape[-1])
+    else:
+        s, given = same_rows(student, teacher)
+        into = by_teacher.view(given.shape) if teacher_grad else None
+    runner.rows(
+        tokens.call(
+            0,
+            rows,
+            s,
+            given,
+            row_loss,
+            (s if in_place else by_student.view(s.shape)) if student_grad else None,
+            into,
+            found if metrics else None,
+        )
+    )
+    if sparse and into is not None:
+        by_teacher.view(into.shape).copy_(into)
+    return row_loss, by_student, by_teacher, found
 
 
-def _gradient_like(logits: Tensor, wanted: bool, backend: str | None) -> Tensor:
-    if not wanted:
-        return logits.new_empty(0)
-    return registry.choose(backend, logits.device, logits.dtype).empty(logits.shape, logits)
+def _dense_kd(
+    student: Tensor,
+    teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    student_grad: bool,
+    teacher_grad: bool,
+    metrics: bool,
+    group: str | None,
+    backend: str | None,
+    *arithmetic: float | str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    source = (teacher, indices, tail, labels, loss_scale, grad_scale)
+    return _run(student, *source, student_grad, teacher_grad, metrics, group, backend, arithmetic, False)
+
+
+def _dense_kd_in_place(
+    student: Tensor,
+    teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    teacher_grad: bool,
+    metrics: bool,
+    group: str | None,
+    backend: str | None,
+    *arithmetic: float | str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    source = (teacher, indices, tail, labels, loss_scale, grad_scale)
+    row_loss, _, by_teacher, found = _run(
+        student, *source, True, teacher_grad, metrics, group, backend, arithmetic, True
+    )
+    return row_loss, by_teacher, found
 
 
 def _fake_gradient(logits: Tensor, wanted: bool) -> Tensor:
     return logits.new_empty(logits.shape if wanted else 0)
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _rows_of_gradient(grad: Tensor | None, logits: Tensor, rows: Tensor) -> Tensor | None:
-    if grad is None or grad is logits:
-        return None if grad is None else rows
-    return grad.view(rows.shape)
-
-
-def _run(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    grad_student: Tensor | None,
-    grad_teacher: Tensor | None,
-    backend: str | None,
-    arithmetic: tuple[float | str, ...],
-) -> Tensor:
-    """Check, choose a backend and fill the gradients; ``grad_student`` may be ``student`` itself."""
-    spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
-    check_labels(labels, spec.ignore_index, spec.vocab_size)
-    runner = registry.choose(backend, student.device, student.dtype, teacher.dtype)
-    row_loss = torch.empty_like(loss_scale)
-    if row_loss.numel() == 0:
-        return row_loss
-    s, t = same_rows(student, teacher)
-    runner.dense_rows(
-        s,
-        t,
-        None if labels is None else labels.reshape(-1).contiguous(),
-        loss_scale.contiguous(),
-        (loss_scale if grad_scale is None else grad_scale).contiguous(),
-        spec,
-        row_loss,
-        _rows_of_gradient(grad_student, student, s),
-        None if grad_teacher is None else grad_teacher.view(t.shape),
-    )
-    return row_loss
-
-
-def _dense_kd(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    student_grad: bool,
-    teacher_grad: bool,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    by_student = _gradient_like(student, student_grad, backend)
-    by_teacher = _gradient_like(teacher, teacher_grad, backend)
-    wanted = by_student if student_grad else None, by_teacher if teacher_grad else None
-    row_loss = _run(student, teacher, labels, loss_scale, grad_scale, *wanted, backend, arithmetic)
-    return row_loss, by_student, by_teacher
-
-
-def _dense_kd_in_place(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    teacher_grad: bool,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor]:
-    by_teacher = _gradient_like(teacher, teacher_grad, backend)
-    wanted = student, by_teacher if teacher_grad else None
-    row_loss = _run(student, teacher, labels, loss_scale, grad_scale, *wanted, backend, arithmetic)
-    return row_loss, by_teacher
+def fake_metrics(loss_scale: Tensor, wanted: bool) -> Tensor:
+    return loss_scale.new_empty((loss_scale.numel(), len(METRICS)) if wanted else 0)
 
 
 def _dense_kd_fake(
     student: Tensor,
     teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
     grad_scale: Tensor | None,
     student_grad: bool,
     teacher_grad: bool,
+    metrics: bool,
+    group: str | None,
+    backend: str | None,
+    *arithmetic: float | str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(loss_scale),
+        _fake_gradient(student, student_grad),
+        _fake_gradient(teacher, teacher_grad),
+        fake_metrics(loss_scale, metrics),
+    )
+
+
+def _dense_kd_in_place_fake(
+    student: Tensor,
+    teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
+    labels: Tensor | None,
+    loss_scale: Tensor,
+    grad_scale: Tensor | None,
+    teacher_grad: bool,
+    metrics: bool,
+    group: str | None,
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(loss_scale),
-        _fake_gradient(student, student_grad),
         _fake_gradient(teacher, teacher_grad),
+        fake_metrics(loss_scale, metrics),
     )
 
 
@@ -158,19 +197,6 @@ def _scale_rows_in_place(grad: Tensor, factor: Tensor, backend: str | None) -> N
     if grad.numel():
         rows = _flat(grad)
         registry.choose(backend, grad.device, grad.dtype).scale_rows(rows, factor, rows)
-
-
-def _dense_kd_in_place_fake(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    teacher_grad: bool,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(loss_scale), _fake_gradient(teacher, teacher_grad)
 
 
 for key in ("CPU", "CUDA", "XPU", "MPS"):

@@ -11,19 +11,22 @@ from torch import Tensor
 
 from fastkd.backends import registry
 from fastkd.backends.base import Backend
-from fastkd.ops.dense import LIBRARY, SPEC_SCHEMA, check_labels
+from fastkd.ops.calls import SPEC_SCHEMA, Tokens
+from fastkd.ops.dense import LIBRARY, TEACHER_SCHEMA, fake_metrics
 from fastkd.ops.rows import as_rows
-from fastkd.spec import LossSpec
+from fastkd.spec import METRICS, LossSpec
 
 # Large enough that the GEMMs run at full speed, small beside the logits of a training batch.
 SCRATCH_BYTES = 384 * 2**20
 
+# Where others wait for each chunk, all must cut alike, and nobody knows the others' widths.
+SHARDED_CHUNK = 512
+
 LIBRARY.define(
     "linear_kd(Tensor hidden, Tensor weight, Tensor? bias, float logit_scale, float? logit_softcap, "
-    "Tensor teacher, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, "
-    "float? teacher_softcap, "
-    "Tensor? labels, Tensor loss_scale, Tensor? grad_scale, bool[] wanted, int? chunk_size, str? backend, "
-    f"{SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, float? teacher_softcap, "
+    f"{TEACHER_SCHEMA}, bool[] wanted, bool metrics, int? chunk_size, str? group, str? backend, "
+    f"{SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -126,55 +129,54 @@ def _linear_kd(
     bias: Tensor | None,
     logit_scale: float,
     logit_softcap: float | None,
-    teacher: Tensor,
     teacher_weight: Tensor | None,
     teacher_bias: Tensor | None,
     teacher_scale: float,
     teacher_softcap: float | None,
+    teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
     grad_scale: Tensor | None,
     wanted: list[bool],
+    metrics: bool,
     chunk_size: int | None,
+    group: str | None,
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, ...]:
     spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
-    check_labels(labels, spec.ignore_index, spec.vocab_size)
-    runner = registry.choose(backend, hidden.device, hidden.dtype, teacher.dtype)
-    grad_scale = loss_scale if grad_scale is None else grad_scale
+    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, weight.shape[0], spec, group)
+    spec = tokens_of.spec
+    runner = registry.choose(
+        backend, hidden.device, hidden.dtype, teacher.dtype if indices is None else loss_scale.dtype
+    )
     tokens, vocab = loss_scale.numel(), spec.vocab_size
     row_loss = torch.empty_like(loss_scale)
+    found = loss_scale.new_empty((tokens, len(METRICS)) if metrics else 0)
     per_token = vocab * (hidden.element_size() + (0 if teacher_weight is None else teacher.element_size()))
-    chunk = min(chunk_size or default_chunk(tokens, per_token), max(tokens, 1))
+    chunk_size = chunk_size or (SHARDED_CHUNK if group else default_chunk(tokens, per_token))
+    chunk = min(chunk_size, max(tokens, 1))
     head = _Head(runner, hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
 
-    teacher_head = None
-    given, by_given = None, teacher.new_empty(0)
+    teacher_head, given, by_given = None, None, teacher.new_empty(0)
     # A teacher that the loss does not read needs no logits either.
     if teacher_weight is not None and spec.kd_weight != 0:
-        teacher_head = _Head(
-            runner,
-            teacher,
-            teacher_weight,
-            teacher_bias,
-            teacher_scale,
-            teacher_softcap,
-            vocab,
-            chunk,
-            wanted[3:],
-        )
+        scales = (teacher_scale, teacher_softcap, vocab, chunk, wanted[3:])
+        teacher_head = _Head(runner, teacher, teacher_weight, teacher_bias, *scales)
+    elif indices is not None:
+        by_given = loss_scale.new_zeros((tokens, teacher.shape[-1]) if wanted[3] else 0)
     elif teacher_weight is None:
         given = as_rows(teacher)
         if wanted[3]:
             by_given = runner.empty(teacher.shape, teacher)
-    flat_labels = None if labels is None else labels.reshape(-1).contiguous()
 
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
         s = head.forward(start, stop)
         slope = head.slope(s) if head.wanted else None
-        teacher_slope, into = None, None
+        t, teacher_slope, into = None, None, None
         if teacher_head is not None:
             t = teacher_head.forward(start, stop)
             if teacher_head.wanted:
@@ -183,36 +185,29 @@ def _linear_kd(
             t = _teacher_rows(given, start, stop)
             if wanted[3]:
                 into = by_given.view(1, tokens, -1)[:, start:stop]
-        else:
-            t = s
-        runner.dense_rows(
-            s,
-            t,
-            None if flat_labels is None else flat_labels[start:stop],
-            loss_scale[start:stop],
-            grad_scale[start:stop],
-            spec,
-            row_loss[start:stop],
-            s if head.wanted else None,
-            into,
-        )
+        elif indices is not None and wanted[3]:
+            into = by_given[start:stop]
+        into_student = s if head.wanted else None
+        shown = found if metrics else None
+        runner.rows(tokens_of.call(start, stop, s, t, row_loss, into_student, into, shown))
         if head.wanted:
             head.backward(start, stop, s, slope)
-        if teacher_head is not None and teacher_head.wanted:
+        if teacher_head is not None and teacher_head.wanted and t is not None:
             teacher_head.backward(start, stop, t, teacher_slope)
 
-    by_student = head.gradients()
     if teacher_head is not None:
         by_teacher = teacher_head.gradients()
-    elif given is not None:
-        by_teacher = [by_given, teacher.new_empty(0), teacher.new_empty(0)]
+    elif teacher_weight is None:
+        by_teacher = [by_given.to(teacher.dtype), teacher.new_empty(0), teacher.new_empty(0)]
+        if wanted[3]:
+            by_teacher[0] = by_teacher[0].view(teacher.shape)
     else:
         inputs = (teacher.reshape(-1, teacher.shape[-1]), teacher_weight, teacher_bias)
         by_teacher = [
             torch.zeros_like(x) if x is not None and want else teacher.new_empty(0)
             for x, want in zip(inputs, wanted[3:], strict=True)
         ]
-    return (row_loss, *by_student, *by_teacher)
+    return (row_loss, *head.gradients(), *by_teacher, found)
 
 
 def _linear_kd_fake(
@@ -221,16 +216,20 @@ def _linear_kd_fake(
     bias: Tensor | None,
     logit_scale: float,
     logit_softcap: float | None,
-    teacher: Tensor,
     teacher_weight: Tensor | None,
     teacher_bias: Tensor | None,
     teacher_scale: float,
     teacher_softcap: float | None,
+    teacher: Tensor,
+    indices: Tensor | None,
+    tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
     grad_scale: Tensor | None,
     wanted: list[bool],
+    metrics: bool,
     chunk_size: int | None,
+    group: str | None,
     backend: str | None,
     *arithmetic: float | str,
 ) -> tuple[Tensor, ...]:
@@ -248,6 +247,7 @@ def _linear_kd_fake(
         gradient(teacher, wanted[3], teacher, teacher_weight is not None),
         gradient(teacher_weight, wanted[4], teacher, False),
         gradient(teacher_bias, wanted[5], teacher, False),
+        fake_metrics(loss_scale, metrics),
     )
 
 

@@ -41,8 +41,8 @@ struct Fiber {
 inline ucontext_t scheduler;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::function<void()> kernel;
-inline float shuffled[2]
-                     [1024];  // two, so that a fast fiber does not overwrite what a slow one has yet to read
+// Two, so that a fast fiber does not overwrite what a slow one has yet to read.
+inline uint32_t shuffled[2][1024];
 inline bool backwards = false;  // the order in which fibers take turns: results must not depend on it
 
 inline void wait_at(const char* what) {
@@ -88,11 +88,17 @@ inline void run_block() {
 
 inline void __syncthreads() { emulation::wait_at("a barrier"); }
 
-inline float __shfl_xor_sync(unsigned, float x, int distance) {
+inline uint32_t __shfl_xor_sync(unsigned, uint32_t x, int distance) {
   const unsigned self = threadIdx.x, turn = emulation::fibers[self]->shuffles++ % 2;
   emulation::shuffled[turn][self] = x;
   emulation::wait_at("a shuffle");
   return emulation::shuffled[turn][self ^ distance];
+}
+inline int __shfl_xor_sync(unsigned mask, int x, int distance) {
+  return static_cast<int>(__shfl_xor_sync(mask, static_cast<uint32_t>(x), distance));
+}
+inline float __shfl_xor_sync(unsigned mask, float x, int distance) {
+  return fastkd::float_of(__shfl_xor_sync(mask, fastkd::bits_of(x), distance));
 }
 
 inline float __fmul_rn(float x, float y) { return x * y; }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkd.backends.base import Backend
-from fastkd.spec import LossSpec
+from fastkd.backends.base import Call
+from fastkd.backends.kernels import KernelBackend, Phase
 
 try:
     from fastkd.backends.triton import launch
@@ -18,8 +18,8 @@ else:
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class TritonBackend(Backend):
-    """Streams each row pair twice (three times for the Jensen-Shannon divergence), one program per row."""
+class TritonBackend(KernelBackend):
+    """One program per row, which streams its row pair twice, or three times where the divergence has sums."""
 
     name = "triton"
 
@@ -34,21 +34,14 @@ class TritonBackend(Backend):
             return f"it runs on NVIDIA and AMD GPUs, not on {device.type}; use the reference backend"
         return None
 
-    def dense_rows(
+    def launch(
         self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor,
-        spec: LossSpec,
-        row_loss: Tensor,
-        grad_student: Tensor | None,
-        grad_teacher: Tensor | None,
+        call: Call,
+        phase: Phase = "all",
+        record: Tensor | None = None,
+        coefficient: Tensor | None = None,
     ) -> None:
-        launch.dense_rows(
-            student, teacher, labels, loss_scale, grad_scale, spec, row_loss, grad_student, grad_teacher
-        )
+        launch.dense_rows(call, phase, record, coefficient)
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
         launch.scale_rows(grad, factor, out)

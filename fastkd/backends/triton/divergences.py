@@ -1,80 +1,280 @@
-"""The divergences: one branch each, per element, in float32 and natural logarithms.
+"""The divergences: one branch each in ``streams``, ``sums``, ``value`` and ``gradients``.
 
-With ``x = log p`` (teacher) and ``y = log q`` (student), ``ratio`` is ``x - y``. A term whose probability
-is 0 counts 0 in every sum and every gradient, whatever the ratio there.
-
-``forward_kl`` and ``reverse_kl`` are linear in the ratio, so their sum streams along with the sums of
-exponentials, before either log-sum-exp is known (``streamed_term``). ``jsd`` is not, and takes a sweep of
-its own (``summed_terms``).
+All is float32 and in nats where nothing else is said; ``p`` is the teacher, ``q`` the student, ``a`` and
+``b`` are those of ``Scales``. The formulas, and where they come from, are those of ``csrc/math``.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
+from fastkd.backends.triton.arithmetic import LN2, expm1, log_quotient, times
+from fastkd.backends.triton.split import two_ways
+from fastkd.backends.triton.tiles import NEG_INF, lane_sum
+
+
+class Scales(NamedTuple):
+    """The call's numbers."""
+
+    c_s: Any  # log2(e) over the temperature
+    c_t: Any
+    to_nats: Any  # 1 / T
+    temperatures: Any  # T / T_t
+    a: Any  # cross: the power of the teacher; mixtures: 1 - beta
+    b: Any  # cross: the power of the student; else beta
+
+
+class Entry(NamedTuple):
+    """A tile of vocabulary entries. The first sweep knows the upper half."""
+
+    xs: Any  # exponents of 2: logit less shift, times c
+    xt: Any
+    es: Any  # 2**xs, 2**xt
+    et: Any
+    relative: Any  # T ln(et / es), from the difference of the logits
+    p: Any
+    q: Any
+    log_ratio: Any  # log p - log q
+
+
+class Row(NamedTuple):
+    """What all sweeps but the first know of their row."""
+
+    shift_s: Any  # of the exponents
+    shift_t: Any
+    z_s: Any  # sum of the student's exponentials
+    inverse_s: Any  # 1 / sum of exponentials
+    inverse_t: Any
+    log_const: Any  # log(z_s / z_t)
+    cross_shift: Any  # exponent of 2 that the cross terms are divided by
+    scale_cross: Any  # factors that normalise one term of a cross sum and of the powers' sums
+    scale_p: Any
+    scale_q: Any
+
+
+@triton.constexpr_function
+def reads_teacher(divergence):
+    return divergence is not None and divergence != "off_support"
+
+
+@triton.constexpr_function
+def has_sums(divergence):
+    """Whether it takes a sweep between the first and the last."""
+    return divergence in ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
+
+
+@triton.constexpr_function
+def has_cross(divergence):
+    """Whether its stream 0 is the sum of ``p**a q**b``."""
+    return divergence in ("hellinger", "alpha", "renyi", "alpha_beta")
+
+
+@triton.constexpr_function
+def splits_label(divergence):
+    """Whether the label is left out of all sums and treated apart."""
+    return divergence == "decoupled"
+
 
 @triton.jit
-def streamed_term(e_s, e_t, u, v, DIVERGENCE: tl.constexpr):
-    """Unnormalised ``weight * log-ratio``, from ``e = 2**exponent`` and the exponents ``u`` and ``v``."""
-    if DIVERGENCE == "forward_kl":
-        return tl.where(e_t == 0.0, 0.0, e_t * (v - u))
-    else:
-        return tl.where(e_s == 0.0, 0.0, e_s * (u - v))
+def exists(e, x):
+    """``x`` but 0 for entries that are -inf on both sides."""
+    return tl.where(tl.maximum(e.xs, e.xt) == NEG_INF, 0.0, x)
 
 
 @triton.jit
-def log1p(a):
-    """``log(1 + a)`` for ``a`` in (-1, 0]: the logarithm of the rounded sum plus what the rounding lost.
+def cross_term(e, power, shift, scales):
+    """``et**a es**b 2**-shift``, given ``power = es**(a + b)``.
 
-    The loss, at most 2**-25, belongs divided by ``1 + a``. But below -1/2 the sum is exact, and above, the
-    quotient changes the result by less than its own rounding.
+    Where the two sides are near each other the ratio's power is a factor, exactly 1 for equal logits: what
+    then differs between ``p**a q**b`` and ``q**(a + b)`` is no rounding error.
     """
-    one_plus = 1.0 + a
-    return tl.log(one_plus) + (a - (one_plus - 1.0))
+    by = (scales.a * scales.c_s) * e.relative
+    near = tl.abs(by) <= tl.where(shift == 0.0, 20.0, -1.0)
+    far = scales.a * e.xt + scales.b * e.xs - shift
+    term = tl.exp2(tl.where(near, by, far))
+    return exists(e, tl.where(near, power * term, term))
 
 
 @triton.jit
-def mixture_ratios(p, q, ratio, beta):
-    """``(log p/m, log q/m)`` with ``m = beta p + (1 - beta) q``.
-
-    The larger of p and q is compared with m through log1p of an argument in (-1, 0], which keeps full
-    relative accuracy where p is close to q; the other one then follows by the ratio.
-    """
-    q_larger = q >= p
-    larger = tl.where(q_larger, q, p)  # not maximum and minimum, which lose a NaN
-    smaller = tl.where(q_larger, p, q)
-    step = tl.where(q_larger, beta, 1.0 - beta) * ((smaller - larger) / larger)
-    from_larger = -log1p(step)
-    p_over_m = tl.where(q_larger, from_larger + ratio, from_larger)
-    q_over_m = tl.where(q_larger, from_larger, from_larger - ratio)
-    return tl.where(p == 0.0, 0.0, p_over_m), tl.where(q == 0.0, 0.0, q_over_m)
-
-
-@triton.jit
-def summed_terms(p, q, ratio, beta, DIVERGENCE: tl.constexpr):
-    """``(p log p/m, q log q/m)``: the terms of the two halves of the Jensen-Shannon divergence."""
-    tl.static_assert(DIVERGENCE == "jsd")
-    p_over_m, q_over_m = mixture_ratios(p, q, ratio, beta)
-    return p * p_over_m, q * q_over_m
-
-
-@triton.jit
-def value(sum_a, sum_b, beta, DIVERGENCE: tl.constexpr):
-    """The divergence from its sums over the row."""
-    if DIVERGENCE == "jsd":
-        return beta * sum_a + (1.0 - beta) * sum_b
+def student_power(e, scales, DIVERGENCE: tl.constexpr):
+    """``es**(a + b)``"""
+    if DIVERGENCE == "alpha_beta":
+        return exists(e, tl.exp2((scales.a + scales.b) * e.xs))
     else:
-        return sum_a
+        return e.es
 
 
 @triton.jit
-def gradients(p, q, ratio, sum_a, sum_b, beta, DIVERGENCE: tl.constexpr):
-    """``(dD/d(s/T), dD/d(t/T_t))``; the caller's unused one is never computed."""
-    if DIVERGENCE == "forward_kl":
-        return q - p, tl.where(p == 0.0, 0.0, p * (ratio - sum_a))
+def teacher_power(e, scales):
+    return exists(e, tl.exp2((scales.a + scales.b) * e.xt))
+
+
+@triton.jit
+def streams(e, shift, scales, DIVERGENCE: tl.constexpr):
+    """``[LANES]`` each: what a tile adds to the sums of the first sweep, over unnormalised exponentials.
+
+    Its terms are linear in the log-ratio, or powers. ``shift`` is that of ``cross_term``.
+    """
+    if DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled":
+        return lane_sum(times(e.et, e.relative)), 0.0, 0.0
     elif DIVERGENCE == "reverse_kl":
-        return tl.where(q == 0.0, 0.0, q * (-ratio - sum_a)), p - q
+        return lane_sum(times(e.es, e.relative)), 0.0, 0.0
+    elif DIVERGENCE == "jeffreys":
+        return lane_sum(times(e.et, e.relative)), lane_sum(times(e.es, e.relative)), 0.0
+    elif DIVERGENCE == "alpha_beta":
+        of_student = student_power(e, scales, DIVERGENCE)
+        cross = cross_term(e, of_student, shift, scales)
+        return lane_sum(cross), lane_sum(teacher_power(e, scales)), lane_sum(of_student)
+    elif has_cross(DIVERGENCE):
+        return lane_sum(cross_term(e, e.es, shift, scales)), 0.0, 0.0
     else:
-        p_over_m, q_over_m = mixture_ratios(p, q, ratio, beta)
-        return (1.0 - beta) * q * (q_over_m - sum_b), beta * p * (p_over_m - sum_a)
+        return 0.0, 0.0, 0.0
+
+
+@triton.jit
+def mixture_ratios(e, a, b):
+    """``(log p - log m, log q - log m)`` with ``m = b p + a q``, ``a + b = 1``; any where p or q is 0.
+
+    The larger of p and q is compared with m: by log1p while m is near it, which keeps full relative accuracy
+    where p is close to q, and by the quotient where it is not. The other one then follows by the ratio.
+    """
+    q_larger = e.q >= e.p
+    larger = tl.where(q_larger, e.q, e.p)  # not maximum and minimum, which lose a NaN
+    smaller = tl.where(q_larger, e.p, e.q)
+    inverse = 1.0 / larger
+    step = tl.where(q_larger, b, a) * ((smaller - larger) * inverse)
+    near = step > -0.5
+    quotient = tl.where(near, 1.0 + step, (b * e.p + a * e.q) * inverse)
+    lost = tl.where(near, step - (quotient - 1.0), 0.0)
+    from_larger = 0.0 - (tl.log(quotient) + lost)
+    p_over_m = tl.where(q_larger, from_larger + e.log_ratio, from_larger)
+    q_over_m = tl.where(q_larger, from_larger, from_larger - e.log_ratio)
+    return p_over_m, q_over_m
+
+
+@triton.jit
+def excess(x, y, a, b):
+    """``(x - m) / m`` with ``m = b x + a y``; NaN where both are 0, for ``times`` to pass over."""
+    return a * (x - y) / (b * x + a * y)
+
+
+@triton.jit
+def sign(x):
+    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, 0.0))
+
+
+@triton.jit
+def sums(e, scales, DIVERGENCE: tl.constexpr):
+    """``[LANES]`` each: what a tile adds to the two sums that need both log-sum-exps first."""
+    a, b = scales.a, scales.b
+    if DIVERGENCE == "jsd":  # KL(p, m), KL(q, m)
+        p_over_m, q_over_m = mixture_ratios(e, a, b)
+        return lane_sum(times(e.p, p_over_m)), lane_sum(times(e.q, q_over_m))
+    elif DIVERGENCE == "skew_forward_kl":  # KL(p, m), sum q u with u = (p - m) / m
+        p_over_m, _ = mixture_ratios(e, a, b)
+        return lane_sum(times(e.p, p_over_m)), lane_sum(times(e.q, excess(e.p, e.q, a, b)))
+    elif DIVERGENCE == "skew_reverse_kl":  # KL(q, m), sum p u with u = (q - m) / m
+        _, q_over_m = mixture_ratios(e, b, a)
+        return lane_sum(times(e.q, q_over_m)), lane_sum(times(e.p, excess(e.q, e.p, a, b)))
+    else:  # sum |q - p|, sum q sign(q - p)
+        tl.static_assert(DIVERGENCE == "tvd")
+        difference = e.q - e.p
+        return lane_sum(tl.abs(difference)), lane_sum(e.q * sign(difference))
+
+
+@triton.jit
+def mean_log_ratio(stream, z, log_const, scales):
+    return stream / z * scales.to_nats + log_const
+
+
+@triton.jit
+def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
+    """``(D, constants for the gradients)``.
+
+    ``found``: the statistics, sums of powers relative to the row's shifts; ``label``: the two-way split.
+    """
+    a, b = scales.a, scales.b
+    if DIVERGENCE == "jsd":
+        return b * sum_0 + a * sum_1, (sum_0, sum_1, 0.0)
+    elif DIVERGENCE == "skew_forward_kl" or DIVERGENCE == "skew_reverse_kl":
+        return sum_0, (sum_0 + a * sum_1, sum_1, 0.0)
+    elif DIVERGENCE == "tvd":
+        return 0.5 * sum_0, (sum_1, sum_1 - sum_0, 0.0)
+    elif DIVERGENCE == "alpha_beta":
+        c, of_p, of_q = (
+            found.stream_0 * row.scale_cross,
+            found.stream_1 * row.scale_p,
+            found.stream_2 * row.scale_q,
+        )
+        divergence = (-1.0 / (a * b)) * ((c - of_q) - a / (a + b) * (of_p - of_q))
+        return divergence, (c - of_q, c - of_p, 0.0)
+    elif has_cross(DIVERGENCE):
+        log_cross = log_quotient(found.stream_0, row.z_s) + a * row.log_const + LN2 * row.cross_shift
+        total = tl.exp(log_cross)
+        if DIVERGENCE == "renyi":
+            return log_cross / -b, (1.0, a / b, 0.0)
+        elif DIVERGENCE == "alpha":
+            return expm1(log_cross) / -(a * b), (total / a, total / b, 0.0)
+        else:
+            return 0.0 - expm1(log_cross), (0.5 * total, 0.5 * total, 0.0)
+    else:
+        log_const = log_quotient(found.z_s, found.z_t)
+        forward = mean_log_ratio(found.stream_0, found.z_t, log_const, scales)
+        if DIVERGENCE == "forward_kl":
+            return forward, (forward, 0.0, 0.0)
+        elif DIVERGENCE == "reverse_kl":
+            reverse = 0.0 - mean_log_ratio(found.stream_0, found.z_s, log_const, scales)
+            return reverse, (reverse, 0.0, 0.0)
+        elif DIVERGENCE == "jeffreys":
+            reverse = 0.0 - mean_log_ratio(found.stream_1, found.z_s, log_const, scales)
+            return forward + reverse, (forward, reverse, 0.0)
+        else:
+            tl.static_assert(DIVERGENCE == "decoupled")
+            # Without any others there is nothing to compare.
+            others = tl.where(found.z_t > 0.0, forward, 0.0)
+            gap, by_teacher, target = two_ways(label)
+            return target + b * others, (gap, by_teacher, others)
+
+
+@triton.jit
+def gradients(e, constants, row, scales, DIVERGENCE: tl.constexpr):
+    """``(dD/d(s/T), dD/d(t/T_t))``; the caller's unused one is never computed."""
+    a, b = scales.a, scales.b
+    p, q = e.p, e.q
+    if DIVERGENCE == "forward_kl":
+        return q - p, times(p, e.log_ratio - constants[0])
+    elif DIVERGENCE == "reverse_kl":
+        return times(q, 0.0 - e.log_ratio - constants[0]), p - q
+    elif DIVERGENCE == "jeffreys":
+        by_student = (q - p) + times(q, 0.0 - e.log_ratio - constants[1])
+        return by_student, times(p, e.log_ratio - constants[0]) - (q - p)
+    elif DIVERGENCE == "jsd":
+        p_over_m, q_over_m = mixture_ratios(e, a, b)
+        return a * times(q, q_over_m - constants[1]), b * times(p, p_over_m - constants[0])
+    elif DIVERGENCE == "skew_forward_kl":
+        u = excess(p, q, a, b)
+        p_over_m, _ = mixture_ratios(e, a, b)
+        return 0.0 - a * times(q, u - constants[1]), times(p, p_over_m - b * u - constants[0])
+    elif DIVERGENCE == "skew_reverse_kl":
+        u = excess(q, p, a, b)
+        _, q_over_m = mixture_ratios(e, b, a)
+        return times(q, q_over_m - b * u - constants[0]), 0.0 - a * times(p, u - constants[1])
+    elif DIVERGENCE == "tvd":
+        direction = sign(q - p)
+        return 0.5 * q * (direction - constants[0]), -0.5 * p * (direction - constants[1])
+    elif DIVERGENCE == "alpha_beta":
+        of_student = student_power(e, scales, DIVERGENCE)
+        cross = cross_term(e, of_student, row.cross_shift, scales) * row.scale_cross
+        by_student = cross - of_student * row.scale_q - q * constants[0]
+        by_teacher = cross - teacher_power(e, scales) * row.scale_p - p * constants[1]
+        return (-1.0 / a) * by_student, (-1.0 / b) * by_teacher
+    elif has_cross(DIVERGENCE):
+        share = cross_term(e, e.es, row.cross_shift, scales) * row.scale_cross
+        return constants[0] * (q - share), constants[1] * (p - share)
+    else:
+        tl.static_assert(DIVERGENCE == "decoupled")
+        by_teacher = times(p, b * (e.log_ratio - constants[2]) - constants[1])
+        return b * (q - p) - constants[0] * q, by_teacher

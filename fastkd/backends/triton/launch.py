@@ -11,13 +11,19 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from fastkd.backends.base import Call
+from fastkd.backends.kernels import Phase
 from fastkd.backends.triton.dense import dense_rows_kernel
+from fastkd.backends.triton.divergences import reads_teacher
 from fastkd.backends.triton.scale import scale_rows_kernel
 from fastkd.spec import LossSpec
 
 INTERPRETED = isinstance(dense_rows_kernel, InterpretedFunction)
 
 LANES = 128
+LOG2E = math.log2(math.e)
+# What takes few registers per element.
+SIMPLE = (None, "off_support", "forward_kl", "reverse_kl", "jeffreys", "tvd")
 
 
 def tile_shape(itemsize: int, divergence: str | None = None) -> dict[str, int]:
@@ -25,11 +31,11 @@ def tile_shape(itemsize: int, divergence: str | None = None) -> dict[str, int]:
 
     ``LANES`` is the number of threads, so that each lane is one thread (tiles.py); small programs leave the
     compiler room, and many fit on a multiprocessor to hide memory latency. 16 bytes is the widest access of
-    every GPU. 16 elements of each side per thread put 64 to 128 bytes per thread in flight; the logarithms of
-    ``jsd`` take more registers, and 8 elements keep it from spilling.
+    every GPU. 16 elements of each side per thread put 64 to 128 bytes per thread in flight; where logarithms
+    or powers of each element take more registers, 8 keep it from spilling.
     """
     width = 16 // itemsize
-    per_thread = 8 if divergence == "jsd" else 16
+    per_thread = 16 if divergence in SIMPLE else 8
     return {"REPEAT": per_thread // width, "LANES": LANES, "WIDTH": width}
 
 
@@ -72,61 +78,80 @@ class _Rounded:
             self.out.copy_(self.buffer)
 
 
-def dense_rows(
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor,
-    spec: LossSpec,
-    row_loss: Tensor,
-    grad_student: Tensor | None,
-    grad_teacher: Tensor | None,
-) -> None:
-    """See ``Backend.dense_rows``."""
+def _powers(spec: LossSpec) -> tuple[float, float]:
+    """``Scales.a`` and ``Scales.b``."""
+    if spec.divergence == "hellinger":
+        return 0.5, 0.5
+    if spec.divergence in ("alpha", "renyi"):
+        return spec.alpha, 1.0 - spec.alpha
+    if spec.divergence == "alpha_beta":
+        return spec.alpha, spec.beta
+    return 1.0 - spec.beta, spec.beta
+
+
+def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Tensor | None) -> None:
+    """See ``KernelBackend.launch``."""
+    spec, student, labels = call.spec, call.student, call.labels
     outer, inner, student_columns = student.shape
     if outer * inner == 0:
         return
-    distilled = spec.kd_weight != 0
-    if not distilled and grad_teacher is not None:
+    divergence = spec.divergence if spec.kd_weight != 0 else None
+    teacher = call.teacher if reads_teacher(divergence) else None
+    assert teacher is None or isinstance(teacher, Tensor)
+    grad_student, grad_teacher = call.grad_student, call.grad_teacher
+    if phase in ("statistics", "sums"):
+        grad_student = grad_teacher = None
+    elif teacher is None and grad_teacher is not None:
         grad_teacher.zero_()
         grad_teacher = None
+    metrics = call.metrics is not None
     cross_entropy = spec.ce_weight != 0 and labels is not None
-    temperature = spec.temperature if distilled else 1.0
-    divergence = spec.divergence if distilled else None
-    itemsizes = [student.element_size()] + ([teacher.element_size()] if distilled else [])
+    # Without a divergence only a metric, the entropy, asks for the student's temperature.
+    temperature = spec.temperature if divergence is not None or metrics else 1.0
+    a, b = _powers(spec)
+    itemsizes = [x.element_size() for x in (student, teacher) if x is not None]
     out_s, out_t = _Rounded(grad_student), _Rounded(grad_teacher)
     with _on(student.device):
         dense_rows_kernel[(outer * inner,)](
             student,
-            teacher if distilled else None,
+            teacher,
             labels,
-            loss_scale,
-            grad_scale,
-            row_loss,
+            call.loss_scale,
+            call.grad_scale,
+            call.row_loss,
             out_s.buffer,
             out_t.buffer,
+            call.metrics,
+            record,
+            coefficient,
             *_strides(student),
-            *_strides(teacher if distilled else None),
+            *_strides(teacher),
             *_strides(out_s.buffer),
             *_strides(out_t.buffer),
             inner,
             spec.vocab_size,
             student_columns,
-            teacher.shape[2] if distilled else 0,
+            0 if teacher is None else teacher.shape[2],
             spec.ignore_index,
-            math.log2(math.e) / temperature,
-            math.log2(math.e) / spec.teacher_temperature,
+            LOG2E / temperature,
+            LOG2E / spec.teacher_temperature,
+            1.0 / temperature,
+            temperature / spec.teacher_temperature,
+            a,
+            b,
             spec.kd_weight,
+            spec.kd_metric,
             spec.kd_weight / temperature,
             spec.kd_weight / spec.teacher_temperature,
-            spec.beta,
             spec.ce_weight if cross_entropy else 0.0,
             spec.label_smoothing,
             spec.z_loss,
             DIVERGENCE=divergence,
+            PHASE=phase,
+            SHARDED=call.shards is not None,
+            METRICS=metrics,
             CE=cross_entropy,
-            SMOOTHING=cross_entropy and spec.label_smoothing != 0,
+            SMOOTHING=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
             Z_LOSS=spec.z_loss != 0,
             POWER={1.0: 1, 2.0: 2}.get(temperature, 0),
             **tile_shape(min(itemsizes), divergence),

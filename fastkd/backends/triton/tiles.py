@@ -8,12 +8,23 @@ only once, at its end.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 NEG_INF = tl.constexpr(float("-inf"))
+
+
+class Rows(NamedTuple):
+    """The two rows of a program, as it reads them."""
+
+    student: Any  # pointers to column 0; without a teacher the second is that of the student
+    teacher: Any
+    s_stride: Any
+    t_stride: Any
+    vocab: Any
+    label: Any  # int32, the label's column; -1 where it is not here
 
 
 @triton.jit
@@ -39,6 +50,19 @@ def load_tile(pointer, columns, stride, limit, MASKED: tl.constexpr):
     else:
         x = tl.load(pointer + offsets)
     return x.to(tl.float32)
+
+
+@triton.jit
+def load_sides(rows, columns, TEACHER: tl.constexpr, SPLITS: tl.constexpr, MASKED: tl.constexpr):
+    """``(student, teacher)`` logits; the label's are -inf where the divergence SPLITS it off."""
+    s = load_tile(rows.student, columns, rows.s_stride, rows.vocab, MASKED)
+    t = s
+    if TEACHER:
+        t = load_tile(rows.teacher, columns, rows.t_stride, rows.vocab, MASKED)
+    if SPLITS:
+        s = tl.where(columns == rows.label, NEG_INF, s)
+        t = tl.where(columns == rows.label, NEG_INF, t)
+    return s, t
 
 
 @triton.jit
@@ -75,6 +99,18 @@ def lane_max(x):
 
 
 @triton.jit
+def lane_min(x):
+    """``[LANES]``: the minimum of a tile inside each lane."""
+    return tl.min(tl.min(x, axis=2), axis=0)
+
+
+@triton.jit
 def finite_shift(maximum):
     """The maximum as something to subtract: where all is -inf, 0, so that ``-inf - shift`` stays -inf."""
     return tl.where(maximum == NEG_INF, 0.0, maximum)
+
+
+@triton.jit
+def offset_between(shift_s, shift_t, scales):
+    """What to subtract from ``t T / T_t - s`` so that it is relative to both shifts."""
+    return tl.fma(shift_t, scales.temperatures, 0.0 - shift_s)

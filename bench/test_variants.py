@@ -1,0 +1,122 @@
+"""``fastkd.kd_loss`` in its other forms, each beside the plain one: divergences, teachers, vocabularies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+import fastkd
+from bench.cases import DTYPES, KD_RATIO, TEMPERATURE, Case, Problem, make_problem
+from bench.conftest import time_call
+from bench.floor import memory_seconds
+from fastkd.spec import DIVERGENCES
+
+VOCAB = 151_936
+# Few rows are proof enough that the variant is the one that it is called.
+CHECKED_ROWS = 8
+SPARSE = 64
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of ``kd_loss`` beyond those of every case, and the shape of its problem."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    vocab: int = VOCAB
+    sparse: int = 0
+    inplace: bool = False
+
+    def loss(self, problem: Problem, student: torch.Tensor, teacher: Any, **more: Any) -> torch.Tensor:
+        temperature = 1.0 if self.sparse else TEMPERATURE  # the bucket's
+        options = {"kd_ratio": KD_RATIO, "temperature": temperature, **self.options, **more}
+        value = fastkd.kd_loss(student, teacher, problem.labels[: student.shape[0]], **options)
+        return value[0] if isinstance(value, tuple) else value
+
+    def teacher(self, problem: Problem) -> Any:
+        logits = problem.teacher[0]
+        if not self.sparse:
+            return logits
+        logprobs, indices = torch.log_softmax(logits, -1).topk(self.sparse)
+        return fastkd.SparseTeacher(indices, logprobs, "bucket")
+
+
+VARIANTS = [
+    *(Variant(name, {"divergence": name}) for name in DIVERGENCES),
+    Variant("forward_kl, gradient in place", inplace=True),
+    Variant("forward_kl, with metrics", {"return_metrics": True}),
+    Variant("forward_kl, T = 3", {"temperature": 3.0}),
+    Variant(f"sparse teacher, K = {SPARSE}, bucket", sparse=SPARSE),
+    *(Variant(f"forward_kl, V = {vocab:,}", vocab=vocab) for vocab in (1_024, 8_192, 32_000, 262_144)),
+]
+
+
+def rows_of(teacher: Any, rows: int) -> Any:
+    if isinstance(teacher, torch.Tensor):
+        return teacher[:rows]
+    return fastkd.SparseTeacher(teacher.indices[:rows], teacher.logprobs[:rows], teacher.tail)
+
+
+def check(variant: Variant, problem: Problem, teacher: Any) -> float:
+    """The largest relative error of the gradient's rows against the float64 reference."""
+    grads = []
+    for dtype, backend in ((None, None), (torch.float64, "reference")):
+        student = problem.student[0].detach()[:CHECKED_ROWS].to(dtype or problem.student[0].dtype)
+        given = rows_of(teacher, CHECKED_ROWS)
+        student.requires_grad_()
+        variant.loss(problem, student, given, backend=backend).backward()
+        assert student.grad is not None
+        grads.append(student.grad.double())
+    return float((grads[0] - grads[1]).norm() / grads[1].norm())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_variant(variant: Variant, dtype: str, benchmark: Any, request: pytest.FixtureRequest) -> None:
+    config = request.config
+    tokens = max(CHECKED_ROWS, config.getoption("--elements") // variant.vocab)
+    case = Case(variant.vocab, tokens, dtype, config.getoption("--device"))
+    problem = make_problem(case)
+    teacher, leaf = variant.teacher(problem), problem.student[0]
+    error = check(variant, problem, teacher)
+    assert error <= (1e-5 if dtype == "float32" else 4e-3), (
+        f"the gradient is off by {error:.1e}: no speed is stated"
+    )
+
+    logits = leaf.detach().clone() if variant.inplace else leaf
+
+    def call() -> None:
+        leaf.grad = None
+        if not variant.inplace:
+            variant.loss(problem, leaf, teacher).backward()
+            return
+        # What a model hands over: no leaf, and free to be overwritten. (From the second call on it holds a
+        # gradient, which takes as long as logits do.)
+        held = logits.detach().requires_grad_()
+        variant.loss(problem, _AsOutput.apply(held), teacher, inplace=True).backward()
+
+    before = memory_seconds(problem)
+    calls = time_call(benchmark, call, case.device)
+    benchmark.extra_info.update(
+        variant=variant.name,
+        dtype=dtype,
+        calls_per_round=calls,
+        elements=tokens * variant.vocab,
+        floor_seconds=[before, memory_seconds(problem)],
+        gradient_error=error,
+    )
+
+
+class _AsOutput(torch.autograd.Function):
+    """The same memory as the output of an operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> None:
+        return None

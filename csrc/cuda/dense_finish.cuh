@@ -1,0 +1,110 @@
+// From the sums to the row's constants and its loss.
+#pragma once
+
+#include "dense_statistics.cuh"
+#include "split.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// The streams by their sums of exponentials. Equal rows have equal sums: everything here then comes out as
+// exactly 0 where it should.
+template <class D>
+__device__ __forceinline__ void normalise_streams(const DenseArgs& args, const Totals& found,
+                                                  Row<float>& out) {
+  if constexpr (!D::kCross) {
+#pragma unroll
+    for (int k = 0; k < D::kStreams; ++k) {
+      out.stream[k] = found.stream[k] / (args.teacher_power[k] != 0 ? found.t_sum : found.s_sum);
+    }
+  } else {
+    const float bits_s = log2f(found.s_sum), quotient = found.t_sum / found.s_sum, bits = log2f(quotient);
+#pragma unroll
+    for (int k = 0; k < D::kStreams; ++k) {
+      const float power = args.total_power[k], shift = k == 0 ? found.cross_shift : 0;
+      const float by_student = power == 1 ? 1 / found.s_sum : exp2_fast(-power * bits_s);
+      out.scale[k] = by_student * exp2_fast(fmaf(-args.teacher_power[k], bits, shift));
+      out.stream[k] = found.stream[k] * out.scale[k];
+    }
+    out.cross_shift = found.cross_shift;
+    out.cross_inverse = found.stream[0] == 0 ? 0 : 1 / found.stream[0];
+    out.log_cross = fmaf(kLn2, found.cross_shift, logf(found.stream[0] / found.s_sum)) -
+                    args.teacher_power[0] * logf(quotient);
+  }
+}
+
+// The two-way split label / others at the divergence's temperatures. With d the difference of the log-odds,
+// which small differences of the logits do not drown in,
+//   log p_label - log q_label = -log1p(q_others expm1(-d)), and the like for the others.
+template <class AnyRow>
+__device__ __forceinline__ void split_label(const AnyRow& r, const Totals& found, Row<float>& out) {
+  const float bits_s = fmaf(found.s_label, r.args.student_to_log2, -r.row.s_shift) - log2f(found.s_sum);
+  const float bits_t = fmaf(found.t_label, r.args.teacher_to_log2, -r.row.t_shift) - log2f(found.t_sum);
+  const Split student = split(bits_s), teacher = split(bits_t);
+  out.q_label = student.label, out.q_others = student.others;
+  out.p_label = teacher.label, out.p_others = teacher.others;
+  const float difference = r.raw_log_ratio(found.s_label, found.t_label) + out.offset;
+  if (fabsf(difference) < 1) {
+    out.label_ratio = -log1pf(student.others * expm1f(-difference));
+    out.others_ratio = -log1pf(student.label * expm1f(difference));
+  } else {
+    out.label_ratio = teacher.log_label - student.log_label;
+    out.others_ratio = teacher.log_others - student.log_others;
+  }
+}
+
+// Softmax at temperature 1. Returns the label's negative log-probability.
+template <class AnyRow>
+__device__ __forceinline__ float settle_softmax(AnyRow& r, const Totals& found) {
+  auto& row = r.row;
+  if constexpr (AnyRow::kSplits) {
+    // The label may lie far above the others, relative to which exponentials are taken.
+    const Split at_one = split(fmaf(found.s_label, kLog2E, -row.soft_shift) - log2f(found.others));
+    row.label = at_one.label;
+    row.others = at_one.others;
+    row.soft_inverse = found.others > 0 ? at_one.others / found.others : 0;
+    row.lse = fmaf(row.soft_shift, kLn2, logf(found.others)) - at_one.log_others;
+    if (!(found.others > 0)) row.lse = found.s_label;
+    return -at_one.log_label;
+  } else {
+    const float label =
+        r.soft_exponential(found.s_label, r.student_exponential(found.s_label), row.soft_shift);
+    const float sum = found.others + label;
+    row.soft_inverse = 1 / sum;
+    row.label = label * row.soft_inverse;
+    row.others = found.others * row.soft_inverse;
+    row.lse = fmaf(row.soft_shift, kLn2, logf(sum));
+    return row.others < row.label ? log1pf(found.others / label) : row.lse - found.s_label;
+  }
+}
+
+// All of RowStatistics but the divergence's sums. Returns the loss without the divergence.
+template <class AnyRow>
+__device__ __forceinline__ float settle(AnyRow& r, const Totals& found, float* nll) {
+  const DenseArgs& args = r.args;
+  auto& row = r.row;
+  // Where a split label leaves no others there are no exponentials to scale.
+  row.s_inverse = AnyRow::kSplits && found.s_sum == 0 ? 0 : 1 / found.s_sum;
+  row.t_inverse = AnyRow::kSplits && found.t_sum == 0 ? 0 : 1 / found.t_sum;
+  if constexpr (AnyRow::kTeacher) {
+    row.divergence.offset = fmaf(row.s_shift - row.t_shift, kLn2, logf(found.s_sum / found.t_sum));
+    normalise_streams<typename AnyRow::Div>(args, found, row.divergence);
+    if constexpr (AnyRow::kSplits) split_label(r, found, row.divergence);
+  }
+  const float hard = settle_softmax(r, found);
+  const float logits = AnyRow::kSplits ? found.logits + found.s_label : found.logits;
+  const float uniform = row.lse - logits / row.columns;
+  // A weight of 0 must not meet an infinite term.
+  float loss = 0;
+  if (args.hard_weight != 0) loss += args.hard_weight * hard;
+  if (args.uniform_weight != 0) loss += args.uniform_weight * uniform;
+  if (args.z_loss != 0) loss += args.z_loss * row.lse * row.lse;
+  if constexpr (AnyRow::kHasExtra) {
+    const float e = args.label_smoothing;
+    *nll = (e != 1 ? (1 - e) * hard : 0) + (e != 0 ? e * uniform : 0);
+  }
+  return loss;
+}
+
+}  // namespace cuda
+}  // namespace fastkd

@@ -1,0 +1,42 @@
+// A row's metrics, see params.h.
+#pragma once
+
+#include "dense_finish.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// In nats, of exponentials of which `moment` sums the products with their exponents of 2.
+__device__ __forceinline__ float entropy(float sum, float moment) {
+  return logf(sum) - kLn2 * (moment / sum);
+}
+
+// Of two classes, one of which has an entropy of its own.
+__device__ __forceinline__ float entropy_of_split(float label, float others, float among_others) {
+  return (others > 0 ? others * (among_others - logf(others)) : 0) - (label > 0 ? label * logf(label) : 0);
+}
+
+template <class AnyRow>
+__device__ __forceinline__ void write_metrics(const AnyRow& r, const Totals& found, const Moments& moments,
+                                              float divergence, float nll, float* out) {
+  if (threadIdx.x != 0) return;
+  float student = entropy(found.s_sum, moments.s_moment);
+  float teacher = AnyRow::kTeacher ? entropy(found.t_sum, moments.t_moment) : NAN;
+  int64_t s_arg = moments.s_arg, t_arg = moments.t_arg;
+  if constexpr (AnyRow::kSplits) {
+    const Row<float>& split = r.row.divergence;
+    student = entropy_of_split(split.q_label, split.q_others, student);
+    teacher = entropy_of_split(split.p_label, split.p_others, teacher);
+    // -1: the label itself
+    if (found.s_label > found.s_max) s_arg = -1;
+    if (found.t_label > found.t_max) t_arg = -1;
+  }
+  out[metric::kKd] = AnyRow::kTeacher ? r.args.kd_metric * divergence : NAN;
+  out[metric::kCe] = r.args.labels ? nll : NAN;
+  out[metric::kStudentEntropy] = student;
+  out[metric::kTeacherEntropy] = teacher;
+  out[metric::kAgreement] = !AnyRow::kTeacher ? NAN : s_arg == t_arg ? 1.0f : 0.0f;
+}
+
+}  // namespace cuda
+}  // namespace fastkd

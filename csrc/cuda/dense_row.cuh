@@ -1,0 +1,147 @@
+// A row pair as the kernel's threads see it: groups of columns, their exponentials, entries for the
+// divergence.
+#pragma once
+
+#include <type_traits>
+
+#include "../math/visit.h"
+#include "dense_launch.h"
+#include "elements.cuh"
+#include "exponents.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// What the sweeps have found, as the gradient needs it. The same in all threads.
+struct RowStatistics {
+  float s_shift, t_shift, soft_shift;
+  float s_inverse, t_inverse, soft_inverse;  // reciprocal sums of exponentials
+  float lse;                                 // of the student at temperature 1
+  float label, others;  // softmax at temperature 1: of the label, and of all others together
+  float columns;        // of the whole vocabulary
+  Row<float> divergence;
+};
+
+// kExtra: with the phases and metrics that most calls do without.
+template <class D, class S, class T, bool kExtra>
+struct DenseRow {
+  using Div = D;
+  using Student = S;
+  using Teacher = T;
+  static constexpr bool kHasExtra = kExtra;
+  static constexpr bool kSparse = std::is_same<D, OffSupport>::value;
+  static constexpr bool kTeacher = !kSparse && !std::is_same<D, NoDivergence>::value;
+  static constexpr bool kSplits = D::kSplitsLabel;
+  // The widest group of which one access per side suffices.
+  static constexpr int kGroup = kVectorSize<S> > kVectorSize<T> ? kVectorSize<S> : kVectorSize<T>;
+
+  const DenseArgs& args;
+  const D& divergence;
+  RowView<S> student;
+  RowView<T> teacher;
+  int first;  // column of the first group: 0, or negative to put the others on a 16-byte boundary
+  // The label's column, negative where it has no part or lies in another shard. It stays out of the sum of
+  // exponentials at temperature 1: a confident model's loss and gradient come from the small sum of the
+  // others, of which 1 - q would lose the digits.
+  int hot;
+  RowStatistics row;
+
+  __device__ __forceinline__ DenseRow(const DenseArgs& a, const D& d, int64_t index)
+      : args(a), divergence(d), student(row_of<S>(a.student, index, a.inner)), teacher{} {
+    int head = elements_to_boundary(student);
+    if constexpr (kTeacher) {
+      teacher = row_of<T>(a.teacher, index, a.inner);
+      // The narrower type has the stricter boundary.
+      if (kVectorSize<T> > kVectorSize<S>) head = elements_to_boundary(teacher);
+    }
+    first = head ? head - kGroup : 0;
+    hot = -kGroup;
+    if (a.needs_label) {
+      const int64_t label = a.labels[index];
+      if (!kExtra || (label >= 0 && label < a.vocab)) hot = static_cast<int>(label);
+    }
+    student.vector = vectorisable(student, first);
+    if constexpr (kTeacher) teacher.vector = vectorisable(teacher, first);
+  }
+
+  __device__ __forceinline__ int groups() const { return (args.vocab - first + kGroup - 1) / kGroup; }
+
+  // At most one read of each side; columns that do not exist look like masked ones, and so does a label that
+  // the divergence treats apart.
+  __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
+    load_group<kGroup>(student, column, args.vocab, -INFINITY, s);
+    if constexpr (kTeacher) load_group<kGroup>(teacher, column, args.vocab, -INFINITY, t);
+    if constexpr (kSplits) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (column + k == hot) s[k] = t[k] = -INFINITY;
+      }
+    }
+  }
+
+  // The student's exponential at temperature 1, from its logit and its exponential at the divergence's.
+  __device__ __forceinline__ float soft_exponential(float s, float e, float shift) const {
+    if (args.soft == Soft::kSeparate) return exp2_fast(fmaf(s, kLog2E, -shift));
+    return args.soft == Soft::kSquare ? e * e : e;
+  }
+
+  __device__ __forceinline__ float soft_shift_of(float s_max, float s_shift) const {
+    if (args.soft == Soft::kSeparate) return shift_of(s_max, kLog2E);
+    return args.soft == Soft::kSquare ? 2 * s_shift : s_shift;
+  }
+
+  // What 2^change of the student's exponentials is at temperature 1.
+  __device__ __forceinline__ float soft_factor(float max, float s_factor, float from, float to) const {
+    if (args.soft == Soft::kSeparate) return exp2_fast(change_of(max, from, to));
+    return args.soft == Soft::kSquare ? s_factor * s_factor : s_factor;
+  }
+
+  __device__ __forceinline__ void choose_shifts(float s_max, float t_max) {
+    row.s_shift = shift_of(s_max, args.student_to_log2);
+    row.t_shift = shift_of(t_max, args.teacher_to_log2);
+    if (kTeacher && args.equal_temperatures && fabsf(row.s_shift - row.t_shift) <= kSharedShiftRange) {
+      row.s_shift = row.t_shift = fmaxf(row.s_shift, row.t_shift);
+    }
+    row.soft_shift = soft_shift_of(s_max, row.s_shift);
+  }
+
+  // log p - log q but for the row's offset. From the logits' difference: the rounding of two logarithms would
+  // drown a small ratio.
+  __device__ __forceinline__ float raw_log_ratio(float s, float t) const {
+    return fmaf(t, args.temperature_ratio, -s) * args.inverse_temperature;
+  }
+
+  // What is known of an entry before the sums.
+  __device__ __forceinline__ Entry<float> raw_entry(float s, float t, float s_shift, float t_shift) const {
+    Entry<float> e;
+    e.xs = fmaf(s, args.student_to_log2, -s_shift);
+    e.xt = fmaf(t, args.teacher_to_log2, -t_shift);
+    e.es = exp2_fast(e.xs);
+    e.et = exp2_fast(e.xt);
+    e.ratio = raw_log_ratio(s, t);
+    e.relative = fmaf(kLn2, s_shift - t_shift, e.ratio);
+    return e;
+  }
+
+  __device__ __forceinline__ Entry<float> entry(float s, float t) const {
+    Entry<float> e = raw_entry(s, t, row.s_shift, row.t_shift);
+    // Rounded before the difference is taken (no fused multiply-add), so that equal rows differ by exactly 0.
+    e.p = __fmul_rn(e.et, row.t_inverse);
+    e.q = __fmul_rn(e.es, row.s_inverse);
+    e.q_minus_p = __fadd_rn(e.q, -e.p);
+    e.log_ratio = e.ratio + row.divergence.offset;
+    if constexpr (D::kLog) {
+      float rest;
+      e.log = log_positive(divergence.log_argument(e, rest));
+      e.log += rest;
+    }
+    return e;
+  }
+
+  __device__ __forceinline__ float student_exponential(float s) const {
+    return exp2_fast(fmaf(s, args.student_to_log2, -row.s_shift));
+  }
+};
+
+}  // namespace cuda
+}  // namespace fastkd

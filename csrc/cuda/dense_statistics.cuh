@@ -1,0 +1,274 @@
+// The first sweep: each thread's sums over its columns, relative to the largest logits that it has met, then
+// put together for the block.
+#pragma once
+
+#include "dense_row.cuh"
+#include "reduce.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// One thread's share of a row.
+struct Partial {
+  float s_max = -INFINITY, t_max = -INFINITY;
+  float s_shift = 0, t_shift = 0;
+  float s_sum = 0, t_sum = 0;             // of exponentials at the divergence's temperatures
+  float s_soft = 0;                       // of the student's at temperature 1, without the label's
+  float stream[kMaxStreams] = {0, 0, 0};  // the divergence's
+  float logits = 0;                       // plain sum of the student's
+  float s_moment = 0, t_moment = 0;       // of exponentials times their exponents of 2
+  int s_arg = 0, t_arg = 0;               // column of the largest logit
+};
+
+// The block's, relative to the shifts in RowStatistics.
+struct Totals {
+  float s_max, t_max;
+  float s_sum, t_sum;
+  float others;  // at temperature 1
+  float stream[kMaxStreams];
+  float cross_shift;
+  float logits;
+  float s_label, t_label;  // the label's logits, -inf where they have no part
+};
+
+// What metrics ask for besides. Only the first thread reads and writes it, in shared memory, where it takes
+// no registers of the sweeps.
+struct Moments {
+  float s_moment, t_moment;
+  int64_t s_arg, t_arg;
+};
+
+// Sums of a divergence over exponentials that are rescaled, the teacher's by 2^by_t and the student's by
+// 2^by_s. Where these are equal, so are the factors, to the bit.
+template <class D>
+__device__ __forceinline__ void rescale_streams(const DenseArgs& args, float (&stream)[kMaxStreams],
+                                                float by_s, float by_t) {
+#pragma unroll
+  for (int k = 0; k < D::kStreams; ++k) {
+    const float by = fmaf(args.teacher_power[k], by_t - by_s, args.total_power[k] * by_s);
+    if constexpr (D::kCross) {
+      stream[k] = stream[k] == 0 ? 0.0f : stream[k] * exp2_fast(by);
+    } else {
+      // Of one side alone. A weight that vanishes takes an infinite ratio with it.
+      stream[k] = times(exp2_fast(args.teacher_power[k] != 0 ? by_t : by_s), stream[k]);
+    }
+  }
+}
+
+// A sum of exponentials times exponents, whose shift changes as the exponentials' does.
+__device__ __forceinline__ float rescaled_moment(float moment, float sum, float by) {
+  return times(exp2_fast(by), fmaf(by, sum, moment));
+}
+
+// The exponents relative to the shifts of larger maxima.
+template <class AnyRow>
+__device__ __forceinline__ void raise(const AnyRow& r, Partial& part, float s_max, float t_max) {
+  const DenseArgs& args = r.args;
+  const float s_to = shift_of(s_max, args.student_to_log2), t_to = shift_of(t_max, args.teacher_to_log2);
+  const float by_s = change_of(part.s_max, part.s_shift, s_to);
+  const float by_t = change_of(part.t_max, part.t_shift, t_to);
+  const float s_factor = exp2_fast(by_s);
+  part.s_soft *= r.soft_factor(part.s_max, s_factor, r.soft_shift_of(part.s_max, part.s_shift),
+                               r.soft_shift_of(s_max, s_to));
+  rescale_streams<typename AnyRow::Div>(args, part.stream, by_s, by_t);
+  if (AnyRow::kHasExtra && args.metrics) {
+    part.s_moment = rescaled_moment(part.s_moment, part.s_sum, by_s);
+    part.t_moment = rescaled_moment(part.t_moment, part.t_sum, by_t);
+  }
+  part.s_sum *= s_factor;
+  part.t_sum *= exp2_fast(by_t);
+  part.s_max = s_max;
+  part.t_max = t_max;
+  part.s_shift = s_to;
+  part.t_shift = t_to;
+}
+
+template <int kGroup>
+__device__ __forceinline__ int first_of(const float (&x)[kGroup], float value, int column) {
+  int found = column;
+#pragma unroll
+  for (int k = kGroup - 1; k >= 0; --k) {
+    if (x[k] == value) found = column + k;
+  }
+  return found;
+}
+
+template <class AnyRow>
+__device__ __forceinline__ void add_moments(const AnyRow& r, const float (&s)[AnyRow::kGroup],
+                                            const float (&t)[AnyRow::kGroup], Partial& part) {
+#pragma unroll
+  for (int k = 0; k < AnyRow::kGroup; ++k) {
+    const float xs = fmaf(s[k], r.args.student_to_log2, -part.s_shift);
+    part.s_moment += times(exp2_fast(xs), xs);
+    if constexpr (AnyRow::kTeacher) {
+      const float xt = fmaf(t[k], r.args.teacher_to_log2, -part.t_shift);
+      part.t_moment += times(exp2_fast(xt), xt);
+    }
+  }
+}
+
+template <class AnyRow>
+__device__ __forceinline__ void accumulate(const AnyRow& r, int column, Partial& part) {
+  constexpr int kGroup = AnyRow::kGroup;
+  const DenseArgs& args = r.args;
+  float s[kGroup], t[kGroup];
+  r.load(column, s, t);
+  float s_max = part.s_max, t_max = part.t_max;
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    s_max = fmaxf(s_max, s[k]);
+    if constexpr (AnyRow::kTeacher) t_max = fmaxf(t_max, t[k]);
+  }
+  if (AnyRow::kHasExtra && args.metrics) {
+    if (s_max > part.s_max) part.s_arg = first_of(s, s_max, column);
+    if (t_max > part.t_max) part.t_arg = first_of(t, t_max, column);
+  }
+  if (s_max > part.s_max || t_max > part.t_max) raise(r, part, s_max, t_max);
+  // Ahead of the other sums: after them the compiler would keep their exponentials for it, and spill.
+  if (AnyRow::kHasExtra && args.metrics) add_moments(r, s, t, part);
+  const float soft_shift = r.soft_shift_of(part.s_max, part.s_shift);
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    float e_s;
+    if constexpr (AnyRow::kTeacher) {
+      const Entry<float> e = r.raw_entry(s[k], t[k], part.s_shift, part.t_shift);
+      e_s = e.es;
+      part.t_sum += e.et;
+      r.divergence.stream(e, 0.0f, part.stream);
+    } else {
+      e_s = exp2_fast(fmaf(s[k], args.student_to_log2, -part.s_shift));
+    }
+    part.s_sum += e_s;
+    part.s_soft += column + k == r.hot ? 0.0f : r.soft_exponential(s[k], e_s, soft_shift);
+  }
+  if (args.sum_logits) {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if (exists(column + k, args.vocab) && !(AnyRow::kSplits && column + k == r.hot)) part.logits += s[k];
+    }
+  }
+}
+
+// The threads' shares put together.
+template <class AnyRow>
+__device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, Moments* moments) {
+  constexpr int kStreams = AnyRow::Div::kStreams;
+  Totals found;
+  // Read before the barriers: past them the gradient may overwrite it.
+  found.s_label = r.hot >= 0 ? AnyRow::Student::to_float(r.student[r.hot]) : -INFINITY;
+  found.t_label = -INFINITY;
+  if constexpr (AnyRow::kSplits) {
+    if (r.hot >= 0) found.t_label = AnyRow::Teacher::to_float(r.teacher[r.hot]);
+  }
+  float max[2] = {part.s_max, part.t_max};
+  reduce_block<Max>(max);
+  found.s_max = max[0];
+  found.t_max = max[1];
+  r.choose_shifts(max[0], max[1]);
+
+  const float by_s = change_of(part.s_max, part.s_shift, r.row.s_shift);
+  const float by_t = change_of(part.t_max, part.t_shift, r.row.t_shift);
+  const float s_factor = exp2_fast(by_s);
+  const float soft =
+      r.soft_factor(part.s_max, s_factor, r.soft_shift_of(part.s_max, part.s_shift), r.row.soft_shift);
+  float stream[kMaxStreams];
+#pragma unroll
+  for (int k = 0; k < kStreams; ++k) stream[k] = part.stream[k];
+  rescale_streams<typename AnyRow::Div>(r.args, stream, by_s, by_t);
+  float sum[4 + kStreams] = {part.s_sum * s_factor, part.t_sum * exp2_fast(by_t), part.s_soft * soft,
+                             part.logits};
+#pragma unroll
+  for (int k = 0; k < kStreams; ++k) sum[4 + k] = stream[k];
+  reduce_block<Sum>(sum);
+  found.s_sum = sum[0];
+  found.t_sum = sum[1];
+  found.others = sum[2];
+  found.logits = sum[3];
+#pragma unroll
+  for (int k = 0; k < kMaxStreams; ++k) found.stream[k] = k < kStreams ? sum[4 + k] : 0.0f;
+  found.cross_shift = 0;
+
+  if (AnyRow::kHasExtra && r.args.metrics) {
+    float moment[2] = {rescaled_moment(part.s_moment, part.s_sum, by_s),
+                       rescaled_moment(part.t_moment, part.t_sum, by_t)};
+    reduce_block<Sum>(moment);
+    int arg[2] = {part.s_max == max[0] ? part.s_arg : INT_MAX, part.t_max == max[1] ? part.t_arg : INT_MAX};
+    reduce_block<First>(arg);
+    if (threadIdx.x == 0) *moments = {moment[0], moment[1], arg[0], arg[1]};
+  }
+  return found;
+}
+
+// The sum of p^a q^b between rows so far apart that its terms over- or underflow: once more, relative to its
+// largest term.
+template <class AnyRow>
+__device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& found) {
+  constexpr int kGroup = AnyRow::kGroup;
+  const float a = r.args.teacher_power[0], b = r.args.total_power[0] - a;
+  float top[1] = {-INFINITY};
+#pragma unroll 1
+  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    r.load(r.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const float xs = fmaf(s[k], r.args.student_to_log2, -r.row.s_shift);
+      const float xt = fmaf(t[k], r.args.teacher_to_log2, -r.row.t_shift);
+      // Entries that are -inf on both sides do not exist.
+      if (fmaxf(xs, xt) != -INFINITY) top[0] = fmaxf(top[0], a * xt + b * xs);
+    }
+  }
+  reduce_block<Max>(top);
+  if (fabsf(top[0]) == INFINITY) {
+    // No term at all, or an infinite one (unless the row is NaN, as its other sums then are).
+    if (top[0] > 0) found.stream[0] = top[0] * found.s_sum * found.t_sum;
+    return;
+  }
+  float sum[1] = {0};
+#pragma unroll 1
+  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x) {
+    float s[kGroup], t[kGroup], stream[kMaxStreams] = {0, 0, 0};
+    r.load(r.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      r.divergence.stream(r.raw_entry(s[k], t[k], r.row.s_shift, r.row.t_shift), top[0], stream);
+    }
+    sum[0] += stream[0];
+  }
+  reduce_block<Sum>(sum);
+  found.stream[0] = sum[0];
+  found.cross_shift = top[0];
+}
+
+template <class AnyRow>
+__device__ __forceinline__ Totals find_statistics(AnyRow& r, Moments* moments) {
+  Partial part;
+#pragma unroll 1
+  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x)
+    accumulate(r, r.first + g * AnyRow::kGroup, part);
+  Totals found = combine(r, part, moments);
+  if constexpr (AnyRow::Div::kCross) {
+    if (!(found.stream[0] > 1e-18f && found.stream[0] < 1e30f)) find_distant_cross(r, found);
+  }
+  return found;
+}
+
+// The second sweep of divergences that need both log-sum-exps first.
+template <class AnyRow>
+__device__ __forceinline__ void find_sums(AnyRow& r) {
+  constexpr int kGroup = AnyRow::kGroup;
+  float sum[kMaxSums] = {0, 0};
+#pragma unroll 1
+  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    r.load(r.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) r.divergence.sums(r.entry(s[k], t[k]), sum);
+  }
+  reduce_block<Sum>(sum);
+  r.row.divergence.sum[0] = sum[0];
+  r.row.divergence.sum[1] = sum[1];
+}
+
+}  // namespace cuda
+}  // namespace fastkd

@@ -1,0 +1,36 @@
+// Powers of two and the shifts that keep them in range.
+#pragma once
+
+#include <cmath>
+
+namespace fastkd {
+namespace cuda {
+
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
+// Rows whose maxima are this close (in powers of 2) share one shift: their exponentials are then comparable.
+constexpr float kSharedShiftRange = 16.0f;
+
+// 2^x to 2 ulp, equal for equal arguments. Subnormal results become 0, as Entry's products take them anyway.
+__device__ __forceinline__ float exp2_fast(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::exp2(x);  // host compilers only, see tests/cuda_emulation
+#endif
+}
+
+// The shift of a row whose largest logit is `max`; 0 where there is none, so that -inf - shift stays -inf.
+__device__ __forceinline__ float shift_of(float max, float to_log2) {
+  return max == -INFINITY ? 0.0f : __fmul_rn(max, to_log2);
+}
+
+// The exponent of 2 that moves sums to another shift; 0 for a part without finite logits, whose sums are 0.
+__device__ __forceinline__ float change_of(float max, float from, float to) {
+  return max == -INFINITY ? 0.0f : from - to;
+}
+
+}  // namespace cuda
+}  // namespace fastkd

@@ -1,0 +1,63 @@
+// Alpha-beta divergence, -1 / (a b) sum (p^a q^b - a / (a + b) p^(a + b) - b / (a + b) q^(a + b)) (ABKD, Wang
+// et al. 2025). With C, P, Q the sums of the three powers,
+//   dD / d(s / T) = -1/a ((p^a q^b - q^(a + b)) - q (C - Q)),
+//   dD / d(t / T_t) = -1/b ((p^a q^b - p^(a + b)) - p (C - P)).
+#pragma once
+
+#include "entry.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct AlphaBeta : Functor {
+  static constexpr int kStreams = 3;  // C, P, Q
+  static constexpr bool kCross = true;
+
+  double a, b;
+  AlphaBeta(double alpha, double beta) : a(alpha), b(beta) {}
+
+  double teacher_power(int k) const { return k == 0 ? a : k == 1 ? a + b : 0; }
+  double student_power(int k) const { return k == 0 ? b : k == 1 ? 0 : a + b; }
+
+  // x^(a + b), 0 for entries that do not exist
+  template <class F>
+  FASTKD_HD F power(F exponent, F other) const {
+    const F value = exp2_any(F(a + b) * exponent);
+    return where_le(where_le(exponent, other, other, exponent), F(-std::numeric_limits<double>::infinity()),
+                    F(0), value);
+  }
+
+  template <class F>
+  FASTKD_HD void stream(const Entry<F>& e, F shift, F* sum) const {
+    const F of_student = power(e.xs, e.xt);
+    sum[0] = sum[0] + cross_term(e, of_student, a, b, shift);
+    sum[1] = sum[1] + power(e.xt, e.xs);
+    sum[2] = sum[2] + of_student;
+  }
+
+  template <class R>
+  FASTKD_HD R value(Row<R>& row) const {
+    const R c_minus_q = row.stream[0] - row.stream[2], p_minus_q = row.stream[1] - row.stream[2];
+    row.constant[0] = c_minus_q;
+    row.constant[1] = row.stream[0] - row.stream[1];
+    return R(-1 / (a * b)) * (c_minus_q - R(a / (a + b)) * p_minus_q);
+  }
+
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
+    const F of_student = power(e.xs, e.xt);
+    const F difference =
+        cross_term(e, of_student, a, b, row.cross_shift) * row.scale[0] - of_student * row.scale[2];
+    return F(-1 / a) * (difference - e.q * row.constant[0]);
+  }
+
+  template <class F>
+  FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
+    const F difference = cross_term(e, power(e.xs, e.xt), a, b, row.cross_shift) * row.scale[0] -
+                         power(e.xt, e.xs) * row.scale[1];
+    return F(-1 / b) * (difference - e.p * row.constant[1]);
+  }
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,39 @@
+// KL(p, q) + KL(q, p) = sum (p - q) (log p - log q): both directions at once (Jeffreys 1946).
+#pragma once
+
+#include "entry.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct Jeffreys : Functor {
+  static constexpr int kStreams = 2;
+  static double teacher_power(int k) { return k == 0 ? 1 : 0; }
+  static double student_power(int k) { return k == 0 ? 0 : 1; }
+
+  template <class F>
+  FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
+    sum[0] = times_add(e.et, e.ratio, sum[0]);
+    sum[1] = times_add(e.es, e.ratio, sum[1]);
+  }
+
+  template <class R>
+  FASTKD_HD R value(Row<R>& row) const {
+    row.constant[0] = row.stream[0] + row.offset;         // KL(p, q)
+    row.constant[1] = R(0) - row.stream[1] - row.offset;  // KL(q, p)
+    return row.stream[0] - row.stream[1];
+  }
+
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
+    return e.q_minus_p + times(e.q, F(0) - e.log_ratio - row.constant[1]);
+  }
+
+  template <class F>
+  FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
+    return times(e.p, e.log_ratio - row.constant[0]) - e.q_minus_p;
+  }
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

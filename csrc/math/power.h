@@ -1,0 +1,43 @@
+// Divergences of C = sum p^a q^(1 - a). With w = p^a q^(1 - a) / C, a distribution of its own,
+// d log C / d(s / T) = (1 - a) (w - q) and d log C / d(t / T_t) = a (w - p).
+#pragma once
+
+#include "entry.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct Power : Functor {
+  static constexpr int kStreams = 1;
+  static constexpr bool kCross = true;
+
+  double a;
+  explicit Power(double power) : a(power) {}
+
+  double teacher_power(int) const { return a; }
+  double student_power(int) const { return 1 - a; }
+
+  template <class F>
+  FASTKD_HD F term(const Entry<F>& e, F shift) const {
+    return cross_term(e, e.es, a, 1 - a, shift);
+  }
+
+  template <class F>
+  FASTKD_HD void stream(const Entry<F>& e, F shift, F* sum) const {
+    sum[0] = sum[0] + term(e, shift);
+  }
+
+  // constant[0] and constant[1] are the weights that value() has left for the two sides.
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
+    return row.constant[0] * (e.q - term(e, row.cross_shift) * row.cross_inverse);
+  }
+
+  template <class F>
+  FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
+    return row.constant[1] * (e.p - term(e, row.cross_shift) * row.cross_inverse);
+  }
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

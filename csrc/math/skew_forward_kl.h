@@ -1,0 +1,52 @@
+// KL(p, m) with m = b p + (1 - b) q: the forward divergence to a mixture, which stays bounded (DistiLLM, Ko
+// et al. 2024). Gradients by u = (p - m) / m, which is small where the models agree; sum m u = 0 gives the
+// mean of u under p from that under q.
+#pragma once
+
+#include "mixture.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct SkewForwardKL : Functor {
+  static constexpr bool kLog = true;
+  static constexpr int kSums = 2;  // KL(p, m), sum q u
+
+  double beta;
+  explicit SkewForwardKL(double b) : beta(b) {}
+
+  template <class F>
+  FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {
+    return Mixture<F>::over_larger(e, beta, lost);
+  }
+
+  template <class F>
+  FASTKD_HD F excess(const Entry<F>& e) const {
+    return F(beta - 1) * e.q_minus_p / Mixture<F>::m(e, beta);
+  }
+
+  template <class F>
+  FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
+    sum[0] = times_add(e.p, Mixture<F>::log_p(e), sum[0]);
+    sum[1] = times_add(e.q, excess(e), sum[1]);
+  }
+
+  template <class R>
+  FASTKD_HD R value(Row<R>& row) const {
+    row.constant[0] = row.sum[0] + R(1 - beta) * row.sum[1];
+    return row.sum[0];
+  }
+
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
+    return F(beta - 1) * times(e.q, excess(e) - row.sum[1]);
+  }
+
+  template <class F>
+  FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
+    return times(e.p, Mixture<F>::log_p(e) - F(beta) * excess(e) - row.constant[0]);
+  }
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

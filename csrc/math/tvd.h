@@ -1,0 +1,42 @@
+// Total variation distance, 1/2 sum |p - q|; the subgradient at p = q is 0.
+#pragma once
+
+#include "entry.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct TVD : Functor {
+  static constexpr int kSums = 2;  // sum |q - p|, sum q sign(q - p)
+
+  template <class F>
+  FASTKD_HD F sign(const Entry<F>& e) const {
+    const F d = e.q_minus_p;  // NaN has no sign, and stays
+    return where_le(d, F(0), where_le(F(0), d, F(0), F(-1)), where_le(F(0), d, F(1), d));
+  }
+
+  template <class F>
+  FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
+    sum[0] = sum[0] + abs(e.q_minus_p);
+    sum[1] = sum[1] + e.q * sign(e);
+  }
+
+  template <class R>
+  FASTKD_HD R value(Row<R>& row) const {
+    row.constant[0] = row.sum[1] - row.sum[0];  // sum p sign(q - p)
+    return R(0.5) * row.sum[0];
+  }
+
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
+    return F(0.5) * e.q * (sign(e) - row.sum[1]);
+  }
+
+  template <class F>
+  FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
+    return F(-0.5) * e.p * (sign(e) - row.constant[0]);
+  }
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

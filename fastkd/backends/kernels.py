@@ -1,0 +1,69 @@
+"""What the compiled backends share: a call as one launch, or as launches with sums between them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastkd.backends import record as records, sparse
+from fastkd.backends.base import Backend, Call, SparseRows
+
+Phase = Literal["all", "statistics", "sums", "finish"]
+
+
+class KernelBackend(Backend):
+    """A backend whose kernels take a row through its sweeps, all at once or one at a time."""
+
+    @abstractmethod
+    def launch(
+        self,
+        call: Call,
+        phase: Phase = "all",
+        record: Tensor | None = None,
+        coefficient: Tensor | None = None,
+    ) -> None:
+        """Run one phase of every row.
+
+        ``"all"`` fills the results of ``call``. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))``
+        float64, zeros before; rows that are not read stay so); ``"sums"`` reads it and writes its last two
+        columns; ``"finish"`` reads it and fills the results of ``call``. Where ``call.spec.divergence`` is
+        ``"off_support"`` the teacher is not read, the student's gradient of the divergence is
+        ``coefficient[row] * q``, and the loss is without it. A label outside the vocabulary lies in another
+        shard where ``call.shards`` is set.
+        """
+
+    def rows(self, call: Call) -> None:
+        if isinstance(call.teacher, SparseRows) and call.spec.kd_weight != 0:
+            self._sparse(call)
+        elif call.shards is None:
+            self.launch(call)
+        else:
+            record = self._statistics(call)
+            if records.has_sums(call.spec):
+                self.launch(call, "sums", record)
+                record[:, -2:] = call.shards.sum(record[:, -2:])
+            self.launch(call, "finish", record)
+
+    def _statistics(self, call: Call) -> Tensor:
+        """The records of all rows, over all shards."""
+        shape = (call.row_loss.numel(), len(records.COLUMNS))
+        record = torch.zeros(shape, dtype=torch.float64, device=call.student.device)
+        self.launch(call, "statistics", record)
+        if call.shards is not None:
+            records.combine(record, call.spec, call.shards, call.metrics is not None)
+        return record
+
+    def _sparse(self, call: Call) -> None:
+        teacher = call.teacher
+        assert isinstance(teacher, SparseRows)
+        # The entries' logits, before the gradient may overwrite them.
+        support = sparse.Support(call, teacher)
+        student_side = replace(call, spec=replace(call.spec, divergence="off_support"))
+        record = self._statistics(student_side)
+        found = sparse.divergence(call, teacher, support, record)
+        self.launch(student_side, "finish", record, found.coefficient)
+        sparse.complete(call, support, record, found)

@@ -1,0 +1,109 @@
+"""Records of rows: what a kernel's first sweep finds, in a form that the shards of a vocabulary can add up.
+
+The layout is that of ``csrc/params.h``, which says what each column holds.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastkd.backends.shards import Shards
+from fastkd.spec import LossSpec
+
+COLUMNS = (
+    *("max_s", "max_t", "z_s", "z_t", "z_one", "stream_0", "stream_1", "stream_2", "cross_shift"),
+    *("logit_sum", "label_s", "label_t", "moment_s", "moment_t", "arg_s", "arg_t", "columns"),
+    *("sum_0", "sum_1"),
+)
+LOG2E = math.log2(math.e)
+# Exponents of 2 within which a cross stream needs no shift.
+NEAR = 64.0
+
+
+def stream_powers(spec: LossSpec) -> list[tuple[float, float]]:
+    """Of each stream, the powers of the teacher's and the student's exponentials by which it scales."""
+    a, b = spec.alpha, spec.beta
+    powers: dict[str, list[tuple[float, float]]] = {
+        "forward_kl": [(1, 0)],
+        "decoupled": [(1, 0)],
+        "reverse_kl": [(0, 1)],
+        "jeffreys": [(1, 0), (0, 1)],
+        "hellinger": [(0.5, 0.5)],
+        "alpha": [(a, 1 - a)],
+        "renyi": [(a, 1 - a)],
+        "alpha_beta": [(a, b), (a + b, 0), (0, a + b)],
+    }
+    return powers.get(spec.divergence, [])
+
+
+def has_sums(spec: LossSpec) -> bool:
+    """Whether the divergence takes a sweep between the first and the last."""
+    return spec.kd_weight != 0 and spec.divergence in ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
+
+
+def has_cross(spec: LossSpec) -> bool:
+    """Whether stream 0 is a sum of powers of both sides."""
+    return spec.divergence in ("hellinger", "alpha", "renyi", "alpha_beta")
+
+
+def _wire(spec: LossSpec, metrics: bool) -> list[int]:
+    """The columns that a call needs of the other shards."""
+    names = ["max_s", "z_s", "z_one", "label_s", "columns"]
+    if spec.divergence != "off_support" and spec.kd_weight != 0:
+        names += ["max_t", "z_t", *(f"stream_{k}" for k in range(len(stream_powers(spec))))]
+        names += ["cross_shift"] * has_cross(spec) + ["label_t"] * (spec.divergence == "decoupled")
+    if spec.label_smoothing:
+        names.append("logit_sum")
+    if metrics:
+        names += ["moment_s", "moment_t", "arg_s", "arg_t"]
+    return [COLUMNS.index(name) for name in names]
+
+
+def bytes_per_token(spec: LossSpec, metrics: bool = False) -> int:
+    """What a process sends to each other one for a token, in one message or (with sums) two."""
+    return 8 * (len(_wire(spec, metrics)) + 2 * has_sums(spec))
+
+
+def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> None:
+    """Make each process's ``(rows, len(COLUMNS))`` records those of the whole vocabulary, in place."""
+    wire = _wire(spec, metrics)
+    found = record.new_zeros(shards.size, *record.shape)
+    found[..., wire] = shards.gather(record[:, wire])
+    part = dict(zip(COLUMNS, found.unbind(-1), strict=True))  # each (size, rows)
+    whole = {}
+
+    def bits(maximum: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """The largest of all, and the exponent of 2 by which each shard's exponentials are to change."""
+        top = maximum.amax(0)
+        return top, torch.where(torch.isinf(maximum), 0.0, (maximum - top) * (LOG2E / temperature))
+
+    whole["max_s"], by_s = bits(part["max_s"], spec.temperature)
+    whole["max_t"], by_t = bits(part["max_t"], spec.teacher_temperature)
+    _, by_one = bits(part["max_s"], 1.0)
+    for name, by in (("z_s", by_s), ("moment_s", by_s), ("z_t", by_t), ("moment_t", by_t), ("z_one", by_one)):
+        whole[name] = (part[name] * torch.exp2(by)).sum(0)
+    whole["cross_shift"] = torch.zeros_like(whole["max_s"])
+    for k, (of_t, of_s) in enumerate(stream_powers(spec)):
+        name = f"stream_{k}"
+        by = of_t * by_t + of_s * by_s
+        if k == 0 and has_cross(spec):
+            by = by + part["cross_shift"]
+            top = torch.where(part[name] > 0, by, -math.inf).amax(0)
+            shift = torch.where((top.abs() > NEAR) & torch.isfinite(top), top, 0.0)
+            whole["cross_shift"], by = shift, by - shift
+        # A shard without finite terms adds nothing, whatever its factor.
+        whole[name] = torch.where(part[name] == 0, 0.0, part[name] * torch.exp2(by)).sum(0)
+    for name in ("logit_sum", "columns"):
+        whole[name] = part[name].sum(0)
+    for name in ("label_s", "label_t"):
+        whole[name] = part[name].amax(0)
+    for side in ("s", "t"):
+        # The first shard with the largest logit has it; columns are told apart by shard as well.
+        owner = (part[f"max_{side}"] == whole[f"max_{side}"]).to(torch.int8).argmax(0)
+        arg = part[f"arg_{side}"].gather(0, owner[None])[0]
+        whole[f"arg_{side}"] = owner * 2.0**32 + arg
+    for name, value in whole.items():
+        record[:, COLUMNS.index(name)] = value

@@ -1,0 +1,43 @@
+"""A vocabulary that lies across the processes of a group, a range of columns each, in rank order."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Shards:
+    """The other processes' parts of a call's columns.
+
+    Args:
+        group: the process group.
+        columns: this process's width.
+        device: where its logits lie.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, columns: int, device: torch.device) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        widths = self.gather(torch.tensor([columns], device=device))[:, 0]
+        before = torch.arange(self.size, device=device) < self.rank
+        self.first = (widths * before).sum()  # 0-d int64: the vocabulary's column that is column 0 here
+        self.total = widths.sum()  # 0-d int64
+
+    def gather(self, x: Tensor) -> Tensor:
+        """``(size, *x.shape)``: everybody's ``x``, in rank order."""
+        x = x.contiguous()
+        out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x, group=self.group)
+        return out.view(self.size, *x.shape)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Everybody's ``x`` added up in rank order, the same bits everywhere."""
+        return self.gather(x).sum(0)
+
+    def max(self, x: Tensor) -> Tensor:
+        return self.gather(x).amax(0)
+
+    def local(self, index: Tensor) -> Tensor:
+        """Columns of the whole vocabulary as those of this shard; outside ``[0, width)`` where elsewhere."""
+        return index - self.first

@@ -1,0 +1,46 @@
+"""Scalar functions that keep their digits, for tiles and scalars alike."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
+
+
+@triton.jit
+def times(weight, x):
+    """``weight * x`` with ``0 * anything = 0``. Subnormal weights are 0, as ratios to them overflow."""
+    return tl.where(weight < TINY, 0.0, weight * x)
+
+
+@triton.jit
+def log_quotient(a, b):
+    """``log(a / b)``, exactly 0 where the two are equal: a GPU's usual division is not."""
+    return tl.log(tl.div_rn(a, b))
+
+
+@triton.jit
+def log1p(x):
+    """``log(1 + x)`` for ``x`` in (-1, 1]: the logarithm of the rounded sum plus what the rounding lost.
+
+    The loss, at most 2**-25, belongs divided by ``1 + x``. But below -1/2 the sum is exact, and above, the
+    quotient changes the result by less than its own rounding.
+    """
+    total = 1.0 + x
+    return tl.log(total) + (x - (total - 1.0))
+
+
+@triton.jit
+def expm1(x):
+    """``exp(x) - 1``: near 0 by its series, whose first term left out is 2e-8 of it."""
+    series = 1.0 + x * 0.125
+    series = 1.0 + x * series * (1.0 / 7)
+    series = 1.0 + x * series * (1.0 / 6)
+    series = 1.0 + x * series * 0.2
+    series = 1.0 + x * series * 0.25
+    series = 1.0 + x * series * (1.0 / 3)
+    series = 1.0 + x * series * 0.5
+    return tl.where(tl.abs(x) < 0.5, x * series, tl.exp(x) - 1.0)

@@ -1,0 +1,55 @@
+"""The student's softmax at temperature 1, and what cross-entropy and z-loss make of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fastkd.backends.triton.split import split
+from fastkd.backends.triton.statistics import unit_exp
+from fastkd.backends.triton.tiles import finite_shift
+
+
+class Unit(NamedTuple):
+    lse: Any  # log-sum-exp of the logits
+    nll: Any  # less the label's logit
+    label: Any  # probabilities of the label and of all others, where it is split off
+    others: Any
+
+
+@triton.jit
+def unit_softmax(found, label_s, SPLITS: tl.constexpr):
+    shift = finite_shift(found.max_s)
+    log_z = tl.log(found.z_1)
+    if SPLITS:
+        odds = label_s - shift - log_z
+        two = split(odds)
+        lse = tl.where(odds > 0.0, label_s - two.log_label, shift + log_z - two.log_others)
+        return Unit(lse, 0.0 - two.log_label, two.label, two.others)
+    else:
+        return Unit(shift + log_z, log_z - (label_s - shift), 0.0, 1.0)
+
+
+@triton.jit
+def cross_entropy(found, unit, label_s, columns, smoothing, SMOOTHING: tl.constexpr, SPLITS: tl.constexpr):
+    if SMOOTHING:
+        total = found.logit_sum
+        if SPLITS:
+            total += label_s
+        return (1.0 - smoothing) * unit.nll + smoothing * (unit.lse - total / columns)
+    else:
+        return unit.nll
+
+
+@triton.jit
+def unit_inverse(found, unit, row, scales, POWER: tl.constexpr, SPLITS: tl.constexpr):
+    """What makes probabilities of the exponentials at temperature 1 that the last sweep has."""
+    z = found.z_1
+    if POWER != 0:
+        z *= unit_exp(tl.exp2((found.max_s - row.shift_s) * scales.c_s), 0.0, POWER)
+    if SPLITS:
+        return tl.where(z == 0.0, 0.0, unit.others / z)
+    else:
+        return 1.0 / z

@@ -1,0 +1,190 @@
+"""From an op's arguments to a backend's call: checks of the data, shards, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastkd.backends.base import Call, SparseRows
+from fastkd.backends.shards import Shards
+from fastkd.spec import LossSpec
+
+# Ends every schema whose kernel computes rows; LossSpec's fields in their order.
+SPEC_SCHEMA = (
+    "str divergence, float alpha, float beta, float temperature, float teacher_temperature, float kd_weight, "
+    "float kd_metric, float ce_weight, float label_smoothing, float z_loss, int ignore_index, int vocab_size"
+)
+
+# What labels become among shards, whose own numbers may collide with any ignore_index.
+IGNORED, ELSEWHERE = -100, -1
+
+
+class Tokens:
+    """What goes with the rows of one op call, checked and put in terms of this process's columns.
+
+    Args:
+        labels: any shape, int64.
+        indices: ``(..., K)`` of a sparse teacher, with its ``logprobs`` and ``tail``; None for logits.
+        loss_scale, grad_scale: ``(rows,)``.
+        columns: width of the student's logits here.
+        spec: ``vocab_size`` counts the columns that exist; with a group those of all shards, or -1 for all.
+        group: name of the process group across which the columns lie, in rank order.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor | None,
+        indices: Tensor | None,
+        logprobs: Tensor,
+        tail: str | None,
+        loss_scale: Tensor,
+        grad_scale: Tensor | None,
+        columns: int,
+        spec: LossSpec,
+        group: str | None,
+    ) -> None:
+        self.spec, self.tail = spec, tail
+        self.loss_scale = loss_scale.contiguous()
+        self.grad_scale = self.loss_scale if grad_scale is None else grad_scale.contiguous()
+        self.labels = None if labels is None else labels.reshape(-1).contiguous()
+        self.indices = self.logprobs = None
+        if indices is not None:
+            self.indices = indices.reshape(-1, indices.shape[-1]).long()
+            self.logprobs = logprobs.reshape(self.indices.shape).to(loss_scale.dtype)
+        self.shards = None
+        total: int | Tensor = spec.vocab_size
+        if group is not None:
+            self.shards, total = self._shard(columns, group)
+        self._refuse(self._bad_labels(total), lambda token: self._label_error(token, total))
+        self._refuse(self._bad_indices(total), lambda token: self._index_error(token, total))
+        if self.shards is not None:
+            self._localise(self.shards)
+
+    def _shard(self, columns: int, group: str) -> tuple[Shards, int | Tensor]:
+        shards = Shards(_resolve(group), columns, self.loss_scale.device)
+        if self.spec.vocab_size < 0:
+            self.spec = replace(self.spec, vocab_size=columns)
+            return shards, shards.total
+        # The only number here that the host must know; on a GPU it waits for it.
+        here = min(max(self.spec.vocab_size - int(shards.first), 0), columns)
+        total = self.spec.vocab_size
+        self.spec = replace(self.spec, vocab_size=here)
+        return shards, total
+
+    def _localise(self, shards: Shards) -> None:
+        if self.labels is not None:
+            local = shards.local(self.labels)
+            inside = (local >= 0) & (local < self.spec.vocab_size)
+            local = torch.where(inside, local, ELSEWHERE)
+            self.labels = torch.where(self.labels == self.spec.ignore_index, IGNORED, local)
+            self.spec = replace(self.spec, ignore_index=IGNORED)
+        if self.indices is not None:
+            self.indices = shards.local(self.indices)
+
+    def _read(self) -> Tensor:
+        read = (self.loss_scale != 0) | (self.grad_scale != 0)
+        return read if self.labels is None else read & (self.labels != self.spec.ignore_index)
+
+    def _bad_labels(self, total: int | Tensor) -> Tensor | None:
+        if self.labels is None:
+            return None
+        return (self.labels != self.spec.ignore_index) & ((self.labels < 0) | (self.labels >= total))
+
+    def _bad_indices(self, total: int | Tensor) -> Tensor | None:
+        if self.indices is None or self.logprobs is None or self.spec.kd_weight == 0:
+            return None
+        present = self._read()[:, None] & ~torch.isneginf(self.logprobs)
+        # Absent entries get numbers of their own below 0, so that they repeat nothing.
+        absent = torch.arange(-self.indices.shape[1], 0, device=self.indices.device)
+        order = torch.where(present, self.indices, absent).sort(-1).values
+        repeated = (order[:, 1:] == order[:, :-1]).any(-1)
+        outside = present & ((self.indices < 0) | (self.indices >= total))
+        return outside.any(-1) | repeated
+
+    def _refuse(self, bad: Tensor | None, error: Callable[[int], Exception]) -> None:
+        """Raise on a CPU; elsewhere, where the host would have to wait, make the rows' results NaN."""
+        if bad is None:
+            return
+        if bad.device.type == "cpu":
+            if bool(bad.any()):
+                raise error(int(bad.nonzero()[0, 0]))
+            return
+        self.loss_scale = torch.where(bad, torch.nan, self.loss_scale)
+        self.grad_scale = torch.where(bad, torch.nan, self.grad_scale)
+
+    def _label_error(self, token: int, total: int | Tensor) -> Exception:
+        assert self.labels is not None
+        return IndexError(
+            f"label {int(self.labels[token])} at token {token} is outside [0, {int(total)}) and is not "
+            f"ignore_index ({self.spec.ignore_index}): mask it with ignore_index or check the tokenizer "
+            "against vocab_size"
+        )
+
+    def _index_error(self, token: int, total: int | Tensor) -> Exception:
+        assert self.indices is not None and self.logprobs is not None
+        present = self.indices[token][~torch.isneginf(self.logprobs[token])]
+        outside = present[(present < 0) | (present >= total)]
+        if outside.numel():
+            return IndexError(
+                f"SparseTeacher index {int(outside[0])} at token {token} is outside [0, {int(total)}): "
+                "give entries "
+                "that do not exist the log-probability -inf, or check the teacher's tokenizer against "
+                "vocab_size"
+            )
+        values, counts = present.unique(return_counts=True)
+        return ValueError(
+            f"SparseTeacher repeats index {int(values[counts > 1][0])} at token {token}: merge the "
+            "entries of one "
+            "column (logsumexp of their log-probabilities), or give the others the log-probability -inf"
+        )
+
+    def call(
+        self,
+        start: int,
+        stop: int,
+        student: Tensor,
+        teacher: Tensor | None,
+        row_loss: Tensor,
+        grad_student: Tensor | None,
+        grad_teacher: Tensor | None,
+        metrics: Tensor | None,
+    ) -> Call:
+        """The rows ``[start, stop)``, which ``student`` and ``teacher`` hold as ``(outer, inner, columns)``.
+
+        For a sparse teacher ``teacher`` is None and ``grad_teacher`` ``(rows, K)`` of the arithmetic's dtype.
+        """
+        rows = slice(start, stop)
+        source: Tensor | SparseRows
+        if self.indices is not None and self.logprobs is not None:
+            assert self.tail is not None
+            source = SparseRows(self.indices[rows], self.logprobs[rows], self.tail, grad_teacher)
+            grad_teacher = None
+        else:
+            source = student if teacher is None else teacher
+        return Call(
+            student=student,
+            teacher=source,
+            labels=None if self.labels is None else self.labels[rows],
+            loss_scale=self.loss_scale[rows],
+            grad_scale=self.grad_scale[rows],
+            spec=self.spec,
+            row_loss=row_loss[rows],
+            grad_student=grad_student,
+            grad_teacher=grad_teacher,
+            metrics=None if metrics is None else metrics[rows],
+            shards=self.shards,
+        )
+
+
+def _resolve(group: str) -> dist.ProcessGroup:
+    # As torch's functional collectives do; a name is what an op can take and torch.compile trace.
+    from torch.distributed import distributed_c10d
+
+    resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    found: dist.ProcessGroup = resolve(group)
+    return found

@@ -1,0 +1,25 @@
+"""Triton's interpreter without the work that it repeats.
+
+For every call of a function inside a kernel it looks through ``triton.language`` for members to replace by
+interpreted ones, two thirds of its time, although the launch or an earlier call has replaced them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def patch_once() -> None:
+    """Let it look only where members have not been replaced yet."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_new(fn: Any) -> Any:
+        modules = [x for x in fn.__globals__.values() if x is tl or x is tl.core]
+        if any(tl.core.is_builtin(module.load) for module in modules):
+            return patch(fn)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_new

@@ -1,0 +1,264 @@
+"""Sparse teachers: the three tails against the oracle, in both losses, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closeness import assert_gradient, assert_value
+from oracle import Sparse, reference_gradients
+from targets import Target
+from torch import Tensor
+
+import fastkd
+
+INF = float("inf")
+# Every divergence with every tail that it takes.
+CASES = [
+    ("forward_kl", "renormalize"),
+    ("reverse_kl", "renormalize"),
+    ("jsd", "renormalize"),
+    ("forward_kl", "bucket"),
+    ("reverse_kl", "bucket"),
+    ("jsd", "bucket"),
+    ("forward_kl", "drop"),
+]
+
+
+def distinct(rows: int, columns: int, k: int) -> Tensor:
+    return torch.rand(rows, columns).argsort(-1)[:, :k]
+
+
+def make(
+    leading: tuple[int, ...] = (2, 3), columns: int = 230, k: int = 9, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Student logits, indices, log-probabilities that leave about a fifth of the mass, labels."""
+    rows = torch.Size(leading).numel()
+    s = torch.randn(*leading, columns) * 2
+    logprobs = torch.log_softmax(torch.randn(rows, k) * 2, -1) + torch.log(torch.tensor(0.8))
+    indices = distinct(rows, columns, k)
+    labels = torch.randint(0, columns, leading)
+    found = s, indices.view(*leading, k), logprobs.view(*leading, k), labels
+    return tuple(x.to(device) for x in found)  # type: ignore[return-value]
+
+
+def check(
+    target: Target,
+    s: Tensor,
+    indices: Tensor,
+    logprobs: Tensor,
+    labels: Tensor | None,
+    tail: str,
+    factor: float = 1.0,
+    **options: object,
+) -> None:
+    s, logprobs = s.detach().requires_grad_(), logprobs.detach().requires_grad_()
+    teacher = fastkd.SparseTeacher(indices, logprobs, tail)
+    loss = fastkd.kd_loss(s, teacher, labels, **target.options, **options)  # type: ignore[arg-type]
+    expected, by_s, by_t = reference_gradients(s, Sparse(indices, logprobs, tail), labels, **options)
+    assert_value(loss.detach().cpu(), expected.cpu())
+    (2.0 * loss.sum()).backward()
+    assert_gradient(s.grad, 2.0 * by_s, factor=factor)
+    assert_gradient(logprobs.grad, 2.0 * by_t, factor=4 * factor)
+
+
+@pytest.mark.parametrize(("divergence", "tail"), CASES)
+def test_tails(target: Target, divergence: str, tail: str) -> None:
+    s, indices, logprobs, labels = make(device=target.device)
+    labels[0, 1] = -100
+    check(
+        target, s, indices, logprobs, labels, tail, divergence=divergence, kd_ratio=0.6, label_smoothing=0.1
+    )
+    check(target, s, indices, logprobs, None, tail, divergence=divergence, z_loss=1e-3, reduction="sum")
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("temperatures", [(2.0, None), (0.5, 1.5)])
+def test_temperatures(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:
+    s, indices, logprobs, labels = make(device=target.device)
+    t, teacher_t = temperatures
+    options = {"divergence": divergence, "temperature": t, "teacher_temperature": teacher_t, "kd_ratio": 0.7}
+    check(target, s, indices, logprobs, labels, "renormalize", factor=2, **options)
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_dtypes(target: Target, tail: str, dtype: torch.dtype) -> None:
+    if not target.runs(dtype):
+        pytest.skip(f"no {dtype} here")
+    s, indices, logprobs, labels = make(device=target.device)
+    check(target, s.to(dtype), indices.int(), logprobs, labels, tail, factor=2, kd_ratio=0.5)
+
+
+@pytest.mark.parametrize(("divergence", "tail"), CASES)
+def test_entries_that_do_not_exist(target: Target, divergence: str, tail: str) -> None:
+    s, indices, logprobs, labels = make(device=target.device)
+    logprobs[..., 5:] = -INF
+    logprobs[0, 0, 1:] = -INF
+    indices[..., 5:] = 10**9  # any number will do
+    indices[1, 1, 0] = 0  # what such entries stand for in memory must not disturb column 0
+    check(target, s, indices, logprobs, labels, tail, divergence=divergence, kd_ratio=0.5)
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket"])
+def test_all_columns_are_a_dense_teacher(target: Target, tail: str) -> None:
+    s, t = torch.randn(4, 60, device=target.device), torch.randn(4, 60, device=target.device)
+    order = distinct(4, 60, 60).to(target.device)
+    logprobs = torch.log_softmax(t, -1).gather(-1, order)
+    for divergence in ("forward_kl", "reverse_kl", "jsd"):
+        grads = []
+        for teacher in (fastkd.SparseTeacher(order, logprobs, tail), t):
+            x = s.clone().requires_grad_()
+            loss = fastkd.kd_loss(x, teacher, divergence=divergence, **target.options)
+            loss.backward()
+            grads.append((loss.detach(), x.grad))
+        # The rest, of which nothing is left, is known to a float32 rounding of 1.
+        assert_value(grads[0][0].cpu(), grads[1][0].cpu(), atol=3e-6)
+        assert_gradient(grads[0][1], grads[1][1], factor=3)
+
+
+def test_dropped_mass_is_unbiased(target: Target) -> None:
+    """Random-sampling KD: over all draws, weighted by their probability, the gradient is the dense one."""
+    s, t = torch.randn(1, 5, device=target.device), torch.randn(1, 5, device=target.device)
+    p = torch.softmax(t, -1)
+    mean = torch.zeros_like(s)
+    for i in range(5):
+        for j in range(5):  # two draws with replacement, each with weight 1/2
+            drawn = torch.bincount(torch.tensor([i, j]), minlength=5).to(target.device)
+            logprobs = torch.log(drawn / 2)[None]
+            x = s.clone().requires_grad_()
+            teacher = fastkd.SparseTeacher(torch.arange(5, device=target.device)[None], logprobs, "drop")
+            fastkd.kd_loss(x, teacher, **target.options).backward()
+            mean += (p[0, i] * p[0, j]) * x.grad
+    dense = s.clone().requires_grad_()
+    fastkd.kd_loss(dense, t, **target.options).backward()
+    torch.testing.assert_close(mean, dense.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
+def test_ignored_rows_are_not_read(target: Target, tail: str) -> None:
+    s, indices, logprobs, labels = make(device=target.device)
+    labels[0, 1] = labels[1, 0] = -100
+    s[0, 1], logprobs[1, 0] = float("nan"), float("nan")
+    indices[0, 1], indices[1, 0] = -7, 10**12
+    x, w = s.requires_grad_(), logprobs.requires_grad_()
+    loss = fastkd.kd_loss(x, fastkd.SparseTeacher(indices, w, tail), labels, kd_ratio=0.5, **target.options)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(x.grad).all() and torch.isfinite(w.grad).all()
+    assert (x.grad[0, 1] == 0).all() and (x.grad[1, 0] == 0).all() and (w.grad[1, 0] == 0).all()
+
+
+@pytest.mark.parametrize("view", ["shifted", "columns_outer"])
+def test_strides(target: Target, view: str) -> None:
+    s, indices, logprobs, labels = make(device=target.device)
+    wide = s.new_full((2, 4, 230), float("nan"))
+    wide[:, :-1] = s
+    strided = wide[:, :-1] if view == "shifted" else s.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    check(target, strided, indices, logprobs, labels, "bucket", kd_ratio=0.5)
+
+
+@pytest.mark.parametrize(("divergence", "tail"), CASES)
+def test_inplace_and_padded_vocabulary(target: Target, divergence: str, tail: str) -> None:
+    s, indices, logprobs, labels = make(columns=200, device=target.device)
+    padded = torch.full((2, 3, 208), float("nan"), device=target.device)
+    padded[..., :200] = s
+    x = padded.requires_grad_()
+    teacher = fastkd.SparseTeacher(indices, logprobs, tail)
+    options = {"divergence": divergence, "kd_ratio": 0.5}
+    loss = fastkd.kd_loss(x * 1.0, teacher, labels, inplace=True, vocab_size=200, **options, **target.options)
+    loss.backward()
+    expected, by_s, _ = reference_gradients(s, Sparse(indices, logprobs, tail), labels, **options)
+    assert_value(loss.detach().cpu(), expected.cpu())
+    assert_gradient(x.grad[..., :200], by_s)
+    assert (x.grad[..., 200:] == 0).all()
+
+
+@pytest.mark.parametrize(("divergence", "tail"), CASES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_linear(target: Target, divergence: str, tail: str, reduction: str, chunk_size: int | None) -> None:
+    _, indices, logprobs, labels = make(device=target.device)
+    labels[1, 2] = -100
+    h = torch.randn(2, 3, 16, device=target.device, requires_grad=True)
+    w = (torch.randn(230, 16, device=target.device) * 0.5).requires_grad_()
+    logprobs.requires_grad_()
+    options = {"divergence": divergence, "kd_ratio": 0.5, "reduction": reduction}
+    teacher = fastkd.SparseTeacher(indices, logprobs, tail)
+    loss = fastkd.linear_kd_loss(h, w, teacher, labels, chunk_size=chunk_size, **options, **target.options)
+    upstream = torch.randn_like(loss)
+    loss.backward(upstream)
+    h64, w64, l64 = (x.detach().double().requires_grad_() for x in (h, w, logprobs))
+    from oracle import kd_loss
+
+    exact = kd_loss(h64 @ w64.t(), Sparse(indices, l64, tail), labels, **options)
+    exact.backward(upstream.double())
+    assert_value(loss.detach().cpu(), exact.detach().cpu())
+    for ours, theirs in ((h, h64), (w, w64), (logprobs, l64)):
+        assert_gradient(ours.grad, theirs.grad, factor=6)
+
+
+def test_refused() -> None:
+    s, indices, logprobs, _ = make()
+
+    def call(**changes: object) -> Tensor:
+        fields = {"indices": indices, "logprobs": logprobs, "tail": "renormalize"}
+        options = {k: changes.pop(k) for k in list(changes) if k not in fields}
+        return fastkd.kd_loss(s, fastkd.SparseTeacher(**(fields | changes)), **options)  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="did you mean 'bucket'"):
+        call(tail="buckets")
+    with pytest.raises(ValueError, match="tvd.*'forward_kl' or 'reverse_kl' or 'jsd'"):
+        call(divergence="tvd")
+    with pytest.raises(ValueError, match="'drop'.*reverse_kl"):
+        call(tail="drop", divergence="reverse_kl")
+    for temperatures in ({"temperature": 2.0}, {"teacher_temperature": 2.0}):
+        for tail in ("bucket", "drop"):
+            with pytest.raises(ValueError, match="temperature 1 only"):
+                call(tail=tail, **temperatures)
+    with pytest.raises(TypeError, match="int64 or int32"):
+        call(indices=indices.float())
+    with pytest.raises(ValueError, match="must be equal"):
+        call(indices=indices[..., :-1])
+    with pytest.raises(ValueError, match="leading shape"):
+        call(indices=indices[:1], logprobs=logprobs[:1])
+    for wrong in (-1, 230, 2**40):
+        bad = indices.clone()
+        bad[1, 1, 3] = wrong
+        with pytest.raises(IndexError, match=rf"index {wrong} at token 4 is outside \[0, 230\)"):
+            call(indices=bad)
+    bad = indices.clone()
+    bad[1, 1, 3] = bad[1, 1, 5]
+    with pytest.raises(ValueError, match=f"repeats index {int(bad[1, 1, 5])} at token 4"):
+        call(indices=bad)
+    logits = s.requires_grad_() * 1.0
+    before = logits.detach().clone()
+    with pytest.raises(ValueError, match="repeats"):
+        fastkd.kd_loss(logits, fastkd.SparseTeacher(bad, logprobs), inplace=True)
+    assert torch.equal(logits.detach(), before)
+
+
+@pytest.mark.parametrize("wrong", ["outside", "repeated"])
+def test_wrong_entries_on_a_gpu_are_nan(wrong: str) -> None:
+    """A GPU cannot raise without waiting: the same check, as data, on rows of its own."""
+    from fastkd.ops.calls import Tokens
+    from fastkd.spec import LossSpec
+
+    spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 20)
+    indices = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    indices[1, 1] = 20 if wrong == "outside" else 3
+    tokens = Tokens.__new__(Tokens)
+    tokens.spec, tokens.labels, tokens.indices = spec, None, indices
+    tokens.logprobs, tokens.loss_scale, tokens.grad_scale = torch.zeros(3, 2), torch.ones(3), torch.ones(3)
+    bad = tokens._bad_indices(20)
+    assert bad is not None and bad.tolist() == [False, True, False]
+
+
+@pytest.mark.gpu
+def test_wrong_entries_on_a_gpu() -> None:
+    s, indices, logprobs, _ = make(device="cuda")
+    indices[0, 1, 0] = 230
+    indices[1, 1, 3] = indices[1, 1, 5]
+    x = s.requires_grad_()
+    loss = fastkd.kd_loss(x, fastkd.SparseTeacher(indices, logprobs), reduction="none")
+    loss.sum().backward()
+    assert loss.isnan().flatten().tolist() == [False, True, False, False, True, False]
+    assert torch.isfinite(x.grad[0, 0]).all() and torch.isfinite(x.grad[1, 2]).all()
