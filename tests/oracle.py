@@ -128,7 +128,10 @@ def divergence(
     if name == "alpha_beta":
         cross = _powers(log_p, log_q, a, b).exp()
         of_p, of_q = _powers(log_p, log_q, a + b, 0).exp(), _powers(log_p, log_q, 0, a + b).exp()
-        return -1 / (a * b) * (cross - a / (a + b) * of_p - b / (a + b) * of_q).sum(-1)
+        # Of a power of 0 with a negative exponent the largest term wins, and makes D infinite.
+        infinite = (cross == INF) | (of_p == INF) | (of_q == INF)
+        terms = -1 / (a * b) * (cross - a / (a + b) * of_p - b / (a + b) * of_q)
+        return torch.where(infinite, INF, terms).sum(-1)
     if name == "decoupled":
         assert labels is not None
         return _decoupled(log_p, log_q, b, labels)

@@ -54,6 +54,7 @@ def test_flags() -> None:
     assert all(flag in text for flag in FLAGS[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "90a"])
 def test_registers(architecture: str, tmp_path: Path) -> None:
     target = f"arch=compute_{architecture},code=sm_{architecture}"

@@ -21,7 +21,7 @@ EMULATION = TESTS / "cuda_emulation"
 # Products that the kernels want rounded stay so. Vectors go through pointers of another type, as in CUDA.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Werror"]
-LIMIT_S = 300
+LIMIT_S = 600
 
 
 @pytest.fixture(scope="module")

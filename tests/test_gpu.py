@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from closeness import assert_gradient, assert_value
-from oracle import reference_gradients
+from oracle import Sparse, reference_gradients
 
 import fastkd
 
@@ -52,10 +52,15 @@ def test_14_no_synchronisation(backend: str) -> None:
     t, labels = torch.randn(8, 1000, device="cuda"), torch.randint(0, 1000, (8,), device="cuda")
     h, w = torch.randn(8, 16, device="cuda", requires_grad=True), torch.randn(1000, 16, device="cuda")
     count = torch.tensor(8, device="cuda")
+    options = {"kd_ratio": 0.5, "num_items": count, "backend": backend}
+    logprobs, indices = torch.log_softmax(t, -1).topk(16)
+    sparse = fastkd.SparseTeacher(indices, logprobs, "bucket")
 
     def step() -> None:
-        loss = fastkd.kd_loss(s, t, labels, kd_ratio=0.5, num_items=count, backend=backend)
-        loss = loss + fastkd.linear_kd_loss(h, w, t, labels, kd_ratio=0.5, num_items=count, backend=backend)
+        loss, metrics = fastkd.kd_loss(s, t, labels, divergence="jsd", return_metrics=True, **options)
+        loss = loss + fastkd.linear_kd_loss(h, w, t, labels, **options) + metrics.kd
+        loss = loss + fastkd.kd_loss(s, sparse, labels, **options)
+        loss = loss + fastkd.linear_kd_loss(h, w, sparse, labels, **options)
         (0.5 * loss).backward()
 
     step()  # compiles
@@ -66,25 +71,31 @@ def test_14_no_synchronisation(backend: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_graph_capture(backend: str) -> None:
+@pytest.mark.parametrize("teacher", ["logits", "sparse"])
+def test_graph_capture(backend: str, teacher: str) -> None:
     s = torch.randn(8, 1000, device="cuda", requires_grad=True)
     t = torch.randn(8, 1000, device="cuda")
+    temperature, given, oracles = 2.0, t, t
+    if teacher == "sparse":
+        logprobs, indices = torch.log_softmax(t, -1).topk(16)
+        temperature, given = 1.0, fastkd.SparseTeacher(indices, logprobs, "bucket")
+        oracles = Sparse(indices, logprobs, "bucket")
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for _ in range(3):
             s.grad = None
-            fastkd.kd_loss(s, t, temperature=2.0, backend=backend).backward()
+            fastkd.kd_loss(s, given, temperature=temperature, backend=backend).backward()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     s.grad = None
     with torch.cuda.graph(graph):
-        loss = fastkd.kd_loss(s, t, temperature=2.0, backend=backend)
+        loss = fastkd.kd_loss(s, given, temperature=temperature, backend=backend)
         loss.backward()
     with torch.no_grad():
         s.copy_(torch.randn_like(s))
     graph.replay()
     torch.cuda.synchronize()
-    expected, by_s, _ = reference_gradients(s, t, temperature=2.0)
+    expected, by_s, _ = reference_gradients(s, oracles, temperature=temperature)
     assert_value(loss.detach(), expected)
     assert_gradient(s.grad, by_s)
 

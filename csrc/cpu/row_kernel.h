@@ -311,6 +311,9 @@ class RowKernel {
     shift_1_ = to_1;
   }
 
+  // Where the label is the only entry, the others are none and have no share.
+  static double reciprocal(double z) { return kSplits && z == 0 ? 0 : 1 / z; }
+
   // The row's constants, as vectors. The lower ones are known after the first sweep.
   struct Unit {
     V cs, ct, shift_s, shift_t, to_nats, temperatures, between, cross_shift;
@@ -324,8 +327,8 @@ class RowKernel {
           temperatures(k.temperatures_),
           between(kLn2 * (double(k.shift_s_) - k.shift_t_)),
           cross_shift(k.cross_shift_),
-          r_s(1 / k.z_s_),
-          r_t(1 / k.z_t_),
+          r_s(reciprocal(k.z_s_)),
+          r_t(reciprocal(k.z_t_)),
           offset(k.ratio_offset()) {}
   };
 
@@ -498,7 +501,7 @@ class RowKernel {
       }
       if constexpr (kSplits) {
         const Split student = split(label_s_ * cs_ - double(shift_s_) - bits_s);
-        const Split teacher = split(label_t_ * ct_ - double(shift_t_) - bits_t);
+        const Split teacher = split(label_t_ * ct_ - double(shift_t_) - std::log2(z_t_));
         row.p_label = teacher.label, row.q_label = student.label;
         row.p_others = teacher.others, row.q_others = student.others;
         row.label_ratio = teacher.log_label - student.log_label;

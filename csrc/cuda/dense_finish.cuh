@@ -18,18 +18,20 @@ __device__ __forceinline__ void normalise_streams(const DenseArgs& args, const T
       out.stream[k] = found.stream[k] / (args.teacher_power[k] != 0 ? found.t_sum : found.s_sum);
     }
   } else {
-    const float bits_s = log2f(found.s_sum), quotient = found.t_sum / found.s_sum, bits = log2f(quotient);
+    const float quotient = found.t_sum / found.s_sum, log_quotient = logf(quotient);
 #pragma unroll
     for (int k = 0; k < D::kStreams; ++k) {
-      const float power = args.total_power[k], shift = k == 0 ? found.cross_shift : 0;
-      const float by_student = power == 1 ? 1 / found.s_sum : exp2_fast(-power * bits_s);
-      out.scale[k] = by_student * exp2_fast(fmaf(-args.teacher_power[k], bits, shift));
+      // A power of one side, and what the other side makes of it.
+      const float power = args.total_power[k], of_teacher = args.teacher_power[k];
+      const float sum = of_teacher == power ? found.t_sum : found.s_sum;
+      out.scale[k] = power == 1 ? 1 / sum : expf(-power * logf(sum));
+      if (k == 0) out.scale[k] *= expf(fmaf(kLn2, found.cross_shift, -of_teacher * log_quotient));
       out.stream[k] = found.stream[k] * out.scale[k];
     }
     out.cross_shift = found.cross_shift;
     out.cross_inverse = found.stream[0] == 0 ? 0 : 1 / found.stream[0];
     out.log_cross = fmaf(kLn2, found.cross_shift, logf(found.stream[0] / found.s_sum)) -
-                    args.teacher_power[0] * logf(quotient);
+                    args.teacher_power[0] * log_quotient;
   }
 }
 

@@ -40,6 +40,9 @@ struct AlphaBeta : Functor {
     const R c_minus_q = row.stream[0] - row.stream[2], p_minus_q = row.stream[1] - row.stream[2];
     row.constant[0] = c_minus_q;
     row.constant[1] = row.stream[0] - row.stream[1];
+    // One side rules out what the other allows: infinitely far, and not infinity - infinity.
+    const R infinity = std::numeric_limits<R>::infinity();
+    if (row.stream[0] + row.stream[1] + row.stream[2] == infinity) return infinity;
     return R(-1 / (a * b)) * (c_minus_q - R(a / (a + b)) * p_minus_q);
   }
 

@@ -25,8 +25,9 @@ struct Decoupled : Functor {
     // The smaller probability of each pair has the digits of the difference.
     const R gap = row.p_label < R(0.5) ? row.q_label - row.p_label : row.p_others - row.q_others;
     const R target = times(row.p_label, row.label_ratio) + times(row.p_others, row.others_ratio);
-    // Without any rest (p of it is 0) there is nothing to compare.
-    const R others = row.p_others > R(0) ? row.stream[0] + row.offset : R(0);
+    // Where p has no rest (and its logarithm is -inf) there is nothing to compare.
+    const R others =
+        row.others_ratio > -std::numeric_limits<R>::infinity() ? row.stream[0] + row.offset : R(0);
     row.constant[0] = gap;
     row.constant[1] = times(row.p_label, times(row.p_others, row.label_ratio - row.others_ratio));
     row.constant[2] = others;

@@ -19,7 +19,8 @@ class Shards:
     def __init__(self, group: dist.ProcessGroup, columns: int, device: torch.device) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        widths = self.gather(torch.tensor([columns], device=device))[:, 0]
+        # Filled on the device: a copy from the host would wait for it.
+        widths = self.gather(torch.full((1,), columns, device=device))[:, 0]
         before = torch.arange(self.size, device=device) < self.rank
         self.first = (widths * before).sum()  # 0-d int64: the vocabulary's column that is column 0 here
         self.total = widths.sum()  # 0-d int64

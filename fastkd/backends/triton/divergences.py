@@ -163,7 +163,7 @@ def excess(x, y, a, b):
 
 @triton.jit
 def sign(x):
-    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, 0.0))
+    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))  # 0 and NaN remain
 
 
 @triton.jit
