@@ -123,3 +123,14 @@ def test_under_compile() -> None:
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for a, b in zip(step(x), compiled(x), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_first_of_equal_logits_leads(target: Target) -> None:
+    """Also where the label, which the decoupled divergence takes apart, is among them."""
+    s, t = torch.zeros(3, 40, device=target.device), torch.zeros(3, 40, device=target.device)
+    s[:, [5, 9]], t[:, 5] = 3.0, 3.0
+    labels = torch.tensor([5, 9, 1], device=target.device)
+    for divergence in ("forward_kl", "decoupled"):
+        options = {"divergence": divergence, "return_metrics": True, **target.options}
+        _, found = fastkd.kd_loss(s, t, labels, **options)
+        assert found.agreement.item() == 1.0

@@ -235,3 +235,12 @@ def test_large_vocabulary_and_common_offset(target: Target) -> None:
     columns = 3000 if target.backend == "triton" and target.device == "cpu" else 70_001
     s, t, labels = make(target, (2, columns))
     check(target, s + 200, t - 300, labels, kd_ratio=0.5, temperature=2.0, factor=20)
+
+
+@pytest.mark.parametrize("columns", [1, 30])
+def test_decoupled_without_others(target: Target, columns: int) -> None:
+    """Where the label alone is possible there is nothing else to compare, and nothing is NaN."""
+    s = torch.full((2, columns), -float("inf"), device=target.device)
+    s[:, 0] = torch.tensor([1.5, -2.0])
+    t, labels = s.clone(), torch.zeros(2, dtype=torch.int64, device=target.device)
+    check(target, s, t, labels, divergence="decoupled", kd_ratio=0.5, z_loss=1e-2)

@@ -529,7 +529,10 @@ class RowKernel {
 
   double lse_at_one() const {
     const double others = kLn2 * (double(shift_1_) + std::log2(z_1_));
-    return kSplits && needs_label_ ? others - split(label_odds()).log_others : others;
+    if (!kSplits || !needs_label_) return others;
+    // By the larger part, which is finite.
+    const double odds = label_odds();
+    return odds > 0 ? label_s_ - split(odds).log_label : others - split(odds).log_others;
   }
 
   double cross_entropy(double lse) const {
@@ -560,9 +563,12 @@ class RowKernel {
       };
       student = with_label(row.q_others > 0 ? student : 0, row.q_others, row.q_label);
       teacher = with_label(row.p_others > 0 ? teacher : 0, row.p_others, row.p_label);
-      // -1: the label itself
-      if (label_s_ > max_s_) arg_s = -1;
-      if (label_t_ > max_t_) arg_t = -1;
+      // -1: the label itself, first of equals by its column (which shards do not compare)
+      const auto leads = [&](R label, R max, double arg) {
+        return label > max || (label == max && !params_.sharded && label_ < arg);
+      };
+      if (leads(label_s_, max_s_, arg_s)) arg_s = -1;
+      if (leads(label_t_, max_t_, arg_t)) arg_t = -1;
     }
     out[metric::kKd] = static_cast<R>(kTeacher ? params_.kd_metric * divergence : kUnknown);
     out[metric::kCe] = static_cast<R>(needs_label_ ? nll : kUnknown);

@@ -11,21 +11,14 @@
 namespace fastkd {
 namespace cuda {
 
-// Registers that a thread may take: fewer threads with more of them each are better than spilling. Most
-// calls' kernels do with 64. Logarithms, powers, a label apart and extras take more, and the teacher's
-// gradient of skew_forward_kl, a logarithm and two quotients, the most.
-template <class D, bool kExtra>
-constexpr int registers_of() {
-  if (std::is_same<D, SkewForwardKL>::value) return 96;
-  return D::kSums > 0 || D::kCross || D::kSplitsLabel || kExtra ? 80 : 64;
-}
-
-// A block's threads, and the blocks that a multiprocessor is to hold: together they bound the registers.
+// A block's threads, and the blocks that a multiprocessor is to hold: together they bound the registers, to
+// 64 and 80. Where logarithms, powers, a label apart or extras take more than 64, fewer threads with more of
+// them each are better than spilling.
 template <class D, bool kExtra>
 struct BlockShape {
-  static constexpr int kRegisters = registers_of<D, kExtra>();
-  static constexpr int kThreads = kRegisters == 64 ? 512 : kRegisters == 80 ? 256 : 128;
-  static constexpr int kBlocks = kRegisters == 64 ? 2 : kRegisters == 80 ? 3 : 5;
+  static constexpr bool kWide = D::kSums > 0 || D::kCross || D::kSplitsLabel || kExtra;
+  static constexpr int kThreads = kWide ? 256 : 512;
+  static constexpr int kBlocks = kWide ? 3 : 2;
 };
 
 // What becomes of rows that are not worked out.

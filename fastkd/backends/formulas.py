@@ -179,7 +179,8 @@ def _power(pair: Pair, a: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cross = _Cross(pair, a, 1 - a)
     p, q = pair.log_p.exp(), pair.log_q.exp()
     less_q, less_p = cross.less_q_power(), cross.less_p_power()
-    excess = pair.total(less_q)
+    # With a (q - p), whose sum is 0, added, so that an error in the ratios is of second order, as in _kl.
+    excess = pair.total(less_q + a * _difference(p, q, pair.log_ratio))
     log_c = pair.log_total(cross.log_c)
     near = excess.abs() < 0.5
     log_c = torch.where(near, torch.log1p(excess.clamp(-0.5, 0.5)), log_c)
@@ -215,7 +216,7 @@ def alpha_beta(pair: Pair) -> Result:
     less_q, less_p = cross.less_q_power(), cross.less_p_power()
     # c - a/(a+b) p^(a+b) - b/(a+b) q^(a+b), each class for itself
     terms = b / (a + b) * less_q + a / (a + b) * less_p
-    terms = torch.where(torch.isposinf(cross.log_c), math.inf, terms)  # infinite in both, with either sign
+    terms = torch.where(torch.isinf(less_q), math.inf, terms)  # as less_p is then, with either sign
     p, q = pair.log_p.exp(), pair.log_q.exp()
     return Result(
         -pair.total(terms) / (a * b),
