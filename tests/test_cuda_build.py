@@ -15,8 +15,8 @@ NVCC = shutil.which("nvcc")
 # Products stay rounded, as on the CPU: a difference of two is then exactly 0 for equal rows.
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
 LIMIT_S = 600
-# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768. What takes more than 64
-# csrc/cuda/dense_kernel.cuh says.
+# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768.
+# csrc/cuda/dense_kernel.cuh says what takes more than 64.
 DEFAULT_REGISTERS, MORE_REGISTERS = 64, 80
 LEAN = ("none", "off_support", "forward_kl", "reverse_kl", "jeffreys")
 REGISTERS = {f"dense_{name}.cu": DEFAULT_REGISTERS for name in LEAN}

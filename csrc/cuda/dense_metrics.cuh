@@ -27,9 +27,12 @@ __device__ __forceinline__ void write_metrics(const AnyRow& r, const Totals& fou
     const Row<float>& split = r.row.divergence;
     student = entropy_of_split(split.q_label, split.q_others, student);
     teacher = entropy_of_split(split.p_label, split.p_others, teacher);
-    // -1: the label itself
-    if (found.s_label > found.s_max) s_arg = -1;
-    if (found.t_label > found.t_max) t_arg = -1;
+    // -1: the label itself, first of equals by its column (which shards do not compare)
+    const auto leads = [&](float label, float max, int64_t arg) {
+      return label > max || (label == max && !r.args.sharded && r.hot < arg);
+    };
+    if (leads(found.s_label, found.s_max, s_arg)) s_arg = -1;
+    if (leads(found.t_label, found.t_max, t_arg)) t_arg = -1;
   }
   out[metric::kKd] = AnyRow::kTeacher ? r.args.kd_metric * divergence : NAN;
   out[metric::kCe] = r.args.labels ? nll : NAN;

@@ -216,7 +216,9 @@ def alpha_beta(pair: Pair) -> Result:
     less_q, less_p = cross.less_q_power(), cross.less_p_power()
     # c - a/(a+b) p^(a+b) - b/(a+b) q^(a+b), each class for itself
     terms = b / (a + b) * less_q + a / (a + b) * less_p
-    terms = torch.where(torch.isinf(less_q), math.inf, terms)  # as less_p is then, with either sign
+    # Where one power is infinite others may be too, with either sign, and the divergence is.
+    powers = torch.stack([cross.log_c, cross.log_p_power, cross.log_q_power]).exp()
+    terms = torch.where(torch.isinf(powers).any(0), -math.copysign(math.inf, a * b), terms)
     p, q = pair.log_p.exp(), pair.log_q.exp()
     return Result(
         -pair.total(terms) / (a * b),

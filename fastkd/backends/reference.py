@@ -66,7 +66,7 @@ class _Rows:
                 nll = (1 - e) * nll + e * (lse - self.total(self.s) / self.columns)
             if spec.ce_weight != 0:
                 value = value + spec.ce_weight * nll
-                target = torch.where(self.hot, 1 - e, 0.0) + e / self.columns
+                target = (1 - e) * self.hot.to(lse.dtype) + e / self.columns
                 grad = grad + spec.ce_weight * (softmax - target)
         return nll, value, grad
 

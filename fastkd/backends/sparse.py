@@ -163,9 +163,8 @@ def complete(call: Call, support: Support, record: Tensor, found: Divergence) ->
             lse = column(record, "max_s") + torch.log(column(record, "z_one"))
             grad = grad + (ce_weight + 2 * spec.z_loss * lse) * torch.exp(logits - lse) - uniform
         if ce_weight and call.labels is not None:
-            grad = grad - torch.where(
-                index == call.labels[:, None], ce_weight * (1 - spec.label_smoothing), 0.0
-            )
+            hot = (index == call.labels[:, None]).double()
+            grad = grad - ce_weight * (1 - spec.label_smoothing) * hot
         return grad
 
     q = torch.exp(support.logits / spec.temperature - lse_q)

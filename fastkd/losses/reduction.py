@@ -80,6 +80,14 @@ def _largest_gradient(spec: LossSpec) -> float:
     return weights.get(spec.divergence, 1.0)
 
 
+def _unbounded(spec: LossSpec) -> bool:
+    """Whether a power of a probability may be negative, and its gradient as large as that makes it."""
+    a, b = spec.alpha, spec.beta
+    if spec.divergence in ("alpha", "renyi"):
+        return not 0 < a < 1
+    return spec.divergence == "alpha_beta" and min(a, b) < 0
+
+
 def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """The weights of the stored gradient, and the factor that turns it into the gradient.
 
@@ -92,7 +100,7 @@ def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Ten
         return None, None
     by_kd = spec.kd_weight / min(spec.temperature, spec.teacher_temperature) * _largest_gradient(spec)
     largest = by_kd + spec.ce_weight + 40 * spec.z_loss
-    lift = 2.0 ** (10 - math.ceil(math.log2(max(largest, 1.0))))
+    lift = 1.0 if _unbounded(spec) else 2.0 ** (10 - math.ceil(math.log2(max(largest, 1.0))))
     top = scale.abs().amax()
     top = torch.where(top == 0, 1.0, top)
     return scale / top * lift, top / lift

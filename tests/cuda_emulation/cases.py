@@ -257,6 +257,14 @@ def test_equal_rows_have_no_divergence(divergence: Named) -> None:
         assert call.metrics is None or (not call.metrics[:, 0].any() and call.metrics[:, 4].all())
 
 
+@named
+def test_the_first_of_equal_logits_agrees(divergence: Named) -> None:
+    s, t = torch.zeros(1, 4, 300), torch.zeros(1, 4, 300)
+    s[0, :, [40, 250]] = 1.0
+    t[0, torch.arange(4), torch.tensor([40, 250, 40, 250])] = 2.0
+    compare(s, t, torch.tensor([40, 40, 250, 250]), spec(300, divergence), metrics=True)
+
+
 def test_a_confident_model_keeps_its_digits() -> None:
     s, t, labels = logits(3, 600, torch.float32), logits(3, 600, torch.float32), torch.tensor([5, 70, 599])
     s[0, [0, 1, 2], labels] += torch.tensor([6.0, 12.0, 18.0])
