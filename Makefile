@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow demo bench lint gpu gpu-deps clean help
+.PHONY: test test-slow test-long demo bench lint gpu gpu-deps clean help
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
@@ -49,12 +49,15 @@ $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 # --- what there is to run ---------------------------------------------------------------------------------
 
 test: $(VENV)/fastkd.stamp
-	$(RUN) -m pytest tests -m "not slow and not triton_interpret" $(ARGS)
+	$(RUN) -m pytest tests -m "not slow and not long and not triton_interpret" $(ARGS)
 	@echo "The Triton kernels, interpreted:"
 	TRITON_INTERPRET=1 $(RUN) -m pytest tests -m triton_interpret $(ARGS)
 
 test-slow: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "slow and not triton_interpret" $(ARGS)
+
+test-long: $(VENV)/fastkd.stamp
+	$(RUN) -m pytest tests -m "long" $(ARGS)
 
 demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)

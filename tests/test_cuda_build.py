@@ -54,8 +54,10 @@ def test_flags() -> None:
     assert all(flag in text for flag in FLAGS[2:])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["80", "90a"])
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param("80", marks=pytest.mark.long), pytest.param("90a", marks=pytest.mark.slow)],
+)
 def test_registers(architecture: str, tmp_path: Path) -> None:
     target = f"arch=compute_{architecture},code=sm_{architecture}"
     for name, (report, _) in compile_all(tmp_path, "-gencode", target, "-cubin", "-Xptxas", "-v").items():

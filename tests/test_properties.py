@@ -4,7 +4,7 @@ How far a result may be off is worked out from the magnitudes of what is added u
 roundoff of the arithmetic (2^-24, or 2^-53 for float64), an exponent ``s / T - logsumexp(s / T)`` is known
 within a few u times M = max|s| / T + max|t| / T_t + log V + 1: so much of it the roundings of its terms make.
 Each term of a formula is then off by a few u M times its magnitude, and a sum by the sum of that. A gradient
-is rounded once more to its dtype. ``magnitudes`` lists the terms of each divergence; the few is K.
+is rounded once more to its dtype. ``magnitudes`` lists the terms of each divergence; the few are K and K_SUM.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from fastkd.backends.native import cpu_isas, forced_isa
 from fastkd.spec import DIVERGENCES
 
 K = 8.0
+# A lane of a vector adds up to 128 terms before they go on in double; like terms all round the same way.
+K_SUM = 4 * K
 NAN = float("nan")
 RUNS = [("reference", None), *(("native", isa) for isa in cpu_isas())]
 ROUNDING = {torch.float64: 2**-53, torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -328,7 +330,7 @@ def bounds(
     few = K * unit * scale[..., None]
     # The oracle's gradients, by autograd in float64, are right relative to the largest of a row.
     by_s, by_t = (x + 2**-53 / unit * x.amax(-1, keepdim=True) for x in (by_s, by_t))
-    return (few * value)[..., 0], few * by_s, few * by_t
+    return (K_SUM / K * few * value)[..., 0], few * by_s, few * by_t
 
 
 def last_rounding(e: Example, dtype: torch.dtype, grad: Tensor, scale: Tensor) -> Tensor:
@@ -405,8 +407,8 @@ def test_random_calls(e: Example) -> None:
     check(e)
 
 
-@pytest.mark.slow
-@settings(max_examples=12_000, **CHECKS)
+@pytest.mark.long
+@settings(max_examples=10_000, **CHECKS)
 @given(examples())
 def test_many_random_calls(e: Example) -> None:
     check(e)

@@ -21,11 +21,12 @@ __device__ __forceinline__ void normalise_streams(const DenseArgs& args, const T
     const float quotient = found.t_sum / found.s_sum, log_quotient = logf(quotient);
 #pragma unroll
     for (int k = 0; k < D::kStreams; ++k) {
-      // A power of one side, and what the other side makes of it.
+      // A factor that all streams have in common, whose rounding their differences do not see, and the rest.
       const float power = args.total_power[k], of_teacher = args.teacher_power[k];
-      const float sum = of_teacher == power ? found.t_sum : found.s_sum;
-      out.scale[k] = power == 1 ? 1 / sum : expf(-power * logf(sum));
-      if (k == 0) out.scale[k] *= expf(fmaf(kLn2, found.cross_shift, -of_teacher * log_quotient));
+      const float common = power == 1 ? 1 / found.s_sum : expf(-power * logf(found.s_sum));
+      const float shift = k == 0 ? kLn2 * found.cross_shift : 0;
+      out.scale[k] = common * expf(fmaf(-of_teacher, log_quotient, shift));
+      if (power == 1 && of_teacher == 1) out.scale[k] = 1 / found.t_sum;
       out.stream[k] = found.stream[k] * out.scale[k];
     }
     out.cross_shift = found.cross_shift;

@@ -262,7 +262,9 @@ def test_the_first_of_equal_logits_agrees(divergence: Named) -> None:
     s, t = torch.zeros(1, 4, 300), torch.zeros(1, 4, 300)
     s[0, :, [40, 250]] = 1.0
     t[0, torch.arange(4), torch.tensor([40, 250, 40, 250])] = 2.0
-    compare(s, t, torch.tensor([40, 40, 250, 250]), spec(300, divergence), metrics=True)
+    call = call_of(s, t, torch.tensor([40, 40, 250, 250]), spec(300, divergence), metrics=True)
+    KERNEL.rows(call)
+    assert call.metrics is not None and call.metrics[:, 4].tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_a_confident_model_keeps_its_digits() -> None:
