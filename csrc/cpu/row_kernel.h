@@ -494,7 +494,7 @@ class RowKernel {
       }
       if constexpr (Div::kCross) {
         row.cross_shift = cross_shift_;
-        row.cross_inverse = stream_[0] > 0 ? 1 / stream_[0] : 0;
+        row.cross_inverse = stream_[0] == 0 ? 0 : 1 / stream_[0];
         // Where the powers add up to 1, as those of the divergences that ask for it do.
         row.log_cross =
             kLn2 * (cross_shift_ + std::log2(stream_[0] / z_s_) - div_.teacher_power(0) * between);
