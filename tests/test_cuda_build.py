@@ -73,6 +73,7 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
             assert int(registers) <= limit, f"{kernel}: {registers}"
 
 
+@pytest.mark.slow
 def test_vector_accesses(tmp_path: Path) -> None:
     for name, (_, output) in compile_all(tmp_path, "-arch=compute_80", "-ptx").items():
         # Both sides in at least two sweeps; one side where there is no divergence; files without a kernel.
