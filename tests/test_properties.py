@@ -227,8 +227,9 @@ def magnitudes(
         name = name.removeprefix("skew_")
 
     if name in ("forward_kl", "reverse_kl", "jeffreys"):
-        forward = 1 + _mean(p, ratio), p + q, _times(p, 1 + ratio + _mean(p, ratio))
-        reverse = 1 + _mean(q, ratio), _times(q, 1 + ratio + _mean(q, ratio)), p + q
+        # The gradients by the side that is averaged over hold the sum itself.
+        forward = 1 + _mean(p, ratio), p + q, _times(p, K_SUM / K + ratio + _mean(p, ratio))
+        reverse = 1 + _mean(q, ratio), _times(q, K_SUM / K + ratio + _mean(q, ratio)), p + q
         if name == "jeffreys":
             return tuple(x + y for x, y in zip(forward, reverse, strict=True))  # type: ignore[return-value]
         return forward if name == "forward_kl" else reverse
@@ -264,7 +265,7 @@ def magnitudes(
             for x, y in zip((log_p, log_q), rest, strict=True)
         )
         among = ratio + gaps[1]
-        spread = 1 + _mean(others_p, among)
+        spread = K_SUM / K + _mean(others_p, among)
         split = _times(p_label, gaps[0]) + _times(p_rest, gaps[1])
         both = _times(p_label * p_rest, 1 + gaps[0] + gaps[1])
         by_s = torch.where(
@@ -329,7 +330,7 @@ def bounds(
     by_s = by_s + ce * (softmax * m_one + hot) + 2 * z * m_one * softmax * m_one
     few = K * unit * scale[..., None]
     # The oracle's gradients, by autograd in float64, are right relative to the largest of a row.
-    by_s, by_t = (x + 2**-53 / unit * x.amax(-1, keepdim=True) for x in (by_s, by_t))
+    by_s, by_t = (x + 2**-50 / unit * x.amax(-1, keepdim=True) for x in (by_s, by_t))
     return (K_SUM / K * few * value)[..., 0], few * by_s, few * by_t
 
 

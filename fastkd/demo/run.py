@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from fastkd import backends
 from fastkd.demo import loss_share, picture, text
-from fastkd.trainer import DistillationConfig, report
-from fastkd.trainer.data import tokenize
+from fastkd.trainer import DistillationConfig, checkpoints, report
 from fastkd.trainer.run import control_of, table_row, train_one
+from fastkd.trainer.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     _stage(2, f"vocabulary: byte-level BPE of {plan.vocabulary} entries, and the text in tokens")
     tokenizer = text.train_tokenizer(seen, plan.vocabulary)
     args = _settings(plan, output_dir / "teacher", seed, plan.teacher_steps, learning_rate=1.5e-3)
-    train = tokenize(Dataset.from_dict({"text": seen}), tokenizer, args, "training text")
-    dev = tokenize(Dataset.from_dict({"text": held_out}), tokenizer, args, "held-out text")
+    encode = TASKS["causal_lm"].tokenize
+    train = encode(Dataset.from_dict({"text": seen}), tokenizer, args, "training text")
+    dev = encode(Dataset.from_dict({"text": held_out}), tokenizer, args, "held-out text")
     dev = dev.shuffle(seed=seed).select(range(min(plan.held_out_pieces, len(dev))))
     transfer = train.shuffle(seed=seed).select(range(min(plan.transfer_pieces, len(train))))
     tokens = sum(map(len, train["input_ids"]))
@@ -125,7 +126,7 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
 
     _stage(7, "result")
     found["seconds"] = time.perf_counter() - began
-    report.write_json(output_dir / "report.json", found)
+    checkpoints.write_json(output_dir / "report.json", found)
     picture.draw(found, output_dir / "curves.png")
     rows = {name: table_row(found[name]) for name in ("teacher", "student", "control")}
     _say("\n" + report.table(rows) + "\n")

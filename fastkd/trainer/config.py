@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +11,20 @@ from transformers import TrainingArguments
 
 from fastkd import kd_loss
 
-TASKS = ("causal_lm",)
+TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
 FUSED_HEADS = ("auto", "true", "false")
+CACHE_KINDS = ("topk", "sampled", "hidden")
+CACHE_TAILS = ("renormalize", "bucket")
+GENERATION_MODES = ("beam", "sample", "interpolate")
+CHOICES = {
+    "task": TASKS,
+    "model_init": MODEL_INITS,
+    "fused_head": FUSED_HEADS,
+    "generation_mode": GENERATION_MODES,
+    "cache_kind": CACHE_KINDS,
+    "cache_tail": CACHE_TAILS,
+}
 
 
 @dataclass
@@ -32,12 +44,13 @@ class DistillationConfig(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "teacher_model_init_kwargs",
         "column_mapping",
+        "peft_config",
     ]
 
     logging_steps: float = field(default=10, metadata={"help": "Log every this many optimizer steps."})
 
     task: str = field(
-        default="causal_lm", metadata={"help": "What the models do; causal_lm is the one there is."}
+        default="causal_lm", metadata={"help": "What the models do: causal_lm, seq2seq or classification."}
     )
     model: str | None = field(default=None, metadata={"help": "Student: a directory or hub id."})
     model_init: str = field(
@@ -46,10 +59,26 @@ class DistillationConfig(TrainingArguments):
             "help": "pretrained loads the weights of `model`; scratch takes its config and draws new weights."
         },
     )
-    teacher: str | None = field(default=None, metadata={"help": "Teacher: a directory or hub id."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Teacher: a directory, a hub id, cache:DIR (what fastkd cache wrote), or base "
+            "(the student without its adapter)."
+        },
+    )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Keywords of from_pretrained for the teacher (dtype, quantization_config, ...)."},
+    )
+
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a model. Only for authors you trust."}
+    )
+    peft_config: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Train an adapter: the fields of a peft config, for example {peft_type: LORA, r: 8}."
+        },
     )
 
     kd_ratio: float = field(
@@ -60,6 +89,7 @@ class DistillationConfig(TrainingArguments):
         default="forward_kl", metadata={"help": "Divergence from the teacher, as in fastkd.kd_loss."}
     )
     beta: float | None = field(default=None, metadata={"help": "The divergence's beta, where it has one."})
+    alpha: float | None = field(default=None, metadata={"help": "The divergence's alpha, where it has one."})
     temperature: float = field(
         default=1.0, metadata={"help": "Softens the student, and the teacher unless it has its own."}
     )
@@ -74,34 +104,115 @@ class DistillationConfig(TrainingArguments):
         },
     )
 
-    train_file: str | None = field(
-        default=None, metadata={"help": "Training text: txt, json, jsonl, csv or parquet."}
+    lmbda: float = field(
+        default=0.0,
+        metadata={"help": "Share of the steps on the student's own samples (on-policy, as in GKD)."},
     )
-    eval_file: str | None = field(default=None, metadata={"help": "Held-out text, same formats."})
+    max_completion_length: int = field(
+        default=256, metadata={"help": "Longest sampled or generated answer, in tokens."}
+    )
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "Of samples, the student's and the teacher's; not of the loss."}
+    )
+    feature_matches: list[dict[str, Any]] | None = field(
+        default=None,
+        metadata={
+            "help": "Losses between layers: a list of {student, teacher, kind, loss, weight}; kind is "
+            "hidden, attention or relation."
+        },
+    )
+    gradient_match_weight: float = field(
+        default=0.0, metadata={"help": "Weight of matching both models' per-token saliency."}
+    )
+
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Training data: txt, json, jsonl, csv, parquet, or what fastkd generate wrote."},
+    )
+    eval_file: str | None = field(default=None, metadata={"help": "Held-out data, same formats."})
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "A data set of the hub, as name or name:configuration, for the files."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of `dataset` to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split of `dataset` to evaluate on."})
     column_mapping: dict[str, str] | str | None = field(
         default=None, metadata={"help": "Our column name -> the file's, for example {text: body}."}
     )
-    max_length: int = field(default=1024, metadata={"help": "Longest sequence, in tokens."})
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "Classes in the order of their numbers; if unset, from the model or the data."},
+    )
+    max_length: int = field(
+        default=1024, metadata={"help": "Longest sequence in tokens; of seq2seq, the longest source."}
+    )
+    max_target_length: int = field(default=256, metadata={"help": "Longest target of seq2seq, in tokens."})
     packing: bool = field(
         default=False,
         metadata={
-            "help": "Join the texts, end-of-text between them, and cut max_length pieces: nothing is lost."
+            "help": "Join the texts and cut max_length pieces: nothing is lost, and no text sees another."
         },
     )
     control: bool = field(
         default=False, metadata={"help": "Also train the same student without the teacher, and report both."}
     )
 
+    num_beams: int = field(
+        default=4, metadata={"help": "Beams of fastkd generate, and of the beam column of fastkd evaluate."}
+    )
+    generation_mode: str = field(
+        default="beam",
+        metadata={
+            "help": "fastkd generate: beam (the best beam), sample, or interpolate (the beam nearest to the "
+            "reference)."
+        },
+    )
+    cache_kind: str = field(
+        default="topk",
+        metadata={
+            "help": "fastkd cache: topk (the largest probabilities), sampled (random-sampling KD) or hidden "
+            "(last hidden states, exact)."
+        },
+    )
+    cache_top_k: int = field(default=32, metadata={"help": "Entries per token of a topk cache."})
+    cache_samples: int = field(default=50, metadata={"help": "Draws per token of a sampled cache."})
+    cache_tail: str = field(
+        default="renormalize",
+        metadata={
+            "help": "What a topk cache holds of all other tokens: renormalize (nothing), or bucket "
+            "(their mass as one more class; temperature 1)."
+        },
+    )
+
     def __post_init__(self) -> None:
         # YAML and dataclass callers may write the switch as a boolean.
         self.fused_head = str(self.fused_head).lower()
-        for name, allowed in (("task", TASKS), ("model_init", MODEL_INITS), ("fused_head", FUSED_HEADS)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
         if self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 (a token and the next one), not {self.max_length}"
             )
+        for name in (
+            "max_target_length",
+            "max_completion_length",
+            "num_beams",
+            "cache_top_k",
+            "cache_samples",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.lmbda <= 1:
+            raise ValueError(f"lmbda is a share of the steps, from 0 to 1, not {self.lmbda}")
+        if not 0 < self.sampling_temperature < math.inf:
+            raise ValueError(f"sampling_temperature must be positive, not {self.sampling_temperature}")
+        if self.gradient_match_weight < 0:
+            raise ValueError(
+                f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"
+            )
+        if self.packing and self.task != "causal_lm":
+            raise ValueError(f"packing is for causal_lm, not for {self.task}")
         super().__post_init__()
         # The loss is the one judge of its own options: ask it now rather than at the first step.
         logits = torch.zeros(1, 2)
@@ -113,6 +224,7 @@ class DistillationConfig(TrainingArguments):
             "kd_ratio": self.kd_ratio,
             "divergence": self.divergence,
             "beta": self.beta,
+            "alpha": self.alpha,
             "temperature": self.temperature,
             "teacher_temperature": self.teacher_temperature,
             "label_smoothing": self.label_smoothing_factor,

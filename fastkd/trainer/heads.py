@@ -1,6 +1,7 @@
 """A model's output head, when it is linear: what ``linear_kd_loss`` needs to do without the logits.
 
-Softcaps and scales are read from the model's config under the names that model families use, and then
+The hidden states are whatever the model feeds into its head, so scalings before it (T5) are in them.
+Softcaps, scales and biases after it are read from the model under the names that model families use, and then
 checked against the model itself on a few tokens. So a head that does something else is found out and
 goes through its logits, instead of being trained on a silently different objective.
 """
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastkd import HiddenTeacher
+from fastkd.trainer.views import NOTHING_MORE, View, Wanted
 
 # Where a softcap (30 in Gemma 2) is far from the identity.
 _PROBE_LOGIT = 64.0
@@ -23,16 +25,18 @@ _PROBE_LOGIT = 64.0
 
 @dataclass(frozen=True)
 class LinearHead:
-    """``logits = softcap(logit_scale * linear(hidden))`` with ``hidden = backbone(...)[0]``."""
+    """``logits = softcap(logit_scale * linear(hidden) + bias)``, with the linear layer's own bias or a
+    separate one.
 
-    backbone: nn.Module
+    Attributes:
+        linear: the model's own layer, so that its weight is always the current one.
+        extra_bias: ``(V,)``, a bias that the model adds beside the layer's (BART, Marian).
+    """
+
     linear: nn.Linear
+    extra_bias: Tensor | None = None
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-
-    def hidden(self, inputs: dict[str, Any]) -> Tensor:
-        """Last hidden states ``(batch, length, H)``."""
-        return self.backbone(**inputs, use_cache=False)[0]
 
     def factors(self, hidden: Tensor) -> HiddenTeacher:
         """The logits of ``hidden``, not multiplied out, in the dtype autocast would multiply them in.
@@ -42,31 +46,82 @@ class LinearHead:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-        weight, bias = self.linear.weight, self.linear.bias
+        bias: Tensor | None = self.linear.bias
+        if self.extra_bias is not None:
+            extra = self.extra_bias.to(hidden.device)
+            bias = extra if bias is None else bias + extra
         return HiddenTeacher(
             hidden.to(dtype),
-            weight.to(dtype),
+            self.linear.weight.to(dtype),
             None if bias is None else bias.to(dtype),
             self.logit_scale,
             self.logit_softcap,
         )
 
 
-def row_logits(logits: Tensor | HiddenTeacher, rows: slice) -> Tensor:
-    """``(n, V)`` logits of a slice of the flattened tokens."""
-    if isinstance(logits, Tensor):
-        return logits.flatten(0, -2)[rows]
-    made = F.linear(logits.hidden.flatten(0, -2)[rows], logits.weight, logits.bias)
-    if logits.logit_scale != 1.0:
-        made = made * logits.logit_scale
-    if logits.logit_softcap is not None:
-        made = logits.logit_softcap * torch.tanh(made / logits.logit_softcap)
+def run(model: Any, head: LinearHead | None, inputs: dict[str, Any], wanted: Wanted = NOTHING_MORE) -> View:
+    """One forward of ``model``: hidden states with their head, or logits where ``head`` is None."""
+    embedded: list[Tensor] = []
+    hooks = []
+    options = dict(inputs)
+    if wanted.hidden_states:
+        options["output_hidden_states"] = True
+    if wanted.attentions:
+        options["output_attentions"] = True
+    if wanted.embeddings:
+        hooks.append(model.get_input_embeddings().register_forward_hook(_keep_embeddings(embedded)))
+    fed: list[Tensor] = []
+    if head is not None:
+        hooks.append(head.linear.register_forward_pre_hook(_take_input(fed)))
+    try:
+        found = model(**options)
+        distribution = found.logits if head is None else head.factors(fed[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    side = "decoder_" if model.config.is_encoder_decoder else ""
+    return View(
+        distribution,
+        tuple(found.get(f"{side}hidden_states") or ()),
+        tuple(found.get(f"{side}attentions") or ()),
+        embedded[0] if embedded else None,
+    )
+
+
+def _take_input(fed: list[Tensor]) -> Any:
+    """Keeps what the head is fed, and feeds it no position at all: the logits are never made."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        fed.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    return hook
+
+
+def _keep_embeddings(embedded: list[Tensor]) -> Any:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        made = output if output.requires_grad else output.detach().requires_grad_()
+        embedded.append(made)
+        return made
+
+    return hook
+
+
+def multiply_out(distribution: Tensor | HiddenTeacher) -> Tensor:
+    """``(..., V)`` logits."""
+    if isinstance(distribution, Tensor):
+        return distribution
+    made = F.linear(distribution.hidden, distribution.weight, distribution.bias)
+    if distribution.logit_scale != 1.0:
+        made = made * distribution.logit_scale
+    if distribution.logit_softcap is not None:
+        made = distribution.logit_softcap * torch.tanh(made / distribution.logit_softcap)
     return made
 
 
 def output_width(model: PreTrainedModel) -> int:
     """Columns of the model's logits, padding included."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if isinstance(head, nn.Linear):
         return head.out_features
     return model.config.get_text_config(decoder=True).vocab_size
@@ -74,18 +129,18 @@ def output_width(model: PreTrainedModel) -> int:
 
 def find_linear_head(model: PreTrainedModel) -> LinearHead | str:
     """The model's linear head, or the reason why there is none, in words."""
-    name = type(model).__name__
-    linear = model.get_output_embeddings()
+    name = type(getattr(model, "get_base_model", lambda: model)()).__name__
+    linear = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # Exactly nn.Linear: adapters and quantised layers are subclasses that compute something else.
     if type(linear) is not nn.Linear:
         what = "missing" if linear is None else type(linear).__name__
         return f"the output head of {name} is {what}, not nn.Linear"
-    backbone = getattr(model, model.base_model_prefix, None)
-    if not isinstance(backbone, nn.Module) or backbone is model:
-        return f"{name} has no separate backbone"
     config = model.config.get_text_config(decoder=True)
     head = LinearHead(
-        backbone, linear, _logit_scale(config), getattr(config, "final_logit_softcapping", None)
+        linear,
+        None if (bias := getattr(model, "final_logits_bias", None)) is None else bias.flatten(),
+        _logit_scale(config),
+        getattr(config, "final_logit_softcapping", None),
     )
     return (
         head if _reproduces(model, head) else f"the logits of {name} are not those of its linear head alone"
@@ -103,11 +158,16 @@ def _logit_scale(config: Any) -> float:
 @torch.no_grad()
 def _reproduces(model: PreTrainedModel, head: LinearHead) -> bool:
     """Whether the head gives the model's logits on a few tokens, made large enough to show a cap."""
-    inputs = {"input_ids": torch.arange(4, device=model.device)[None] % head.linear.out_features}
+    ids = torch.arange(4, device=model.device)[None] % head.linear.out_features
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        hidden = head.hidden(inputs)
+        factors = run(model, head, inputs).distribution
+        assert isinstance(factors, HiddenTeacher)
+        hidden = factors.hidden
         largest = head.linear(hidden).abs().max().clamp(min=1e-30)
         # A power of two, so that 16-bit hidden states stay what they are.
         lift = torch.exp2(torch.log2(_PROBE_LOGIT / largest.float()).floor()).to(hidden.dtype)
@@ -116,12 +176,13 @@ def _reproduces(model: PreTrainedModel, head: LinearHead) -> bool:
             expected = model(**inputs).logits.float()
         finally:
             hook.remove()
-        found = row_logits(head.factors(hidden * lift), slice(None)).float()
+        found = multiply_out(head.factors(hidden * lift)).float()
+    except (IndexError, TypeError):  # a head that is not called, or not with one tensor
+        return False
     finally:
         for module in training:
             module.training = True
-    if expected.numel() != found.numel():
+    if expected.shape != found.shape:
         return False
-    found = found.view_as(expected)
     tolerance = 1e-4 if hidden.dtype == torch.float32 else 2e-2
     return bool((expected - found).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-30))

@@ -1,51 +1,125 @@
-"""Models and tokenizers from the names in a configuration."""
+"""Models and tokenizers from the names in a configuration. Weights are read from safetensors alone."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.tasks import TASKS
+from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, Teacher
+
+CACHE = "cache:"
+BASE = "base"
 
 
 def load_student(args: DistillationConfig) -> PreTrainedModel:
     """``model``, pretrained or from scratch, in float32: small updates vanish in 16-bit weights.
 
-    The seed is set first, so the same configuration gives the same fresh weights.
+    The seed is set first, so the same configuration gives the same fresh weights. With ``peft_config`` it
+    comes with an adapter, and only that learns.
     """
     set_seed(args.seed)
+    auto = TASKS[args.task].auto_class
+    common = {"trust_remote_code": args.trust_remote_code, **_classes(args)}
     if args.model_init == "scratch":
-        config = _load("model", AutoConfig.from_pretrained, args.model)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return _load("model", AutoModelForCausalLM.from_pretrained, args.model, dtype=torch.float32)
+        config = _load("model", AutoConfig.from_pretrained, args.model, **common)
+        model = auto.from_config(config, dtype=torch.float32, trust_remote_code=args.trust_remote_code)
+    else:
+        model = _load(
+            "model", auto.from_pretrained, args.model, dtype=torch.float32, use_safetensors=True, **common
+        )
+    return _with_adapter(model, args) if args.peft_config else model
 
 
-def load_teacher(args: DistillationConfig) -> PreTrainedModel:
-    """``teacher`` as it was saved, or as ``teacher_model_init_kwargs`` says."""
+def _classes(args: DistillationConfig) -> dict[str, Any]:
+    if args.task != "classification" or args.class_names is None:
+        return {}
+    names = dict(enumerate(args.class_names))
+    return {
+        "num_labels": len(names),
+        "id2label": names,
+        "label2id": {name: number for number, name in names.items()},
+    }
+
+
+def _with_adapter(model: PreTrainedModel, args: DistillationConfig) -> Any:
+    from peft import get_peft_config, get_peft_model
+
+    if not isinstance(args.peft_config, dict):
+        raise ValueError(f"peft_config must be a mapping, not {args.peft_config!r}")
+    types = {"causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
+    fields = {"peft_type": "LORA", "task_type": types[args.task], **copy.deepcopy(args.peft_config)}
+    try:
+        return get_peft_model(model, get_peft_config(fields))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"peft_config does not fit: {error}") from error
+
+
+def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedModel | Teacher:
+    """What ``teacher`` names: a model as it was saved or as ``teacher_model_init_kwargs`` says, a cache, or
+    the student's own base.
+    """
+    if args.teacher is not None and args.teacher.startswith(CACHE):
+        return CachedTeacher(Path(args.teacher.removeprefix(CACHE)))
+    if args.teacher == BASE:
+        return BaseTeacher(student, TASKS[args.task], args.fused_head != "false")
+    return load_teacher_model(args)
+
+
+def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
+    """``teacher``, which must be a model."""
     kwargs = args.teacher_model_init_kwargs or {}
     if not isinstance(kwargs, dict):
         raise ValueError(f"teacher_model_init_kwargs must be a mapping, not {kwargs!r}")
-    return _load("teacher", AutoModelForCausalLM.from_pretrained, args.teacher, **kwargs)
+    auto = TASKS[args.task].auto_class
+    defaults = {"use_safetensors": True, "trust_remote_code": args.trust_remote_code}
+    model = _load("teacher", auto.from_pretrained, args.teacher, **{**defaults, **kwargs})
+    names = list(model.config.id2label.values()) if args.task == "classification" else None
+    if names and args.class_names and not _unnamed(names) and names != args.class_names:
+        raise ValueError(
+            f"the teacher's classes are {', '.join(names)} in this order, "
+            f"the data's {', '.join(args.class_names)}: set class_names to the teacher's"
+        )
+    return model
+
+
+def known_classes(args: DistillationConfig) -> list[str] | None:
+    """The classes that the configuration, the teacher's or the student's config names, in this order."""
+    if args.class_names:
+        return args.class_names
+    for name in (args.teacher, args.model):
+        if name is None or name == BASE or name.startswith(CACHE):
+            continue
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        except (OSError, ValueError):
+            continue  # said where it is loaded
+        names = list((config.id2label or {}).values())
+        if names and not _unnamed(names):
+            return names
+    return None
+
+
+def _unnamed(names: list[str]) -> bool:
+    """Whether they are the numbers that `transformers` gives for want of names."""
+    return all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
 
 
 def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
     """The student's tokenizer; the teacher's where a student from scratch has none yet."""
+    common = {"trust_remote_code": args.trust_remote_code}
     try:
-        return _load("model", AutoTokenizer.from_pretrained, args.model)
+        return _load("model", AutoTokenizer.from_pretrained, args.model, **common)
     except ValueError as missing:
         if args.teacher is None or args.model is None:
             raise
         try:
-            return _load("teacher", AutoTokenizer.from_pretrained, args.teacher)
+            return _load("teacher", AutoTokenizer.from_pretrained, args.teacher, **common)
         except ValueError:
             raise missing from None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,11 +36,6 @@ def settings(args: DistillationConfig) -> dict[str, Any]:
     """The fields that differ from those of an untouched configuration; never a token."""
     untouched = type(args)().to_dict()
     return {k: v for k, v in args.to_dict().items() if v != untouched[k] and not k.endswith("_token")}
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

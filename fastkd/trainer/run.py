@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 
-from fastkd.trainer import report
+from fastkd.trainer import checkpoints, report
 from fastkd.trainer.clock import StepClock
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.data import load_file, tokenize
-from fastkd.trainer.loading import load_student, load_teacher, load_tokenizer
+from fastkd.trainer.data import class_names, load_rows
+from fastkd.trainer.loading import BASE, known_classes, load_student, load_teacher, load_tokenizer
 from fastkd.trainer.progress import Progress
+from fastkd.trainer.tasks import TASKS
+from fastkd.trainer.teachers import Teacher
 from fastkd.trainer.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: DistillationConfig, command: str) -> dict[str, Any]:
@@ -31,41 +37,112 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     Raises:
         ValueError: a missing or unreadable setting.
     """
-    if args.train_file is None:
-        raise ValueError("train_file is not set: give a txt, json, jsonl, csv or parquet file")
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
-    tokenizer = load_tokenizer(args)
-    train = tokenize(load_file("train_file", args.train_file, args), tokenizer, args, "train_file")
-    held_out = None
-    if args.eval_file is not None:
-        held_out = tokenize(load_file("eval_file", args.eval_file, args), tokenizer, args, "eval_file")
-    teacher = load_teacher(args) if command == "distill" else None
+    begin_run(args)
+    data = load_data(args)
+    shared = None if command == "train" or args.teacher == BASE else load_teacher(args)
 
     def trained(args: DistillationConfig, title: str) -> tuple[dict[str, Any], bool]:
-        return train_one(args, title, load_student(args), teacher, train, held_out, tokenizer)
+        student = load_student(args)
+        teacher = load_teacher(args, student) if command == "distill" and shared is None else shared
+        return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer)
 
     found: dict[str, Any] = {
         "command": command,
         "versions": report.versions(),
         "settings": report.settings(args),
     }
-    name = "model" if teacher is None else "student"
+    name = "model" if command == "train" else "student"
     found[name], main_process = trained(args, name)
     rows = {name: table_row(found[name])}
-    if teacher is not None:
+    if command == "distill":
         if "teacher_perplexity" in found[name]["eval"]:
-            perplexity = found[name]["eval"]["teacher_perplexity"]
-            rows = {"teacher": {"perplexity": perplexity, "parameters": teacher.num_parameters()}, **rows}
+            row = {"perplexity": found[name]["eval"]["teacher_perplexity"]}
+            if isinstance(shared, PreTrainedModel):
+                row["parameters"] = shared.num_parameters()
+            rows = {"teacher": row, **rows}
         if args.control:
             found["control"], _ = trained(control_of(args), "control")
             rows["control"] = table_row(found["control"])
     if main_process:
         path = Path(str(args.output_dir)) / "report.json"
-        report.write_json(path, found)
+        checkpoints.write_json(path, found)
         print(report.table(rows))
         print(f"wrote the model and {path}")
     return found
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded rows and what encoded them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Any
+    held_out: Any
+
+
+def load_data(args: DistillationConfig) -> Data:
+    """The tokenizer and the encoded data sets; of a classification also ``args.class_names``, where unset.
+
+    Raises:
+        ValueError: no training data, or some that cannot be read.
+    """
+    raw = {field: load_rows(field, args) for field in ("train_file", "eval_file")}
+    if raw["train_file"] is None:
+        raise ValueError(
+            "train_file is not set: give a txt, json, jsonl, csv or parquet file, or a dataset of the hub"
+        )
+    if args.task == "classification":
+        args.class_names = known_classes(args) or class_names(raw["train_file"])
+    tokenizer = load_tokenizer(args)
+    encoded = {
+        field: None if rows is None else TASKS[args.task].tokenize(rows, tokenizer, args, field)
+        for field, rows in raw.items()
+    }
+    return Data(tokenizer, encoded["train_file"], encoded["eval_file"])
+
+
+# Fields that may differ between a run and the one that goes on where it stopped.
+_NOT_THE_RUN = {
+    "output_dir",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "report_to",
+    "logging_dir",
+    "run_name",
+}
+
+
+def begin_run(args: DistillationConfig) -> None:
+    """Decide what to resume from: where ``resume_from_checkpoint`` is unset, from this very run's last
+    checkpoint.
+
+    Raises:
+        ValueError: ``output_dir`` holds checkpoints of a run with other settings.
+    """
+    folder = Path(str(args.output_dir))
+    record = folder / "run.json"
+    settings = {k: v for k, v in report.settings(args).items() if k not in _NOT_THE_RUN}
+    settings = json.loads(json.dumps(settings, default=str))
+    choice = str(args.resume_from_checkpoint).lower() if args.resume_from_checkpoint is not None else None
+    if choice is None and (last := checkpoints.last_whole(folder)) is not None:
+        before = json.loads(record.read_text("utf-8")) if record.exists() else {}
+        changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+        if changed:
+            raise ValueError(
+                f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): "
+                "give another output_dir, or resume_from_checkpoint: true to go on with these, or false to begin anew"
+            )
+        logger.warning("going on from %s", last)
+        args.resume_from_checkpoint = "true"
+    elif choice == "false":
+        args.resume_from_checkpoint = None
+        if args.should_save:
+            for path in folder.glob("checkpoint-*"):
+                checkpoints.unseal(path)
+    if args.should_save:
+        checkpoints.write_json(record, settings)
 
 
 def control_of(args: DistillationConfig) -> DistillationConfig:
@@ -82,7 +159,7 @@ def train_one(
     args: DistillationConfig,
     title: str,
     student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | Teacher | None,
     train: Any,
     held_out: Any,
     tokenizer: Any,
@@ -101,16 +178,15 @@ def train_one(
     resume: Any = args.resume_from_checkpoint
     if str(resume).lower() == "true":  # go on, if there is anything to go on from
         folder = str(args.output_dir)
-        resume = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        last = checkpoints.last_whole(Path(folder))
+        resume = None if last is None else str(last)
     trainer.train(resume_from_checkpoint=resume)
     cost = clock.report()
     trainer.save_model()
     metrics: dict[str, float] = {}
     if held_out is not None:
-        last = trainer.state.log_history[-2:]  # the last evaluation comes before the summary of the run
-        done = [
-            entry for entry in last if "eval_loss" in entry and entry["step"] == trainer.state.global_step
-        ]
+        ended = trainer.state.log_history[-2:]  # the last evaluation comes before the summary of the run
+        done = [e for e in ended if "eval_loss" in e and e["step"] == trainer.state.global_step]
         metrics = done[0] if done and not args.load_best_model_at_end else trainer.evaluate()
     found = {
         "parameters": student.num_parameters(),

@@ -4,37 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from fastkd import HiddenTeacher, kd_loss, linear_kd_loss
-from fastkd.trainer.heads import LinearHead, row_logits
-from fastkd.trainer.measure import measure
-from fastkd.trainer.teacher import LiveTeacher
-
-IGNORE_INDEX = -100
-
-
-def next_token_labels(labels: Tensor) -> Tensor:
-    """``(batch, length)`` labels moved so that each position holds the token after it, the last one none.
-
-    The one place where anything is shifted: logits and hidden states keep all their positions.
-    """
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+from fastkd import HiddenTeacher
+from fastkd.trainer.heads import LinearHead, multiply_out, run
+from fastkd.trainer.matching import Matching
+from fastkd.trainer.objective import Sums, loss, measure
+from fastkd.trainer.tasks import IGNORE_INDEX, Task
+from fastkd.trainer.teachers import Teacher
+from fastkd.trainer.views import NOTHING_MORE
 
 
 class DistilledStudent(nn.Module):
-    """A causal language model whose forward returns its distillation loss.
+    """A model whose forward returns its distillation loss.
 
-    The student is the only submodule. Attributes that are not found here are the student's, so code that
-    asks for ``config``, ``generate`` or ``save_pretrained`` gets the plain model's.
+    Its submodules are the student and what ``matching`` learns. Attributes that are not found here are the
+    student's, so code that asks for ``config``, ``generate`` or ``save_pretrained`` gets the plain model's.
 
     Args:
         student: the model that learns.
+        task: what it does.
         head: its linear head, for the fused loss; None for the loss on logits.
         teacher: None when there is nothing to distil from.
-        options: keywords of :func:`fastkd.kd_loss`; the teacher runs in training only if ``kd_ratio`` > 0.
-        vocab_size: columns that both sides have, None for all.
+        options: keywords of :func:`fastkd.kd_loss`; the teacher runs in training only if something needs it.
+        matching: further losses between the insides of both models; None for none.
     """
 
     # Has `Trainer` count the valid labels of the whole (accumulated, distributed) batch and pass them on.
@@ -43,17 +37,19 @@ class DistilledStudent(nn.Module):
     def __init__(
         self,
         student: nn.Module,
+        task: Task,
         head: LinearHead | None,
-        teacher: LiveTeacher | None,
+        teacher: Teacher | None,
         options: dict[str, Any],
-        vocab_size: int | None,
+        matching: Matching | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        self.task = task
         self.head = head
         self.teacher = teacher
         self.options = options
-        self.vocab_size = vocab_size
+        self.matching = matching
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -63,23 +59,25 @@ class DistilledStudent(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         with_sums: bool = False,
         with_logits: bool = False,
-    ) -> dict[str, Tensor]:
+        own_samples: bool = False,
+        **batch: Any,
+    ) -> dict[str, Any]:
         """The loss of a batch.
 
         Args:
-            input_ids, attention_mask, position_ids: ``(batch, length)``, for student and teacher alike.
-            labels: ``(batch, length)`` aligned with ``input_ids`` as in `transformers`; -100 is masked.
-            num_items_in_batch: valid next-token labels in the whole batch that this one is a part of; None
-                when it is all of it.
-            with_sums: also return what :func:`fastkd.trainer.measure.measure` returns. Always, in eval mode.
+            labels: as the task's collator makes them; -100 is masked.
+            num_items_in_batch: valid targets in the whole batch that this one is a part of; None when it is
+                all of it.
+            with_sums: also return what :func:`fastkd.trainer.objective.measure` returns. Always, in eval
+            mode.
             with_logits: also return the student's logits.
+            own_samples: the labels are the student's own words, which it is not trained to repeat: no
+                cross-entropy, the divergence alone.
+            batch: everything else that the task's collator makes.
 
         Returns:
             ``loss``, and ``sums`` and ``logits`` where asked for.
@@ -91,49 +89,39 @@ class DistilledStudent(nn.Module):
             raise ValueError(
                 "the batch has no labels: give the data set a labels column, or leave data_collator unset"
             )
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if position_ids is not None:
-            inputs["position_ids"] = position_ids
-        targets = next_token_labels(labels)
-        distils = self.options["kd_ratio"] > 0 or not self.training or with_sums
+        batch["labels"] = labels
+        targets = self.task.targets(labels)
+        options = {**self.options, "kd_ratio": 1.0} if own_samples else self.options
+        matching = self.matching if self.training else None
+        wanted = NOTHING_MORE if matching is None else matching.wanted
+        distils = options["kd_ratio"] > 0 or matching is not None or not self.training or with_sums
         # Before the student, so that the teacher's activations are gone when the student's are kept.
-        teacher = self.teacher(inputs) if self.teacher is not None and distils else None
-        if self.head is None:
-            student: Tensor | HiddenTeacher = self.student(**inputs, use_cache=False).logits
-        else:
-            student = self.head.factors(self.head.hidden(inputs))
+        teacher = self.teacher(batch, wanted) if self.teacher is not None and distils else None
+        if matching is not None and teacher is not None:
+            teacher = matching.prepare(teacher, targets)
+        student = run(self.student, self.head, self.task.model_inputs(self.student, batch), wanted)
+        scores, soft = student.distribution, None if teacher is None else teacher.distribution
+        assert isinstance(scores, (Tensor, HiddenTeacher))
 
-        found: dict[str, Tensor] = {}
+        found: dict[str, Any] = {}
+        sums: Sums = {}
         if with_sums or not self.training:
-            found["sums"] = measure(student, teacher, targets, self.options, self.vocab_size)
+            sums = measure(scores, soft, targets, options)
         if self.training:
-            found["loss"] = self._loss(student, teacher, targets, num_items_in_batch)
+            found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
+            if matching is not None and teacher is not None:
+                mask = targets != IGNORE_INDEX
+                items = mask.sum() if num_items_in_batch is None else num_items_in_batch
+                for name, value in matching(student, teacher, targets, batch).items():
+                    found["loss"] = found["loss"] + value / torch.as_tensor(items, device=value.device).clamp(
+                        min=1
+                    )
+                    if sums:
+                        sums[name] = value.detach().float()
         else:
-            found["loss"] = found["sums"][0] / found["sums"][-1]
+            found["loss"] = sums["loss"] / sums["tokens"].clamp(min=1)
+        if sums:
+            found["sums"] = sums
         if with_logits:
-            found["logits"] = row_logits(student, slice(None)).view(*labels.shape, -1)
+            found["logits"] = multiply_out(scores)
         return found
-
-    def _loss(
-        self,
-        student: Tensor | HiddenTeacher,
-        teacher: Tensor | HiddenTeacher | None,
-        targets: Tensor,
-        num_items: Tensor | int | None,
-    ) -> Tensor:
-        options = {**self.options, "num_items": num_items, "vocab_size": self.vocab_size}
-        # Without a teacher (kd_ratio is 0) the student stands in for it; the loss does not read it.
-        if isinstance(student, Tensor):
-            logits = student.detach() if teacher is None else teacher
-            assert isinstance(logits, Tensor), "a teacher hands out hidden states only beside a fused student"
-            return kd_loss(student, logits, targets, **options)
-        return linear_kd_loss(
-            student.hidden,
-            student.weight,
-            HiddenTeacher(student.hidden.detach(), student.weight.detach()) if teacher is None else teacher,
-            targets,
-            student_bias=student.bias,
-            logit_scale=student.logit_scale,
-            logit_softcap=student.logit_softcap,
-            **options,
-        )

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.data import CausalCollator, tokenize
 from fastkd.trainer.heads import LinearHead, find_linear_head, output_width
-from fastkd.trainer.measure import means
+from fastkd.trainer.matching import Matching
+from fastkd.trainer.objective import Sums, means
+from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teacher import LiveTeacher
+from fastkd.trainer.tasks import TASKS, Task
+from fastkd.trainer.tasks.base import Collator
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
-    """Trains a causal language model on a teacher's distributions and the data's labels.
+    """Trains a model on a teacher's distributions and the data's labels.
 
     Args:
-        model: the student. What is saved is this model and nothing else.
-        teacher: a causal language model with the same tokenizer, frozen in place; None needs ``kd_ratio=0``
-            (plain supervised training). With a teacher and ``kd_ratio=0`` it is only compared with.
-        args: a :class:`DistillationConfig`.
-        train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with
-            ``text`` for ``processing_class`` to tokenize.
+        model: the student, plain or with an adapter of `peft`. What is saved is this model and nothing else.
+        teacher: a model with the same tokenizer, frozen in place, or another
+            :class:`~fastkd.trainer.teachers.Teacher`; None needs ``kd_ratio=0`` (plain supervised training). With a teacher and ``kd_ratio=0``
+            it is only compared with.
+        args: a :class:`DistillationConfig`; its ``task`` says what the models do.
+        train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
+            columns that the task reads, for ``processing_class`` to tokenize.
         processing_class: the tokenizer.
         kwargs: everything else that :class:`transformers.Trainer` takes.
 
@@ -48,7 +56,7 @@ class DistillationTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | Teacher | None = None,
         args: DistillationConfig | None = None,
         data_collator: Any = None,
         train_dataset: Any = None,
@@ -65,35 +73,52 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
             )
-        if teacher is not None and not {id(p) for p in teacher.parameters()}.isdisjoint(
-            map(id, model.parameters())
-        ):
-            raise ValueError(
-                "student and teacher share weights, and a teacher is frozen: give the teacher its own copy"
+        task = TASKS[args.task]
+        head = _student_head(model, args)
+        self._teacher = _teacher_side(model, teacher, task, fused=head is not None)
+        vocab_size = common_columns(model, self._teacher, processing_class, task)
+        matching = None
+        if args.feature_matches or args.gradient_match_weight:
+            if not isinstance(self._teacher, LiveTeacher):
+                raise ValueError(
+                    "feature_matches and gradient_match_weight look inside the teacher: they need a live one"
+                )
+            matching = Matching(
+                model, self._teacher.model, args.feature_matches or [], args.gradient_match_weight
             )
-        head = _student_head(model, args.fused_head)
-        self._teacher = None if teacher is None else LiveTeacher(teacher, fused=head is not None)
-        vocab_size = (
-            None if self._teacher is None else _common_vocabulary(model, self._teacher, processing_class)
-        )
-        student = DistilledStudent(model, head, self._teacher, args.loss_options(), vocab_size)
+        options = {**args.loss_options(), "vocab_size": vocab_size}
+        student = DistilledStudent(model, task, head, self._teacher, options, matching)
 
+        pad_token_id = _pad_token_id(model, processing_class)
+        train_dataset = _encoded(train_dataset, processing_class, args, "train_dataset")
+        eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
-            data_collator = CausalCollator(_pad_token_id(model, processing_class))
-        self._train_sums: list[Tensor] = []
-        self._eval_sums: list[Tensor] = []
+            data_collator = Collator(task, pad_token_id)
+            # It takes from a row what it needs.
+            args.remove_unused_columns = False
+        if isinstance(self._teacher, CachedTeacher):
+            train_dataset, eval_dataset, data_collator = self._teacher.attach(
+                train_dataset, eval_dataset, data_collator
+            )
+        if args.packing:
+            check_documents_are_apart(model, task)
+        self._on_policy = None
+        if args.lmbda > 0:
+            self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
+        self._train_sums: list[Sums] = []
+        self._eval_sums: list[Sums] = []
         super().__init__(
             model=student,
             args=args,
             data_collator=data_collator,
-            train_dataset=_tokenized(train_dataset, processing_class, args, "train_dataset"),
-            eval_dataset=_tokenized(eval_dataset, processing_class, args, "eval_dataset"),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
-        # The loss smooths. The forward shifts the labels, so they are counted from the second one on.
+        # The loss smooths. Where the forward shifts the labels, they are counted from the second one on.
         self.label_smoother = None
-        self._loss_shifts_labels = True
+        self._loss_shifts_labels = task.shifts_labels
         if self._teacher is not None:
             self._teacher.to(args.device)
 
@@ -123,23 +148,45 @@ class DistillationTrainer(Trainer):
             (self._train_sums if model.training else self._eval_sums).append(outputs.pop("sums"))
         return (loss, outputs) if return_outputs else loss
 
+    def _set_signature_columns_if_needed(self) -> None:
+        # For a caller's own collator: what the student takes, as without us.
+        if self._signature_columns is None:
+            names = inspect.signature(self.student.forward).parameters
+            self._signature_columns: Any = [*names, "label", "label_ids", "labels"]
+
     def _is_logged(self) -> bool:
         """Whether kd and ce are measured in this step; not in all, for it costs a forward of the loss."""
         every = self.state.logging_steps if self.args.logging_strategy == "steps" else 10
         return (self.state.global_step + 1) % max(1, every) == 0
 
-    def _drain(self, sums: list[Tensor]) -> Tensor | None:
-        """The total over batches and processes; every process must call this together."""
-        total = torch.stack(sums).sum(0) if sums else torch.zeros(6, device=self.args.device)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one optimizer step; some steps are made of the student's own samples instead."""
+        if self._on_policy is not None and self._on_policy.is_due(self.state.global_step):
+            epoch_iterator = self._on_policy.resample(
+                epoch_iterator, self.model_wrapped, self.student, self.state.global_step
+            )
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _drain(self, sums: list[Sums]) -> dict[str, float] | None:
+        """The totals over batches and processes; every process must call this together."""
+        names = sorted({name for batch in sums for name in batch})
+        if self.args.world_size > 1:  # a process may have had no batch
+            names = sorted(set(gather_object(names)))
+        if not names:
+            return None
+        zero = torch.zeros((), device=self.args.device)
+        totals = torch.stack([sum((batch.get(name, zero) for batch in sums), zero) for name in names])
         sums.clear()
-        total = self.accelerator.reduce(total, reduction="sum")
-        return total if total[-1] > 0 else None
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        found = dict(zip(names, totals.cpu().double().tolist(), strict=True))
+        return found if found["tokens"] > 0 else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and (total := self._drain(self._train_sums)) is not None:
-            logs.update(
-                {name: value for name, value in means(total).items() if name in ("kd", "ce", "agreement")}
-            )
+            known = means(total)
+            logs.update({name: known[name] for name in known if name not in ("loss", "perplexity")})
         super().log(logs, start_time)
 
     def prediction_step(
@@ -171,6 +218,22 @@ class DistillationTrainer(Trainer):
 
     # What is saved and loaded: the plain student, whose weights carry no prefix of ours.
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint counts once it is sealed, and older ones are deleted only then."""
+        folder = Path(self._get_output_dir(trial))
+        made = folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.unseal(made)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.seal(made)
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
     @contextlib.contextmanager
     def _plain_student(self) -> Iterator[nn.Module]:
         outer = self.model
@@ -183,14 +246,23 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if state_dict is not None:
             state_dict = {name.removeprefix("student."): value for name, value in state_dict.items()}
+            state_dict = {
+                name: value for name, value in state_dict.items() if not name.startswith("matching.")
+            }
         with self._plain_student():
             super()._save(output_dir, state_dict)
+        matching = self.accelerator.unwrap_model(self.model).matching
+        if matching is not None:
+            matching.save(Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with self._plain_student():
             super()._load_from_checkpoint(resume_from_checkpoint)
+        matching = self.accelerator.unwrap_model(self.model).matching
+        if matching is not None:
+            matching.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -199,19 +271,46 @@ class DistillationTrainer(Trainer):
             super()._load_best_model()
 
 
-def _student_head(model: PreTrainedModel, fused_head: str) -> LinearHead | None:
-    if fused_head == "false":
+def _student_head(model: PreTrainedModel, args: DistillationConfig) -> LinearHead | None:
+    if args.fused_head == "false":
         return None
-    head = find_linear_head(model)
+    head = (
+        "a classifier has few columns and no fused loss"
+        if args.task == "classification"
+        else find_linear_head(model)
+    )
     if isinstance(head, LinearHead):
         return head
-    if fused_head == "true":
+    if args.fused_head == "true":
         raise ValueError(f"fused_head=true, but {head}")
     return None
 
 
-def _common_vocabulary(model: PreTrainedModel, teacher: LiveTeacher, tokenizer: Any) -> int | None:
-    """The columns both heads have. Widths may differ by padding, which no token of the tokenizer reaches."""
+def _teacher_side(
+    model: PreTrainedModel, teacher: PreTrainedModel | Teacher | None, task: Task, fused: bool
+) -> Teacher | None:
+    if not isinstance(teacher, nn.Module):
+        return teacher
+    if not {id(p) for p in teacher.parameters()}.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            "student and teacher share weights, and a teacher is frozen: give the teacher its own copy"
+        )
+    return LiveTeacher(teacher, task, fused)
+
+
+def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: Any, task: Task) -> int | None:
+    """The columns both sides have, None for all. Widths may differ by padding, which no token reaches.
+
+    Raises:
+        ValueError: widths that differ by more than padding, or not known to be padding.
+    """
+    if teacher is None:
+        return None
+    if task.name == "classification":
+        widths = model.config.num_labels, teacher.columns
+        if widths[0] != widths[1]:
+            raise ValueError(f"the student has {widths[0]} classes and the teacher {widths[1]}")
+        return None
     widths = output_width(model), teacher.columns
     if widths[0] == widths[1]:
         return None
@@ -228,6 +327,35 @@ def _common_vocabulary(model: PreTrainedModel, teacher: LiveTeacher, tokenizer: 
     return min(widths)
 
 
+@torch.no_grad()
+def check_documents_are_apart(model: Any, task: Task) -> None:
+    """Raise a ``ValueError`` if the model looks from one packed document into another."""
+    documents = [[1, 2, 3], [4, 5]]
+    alone, packed = (
+        task.collate([{"input_ids": ids, "position_ids": list(positions)}], 0)
+        for ids, positions in (
+            (documents[1], range(2)),
+            ([*documents[0], *documents[1]], [*range(3), *range(2)]),
+        )
+    )
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        logits = [
+            model(**{k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+            .logits[0, -2:]
+            .float()
+            for inputs in (task.model_inputs(model, batch) for batch in (alone, packed))
+        ]
+    finally:
+        for module in training:
+            module.training = True
+    if (logits[0] - logits[1]).abs().max() > 0.02 * logits[0].abs().max():
+        raise ValueError(
+            f"{type(model).__name__} looks from one packed text into the one before it: set packing: false"
+        )
+
+
 def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:
     for source in (tokenizer, model.config):
         for name in ("pad_token_id", "eos_token_id"):
@@ -238,13 +366,13 @@ def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:
     return 0  # masked out wherever it stands
 
 
-def _tokenized(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str) -> Any:
-    """Tokenize data sets that still hold text; leave all others alone."""
+def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str) -> Any:
+    """Encode data sets that still hold text; leave all others alone."""
     if isinstance(dataset, dict):
-        return {name: _tokenized(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
+        return {name: _encoded(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
     columns = getattr(dataset, "column_names", None) or []
-    if "text" not in columns or "input_ids" in columns:
+    if not columns or "input_ids" in columns:
         return dataset
     if tokenizer is None:
         raise ValueError(f"{field} holds text: give the tokenizer as processing_class")
-    return tokenize(dataset, tokenizer, args, field)
+    return TASKS[args.task].tokenize(dataset, tokenizer, args, field)

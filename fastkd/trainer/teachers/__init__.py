@@ -1,0 +1,7 @@
+"""Where a batch's soft targets come from: a model, the student's own base, or a cache on disk."""
+
+from fastkd.trainer.teachers.base import Teacher
+from fastkd.trainer.teachers.cached import CachedTeacher
+from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
+
+__all__ = ["BaseTeacher", "CachedTeacher", "LiveTeacher", "Teacher"]

@@ -1,0 +1,79 @@
+"""Teachers that run beside the student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from fastkd.trainer.heads import LinearHead, find_linear_head, output_width, run
+from fastkd.trainer.tasks import Task
+from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
+
+
+class LiveTeacher:
+    """A model, frozen in place and in eval mode.
+
+    Args:
+        model: the teacher.
+        task: what it does.
+        fused: hand out hidden states with the head where the head is linear, instead of logits.
+    """
+
+    live = True
+
+    def __init__(self, model: PreTrainedModel, task: Task, fused: bool) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.task = task
+        self.columns = output_width(model) if task.name != "classification" else model.config.num_labels
+        head = find_linear_head(model) if fused else None
+        self.head = head if isinstance(head, LinearHead) else None
+
+    def to(self, device: torch.device) -> None:
+        """Follow the student, unless the teacher was placed (or quantised) when it was loaded."""
+        placed = getattr(self.model, "hf_device_map", None) is not None
+        if not placed and not getattr(self.model, "is_quantized", False):
+            self.model.to(device)
+
+    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
+        # By its embeddings a frozen model can still be differentiated; by nothing else.
+        with torch.set_grad_enabled(wanted.embeddings):
+            return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
+
+
+class BaseTeacher:
+    """The student's own base model, with the student's adapter switched off: no second set of weights.
+
+    Args:
+        student: a ``peft.PeftModel``.
+        task, fused: as for :class:`LiveTeacher`.
+
+    Raises:
+        ValueError: a student without an adapter.
+    """
+
+    live = True
+
+    def __init__(self, student: Any, task: Task, fused: bool) -> None:
+        if not hasattr(student, "disable_adapter"):
+            raise ValueError(
+                "teacher: base is the student without its adapter, but the student has none: set peft_config"
+            )
+        self.student, self.task = student, task
+        self.columns = output_width(student) if task.name != "classification" else student.config.num_labels
+        head = find_linear_head(student) if fused else None
+        self.head = head if isinstance(head, LinearHead) else None
+
+    def to(self, device: torch.device) -> None:
+        """It is where the student is."""
+
+    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
+        training = [module for module in self.student.modules() if module.training]
+        self.student.eval()  # a teacher has no dropout
+        try:
+            with self.student.disable_adapter(), torch.set_grad_enabled(wanted.embeddings):
+                return run(self.student, self.head, self.task.model_inputs(self.student, batch), wanted)
+        finally:
+            for module in training:
+                module.training = True
