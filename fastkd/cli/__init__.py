@@ -21,6 +21,11 @@ COMMANDS = {
     ),
     "train": ("fastkd.cli.train", "step one: plain supervised training, of a teacher for example"),
     "distill": ("fastkd.cli.distill", "step two: train a student on a teacher's distributions"),
+    "generate": ("fastkd.cli.generate", "sequence-level: the teacher decodes the training inputs"),
+    "cache": ("fastkd.cli.cache", "store the teacher's distributions, to distil without loading it"),
+    "evaluate": ("fastkd.cli.evaluate", "perplexity, agreement, accuracy, BLEU, ROUGE; greedy and beam"),
+    "doctor": ("fastkd.cli.doctor", "what would go wrong, before it does"),
+    "estimate": ("fastkd.cli.estimate", "memory, time per step and cache size, before loading anything"),
     "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
 }
 
