@@ -256,7 +256,7 @@ class DistillationTrainer(Trainer):
             matching.save(Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is not None:
+        if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with self._plain_student():
             super()._load_from_checkpoint(resume_from_checkpoint)

@@ -99,7 +99,7 @@ def test_train_then_distill(workplace: Path) -> None:
         (["--use_cpu", "maybe"], "use_cpu must be bool, not 'maybe'"),
         (["--teacher", "null"], "teacher is not set: give a directory or a hub id"),
         (["--model", "./nowhere"], "model './nowhere' could not be loaded"),
-        (["--task", "seq2seq"], "task must be causal_lm, not 'seq2seq'"),
+        (["--task", "translation"], "task must be causal_lm or seq2seq or classification, not 'translation'"),
         (["other.yaml"], "give one configuration file, not 2"),
     ],
 )

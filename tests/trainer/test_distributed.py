@@ -1,4 +1,4 @@
-"""Two processes must do what one does with the whole batch."""
+"""However a batch is divided, over micro-batches, processes or shards, the step is the whole batch's."""
 
 from __future__ import annotations
 
@@ -7,26 +7,73 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
+Found = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def run(folder: Path, processes: int = 1, *arguments: str) -> Found:
     path = os.pathsep.join(filter(None, (str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
-    for name, launcher in launchers.items():
-        command = [sys.executable, *launcher, str(HERE / "two_processes.py"), str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name / "found.json").read_text()) for name in launchers)
-    for a, b in zip([*one["logs"], one["eval"]], [*two["logs"], two["eval"]], strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in launchers)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=1e-5, atol=1e-6)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(HERE / "processes.py"), str(folder)]
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text()), load_file(folder / "model.safetensors")
+
+
+def assert_equal(found: Found, expected: Found) -> None:
+    for a, b in zip(
+        [*found[0]["logs"], found[0]["eval"]], [*expected[0]["logs"], expected[0]["eval"]], strict=True
+    ):
+        # The log rounds what it prints.
+        assert a == pytest.approx(b, rel=2e-6, abs=1e-6)
+    assert found[1].keys() == expected[1].keys()
+    for name, value in expected[1].items():
+        torch.testing.assert_close(
+            found[1][name], value, rtol=1e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return run(tmp_path_factory.mktemp("whole"))
+
+
+def test_two_processes_equal_one(whole: Found, tmp_path: Path) -> None:
+    assert_equal(run(tmp_path, 2), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "arguments"),
+    [
+        (1, ["--accumulation", "8"]),
+        (1, ["--accumulation", "2", "--fused", "false"]),
+        (2, ["--accumulation", "2", "--checkpointing"]),
+        (4, ["--accumulation", "2"]),
+        (2, ["--fsdp"]),
+        (4, ["--fsdp", "--accumulation", "2"]),
+        (2, ["--fsdp", "--fused", "false", "--checkpointing"]),
+    ],
+    ids=str,
+)
+def test_every_division_of_the_batch(
+    whole: Found, tmp_path: Path, processes: int, arguments: list[str]
+) -> None:
+    assert_equal(run(tmp_path, processes, *arguments), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
+def test_two_processes_go_on_from_a_checkpoint(whole: Found, tmp_path: Path, arguments: list[str]) -> None:
+    run(tmp_path, 2, "--steps", "12", "--save-steps", "8", *arguments)
+    (tmp_path / "checkpoint-12").rename(tmp_path / "later")
+    assert_equal(run(tmp_path, 2, "--save-steps", "100", "--resume", *arguments), whole)

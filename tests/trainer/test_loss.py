@@ -11,10 +11,13 @@ import torch.nn.functional as F
 import transformers
 from tiny import VOCAB, llama, rows
 
-from fastkd.trainer.data import CausalCollator
 from fastkd.trainer.heads import LinearHead, find_linear_head
-from fastkd.trainer.student import DistilledStudent, next_token_labels
-from fastkd.trainer.teacher import LiveTeacher
+from fastkd.trainer.student import DistilledStudent
+from fastkd.trainer.tasks import TASKS
+from fastkd.trainer.tasks.base import Collator
+from fastkd.trainer.teachers import LiveTeacher
+
+CAUSAL, SEQ2SEQ = TASKS["causal_lm"], TASKS["seq2seq"]
 
 OPTIONS: dict[str, Any] = {
     "kd_ratio": 0.3,
@@ -58,12 +61,15 @@ def distilled(
 ) -> DistilledStudent:
     head = find_linear_head(student) if fused else None
     assert head is None or isinstance(head, LinearHead), head
-    side = None if teacher is None else LiveTeacher(teacher, fused)
-    return DistilledStudent(student, head, side, {**OPTIONS, **options}, vocab_size).train()
+    task = SEQ2SEQ if student.config.is_encoder_decoder else CAUSAL
+    side = None if teacher is None else LiveTeacher(teacher, task, fused)
+    return DistilledStudent(
+        student, task, head, side, {**OPTIONS, "vocab_size": vocab_size, **options}
+    ).train()
 
 
 def batch_of(count: int = 3, **options: Any) -> dict[str, torch.Tensor]:
-    return CausalCollator(pad_token_id=0)(rows(count, **options))
+    return Collator(CAUSAL, pad_token_id=0)(rows(count, **options))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -76,13 +82,13 @@ def test_the_loss_is_the_definition_shifted_exactly_once(fused: bool) -> None:
 
 def test_next_token_labels() -> None:
     labels = torch.tensor([[5, 6, 7], [8, -100, 9]])
-    assert next_token_labels(labels).tolist() == [[6, 7, -100], [-100, 9, -100]]
+    assert CAUSAL.targets(labels).tolist() == [[6, 7, -100], [-100, 9, -100]]
 
 
 def test_padding_changes_nothing() -> None:
     """A sequence alone and the same beside a longer one have the same loss and gradients."""
     short, long = rows(1, seed=3, shortest=4, longest=4), rows(1, seed=4, shortest=9, longest=9)
-    collate = CausalCollator(pad_token_id=0)
+    collate = Collator(CAUSAL, pad_token_id=0)
     model = distilled(llama(0), llama(1), True)
     alone, both = collate(short), collate([*short, *long])
     both["labels"][1] = -100
@@ -97,7 +103,7 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_a_real_end_of_text_is_trained_on_though_it_is_also_the_padding() -> None:
-    batch = CausalCollator(pad_token_id=0)([{"input_ids": [4, 5, 0]}, {"input_ids": [4, 5, 6, 7, 0]}])
+    batch = Collator(CAUSAL, pad_token_id=0)([{"input_ids": [4, 5, 0]}, {"input_ids": [4, 5, 6, 7, 0]}])
     assert batch["labels"].tolist() == [[4, 5, 0, -100, -100], [4, 5, 6, 7, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
@@ -124,6 +130,11 @@ def small(kind: str, seed: int) -> Any:
         config = transformers.CohereConfig(**shape, **body, logit_scale=0.25)
     elif kind == "granite":
         config = transformers.GraniteConfig(**shape, **body, logits_scaling=4.0)
+    elif kind == "gpt-neox":
+        del body["num_key_value_heads"]
+        config = transformers.GPTNeoXConfig(**shape, **body)
+    elif kind == "qwen3":
+        config = transformers.Qwen3Config(**shape, **body, head_dim=8)
     elif kind == "phi":  # a head with a bias
         config = transformers.PhiConfig(**shape, **body)
     else:
@@ -134,7 +145,7 @@ def small(kind: str, seed: int) -> Any:
     return model
 
 
-KINDS = ["llama-tied", "llama", "gpt2", "gemma2", "cohere", "granite", "phi"]
+KINDS = ["llama-tied", "llama", "gpt2", "gpt-neox", "qwen3", "gemma2", "cohere", "granite", "phi"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,6 +165,61 @@ def test_fused_head_equals_the_logits_path(kind: str) -> None:
         torch.testing.assert_close(
             value, found[1][name], rtol=2e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def translator(kind: str, seed: int, vocab: int = VOCAB) -> Any:
+    torch.manual_seed(seed)
+    tokens = {"vocab_size": vocab, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
+    if kind.startswith("t5"):
+        config = transformers.T5Config(
+            **tokens, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, initializer_factor=5.0,
+            tie_word_embeddings=kind == "t5-tied",
+        )  # fmt: skip
+        return transformers.T5ForConditionalGeneration(config)
+    config = transformers.BartConfig(
+        **tokens, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=32,
+        bos_token_id=2, init_std=0.5,
+    )  # fmt: skip
+    model = transformers.BartForConditionalGeneration(config)
+    model.final_logits_bias.normal_()
+    return model
+
+
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"input_ids": a["input_ids"], "labels": b["input_ids"]}
+        for a, b in zip(rows(count, seed), rows(count, seed + 100), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", ["t5-tied", "t5", "bart"])
+def test_seq2seq_is_the_definition_at_the_labels_own_positions(kind: str, fused: bool) -> None:
+    """Also scales before the head (T5) and biases beside it (BART), and padding on both sides."""
+    student, teacher = translator(kind, 0).double(), translator(kind, 1, vocab=VOCAB + 8).double()
+    batch = Collator(SEQ2SEQ, 0)(pairs(4))
+    model = distilled(student, teacher, fused, vocab_size=VOCAB)
+    student.eval()
+    found = model(**batch)["loss"]
+    found.backward()
+    terms = []
+    for row in pairs(4):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        before = torch.tensor([[2, *row["labels"][:-1]]])
+        s, t = (
+            m(input_ids=ids, decoder_input_ids=before).logits[0, :, :VOCAB] for m in (student, teacher)
+        )
+        q, p = F.log_softmax(s / 2, -1), F.log_softmax(t / 2, -1)
+        kd = (p.exp() * (p - q)).sum(-1) * 4
+        terms.append(0.3 * kd + 0.7 * F.cross_entropy(s, labels[0], reduction="none"))
+    expected = torch.cat(terms).mean()
+    torch.testing.assert_close(found, expected)
+    by_loss = [p.grad.clone() for p in student.parameters() if p.grad is not None]
+    student.zero_grad()
+    expected.backward()
+    for a, b in zip(by_loss, (p.grad for p in student.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
@@ -232,18 +298,20 @@ def test_num_items_is_the_denominator() -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_measured_sums(fused: bool, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastkd.trainer.measure.CHUNK_ELEMENTS", 5 * VOCAB)  # several chunks
+def test_measured_sums(fused: bool, smoothing: float) -> None:
     student, teacher, batch = llama(0), llama(1), batch_of()
     model = distilled(student, teacher, fused, label_smoothing=smoothing)
     trained = model(**batch)["loss"]
     found = model.eval()(**batch)
-    loss, kd, ce, agreement, teacher_ce, tokens = found["sums"].tolist()
-    targets = next_token_labels(batch["labels"])
+    names = ("loss", "kd", "ce", "agreement", "teacher_ce", "tokens")
+    loss, kd, ce, agreement, teacher_ce, tokens = (found["sums"][name].item() for name in names)
+    targets = CAUSAL.targets(batch["labels"])
     valid = targets != -100
     s, t = student(**batch).logits[valid], teacher(**batch).logits[valid]
     assert tokens == valid.sum()
-    assert agreement == (s.argmax(-1) == t.argmax(-1)).sum()
+    assert round(agreement) == (s.argmax(-1) == t.argmax(-1)).sum()
+    entropy = -(torch.softmax(s / 2, -1) * torch.log_softmax(s / 2, -1)).sum(-1).mean()
+    assert math.isclose(found["sums"]["student_entropy"] / tokens, entropy.item(), rel_tol=1e-5)
     assert math.isclose(ce / tokens, F.cross_entropy(s, targets[valid]).item(), rel_tol=1e-5)
     assert math.isclose(teacher_ce / tokens, F.cross_entropy(t, targets[valid]).item(), rel_tol=1e-5)
     plain = F.kl_div((s / 2).log_softmax(-1), (t / 2).softmax(-1), reduction="batchmean") * 4
@@ -252,6 +320,37 @@ def test_measured_sums(fused: bool, smoothing: float, monkeypatch: pytest.Monkey
     torch.testing.assert_close(found["loss"], trained, rtol=1e-5, atol=1e-6)
 
 
+def test_a_prompt_is_never_trained_on() -> None:
+    """Only the completion's tokens are targets, and the first of them is predicted from the prompt's last."""
+    batch = Collator(CAUSAL, 0)([{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}])
+    assert CAUSAL.targets(batch["labels"]).tolist() == [[-100, 7, 8, 9, -100]]
+    student, teacher = llama(0), llama(1)
+    found = distilled(student, teacher, True)(**batch)["loss"]
+    torch.testing.assert_close(found.double(), by_hand(student, teacher, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt-neox", "qwen3", "gemma2"])
+def test_packed_texts_do_not_see_one_another(kind: str) -> None:
+    """One packed row, padded beside a longer one, equals its texts apart: loss and gradients."""
+    texts = rows(3, seed=5, shortest=4, longest=6)
+    lengths = [len(row["input_ids"]) for row in texts]
+    packed = {
+        "input_ids": [token for row in texts for token in row["input_ids"]],
+        "labels": [token for row in texts for token in (-100, *row["input_ids"][1:])],
+        "position_ids": [i for length in lengths for i in range(length)],
+    }
+    longer = {"input_ids": [1] * 20, "labels": [-100] * 20, "position_ids": list(range(20))}
+    collate, found = Collator(CAUSAL, 0), []
+    for batch in (collate(texts), collate([packed, longer])):
+        model = distilled(small(kind, 0), small(kind, 1), True)
+        model.student.eval()
+        loss = model(**batch)["loss"]
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=1e-6)
+
+
 def test_no_labels_is_an_error() -> None:
     with pytest.raises(ValueError, match="no labels"):
-        distilled(llama(0), llama(1), True)(torch.tensor([[1, 2]]))
+        distilled(llama(0), llama(1), True)(input_ids=torch.tensor([[1, 2]]))
