@@ -126,8 +126,8 @@ def _conversation(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        opened = _templated(messages[:i], tokenizer, add_generation_prompt=True)
-        whole = _templated(messages[: i + 1], tokenizer, add_generation_prompt=False)
+        opened = templated(messages[:i], tokenizer, add_generation_prompt=True)
+        whole = templated(messages[: i + 1], tokenizer, add_generation_prompt=False)
         if whole[: len(opened)] != opened or opened[: len(ids)] != ids:
             raise ValueError(
                 "this tokenizer's chat template rewrites earlier turns, so the assistant's tokens cannot be "
@@ -138,9 +138,10 @@ def _conversation(
     return ids, said
 
 
-def _templated(
+def templated(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
 ) -> list[int]:
+    """A conversation's tokens by the tokenizer's chat template, with or without an opened answer."""
     made: Any = tokenizer.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
     )

@@ -1,0 +1,282 @@
+"""What a model answers: prompts (or sources) in, tokens and text out, in batches.
+
+Used wherever a model writes: the teacher of ``fastkd generate``, ``fastkd evaluate``, the student's own
+samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.tasks import Task
+from fastkd.trainer.tasks.causal_lm import prompt_ids, templated
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked, and what the data answers.
+
+    Attributes:
+        ids: the prompt's (of seq2seq: the source's) tokens, already cut to ``max_length``.
+        source: the same as text.
+        reference: the data's answer.
+        row: its number in the data set.
+    """
+
+    ids: list[int]
+    source: str
+    reference: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        tokens: without the prompt, the decoder's start token and the padding; with the end-of-sequence
+            token where there is one.
+        text: the tokens as text, special tokens left out, spaces as they are.
+        complete: whether the model ended it, rather than the length limit.
+    """
+
+    tokens: list[int]
+    text: str
+    complete: bool
+
+
+def questions(rows: Any, task: Task, tokenizer: Any, args: DistillationConfig, field: str) -> list[Question]:
+    """The prompts of raw rows and their references; of a conversation, its last answer.
+
+    Rows without a prompt's answer are left out, as they are in training. ``max_length`` cuts the start of a
+    prompt and the end of a source.
+
+    Raises:
+        ValueError: columns without prompts.
+    """
+    layout = task.layout_of(rows.column_names, field)
+    if not asks(task, layout):
+        raise ValueError(f"{field} has no prompts: it needs the columns prompt+completion, or messages")
+    found = []
+    for number, row in enumerate(rows):
+        made = _question(row, layout, task, tokenizer, args, number)
+        if made is not None:
+            found.append(made)
+    if not found:
+        raise ValueError(f"{field} holds no prompt with an answer")
+    return found
+
+
+def asks(task: Task, layout: tuple[str, ...]) -> bool:
+    """Whether rows of this layout hold a question and its answer."""
+    return task.name == "seq2seq" or (task.name == "causal_lm" and layout != ("text",))
+
+
+def _question(
+    row: dict[str, Any],
+    layout: tuple[str, ...],
+    task: Task,
+    tokenizer: Any,
+    args: DistillationConfig,
+    number: int,
+) -> Question | None:
+    if layout == ("messages",):
+        messages = row["messages"]
+        last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)
+        if last is None or not messages[last]["content"]:
+            return None
+        ids = templated(messages[:last], tokenizer, add_generation_prompt=True)
+        said = "\n".join(f"{message['role']}: {message['content']}" for message in messages[:last])
+        return Question(ids[-args.max_length :], said, messages[last]["content"], number)
+    source, reference = (row[name] or "" for name in layout)
+    if not reference or (task.name == "seq2seq" and not source):
+        return None
+    if task.name == "seq2seq":
+        ids = list(tokenizer(source, verbose=False)["input_ids"])
+        if len(ids) > args.max_length:
+            ids = [*ids[: args.max_length - 1], ids[-1]]
+    else:
+        ids = prompt_ids(source, tokenizer)[-args.max_length :]
+    return Question(ids, source, reference, number)
+
+
+def decode(
+    model: Any,
+    task: Task,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_beams: int = 1,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    max_new_tokens: int = 256,
+    num_return_sequences: int = 1,
+    batch_size: int = 8,
+    seed: int | None = None,
+    longest_first: bool = True,
+    title: str | None = None,
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Answers to each prompt, as ``(number of the prompt, num_return_sequences answers)``, the best first.
+
+    The order is that of the batches: prompts of like length together, the longest first (so that a batch too
+    large for the memory fails at once). Padding is on the left for ``causal_lm``, whose answers it precedes,
+    and on the right of an encoder's sources; it changes no answer. The model's own generation settings
+    (length penalty, forced tokens) apply, except that samples are drawn from the whole distribution at
+    ``temperature``. The model is put into eval mode and back.
+
+    Args:
+        model: a model of `transformers` or `peft`, where it is.
+        task: causal_lm or seq2seq.
+        tokenizer: its tokenizer.
+        prompts: token ids; may be empty for ``causal_lm`` (the tokenizer's first special token stands in).
+        num_beams: 1 is greedy decoding, or sampling with ``do_sample``.
+        do_sample, temperature: draw tokens rather than take the likeliest.
+        max_new_tokens: of an answer. Prompts are cut to leave room for it in the model's window.
+        num_return_sequences: answers to each prompt; at most ``num_beams`` unless sampling.
+        batch_size: prompts at a time.
+        seed: makes samples repeatable, for the same batches, without touching the global random state.
+        longest_first: False keeps the given order.
+        title: of a progress bar; None shows none.
+
+    Raises:
+        ValueError: a task that writes nothing, or more answers than beams.
+    """
+    if task.name not in ("causal_lm", "seq2seq"):
+        raise ValueError(f"{task.name} models write no text")
+    if num_return_sequences > num_beams and not do_sample:
+        raise ValueError(f"{num_beams} beams give at most {num_beams} answers, not {num_return_sequences}")
+    limits = _Limits.of(model, task, max_new_tokens)
+    options: dict[str, Any] = {
+        "num_beams": num_beams,
+        "do_sample": do_sample,
+        "num_return_sequences": num_return_sequences,
+        "max_new_tokens": limits.new_tokens,
+    }
+    if do_sample:
+        # The distribution itself: what checkpoints ship to please chatting people would bend it.
+        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": None}
+        options |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    order = list(range(len(prompts)))
+    if longest_first:
+        order.sort(key=lambda number: -len(prompts[number]))
+    bar = None if title is None else tqdm(total=len(order), desc=title, unit="row", mininterval=0.5)
+    try:
+        for first in range(0, len(order), batch_size):
+            numbers = order[first : first + batch_size]
+            fitted = [limits.fit(list(prompts[number]), tokenizer) for number in numbers]
+            with _seeded(None if seed is None else seed + numbers[0], model.device):
+                answers = _answer(model, task, tokenizer, fitted, options)
+            yield from zip(numbers, answers, strict=True)
+            if bar is not None:
+                bar.update(len(numbers))
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _answer(
+    model: Any, task: Task, tokenizer: Any, prompts: list[list[int]], options: dict[str, Any]
+) -> list[list[Answer]]:
+    """One batch."""
+    ends = end_tokens(model, tokenizer)
+    padding = tokenizer.pad_token_id
+    if padding is None:
+        padding = min(ends) if ends else 0
+    left = task.name == "causal_lm"
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), padding)
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        where = slice(longest - len(prompt), None) if left else slice(0, len(prompt))
+        ids[i, where], mask[i, where] = torch.tensor(prompt), 1
+    with _evaluating(model), torch.no_grad():
+        found: Tensor = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            pad_token_id=padding,
+            eos_token_id=sorted(ends) or None,
+            use_cache=True,
+            **options,
+        )
+    # What goes before the answer: the prompt, or the decoder's start token.
+    rows = found[:, longest if left else 1 :].tolist()
+    forced = getattr(model.generation_config, "forced_eos_token_id", None) is not None
+    answers = []
+    for row in rows:
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        tokens = row if end is None else row[: end + 1]
+        complete = end is not None and not (forced and len(tokens) == options["max_new_tokens"])
+        answers.append(Answer(tokens, tokenizer.decode(tokens, skip_special_tokens=True), complete))
+    each = options["num_return_sequences"]
+    return [answers[i : i + each] for i in range(0, len(answers), each)]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the tokenizer's (which training appends) and the model's own."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, (list, tuple)) else [own]
+    return {token for token in (tokenizer.eos_token_id, *own) if token is not None}
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What fits into a model's positions; 0 prompt tokens means any number."""
+
+    prompt: int
+    new_tokens: int
+    closes: bool
+
+    @classmethod
+    def of(cls, model: Any, task: Task, max_new_tokens: int) -> _Limits:
+        window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if not isinstance(window, int) or window <= 1:  # relative positions: no limit
+            return cls(0, max_new_tokens, task.name == "seq2seq")
+        new_tokens = min(max_new_tokens, window - 1)
+        if new_tokens < max_new_tokens:
+            logger.warning(
+                "max_completion_length=%d does not fit the model's window of %d tokens; %d are decoded",
+                *(max_new_tokens, window, new_tokens),
+            )
+        if task.name == "seq2seq":
+            return cls(window, new_tokens, True)
+        return cls(window - new_tokens, new_tokens, False)
+
+    def fit(self, prompt: list[int], tokenizer: Any) -> list[int]:
+        if not prompt:
+            start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)
+            return [start]
+        if not self.prompt or len(prompt) <= self.prompt:
+            return prompt
+        return [*prompt[: self.prompt - 1], prompt[-1]] if self.closes else prompt[-self.prompt :]
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
