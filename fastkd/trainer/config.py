@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from fastkd import kd_loss
+from fastkd.trainer.matching import parse_matches
 
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
@@ -17,11 +18,13 @@ FUSED_HEADS = ("auto", "true", "false")
 CACHE_KINDS = ("topk", "sampled", "hidden")
 CACHE_TAILS = ("renormalize", "bucket")
 GENERATION_MODES = ("beam", "sample", "interpolate")
+INTERPOLATE_METRICS = ("bleu", "chrf", "rougeL")
 CHOICES = {
     "task": TASKS,
     "model_init": MODEL_INITS,
     "fused_head": FUSED_HEADS,
     "generation_mode": GENERATION_MODES,
+    "interpolate_metric": INTERPOLATE_METRICS,
     "cache_kind": CACHE_KINDS,
     "cache_tail": CACHE_TAILS,
 }
@@ -167,6 +170,13 @@ class DistillationConfig(TrainingArguments):
             "reference)."
         },
     )
+    interpolate_metric: str = field(
+        default="bleu",
+        metadata={
+            "help": "How near a beam is to the reference: bleu (smoothed, of the sentence), chrf, or rougeL "
+            "(summaries)."
+        },
+    )
     cache_kind: str = field(
         default="topk",
         metadata={
@@ -211,6 +221,7 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(
                 f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"
             )
+        parse_matches(self.feature_matches or [])
         if self.packing and self.task != "causal_lm":
             raise ValueError(f"packing is for causal_lm, not for {self.task}")
         super().__post_init__()

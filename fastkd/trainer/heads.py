@@ -69,7 +69,8 @@ def run(model: Any, head: LinearHead | None, inputs: dict[str, Any], wanted: Wan
     if wanted.attentions:
         options["output_attentions"] = True
     if wanted.embeddings:
-        hooks.append(model.get_input_embeddings().register_forward_hook(_keep_embeddings(embedded)))
+        reader = model.get_encoder() if model.config.is_encoder_decoder else model
+        hooks.append(reader.get_input_embeddings().register_forward_hook(_keep_embeddings(embedded)))
     fed: list[Tensor] = []
     if head is not None:
         hooks.append(head.linear.register_forward_pre_hook(_take_input(fed)))
@@ -129,21 +130,29 @@ def output_width(model: PreTrainedModel) -> int:
 
 def find_linear_head(model: PreTrainedModel) -> LinearHead | str:
     """The model's linear head, or the reason why there is none, in words."""
-    name = type(getattr(model, "get_base_model", lambda: model)()).__name__
+    head = declared_head(model)
+    if isinstance(head, str) or _reproduces(model, head):
+        return head
+    return f"the logits of {_class_name(model)} are not those of its linear head alone"
+
+
+def _class_name(model: Any) -> str:
+    return type(getattr(model, "get_base_model", lambda: model)()).__name__
+
+
+def declared_head(model: PreTrainedModel) -> LinearHead | str:
+    """As :func:`find_linear_head`, from names alone: the model need not hold data."""
     linear = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # Exactly nn.Linear: adapters and quantised layers are subclasses that compute something else.
     if type(linear) is not nn.Linear:
         what = "missing" if linear is None else type(linear).__name__
-        return f"the output head of {name} is {what}, not nn.Linear"
+        return f"the output head of {_class_name(model)} is {what}, not nn.Linear"
     config = model.config.get_text_config(decoder=True)
-    head = LinearHead(
+    return LinearHead(
         linear,
         None if (bias := getattr(model, "final_logits_bias", None)) is None else bias.flatten(),
         _logit_scale(config),
         getattr(config, "final_logit_softcapping", None),
-    )
-    return (
-        head if _reproduces(model, head) else f"the logits of {name} are not those of its linear head alone"
     )
 
 

@@ -48,8 +48,10 @@ def _classes(args: DistillationConfig) -> dict[str, Any]:
 
 
 def _with_adapter(model: PreTrainedModel, args: DistillationConfig) -> Any:
-    from peft import get_peft_config, get_peft_model
-
+    try:
+        from peft import get_peft_config, get_peft_model
+    except ImportError as error:
+        raise ValueError("peft_config needs the package peft: pip install 'fastkd[peft]'") from error
     if not isinstance(args.peft_config, dict):
         raise ValueError(f"peft_config must be a mapping, not {args.peft_config!r}")
     types = {"causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}

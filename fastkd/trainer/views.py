@@ -20,7 +20,7 @@ class Wanted:
 
     hidden_states: bool = False
     attentions: bool = False
-    # The output of the input embeddings, as a tensor that can be differentiated by.
+    # The output of the input embeddings (of the encoder where there is one), to be differentiated by.
     embeddings: bool = False
 
 
@@ -33,13 +33,16 @@ class View:
         hidden_states: the embeddings and each layer's output, ``(batch, length, H)``; of the decoder where
             there is one. Empty unless wanted.
         attentions: each layer's weights ``(batch, heads, length, length)``. Empty unless wanted.
-        embeddings: ``(batch, length, H)`` input embeddings. None unless wanted.
+        embeddings: ``(batch, length, H)`` input embeddings, of the encoder where there is one. None unless
+            wanted.
+        saliency: ``(batch, length)``, of each input token. None until :class:`Matching` has computed it.
     """
 
     distribution: Distribution
     hidden_states: tuple[Tensor, ...] = ()
     attentions: tuple[Tensor, ...] = ()
     embeddings: Tensor | None = None
+    saliency: Tensor | None = None
 
 
 NOTHING_MORE = Wanted()

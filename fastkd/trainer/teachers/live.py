@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ class BaseTeacher:
     """The student's own base model, with the student's adapter switched off: no second set of weights.
 
     Args:
-        student: a ``peft.PeftModel``.
+        student: a ``peft.PeftModel``, whose training mode and adapter are left as they were.
         task, fused: as for :class:`LiveTeacher`.
 
     Raises:
@@ -60,7 +62,7 @@ class BaseTeacher:
             raise ValueError(
                 "teacher: base is the student without its adapter, but the student has none: set peft_config"
             )
-        self.student, self.task = student, task
+        self.model, self.task = student, task
         self.columns = output_width(student) if task.name != "classification" else student.config.num_labels
         head = find_linear_head(student) if fused else None
         self.head = head if isinstance(head, LinearHead) else None
@@ -69,11 +71,32 @@ class BaseTeacher:
         """It is where the student is."""
 
     def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
-        training = [module for module in self.student.modules() if module.training]
-        self.student.eval()  # a teacher has no dropout
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()  # a teacher has no dropout
         try:
-            with self.student.disable_adapter(), torch.set_grad_enabled(wanted.embeddings):
-                return run(self.student, self.head, self.task.model_inputs(self.student, batch), wanted)
+            with _adapter_off(self.model), torch.set_grad_enabled(wanted.embeddings):
+                return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
         finally:
             for module in training:
                 module.training = True
+
+
+@contextlib.contextmanager
+def _adapter_off(model: Any) -> Iterator[None]:
+    """``disable_adapter`` of `peft`, which also freezes the adapter and then thaws all of it.
+
+    What was trainable stays so throughout: FSDP looks at it whenever it gathers the weights.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def put_back() -> None:
+        for parameter, before in trainable:
+            if parameter.requires_grad != before:
+                parameter.requires_grad_(before)
+
+    try:
+        with model.disable_adapter():
+            put_back()
+            yield
+    finally:
+        put_back()

@@ -1,0 +1,73 @@
+"""Which input tokens a model's answer hangs on, and how far two models differ in that.
+
+Gradient knowledge distillation (Wang et al. 2022) aligns the gradients of the label's probability by the
+input embeddings. Here it is their norms, so that the widths may differ. With
+
+    g_j = d(sum of the labels' log-probabilities) / d(input embedding of token j)      s_j = norm(g_j)
+
+of the student and s'_j of the teacher, a sequence's distance is
+
+    D = sum_j (s_j / norm(s) - s'_j / norm(s'))^2
+
+from 0 (the same tokens matter to both, in the same proportions) to 2 (none in common). A batch's loss is the
+sum of D over its sequences, each as many times as it has valid targets, for all losses here are sums over
+targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastkd import HiddenTeacher
+from fastkd.trainer.heads import multiply_out
+from fastkd.trainer.matching.features import widened
+from fastkd.trainer.tasks import IGNORE_INDEX
+from fastkd.trainer.views import View
+
+# Under the root: a sequence that nothing hangs on has saliencies of 0, not 0 / 0.
+_TINY = 1e-30
+
+
+def saliency(view: View, targets: Tensor, vocab_size: int | None, create_graph: bool) -> Tensor:
+    """``(batch, length)`` norms of the gradient by each input embedding.
+
+    Makes the logits of the valid targets, in plain torch: the fused loss has no second derivative.
+
+    Args:
+        view: with ``embeddings``, and the graph from them to the distribution.
+        targets: labels at the distribution's positions; of a classifier one per text.
+        vocab_size: columns at or past it do not exist.
+        create_graph: whether the result is to be differentiated itself.
+    """
+    valid = targets != IGNORE_INDEX
+    given = view.distribution
+    assert view.embeddings is not None and isinstance(given, (Tensor, HiddenTeacher))
+    chosen = given[valid] if isinstance(given, Tensor) else replace(given, hidden=given.hidden[valid])
+    scores = widened(multiply_out(chosen)[..., :vocab_size]).log_softmax(-1)
+    total = scores.gather(-1, targets[valid][:, None]).sum()
+    (gradient,) = torch.autograd.grad(total, view.embeddings, create_graph=create_graph)
+    return torch.linalg.vector_norm(widened(gradient), dim=-1)
+
+
+def saliency_loss(student: Tensor, teacher: Tensor, segments: Tensor, counts: Tensor) -> Tensor:
+    """The batch's loss.
+
+    Args:
+        student, teacher: ``(batch, length)``.
+        segments: ``(batch, length)``, which sequence a token is of, -1 for padding.
+        counts: valid targets by sequence.
+    """
+    real = segments >= 0
+    sequence = segments[real]
+    s, t = (_shares(values[real], sequence, len(counts)) for values in (student, teacher))
+    distances = s.new_zeros(len(counts)).index_add(0, sequence, (s - t).square())
+    return (distances * counts).sum()
+
+
+def _shares(values: Tensor, sequence: Tensor, count: int) -> Tensor:
+    """Each value over the norm of its sequence's."""
+    squares = values.new_zeros(count).index_add(0, sequence, values.square())
+    return values / (squares + _TINY).sqrt()[sequence]
