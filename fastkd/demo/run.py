@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from fastkd import backends
 from fastkd.demo import loss_share, picture, text
-from fastkd.trainer import DistillationConfig, checkpoints, report
-from fastkd.trainer.run import control_of, table_row, train_one
+from fastkd.trainer import DistillationConfig, report
+from fastkd.trainer.run import control_of, train_one
 from fastkd.trainer.tasks import TASKS
 
 
@@ -66,7 +67,8 @@ STAGES = 7
 
 
 def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
-    """Everything, with progress, into ``output_dir``: three models, ``curves.png``, ``report.json``.
+    """Everything, with progress, into ``output_dir``: three models, ``curves.png``, ``report.json``
+    and ``report.html``.
 
     Returns:
         The report.
@@ -96,7 +98,7 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     tokens = sum(map(len, train["input_ids"]))
     _say(f"  {tokens:,} tokens for the teacher, {sum(map(len, transfer['input_ids'])):,} for the students")
 
-    found: dict[str, Any] = {"command": "demo", "seed": seed, "quick": quick, "versions": report.versions()}
+    found: dict[str, Any] = {"command": "demo", "seed": seed, "quick": quick}
     _stage(3, "teacher: plain training on all of the text (what `fastkd train` does)")
     set_seed(seed)
     teacher = _llama(plan.teacher, tokenizer, plan.length)
@@ -113,8 +115,10 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
         set_seed(seed)
         student = _llama(plan.student, tokenizer, plan.length)
         found[name], _ = train_one(settings, f"  {name}", student, teacher, transfer, dev, tokenizer)
-    found["settings"] = report.settings(args)
-    found["teacher"]["eval"] = {"perplexity": found["student"]["eval"]["teacher_perplexity"]}
+    # What was run is the demo: no configuration file says it.
+    command = ["fastkd", "demo", "--output-dir", str(output_dir), "--seed", str(seed)] + ["--quick"] * quick
+    found |= report.about(args, "demo") | {"configuration": {}, "repeat": shlex.join(command)}
+    found["teacher"] |= report.teacher_part(found["student"]["eval"])
 
     _stage(6, "cost: the loss's share of a training step, ours and by hand (heads included)")
     batch = torch.tensor(
@@ -126,16 +130,16 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
 
     _stage(7, "result")
     found["seconds"] = time.perf_counter() - began
-    checkpoints.write_json(output_dir / "report.json", found)
+    report.write(output_dir, found)
     picture.draw(found, output_dir / "curves.png")
-    rows = {name: table_row(found[name]) for name in ("teacher", "student", "control")}
-    _say("\n" + report.table(rows) + "\n")
+    _say("\n" + report.table(report.rows(found)) + "\n")
     _say("Perplexity and agreement with the teacher are on the held-out files.")
     _say(_verdict(found) + "\n")
     _say(loss_share.describe(shares) + "\n")
     _say(
         f"{found['seconds']:.0f} s in all. "
-        f"Wrote {output_dir / 'curves.png'}, {output_dir / 'report.json'} and the models beside them"
+        f"Wrote {output_dir / 'report.html'}, {output_dir / 'curves.png'}, "
+        f"{output_dir / 'report.json'} and the models beside them"
     )
     return found
 

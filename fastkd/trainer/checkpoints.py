@@ -26,12 +26,16 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written beside, flushed to the disk, and renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

@@ -7,10 +7,22 @@ from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
+
+SHOWN = {
+    "loss": "loss",
+    "kd": "kd",
+    "ce": "ce",
+    "accuracy": "accuracy",
+    "agreement": "agreement",
+    "eval_perplexity": "held-out perplexity",
+    "eval_accuracy": "held-out accuracy",
+}
 
 
 class Progress(TrainerCallback):
-    """A bar over the optimizer steps; in a file or a pipe, a line now and then.
+    """A bar over the optimizer steps, and one over the batches of each evaluation that takes a while; in a
+    file or a pipe, a line now and then.
 
     Args:
         title: what stands before the bar.
@@ -19,17 +31,17 @@ class Progress(TrainerCallback):
     def __init__(self, title: str) -> None:
         self.title = title
         self.bar: Any = None
+        self.evaluation: Any = None
         self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            interval = 0.2 if sys.stderr.isatty() else 10.0
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
                 desc=self.title,
                 unit="step",
-                mininterval=interval,
+                mininterval=_interval(),
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -41,11 +53,45 @@ class Progress(TrainerCallback):
     ) -> None:
         if self.bar is None or logs is None:
             return
-        wanted = {"loss": "loss", "kd": "kd", "ce": "ce", "eval_perplexity": "held-out perplexity"}
-        self.shown.update({wanted[key]: f"{value:.4g}" for key, value in logs.items() if key in wanted})
+        self.shown.update({SHOWN[key]: _short(key, value) for key, value in logs.items() if key in SHOWN})
         self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        if self.evaluation is None:
+            self.evaluation = tqdm(
+                total=len(eval_dataloader) if has_length(eval_dataloader) else None,
+                desc=f"{self.title}, held-out",
+                unit="batch",
+                leave=self.bar is None,
+                mininterval=_interval(),
+                delay=1.0,
+            )
+        self.evaluation.update()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._close_evaluation()
+
+    def on_predict(self, args: Any, state: Any, control: Any, *rest: Any, **kwargs: Any) -> None:
+        self._close_evaluation()
+
+    def _close_evaluation(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.close()
+            self.evaluation = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _interval() -> float:
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
+def _short(key: str, value: float) -> str:
+    return f"{value:.1%}" if key.endswith(("accuracy", "agreement")) else f"{value:.4g}"

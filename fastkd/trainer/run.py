@@ -5,11 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
 
 from fastkd.trainer import checkpoints, report
 from fastkd.trainer.clock import StepClock
@@ -25,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 def run(args: DistillationConfig, command: str) -> dict[str, Any]:
-    """Train, save the model and its tokenizer to ``output_dir``, and write ``report.json`` beside them.
+    """Train, save the model and its tokenizer to ``output_dir``, and write ``report.json`` and
+    ``report.html`` beside them.
 
     Args:
         args: the configuration.
@@ -43,33 +51,27 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     data = load_data(args)
     shared = None if command == "train" or args.teacher == BASE else load_teacher(args)
 
+    folder = Path(str(args.output_dir))
+    found = report.about(args, command)
+
     def trained(args: DistillationConfig, title: str) -> tuple[dict[str, Any], bool]:
         student = load_student(args)
         teacher = load_teacher(args, student) if command == "distill" and shared is None else shared
-        return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer)
+        watch = [report.Live(folder, found, title)]
+        return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer, watch)
 
-    found: dict[str, Any] = {
-        "command": command,
-        "versions": report.versions(),
-        "settings": report.settings(args),
-    }
     name = "model" if command == "train" else "student"
     found[name], main_process = trained(args, name)
-    rows = {name: table_row(found[name])}
     if command == "distill":
-        if "teacher_perplexity" in found[name]["eval"]:
-            row = {"perplexity": found[name]["eval"]["teacher_perplexity"]}
-            if isinstance(shared, PreTrainedModel):
-                row["parameters"] = shared.num_parameters()
-            rows = {"teacher": row, **rows}
+        size = shared.num_parameters() if isinstance(shared, PreTrainedModel) else None
+        found["teacher"] = report.teacher_part(found[name]["eval"], size)
         if args.control:
             found["control"], _ = trained(control_of(args), "control")
-            rows["control"] = table_row(found["control"])
     if main_process:
-        path = Path(str(args.output_dir)) / "report.json"
-        checkpoints.write_json(path, found)
-        print(report.table(rows))
-        print(f"wrote the model and {path}")
+        path = report.write(folder, found)
+        print(report.table(report.rows(found)))
+        print(report.verdict(found))
+        print(f"wrote the model and {path}, and the same as a page beside it")
     return found
 
 
@@ -149,7 +151,8 @@ def begin_run(args: DistillationConfig) -> None:
 def control_of(args: DistillationConfig) -> DistillationConfig:
     """The same run without the teacher: same student, data, order, steps and seed."""
     args = copy.deepcopy(args)
-    args.kd_ratio = 0.0
+    args.kd_ratio = args.lmbda = args.gradient_match_weight = 0.0
+    args.feature_matches = None
     args.output_dir = str(Path(str(args.output_dir)) / "control")
     if args.resume_from_checkpoint is not None:
         args.resume_from_checkpoint = "true"  # from its own checkpoints, not the student's
@@ -164,14 +167,18 @@ def train_one(
     train: Any,
     held_out: Any,
     tokenizer: Any,
+    watch: Sequence[TrainerCallback] = (),
 ) -> tuple[dict[str, Any], bool]:
-    """Train and save one model, with a progress bar called ``title``.
+    """Train and save one model, with a progress bar called ``title``, and more callbacks in ``watch``.
 
     Returns:
         Its part of the report, and whether this is the process that should write it.
     """
     clock = StepClock()
-    trainer = DistillationTrainer(student, teacher, args, None, train, held_out, tokenizer, callbacks=[clock])
+    callbacks = [clock, *watch]
+    trainer = DistillationTrainer(
+        student, teacher, args, None, train, held_out, tokenizer, callbacks=callbacks
+    )
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     if not args.disable_tqdm:
@@ -200,8 +207,3 @@ def train_one(
         "history": trainer.state.log_history,
     }
     return found, trainer.is_world_process_zero()
-
-
-def table_row(part: dict[str, Any]) -> dict[str, Any]:
-    """A model's part of the report as a row of the table."""
-    return {**part, **part["eval"]}

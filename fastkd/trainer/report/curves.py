@@ -1,0 +1,82 @@
+"""Which curves a report draws, from the logs of its models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastkd.trainer.report.charts import Chart, Line, Points
+from fastkd.trainer.report.tables import parts
+
+NAMES = {"teacher": "teacher", "student": "student", "model": "model", "control": "without teacher"}
+ROLES = {"teacher": "teacher", "student": "student", "model": "student", "control": "control"}
+# What has a chart of its own, or none; any other number that a step logs is a loss beside ours.
+KNOWN = {
+    "loss", "kd", "ce", "agreement", "accuracy", "student_entropy", "teacher_entropy", "learning_rate",
+    "grad_norm", "epoch", "step", "perplexity", "teacher_perplexity", "teacher_ce", "teacher_accuracy",
+    "total_flos", "num_input_tokens_seen",
+}  # fmt: skip
+
+
+def charts(report: dict[str, Any]) -> list[Chart]:
+    """All charts that have something to show."""
+    histories = {name: part["history"] for name, part in parts(report).items() if part.get("history")}
+    # The demo's teacher saw other data, in other steps.
+    if len(histories) > 1:
+        histories.pop("teacher", None)
+    teacher = (report.get("teacher") or {}).get("eval") or {}
+
+    def lines(key: str, suffix: str = "", dashed: bool = False) -> list[Line]:
+        found = []
+        for name, history in histories.items():
+            if points := series(history, key):
+                found.append(Line(NAMES[name] + suffix, ROLES[name], points, dashed))
+        return found
+
+    def level(key: str) -> list[tuple[str, str, float]]:
+        return [("teacher", "teacher", teacher[key])] if teacher.get(key) is not None else []
+
+    entropies = lines("student_entropy")
+    for name in ("student", "control"):  # the same on both, but for dropped or resumed logs
+        if points := series(histories.get(name, []), "teacher_entropy"):
+            entropies.append(Line("teacher", "teacher", points, dashed=True))
+            break
+    made = [
+        Chart("Held-out perplexity", "perplexity", lines("eval_perplexity"), level("perplexity"),
+              may_be_log=True),
+        Chart("Held-out accuracy", "share right", lines("eval_accuracy"), level("accuracy"), percent=True),
+        Chart("Held-out agreement with the teacher", "same top-1", lines("eval_agreement"), percent=True),
+        Chart("Training loss (each its own objective)", "loss", lines("loss"), may_be_log=True),
+        Chart("Divergence from the teacher (kd)", "nats", lines("kd"), may_be_log=True),
+        Chart("Cross-entropy with the labels (ce)", "nats", lines("ce"), may_be_log=True),
+        Chart("Agreement with the teacher", "same top-1", lines("agreement"), percent=True),
+        Chart("Training accuracy", "share right", lines("accuracy"), percent=True),
+        Chart("Entropy of the predictions", "nats", entropies),
+    ]  # fmt: skip
+    others = {
+        key for history in histories.values() for entry in history for key in entry if _is_other(entry, key)
+    }
+    made += [Chart(f"Matching loss: {key}", "loss", lines(key), may_be_log=True) for key in sorted(others)]
+    made += [
+        Chart("Learning rate", "per step", lines("learning_rate")),
+        Chart("Gradient norm", "norm", lines("grad_norm"), may_be_log=True),
+    ]
+    return [chart for chart in made if chart.lines]
+
+
+def series(history: list[dict[str, Any]], key: str) -> Points:
+    """The values of one key by step; of several entries for a step, the last."""
+    found = {
+        entry["step"]: float(entry[key])
+        for entry in history
+        if isinstance(entry.get(key), (int, float)) and isinstance(entry.get("step"), (int, float))
+    }
+    return sorted(found.items())
+
+
+def _is_other(entry: dict[str, Any], key: str) -> bool:
+    return (
+        "loss" in entry
+        and key not in KNOWN
+        and not key.startswith(("eval_", "train_"))
+        and isinstance(entry[key], (int, float))
+    )

@@ -1,0 +1,106 @@
+"""The tables of a report: the same numbers, in the same forms, on the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Column = tuple[str, str, str]
+
+# key of a row, heading, format
+COLUMNS: tuple[Column, ...] = (
+    ("perplexity", "perplexity", "{:.2f}"),
+    ("ce", "cross-entropy", "{:.4f}"),
+    ("bits_per_byte", "bits/byte", "{:.4f}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("macro_f1", "macro-F1", "{:.3f}"),
+    ("agreement", "agreement", "{:.1%}"),
+    ("kd", "kd", "{:.4f}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("parameters", "parameters", "{:,}"),
+    ("seconds_per_step", "s/step", "{:.3f}"),
+    ("peak_memory_mb", "peak MB", "{:,.0f}"),
+)
+WRITING: tuple[Column, ...] = (
+    ("bleu", "BLEU", "{:.2f}"),
+    ("bleu_share", "of teacher", "{:.1%}"),
+    ("chrf", "chrF", "{:.2f}"),
+    ("rouge1", "ROUGE-1", "{:.3f}"),
+    ("rouge2", "ROUGE-2", "{:.3f}"),
+    ("rougeL", "ROUGE-L", "{:.3f}"),
+    ("exact_match", "exact", "{:.1%}"),
+    ("mean_length", "tokens", "{:.1f}"),
+    ("hit_limit", "at limit", "{:.1%}"),
+    ("tokens_per_second", "tokens/s", "{:,.0f}"),
+)
+# The models that a report may speak of, in this order.
+MODELS = ("teacher", "student", "model", "control")
+DECODINGS = ("greedy", "beam")
+
+Rows = dict[str, dict[str, Any]]
+
+
+def parts(report: dict[str, Any]) -> Rows:
+    """The report's models by name."""
+    return {name: report[name] for name in MODELS if isinstance(report.get(name), dict)}
+
+
+def rows(report: dict[str, Any]) -> Rows:
+    """The models as rows of :data:`COLUMNS`."""
+    found = {}
+    for name, part in parts(report).items():
+        scores = part.get("eval") or {}
+        row = {**part, **scores}
+        row["entropy"] = scores.get("entropy", scores.get("student_entropy"))
+        found[name] = row
+    return found
+
+
+def writing_rows(report: dict[str, Any]) -> Rows:
+    """Models and how they wrote as rows of :data:`WRITING`."""
+    found = {}
+    for name, part in parts(report).items():
+        for how in DECODINGS:
+            if how in part:
+                label = "greedy" if how == "greedy" else f"{part[how]['num_beams']} beams"
+                found[f"{name}, {label}"] = part[how]
+    return found
+
+
+def teacher_part(scores: dict[str, float], parameters: int | None = None) -> dict[str, Any]:
+    """The teacher's part of a report, from what a student's evaluation measured of it.
+
+    Args:
+        scores: with or without the ``eval_`` of `transformers`.
+        parameters: how many; None where the teacher was never loaded.
+    """
+    known = {name.removeprefix("eval_"): value for name, value in scores.items()}
+    names = {
+        "perplexity": "teacher_perplexity",
+        "ce": "teacher_ce",
+        "entropy": "teacher_entropy",
+        "accuracy": "teacher_accuracy",
+    }
+    found = {ours: known[theirs] for ours, theirs in names.items() if theirs in known}
+    return {"eval": found} if parameters is None else {"parameters": parameters, "eval": found}
+
+
+def cells(rows: Rows, columns: Sequence[Column] = COLUMNS) -> list[list[str]]:
+    """The table as text, its headings first; a column that no row fills is left out."""
+    shown = [column for column in columns if any(row.get(column[0]) is not None for row in rows.values())]
+    found = [["", *(heading for _, heading, _ in shown)]]
+    for name, row in rows.items():
+        values = [(row.get(key), form) for key, _, form in shown]
+        found.append([name, *("-" if value is None else form.format(value) for value, form in values)])
+    return found
+
+
+def table(rows: Rows, columns: Sequence[Column] = COLUMNS) -> str:
+    """Rows of numbers as aligned text."""
+    lines = cells(rows, columns)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        line[0].ljust(widths[0])
+        + "".join(cell.rjust(width + 3) for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
