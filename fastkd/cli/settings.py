@@ -60,6 +60,15 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
     return DistillationConfig(**{**values, **(fixed or {})})
 
 
+def renamed(argv: list[str], short: str, field: str) -> list[str]:
+    """``--short`` as ``--field``, with ``=`` or without."""
+    option = f"--{short}"
+    return [
+        f"--{field}{argument[len(option) :]}" if argument.split("=")[0] == option else argument
+        for argument in argv
+    ]
+
+
 def _split(argv: list[str]) -> tuple[str, dict[str, str]]:
     """The path, and the text of each override."""
     paths: list[str] = []

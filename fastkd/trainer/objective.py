@@ -59,7 +59,7 @@ def measure(
     ``tokens``.
     """
     student, teacher = _detached(student), _detached(teacher)
-    ratio, smoothing = options["kd_ratio"], options["label_smoothing"]
+    ratio, smoothing = 0.0 if teacher is None else options["kd_ratio"], options["label_smoothing"]
     both = {**options, "label_smoothing": 0.0}
     # The divergence is measured even where it is no part of the loss.
     both["kd_ratio"] = 0.0 if teacher is None else ratio or 0.5

@@ -108,6 +108,8 @@ class DistilledStudent(nn.Module):
         if with_sums or not self.training:
             sums = measure(scores, soft, targets, options)
         if self.training:
+            if soft is None and options["kd_ratio"] > 0:
+                raise ValueError("the teacher has nothing to say of this batch: its rows are not in the cache")
             found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
             if matching is not None and teacher is not None:
                 mask = targets != IGNORE_INDEX

@@ -98,7 +98,11 @@ class DistillationTrainer(Trainer):
             args.remove_unused_columns = False
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
-                train_dataset, eval_dataset, data_collator
+                *(train_dataset, eval_dataset, data_collator),
+                args=args,
+                tokenizer=processing_class,
+                fused=head is not None,
+                vocab_size=vocab_size,
             )
         if args.packing:
             check_documents_are_apart(model, task)

@@ -26,6 +26,8 @@ class Teacher(Protocol):
     def to(self, device: torch.device) -> None:
         """Follow the student."""
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
-        """The distributions at every position of the batch's targets, without gradients."""
+    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View | None:
+        """The distributions at every position of the batch's targets, without gradients; None where it has
+        nothing to say of this batch.
+        """
         ...

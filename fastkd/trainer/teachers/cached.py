@@ -2,34 +2,275 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from fastkd import SparseTeacher, kd_loss
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.heads import LinearHead, multiply_out
+from fastkd.trainer.store import CacheReader
+from fastkd.trainer.store.fingerprints import encoded_rows, row_hash, tokenizer_fingerprint
+from fastkd.trainer.store.manifest import NAME
+from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
+from fastkd.trainer.tasks.base import Collator, Row
 from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
+
+logger = logging.getLogger(__name__)
+
+# Of a row: (directory, number). Of a batch: the tensors that its distributions are made of.
+_PLACE = "teacher_row"
+_INDICES, _LOGPROBS, _HIDDEN = "teacher_indices", "teacher_logprobs", "teacher_hidden"
 
 
 class CachedTeacher:
-    """Reads what ``fastkd cache`` wrote.
+    """Reads what ``fastkd cache`` wrote: ``folder/train``, and ``folder/eval`` if it is there.
+
+    It answers batches made of rows that :meth:`attach` has seen, and no others: without ``folder/eval``,
+    evaluation goes without the teacher.
 
     Args:
         folder: of the cache.
+
+    Raises:
+        ValueError: no cache, an incomplete one, a manifest that was altered, parts that do not belong
+            together.
     """
 
     live = False
 
     def __init__(self, folder: Path) -> None:
-        raise ValueError("cached teachers are not available yet")
+        self.folder = folder
+        if not (folder / "train" / NAME).exists():
+            raise ValueError(
+                f"there is no cache in {folder}: make one with fastkd cache CONFIG.yaml --output-dir {folder}"
+            )
+        self.readers = {"train": CacheReader(folder / "train")}
+        if (folder / "eval" / NAME).exists():
+            self.readers["eval"] = CacheReader(folder / "eval")
+            parts = [reader.manifest for reader in self.readers.values()]
+            for what in ("kind", *parts[0].made_from):
+                values = [part.kind if what == "kind" else part.made_from.get(what) for part in parts]
+                if what != "data" and values[0] != values[1]:
+                    raise ValueError(
+                        f"{folder}/train and {folder}/eval differ in {what}: make one of them anew"
+                    )
+        self.kind = self.readers["train"].manifest.kind
+        self.made_from = self.readers["train"].manifest.made_from
+        self.columns: int = self.made_from["columns"]
+        self.tail = "drop"
+        self.fused = False
+        self.head: LinearHead | None = None
 
-    columns: int
+    def to(self, device: torch.device) -> None:
+        """Follow the student."""
+        if self.head is not None:
+            self.head.linear.to(device)
 
-    def to(self, device: torch.device) -> None: ...
+    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View | None:
+        """The distributions of a batch's rows; None for rows that the cache does not hold."""
+        if wanted != NOTHING_MORE:
+            raise ValueError("a cached teacher has no layers to look into: give a live one")
+        if _HIDDEN in batch:
+            assert self.head is not None
+            with torch.no_grad():
+                factors = self.head.factors(batch[_HIDDEN])
+                return View(factors if self.fused else multiply_out(factors))
+        if _INDICES in batch:
+            return View(SparseTeacher(batch[_INDICES], batch[_LOGPROBS], self.tail))
+        return None
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View: ...
+    def check(self, args: DistillationConfig, tokenizer: Any) -> None:
+        """Whether the cache is one for this run, its rows aside.
 
-    def attach(self, train: Any, held_out: Any, collator: Any) -> tuple[Any, Any, Any]:
-        """The data sets, checked against the cache row by row, and a collator that adds the teacher's
-        side.
+        Raises:
+            ValueError: another task, tokenizer or temperature, or a divergence that it does not take.
         """
-        return train, held_out, collator
+        made = self.made_from
+        if made["task"] != args.task:
+            raise ValueError(f"{self.folder} was made for the task {made['task']}, not for {args.task}")
+        if made["tokenizer"] is not None:
+            if tokenizer is None:
+                raise ValueError(
+                    f"{self.folder} names the tokenizer that it was made with: give yours as processing_class"
+                )
+            if made["tokenizer"] != tokenizer_fingerprint(tokenizer):
+                raise ValueError(
+                    f"{self.folder} was made with another tokenizer: make it anew with the student's"
+                )
+        names = made.get("class_names")
+        if names is not None and args.class_names is not None and names != args.class_names:
+            raise ValueError(
+                f"{self.folder} has the classes {', '.join(names)} in this order, and the data "
+                f"{', '.join(args.class_names)}: set class_names to the cache's"
+            )
+        if self.kind == "hidden":
+            return
+        if made.get("temperature") != 1:
+            raise ValueError(
+                f"{self.folder} holds distributions at temperature {made.get('temperature')}, "
+                "and only those at 1 can be read: make it anew"
+            )
+        tail = self._tail(args)
+        temperatures = (args.temperature, args.teacher_temperature or args.temperature)
+        if tail != "renormalize" and temperatures != (1, 1):
+            what = "a sampled cache is" if tail == "drop" else "cache_tail: bucket is"
+            other = "make a topk or hidden cache" if tail == "drop" else "set cache_tail: renormalize"
+            raise ValueError(f"{what} known at temperature 1 only: set temperature: 1, or {other}")
+        logits = torch.zeros(1, 3)
+        few = SparseTeacher(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), tail)
+        try:
+            kd_loss(logits, few, torch.zeros(1, dtype=torch.long), **args.loss_options())
+        except ValueError as error:
+            allowed = "forward_kl" if tail == "drop" else "forward_kl, reverse_kl or jsd"
+            raise ValueError(
+                f"divergence: {args.divergence} does not work with a {self.kind} cache: set {allowed}, "
+                "or make a cache with cache_kind: hidden"
+            ) from error
+
+    def _tail(self, args: DistillationConfig) -> str:
+        return "drop" if self.kind == "sampled" else args.cache_tail
+
+    def attach(
+        self,
+        train: Any,
+        held_out: Any,
+        collator: Any,
+        *,
+        args: DistillationConfig,
+        tokenizer: Any,
+        fused: bool,
+        vocab_size: int | None,
+    ) -> tuple[Any, Any, Any]:
+        """The data sets, checked against the cache row by row, and a collator that adds the teacher's side.
+
+        Args:
+            train, held_out: data sets of encoded rows with a length; either may be None.
+            collator: a :class:`Collator`.
+            args, tokenizer: of the run.
+            fused: the student hands out hidden states, not logits.
+            vocab_size: columns that student and teacher share, None for all.
+
+        Raises:
+            ValueError: anything about the cache that does not fit, or a file of it that is damaged.
+        """
+        self.check(args, tokenizer)
+        if not isinstance(collator, Collator):
+            raise ValueError("a cached teacher needs fastkd's own collator: leave data_collator unset")
+        self.tail, self.fused = self._tail(args), fused
+        if train is not None:
+            train = self._placed("train", train, "the training data", args)
+        if held_out is not None and "eval" not in self.readers:
+            logger.warning("%s has no part for the evaluation data: it goes without the teacher", self.folder)
+        elif isinstance(held_out, dict):
+            logger.warning("a cache holds one evaluation set: several go without the teacher")
+        elif held_out is not None:
+            held_out = self._placed("eval", held_out, "the evaluation data", args)
+        if self.kind == "hidden":
+            self.readers["train"].verify(self._title("train", args))
+            self.head = self._read_head()
+        add = _TeacherSide(self.readers, TASKS[args.task], vocab_size)
+        return train, held_out, Collator(collator.task, collator.pad_token_id, (*collator.more, add))
+
+    def _title(self, part: str, args: DistillationConfig) -> str | None:
+        return None if args.disable_tqdm or args.process_index else f"checking the {part} cache"
+
+    def _placed(self, part: str, rows: Any, what: str, args: DistillationConfig) -> Any:
+        reader = self.readers[part]
+        if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+            raise ValueError(f"a cached teacher needs rows with numbers: {what} must not be a stream")
+        reader.verify(self._title(part, args))
+        if len(rows) != len(reader):
+            raise ValueError(
+                f"{self.folder}/{part} holds {len(reader)} rows and {what} {len(rows)}: "
+                "make the cache anew with this data and these settings"
+            )
+        for number, shard in enumerate(reader.manifest.shards):
+            hashes = reader.row_hashes(number)
+            for row, found in enumerate(encoded_rows(rows, shard.first, shard.last)):
+                if hashes[row].tobytes() != row_hash(found):
+                    raise ValueError(
+                        f"row {shard.first + row} (counted from 0) of {what} is not the one that "
+                        f"{self.folder}/{part} was made from: its order, contents or length limits have "
+                        "changed, make the cache anew"
+                    )
+        return _Placed(rows, part)
+
+    def _read_head(self) -> LinearHead:
+        tensors = self.readers["train"].head()
+        weight, bias = tensors["weight"], tensors.get("bias")
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias, requires_grad=False)
+        return LinearHead(linear, None, self.made_from["logit_scale"], self.made_from["logit_softcap"])
+
+
+class _Placed(Dataset[Row]):
+    """Rows that know their place in the cache."""
+
+    def __init__(self, rows: Any, part: str) -> None:
+        self.rows, self.part = rows, part
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Row:
+        return {**self.rows[number], _PLACE: (self.part, int(number))}
+
+    def __getitems__(self, numbers: list[int]) -> list[Row]:
+        many = getattr(self.rows, "__getitems__", None)
+        found = many(numbers) if many is not None else [self.rows[number] for number in numbers]
+        return [{**row, _PLACE: (self.part, int(n))} for row, n in zip(found, numbers, strict=True)]
+
+
+class _TeacherSide:
+    """Adds to a batch what the cache holds of its rows. Goes to the workers of a data loader."""
+
+    def __init__(self, readers: dict[str, CacheReader], task: Task, vocab_size: int | None) -> None:
+        self.readers, self.task, self.vocab_size = readers, task, vocab_size
+
+    def __call__(self, rows: Sequence[Row], batch: Batch) -> Batch:
+        if not all(_PLACE in row for row in rows):
+            return {}
+        places = [(self.readers[part], number) for part, number in (row[_PLACE] for row in rows)]
+        mask = self.task.targets(batch["labels"]) != IGNORE_INDEX
+        if places[0][0].manifest.kind == "hidden":
+            found = torch.cat([reader.hidden(number) for reader, number in places])
+            hidden = found.new_zeros(*mask.shape, found.shape[-1])
+            hidden[mask] = found
+            return {_HIDDEN: hidden}
+        return self._sparse(places, mask)
+
+    def _sparse(self, places: list[tuple[CacheReader, int]], mask: Tensor) -> Batch:
+        read = [reader.entries(number) for reader, number in places]
+        columns = np.concatenate([part.columns() for part in read])
+        each = np.concatenate([part.per_token() for part in read])
+        values = np.concatenate([part.values for part in read])
+        token = np.repeat(np.arange(len(each)), each)
+        kept = np.ones(len(columns), bool) if self.vocab_size is None else columns < self.vocab_size
+        if values.dtype == np.float16:
+            logprobs = values.astype(np.float32)
+        else:  # draws outside the shared columns never happened
+            drawn = np.bincount(token, weights=np.where(kept, values, 0), minlength=len(each))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                logprobs = np.log(values / drawn[token]).astype(np.float32)
+        logprobs[~kept] = -math.inf
+        columns[~kept] = 0
+        # Each token's entries, filled up with such that do not exist.
+        width = max(1, int(each.max(initial=0)))
+        slot = np.arange(len(columns)) - np.repeat(np.cumsum(each) - each, each)
+        indices = torch.zeros(*mask.shape, width, dtype=torch.long)
+        weights = torch.full((*mask.shape, width), -math.inf)
+        dense_indices = np.zeros((len(each), width), np.int64)
+        dense_logprobs = np.full((len(each), width), -math.inf, np.float32)
+        dense_indices[token, slot], dense_logprobs[token, slot] = columns, logprobs
+        indices[mask], weights[mask] = torch.from_numpy(dense_indices), torch.from_numpy(dense_logprobs)
+        return {_INDICES: indices, _LOGPROBS: weights}

@@ -1,0 +1,25 @@
+"""``fastkd cache CONFIG.yaml``: the teacher's distributions on disk."""
+
+from __future__ import annotations
+
+from fastkd.cli.settings import help_text, read_settings, renamed
+
+ABOUT = """Run the teacher over train_file, and eval_file if set, and store its distributions in
+output_dir/train and output_dir/eval. Then `teacher: cache:output_dir` distils from them without loading it.
+--kind is short for --cache_kind. A run that was stopped goes on when it is started again."""
+
+
+def main(argv: list[str]) -> int:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(help_text("cache", ABOUT))
+        return 0 if argv else 2
+    args = read_settings(renamed(argv, "kind", "cache_kind"))
+    from fastkd.trainer.cache import make_caches
+
+    for name, made in make_caches(args).items():
+        print(
+            f"{made.folder}: {made.rows:,} rows ({name}), {made.tokens:,} tokens with a target, "
+            f"{made.bytes / made.tokens:.1f} bytes per token ({made.kind}, {made.bytes / 2**20:,.1f} MiB)"
+        )
+    print(f"to distil from it: teacher: cache:{args.output_dir}")
+    return 0

@@ -1,0 +1,286 @@
+"""A teacher's distributions on disk, as ``fastkd cache`` makes them: run once, distil many times."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from fastkd import HiddenTeacher
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.heads import find_linear_head, multiply_out
+from fastkd.trainer.loading import BASE, CACHE, load_teacher_model
+from fastkd.trainer.run import load_data
+from fastkd.trainer.store import Manifest, Writer
+from fastkd.trainer.store.encoding import Entries, bytes_per_token, drawn, top
+from fastkd.trainer.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
+from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
+from fastkd.trainer.tasks.base import Collator
+from fastkd.trainer.teachers import LiveTeacher
+from fastkd.trainer.views import Batch, Distribution
+
+logger = logging.getLogger(__name__)
+
+# A shard is closed at the first of these.
+SHARD_BYTES = 64 * 2**20
+SHARD_ROWS = 4096
+# Logits that are made at a time.
+_LOGITS_AT_ONCE = 2**26
+
+
+def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
+    """Cache ``train_file`` into ``output_dir/train`` and ``eval_file``, if set, into ``output_dir/eval``.
+
+    Returns:
+        The manifests, by the name of the directory.
+
+    Raises:
+        ValueError: settings that name no teacher or no data, a kind that the teacher does not have, a
+            directory that was begun with other settings.
+    """
+    if args.teacher is None:
+        raise ValueError("teacher is not set: give a directory or a hub id")
+    if args.teacher == BASE or args.teacher.startswith(CACHE):
+        raise ValueError(
+            f"teacher is {args.teacher!r}, but a cache is made by a model: give its directory or id"
+        )
+    if args.world_size > 1:
+        raise ValueError(f"a cache is made by one process, not {args.world_size}: start it without torchrun")
+    args = copy.copy(args)
+    args.model = args.model or args.teacher  # for its tokenizer
+    data = load_data(args)
+    model = load_teacher_model(args)
+    parts = {"train": data.train, "eval": data.held_out}
+    return {
+        name: make_cache(model, rows, Path(str(args.output_dir)) / name, args, data.tokenizer)
+        for name, rows in parts.items()
+        if rows is not None
+    }
+
+
+def make_cache(
+    teacher: PreTrainedModel,
+    rows: Any,
+    folder: Path,
+    args: DistillationConfig,
+    tokenizer: Any,
+    shard_rows: int = SHARD_ROWS,
+) -> Manifest:
+    """Run a teacher over encoded rows, in their order, and store what it says wherever a row has a target.
+
+    The directory is gone on with if it was begun before; only the shard that was open is lost. Settings:
+    ``task``, ``cache_kind``, ``cache_top_k``, ``cache_samples``, ``seed`` (of the draws) and
+    ``per_device_eval_batch_size``. A ``hidden`` cache has the teacher's head in the directory called
+    ``train`` only, since one called ``eval`` is read beside it.
+
+    Args:
+        teacher: frozen in place and put into eval mode.
+        rows: with ``input_ids`` and ``labels``, as the task encodes them.
+        folder: of the cache.
+        args: the settings.
+        tokenizer: that the rows were encoded with; None if there was none, which goes unchecked then.
+        shard_rows: rows in a shard, at most.
+
+    Raises:
+        ValueError: a directory that was begun with other settings, a head that is not linear (``hidden``), a
+            teacher that gives NaN, rows without any target.
+    """
+    task = TASKS[args.task]
+    source = _Source(teacher, task, args, tokenizer)
+    hashes, targets = survey(rows, task, f"hashing {folder.name}")
+    if not targets.sum():
+        raise ValueError(f"the rows for {folder} have no target: nothing could be learnt from them")
+    made_from = {
+        **source.description,
+        "teacher_weights": weights_digest(source.teacher.model, "hashing the teacher"),
+        "data": data_digest(hashes),
+    }
+    bounds = _bounds(targets, source.bytes_per_token, shard_rows)
+    notes = {"teacher": args.teacher or teacher.name_or_path}
+    writer = Writer(folder, args.cache_kind, made_from, bounds, ".safetensors", notes)
+    if args.cache_kind == "hidden" and folder.name != "eval" and writer.manifest.head is None:
+        writer.put_head(partial(save_file, source.head()))
+    missing = writer.missing()
+    source.teacher.to(args.device)
+    with tqdm(
+        total=len(rows),
+        initial=len(rows) - sum(bounds[number][1] - bounds[number][0] for number in missing),
+        desc=f"caching {folder.name}",
+        unit="row",
+        disable=args.disable_tqdm,
+    ) as bar:
+        for number in missing:
+            first, last = bounds[number]
+            found = list(source.run(rows, first, last, bar))
+            tensors = _shard(found, hashes[first:last])
+            writer.put(number, int(targets[first:last].sum()), partial(save_file, tensors))
+    return writer.manifest
+
+
+def _bounds(targets: np.ndarray, bytes_each: float, shard_rows: int) -> list[tuple[int, int]]:
+    bounds, first, size = [], 0, 0.0
+    for row, count in enumerate(targets):
+        size += float(count) * bytes_each
+        if size >= SHARD_BYTES or row + 1 - first >= shard_rows:
+            bounds.append((first, row + 1))
+            first, size = row + 1, 0.0
+    if first < len(targets):
+        bounds.append((first, len(targets)))
+    return bounds
+
+
+class _Source:
+    """A teacher, and how its distributions are put into few bytes."""
+
+    def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
+        self.task, self.args = task, args
+        self.kind = args.cache_kind
+        # The head apart, so that logits are made only where there is a target, and a few at a time.
+        self.teacher = LiveTeacher(model, task, fused=task.name != "classification")
+        if self.kind == "hidden" and self.teacher.head is None:
+            reason = find_linear_head(model) if task.name != "classification" else "a classifier has none"
+            raise ValueError(
+                f"cache_kind: hidden needs a linear head over a vocabulary, but {reason}: "
+                "set cache_kind: topk"
+            )
+        self.columns = int(self.teacher.columns)  # type: ignore[arg-type]
+        if tokenizer is not None and task.name != "classification" and len(tokenizer) > self.columns:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens and the teacher {self.columns} output columns: "
+                "set model to a student with the teacher's tokenizer"
+            )
+        pad = getattr(tokenizer, "pad_token_id", None)
+        self.collate = Collator(task, 0 if pad is None else pad)
+        settings: dict[str, Any] = {
+            "topk": {"cache_top_k": args.cache_top_k, "temperature": 1.0},
+            "sampled": {"cache_samples": args.cache_samples, "temperature": 1.0, "seed": args.seed},
+            "hidden": {},
+        }[self.kind]
+        if self.kind == "hidden":
+            head = self.teacher.head
+            assert head is not None
+            settings = {
+                "hidden_size": head.linear.in_features,
+                "logit_scale": head.logit_scale,
+                "logit_softcap": head.logit_softcap,
+            }
+        self.description = {
+            "task": task.name,
+            "positions": "logits at i predict label i + 1"
+            if task.shifts_labels
+            else "logits at i predict label i",
+            "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+            "columns": self.columns,
+            **settings,
+        }
+        if task.name == "classification":
+            self.description["class_names"] = args.class_names
+        width = model.get_output_embeddings() if self.kind == "hidden" else None
+        self.bytes_per_token = bytes_per_token(
+            self.kind,
+            self.columns,
+            args.cache_top_k,
+            args.cache_samples,
+            0 if width is None else width.in_features,
+            model.dtype.itemsize,
+        )
+
+    def head(self) -> dict[str, Tensor]:
+        """The head's tensors, as :class:`CachedTeacher` reads them."""
+        head = self.teacher.head
+        assert head is not None
+        factors = head.factors(head.linear.weight.new_zeros(0, head.linear.in_features))
+        found = {"weight": factors.weight, "bias": factors.bias}
+        return {name: x.detach().cpu().contiguous() for name, x in found.items() if x is not None}
+
+    def run(self, rows: Any, first: int, last: int, bar: Any) -> Iterator[Entries | Tensor]:
+        """What is stored of each row, in order. Batches begin anew with each shard."""
+        size = self.args.per_device_eval_batch_size
+        for start in range(first, last, size):
+            numbers = range(start, min(start + size, last))
+            batch = self.collate([rows[number] for number in numbers])
+            batch = {name: x.to(self.teacher.model.device) for name, x in batch.items()}
+            distribution = self.teacher(batch).distribution
+            mask = self.task.targets(batch["labels"]) != IGNORE_INDEX
+            for i, number in enumerate(numbers):
+                yield self._stored(_picked(distribution, i, mask), number)
+            bar.update(len(numbers))
+
+    def _stored(self, given: Tensor | HiddenTeacher, row: int) -> Entries | Tensor:
+        if self.kind == "hidden":
+            assert isinstance(given, HiddenTeacher)
+            _refuse_nan(given.hidden, row)
+            return given.hidden.cpu()
+        # One generator for each row: where a run goes on, it draws what it would have drawn.
+        hidden = given if isinstance(given, Tensor) else given.hidden
+        generator = torch.Generator(hidden.device)
+        generator.manual_seed(_row_seed(self.args.seed, row))
+        at_once = max(1, _LOGITS_AT_ONCE // self.columns)
+        made = []
+        for start in range(0, max(1, len(hidden)), at_once):
+            part = hidden[start : start + at_once]
+            logits = multiply_out(part if isinstance(given, Tensor) else replace(given, hidden=part))
+            _refuse_nan(logits, row)
+            if self.kind == "topk":
+                made.append(top(logits, self.args.cache_top_k))
+            else:
+                made.append(drawn(logits, self.args.cache_samples, generator))
+        return _joined(made)
+
+
+def _picked(distribution: Distribution, row: int, mask: Tensor) -> Tensor | HiddenTeacher:
+    """A row's distributions where it has targets, ``(targets, ...)``."""
+    if isinstance(distribution, HiddenTeacher):
+        return replace(distribution, hidden=distribution.hidden[row][mask[row]])
+    assert isinstance(distribution, Tensor)
+    return (
+        distribution[row][mask[row]] if mask.dim() > 1 else distribution[row : row + 1][mask[row : row + 1]]
+    )
+
+
+def _row_seed(seed: int, row: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {row}".encode(), digest_size=7).digest(), "little")
+
+
+def _refuse_nan(found: Tensor, row: int) -> None:
+    if torch.isnan(found).any():
+        raise ValueError(
+            f"the teacher gives NaN for row {row} (counted from 0): check its weights, "
+            "or load it in another dtype with teacher_model_init_kwargs"
+        )
+
+
+def _joined(parts: list[Entries]) -> Entries:
+    return Entries(
+        np.concatenate([part.pages for part in parts]),
+        np.concatenate([part.low for part in parts]),
+        np.concatenate([part.values for part in parts]),
+    )
+
+
+def _shard(found: list[Entries | Tensor], hashes: np.ndarray) -> Batch:
+    """A shard's tensors: of each row its hash, and the token and entry it begins at."""
+    if isinstance(found[0], Tensor):
+        tokens = [len(part) for part in found]  # type: ignore[arg-type]
+        entries = [0] * len(found)
+        made: dict[str, Any] = {"hidden": torch.cat(found).contiguous()}  # type: ignore[arg-type]
+    else:
+        joined = _joined(found)  # type: ignore[arg-type]
+        tokens = [len(part.pages) for part in found]  # type: ignore[union-attr]
+        entries = [len(part.low) for part in found]  # type: ignore[union-attr]
+        made = {name: torch.from_numpy(getattr(joined, name)) for name in ("pages", "low", "values")}
+    offsets = np.zeros((len(found) + 1, 2), np.int64)
+    offsets[1:, 0], offsets[1:, 1] = np.cumsum(tokens), np.cumsum(entries)
+    return {**made, "offsets": torch.from_numpy(offsets), "row_hashes": torch.from_numpy(hashes.copy())}

@@ -1,0 +1,105 @@
+"""Models, data and jobs for the tests of caches and generated sets; also run in processes to be killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import VOCAB, llama, rows
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+LETTERS = ["<end>", *(chr(97 + i) for i in range(26)), "Ġ", *(chr(65 + i) for i in range(20))]
+CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"
+
+
+def tokenizer(end: str = "<end>", letters: list[str] = LETTERS) -> Any:
+    """One token a letter, and a chat template."""
+    bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end)
+    made.chat_template = CHAT
+    return made
+
+
+def bart(seed: int = 0, hidden: int = 16) -> Any:
+    torch.manual_seed(seed)
+    config = BartConfig(
+        vocab_size=VOCAB, d_model=hidden, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=40,
+        init_std=0.4, pad_token_id=1, bos_token_id=0, eos_token_id=0, decoder_start_token_id=2,
+        forced_eos_token_id=None, dropout=0.0,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    model.final_logits_bias.copy_(torch.randn(1, VOCAB))
+    return model
+
+
+def bert(seed: int = 0, hidden: int = 16) -> Any:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCAB, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=40, num_labels=5, initializer_range=0.5,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+MODELS = {"causal_lm": llama, "seq2seq": bart, "classification": bert}
+
+
+def encoded(task: str, count: int = 20) -> list[dict[str, Any]]:
+    """Rows as the task encodes them, some of their targets masked."""
+    found = rows(count)
+    for i, row in enumerate(found):
+        ids = row["input_ids"]
+        if task == "causal_lm":
+            row["labels"] = [-100, -100, *ids[2:]]
+        elif task == "seq2seq":
+            row["labels"] = ids[: 1 + i % 5]
+        else:
+            row["labels"] = -100 if i % 7 == 3 else i % 5
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file's contents."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prompts(count: int) -> list[dict[str, str]]:
+    words = ["ab", "cde", "fgab", "hi", "jkl mn"]
+    return [
+        {"prompt": f"{words[i % 5]} {words[i % 3]}", "completion": f" {words[i % 4]}", "tag": f"row {i}"}
+        for i in range(count)
+    ]
+
+
+def workplace(folder: Path, count: int = 24) -> dict[str, Any]:
+    """A saved teacher and student, data with prompts, and the settings of a run on them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in (("teacher", llama(1, hidden=24)), ("student", llama(0))):
+        model.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts(count)))
+    return {
+        "model": str(folder / "student"),
+        "teacher": str(folder / "teacher"),
+        "train_file": str(folder / "data.jsonl"),
+        "max_length": 24,
+        "max_completion_length": 6,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+    }
