@@ -1,0 +1,44 @@
+"""``fastkd estimate CONFIG.yaml``: memory, time per step and cache sizes, before any weights are read."""
+
+from __future__ import annotations
+
+import json
+
+from fastkd.cli.settings import help_text, read_settings
+
+ABOUT = """Estimate what a run will need in each process: memory at the peak and what holds it, settings
+that would need less, time per step, cache sizes. Models are built from their config.json without weights
+and a step is run on tensors without data; some thousand rows are read for their lengths.
+
+  --processes N   as if N processes trained together (default: those of this launch)
+  --no-time       do not measure this machine's speed
+  --json          for machines (default: text)"""
+
+
+def main(argv: list[str]) -> int:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(help_text("estimate", ABOUT))
+        return 0 if argv else 2
+    processes, argv = _take_processes(argv)
+    flags = {"--json", "--no-time"}
+    chosen = flags & set(argv)
+    args = read_settings([argument for argument in argv if argument not in flags])
+    from fastkd.trainer.estimate import estimate
+    from fastkd.trainer.estimate.text import text
+
+    found = estimate(args, processes, timed="--no-time" not in chosen)
+    print(json.dumps(found.to_dict(), indent=2) if "--json" in chosen else text(found, args))
+    return 0
+
+
+def _take_processes(argv: list[str]) -> tuple[int | None, list[str]]:
+    rest = list(argv)
+    for i, argument in enumerate(rest):
+        name, equals, value = argument.partition("=")
+        if name == "--processes":
+            value = value if equals else "".join(rest[i + 1 : i + 2])
+            if not value.isdigit() or int(value) < 1:
+                raise ValueError(f"--processes must be a whole number from 1, not {value!r}")
+            del rest[i : i + (1 if equals else 2)]
+            return int(value), rest
+    return None, rest

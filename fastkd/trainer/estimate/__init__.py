@@ -1,0 +1,168 @@
+"""Memory, time per step and cache sizes of a configuration, before any weights are read."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.estimate.caches import CacheSize, cache_sizes
+from fastkd.trainer.estimate.lengths import Lengths, lengths
+from fastkd.trainer.estimate.remedies import Remedy, remedies
+from fastkd.trainer.estimate.speed import Machine, measure, seconds_per_step
+from fastkd.trainer.estimate.step import Shape, Step, run_step
+from fastkd.trainer.loading import BASE, CACHE
+
+__all__ = ["Estimate", "Shape", "Step", "estimate", "run_step"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, per process.
+
+    Attributes:
+        device, processes: where, and how many share the work.
+        train, held_out: what is known of the data's lengths.
+        step: memory and arithmetic of the largest batch.
+        at_full_length: bytes at the peak if a row of ``max_length`` tokens comes, where none was seen and
+            not all rows were looked at.
+        remedies: settings that would need less, the best first.
+        machine: its measured speed; None where it was not to be measured.
+        seconds_per_step: a range.
+        steps: optimizer steps of the whole run; None where the number of rows is not known.
+        caches: by kind.
+        process_bytes: what Python, torch and transformers take beside the tensors (this process now).
+        free_bytes: of the device.
+        generated_tokens: at most, of ``fastkd generate`` over the training data.
+    """
+
+    device: str
+    processes: int
+    train: Lengths
+    held_out: Lengths | None
+    step: Step
+    at_full_length: int | None
+    remedies: list[Remedy]
+    machine: Machine | None
+    seconds_per_step: tuple[float, float] | None
+    steps: int | None
+    caches: dict[str, CacheSize]
+    process_bytes: int
+    free_bytes: int
+    generated_tokens: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON would have it."""
+        found = asdict(replace(self, step=replace(self.step, phases={})))
+        found["step"] |= {
+            "peak_bytes": self.step.peak,
+            "peak_phase": self.step.phase,
+            "phases": {name: dict(parts) for name, parts in self.step.phases.items()},
+        }
+        return found
+
+
+def estimate(args: DistillationConfig, processes: int | None = None, timed: bool = True) -> Estimate:
+    """Estimate a configuration.
+
+    Memory is that of tensors: weights, gradients, optimizer state, activations, logits. The batch is the
+    largest that the data makes. The allocator's own reserve and the process itself come on top.
+
+    Args:
+        args: of ``fastkd distill``, or of ``fastkd train`` without a teacher.
+        processes: that train together; those of this launch if None.
+        timed: measure this machine's speed for a second or two, to say how long a step takes.
+
+    Raises:
+        ValueError: a model or a setting that cannot be read.
+    """
+    args = copy.copy(args)
+    if args.teacher is None:
+        args.kd_ratio = 0.0
+    processes = processes or args.world_size
+    train = lengths("train_file", args, args.per_device_train_batch_size)
+    if train is None:
+        target = args.max_target_length if args.task == "seq2seq" else 0
+        full = Shape(args.per_device_train_batch_size, args.max_length, target)
+        train = Lengths(None, full, full, float(target or args.max_length), 0, "max_length, no train_file")
+    held_out = lengths("eval_file", args, args.per_device_eval_batch_size)
+    largest = _with_samples(train.longest, train, args)
+    step = run_step(args, largest, None if held_out is None else held_out.longest, processes)
+    usual = step
+    if train.usual != largest:
+        usual = run_step(args, _with_samples(train.usual, train, args), None, processes)
+    longer = replace(largest, length=args.max_length)
+    held_shape = None if held_out is None else held_out.longest
+    full_peak = None
+    if "all" not in train.source and largest.length < args.max_length and not args.packing:
+        full_peak = run_step(args, longer, None, processes).peak
+    machine = seconds = None
+    micro_batches = args.gradient_accumulation_steps
+    if timed:
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        tokens = largest.rows * train.usual.length
+        machine = measure(torch.device(args.device), dtype, tokens, step.hidden)
+        seconds = seconds_per_step(usual, micro_batches, machine)
+    targets = None if train.rows is None else train.rows * train.targets
+    return Estimate(
+        args.device.type,
+        processes,
+        train,
+        held_out,
+        step,
+        full_peak,
+        [] if step.reason else remedies(args, step, largest, held_shape, processes),
+        machine,
+        seconds,
+        _steps(args, train, processes),
+        _caches(args, step, targets),
+        psutil.Process().memory_info().rss,
+        free_bytes(args.device),
+        _generated(args, train),
+    )
+
+
+def _with_samples(shape: Shape, known: Lengths, args: DistillationConfig) -> Shape:
+    """On-policy batches hold a prompt and as long an answer as the student may give."""
+    if args.lmbda == 0:
+        return shape
+    if args.task == "seq2seq":
+        return replace(shape, target=max(shape.target, args.max_completion_length))
+    return replace(shape, length=max(shape.length, known.prompt + args.max_completion_length))
+
+
+def _steps(args: DistillationConfig, train: Lengths, processes: int) -> int | None:
+    if args.max_steps > 0:
+        return args.max_steps
+    if train.rows is None:
+        return None
+    batches = math.ceil(train.rows / (args.per_device_train_batch_size * processes))
+    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+def _is_live(args: DistillationConfig) -> bool:
+    return args.teacher is not None and args.teacher != BASE and not args.teacher.startswith(CACHE)
+
+
+def _caches(args: DistillationConfig, step: Step, targets: float | None) -> dict[str, CacheSize]:
+    if not _is_live(args):
+        return {}
+    return cache_sizes(args, step.teacher_columns, step.teacher_hidden, step.teacher_itemsize, targets)
+
+
+def _generated(args: DistillationConfig, train: Lengths) -> int | None:
+    if not _is_live(args) or train.rows is None or args.task == "classification" or args.packing:
+        return None
+    return train.rows * args.max_completion_length
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that nobody uses."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

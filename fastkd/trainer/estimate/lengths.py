@@ -1,0 +1,78 @@
+"""How long the batches will be, from some thousand rows."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.estimate.step import Shape
+from fastkd.trainer.loading import load_tokenizer
+from fastkd.trainer.sample import look
+from fastkd.trainer.tasks import IGNORE_INDEX
+
+BATCHES = 200
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of the rows of a data set.
+
+    Attributes:
+        rows: how many there are (with packing, pieces); None where the data could not be read.
+        longest, usual: the largest batch, and one of mean padded length.
+        targets: mean number of labels of a row.
+        prompt: tokens of the longest prompt.
+        source: where this is known from, in words.
+    """
+
+    rows: int | None
+    longest: Shape
+    usual: Shape
+    targets: float
+    prompt: int
+    source: str
+
+
+def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
+    """Of batches of ``rows`` rows of ``train_file`` or ``eval_file``; None where there is no such data.
+
+    Where the data or the tokenizer cannot be read, all rows count as long as ``max_length`` allows.
+    """
+    target = args.max_target_length if args.task == "seq2seq" else 0
+    full = Shape(rows, args.max_length, target)
+    try:
+        sample = look(field, args, load_tokenizer(args))
+    except ValueError as error:
+        if field == "eval_file":
+            return None
+        return Lengths(None, full, full, float(target or args.max_length), 0, f"max_length, since {error}")
+    if sample is None:
+        return None
+    if not sample.kept:
+        return Lengths(sample.total, full, full, float(target or args.max_length), 0, "max_length")
+    sizes = [(len(row["input_ids"]), len(row["labels"]) if target else 0) for row in sample.kept]
+    targets = sum(_learned(row["labels"]) for row in sample.kept) / len(sizes)
+    if args.packing:
+        tokens = sum(length for length, _ in sizes) * sample.total / len(sizes)
+        pieces = math.ceil(tokens / args.max_length)
+        share = targets * len(sizes) / sum(length for length, _ in sizes)
+        return Lengths(pieces, full, full, share * args.max_length, 0, f"packed, from {sample.looked_at}")
+    # The batches of a shuffled epoch, each padded to its longest row.
+    draw = random.Random(0)
+    batches = [draw.choices(sizes, k=rows) for _ in range(BATCHES)]
+    usual = [round(sum(max(row[i] for row in batch) for batch in batches) / BATCHES) for i in (0, 1)]
+    longest = [max(size[i] for size in sizes) for i in (0, 1)]
+    return Lengths(
+        sample.total,
+        Shape(rows, longest[0], longest[1]),
+        Shape(rows, max(usual[0], 1), max(usual[1], 0)),
+        targets,
+        max(size[0] - _learned(row["labels"]) for size, row in zip(sizes, sample.kept, strict=True)),
+        f"the longest of {sample.looked_at}",
+    )
+
+
+def _learned(labels: list[int] | int) -> int:
+    return sum(x != IGNORE_INDEX for x in labels) if isinstance(labels, list) else int(labels != IGNORE_INDEX)

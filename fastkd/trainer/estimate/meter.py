@@ -1,0 +1,156 @@
+"""Counts the bytes of tensors that are alive, while operators run on tensors that hold no data."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from fastkd.backends import registry
+from fastkd.ops.linear import default_chunk
+
+WIDE = 4  # bytes of the float32 that 16-bit sums are kept in
+
+
+class Meter(TorchDispatchMode):
+    """Follows every storage from its creation to its end.
+
+    Attributes:
+        label: what storages that are made now are called.
+        phase: what the run is doing now.
+        live: bytes that are alive, by label.
+        peaks: of each phase, ``live`` when its sum was largest.
+        flops, operators, written: floating-point operations, calls and bytes of results of all that ran.
+
+    Args:
+        columns: widths of the logits; tensors as wide as that are called "logits and loss".
+        device: where the run will be.
+    """
+
+    def __init__(self, columns: set[int], device: torch.device) -> None:
+        super().__init__()
+        self.columns, self.device = columns, device
+        self.label, self.phase = "other", "setup"
+        self.live: Counter[str] = Counter()
+        self.peaks: dict[str, Counter[str]] = {}
+        self.flops = self.operators = self.written = 0
+        # By id: storages are not hashable by identity alone.
+        self._known: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+
+    def name(self, tensors: Iterable[Tensor | None], label: str, shares: int = 1) -> None:
+        """Label the storages of these tensors, known before or not; one part in ``shares`` is here."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._forget(id(tensor.untyped_storage()))
+                self._see(tensor, label, shares)
+
+    def take(self, label: str, size: int) -> None:
+        """Note that ``size`` bytes more are needed for a moment."""
+        self._note(Counter({label: size}))
+
+    @contextlib.contextmanager
+    def during(self, label: str, phase: str | None = None) -> Iterator[None]:
+        before = self.label, self.phase
+        self.label, self.phase = label, phase or self.phase
+        self._note(Counter())
+        try:
+            yield
+        finally:
+            self.label, self.phase = before
+
+    @property
+    def peak(self) -> tuple[str, Counter[str]]:
+        """The phase that needs most, and what is alive then."""
+        return max(self.peaks.items(), key=lambda item: item[1].total())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        packet = getattr(func, "_overloadpacket", None)
+        if func.name() == "aten::_grouped_mm":
+            # Without data it is only known in bfloat16, with data in the others too.
+            narrow = [x.bfloat16() for x in args[:2]]
+            out = func(*narrow, *args[2:], **kwargs).to(args[0].dtype)
+        else:
+            out = func(*args, **kwargs)
+        ours = func.namespace == "fastkd"
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, "logits and loss" if ours else self._label_of(tensor))
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        self.operators += 1
+        scratch: Counter[str] = Counter()
+        if ours:
+            names = [argument.name for argument in func._schema.arguments]
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            scratch["logits and loss"], flops = inside(
+                func._schema.name.removeprefix("fastkd::"), given, self.device
+            )
+            self.flops += flops
+        self._note(scratch)
+        return out
+
+    def _label_of(self, tensor: Tensor) -> str:
+        is_logits = tensor.dim() > 1 and tensor.shape[-1] in self.columns and self.phase != "backward"
+        return "logits and loss" if is_logits else self.label
+
+    def _see(self, tensor: Tensor, label: str, shares: int = 1) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        size = storage.nbytes() // shares
+        self._known[key] = weakref.ref(storage, lambda _: self._forget(key)), label, size
+        self.live[label] += size
+        self.written += size
+
+    def _forget(self, key: int) -> None:
+        found = self._known.pop(key, None)
+        if found is not None:
+            self.live[found[1]] -= found[2]
+
+    def _note(self, scratch: Counter[str]) -> None:
+        """Compare what is alive with the phase's peak."""
+        before = self.peaks.get(self.phase)
+        if before is None or self.live.total() + scratch.total() > before.total():
+            self.peaks[self.phase] = self.live + scratch
+
+
+def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int, int]:
+    """Bytes that one of our operators takes and gives back within a call, and its arithmetic."""
+    if name not in ("linear_kd", "dense_kd"):
+        return 0, 0
+    first = given["hidden" if name == "linear_kd" else "student"]
+    tokens, teacher = given["loss_scale"].numel(), given["teacher"]
+    backend = registry.choose(
+        given["backend"], device, first.dtype, teacher.dtype if given["indices"] is None else torch.float32
+    )
+    # The plain formulas keep about four float32 copies of the logits of a call.
+    spare = 4 * WIDE if backend.name == "reference" else 0
+    if name == "dense_kd":
+        return spare * tokens * first.shape[-1], 0
+    weight, teacher_weight = given["weight"], given["teacher_weight"]
+    vocab, hidden = weight.shape
+    size = first.element_size()
+    both = size + (0 if teacher_weight is None else teacher.element_size())
+    chunk = given["chunk_size"] or default_chunk(tokens, vocab * both)
+    # A teacher that the loss does not read is not multiplied out.
+    reads_teacher = teacher_weight is not None and given["kd_weight"] != 0
+    scratch = min(chunk, max(tokens, 1)) * vocab * ((both if reads_teacher else size) + spare)
+    if given["wanted"][1] and size < WIDE:
+        scratch += weight.numel() * WIDE
+    gemms = 1 + given["wanted"][0] + given["wanted"][1]
+    flops = 2 * tokens * vocab * hidden * gemms
+    if reads_teacher:
+        flops += 2 * tokens * teacher_weight.numel()
+    return scratch, flops
