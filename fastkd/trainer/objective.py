@@ -55,7 +55,8 @@ def measure(
 ) -> Sums:
     """What a batch reports: ``loss``, ``kd``, ``ce`` (never smoothed), ``student_entropy``, and with a
     teacher ``teacher_entropy``, ``agreement`` (top-1) and, where the teacher gives every token a probability,
-    ``teacher_ce``; of a classifier also ``accuracy``. Sums over the valid targets, and their number
+    ``teacher_ce``; of a classifier also ``accuracy`` and
+    ``teacher_accuracy``. Sums over the valid targets, and their number
     ``tokens``.
     """
     student, teacher = _detached(student), _detached(teacher)
@@ -80,6 +81,9 @@ def measure(
         valid = targets != IGNORE_INDEX
         right = (student.argmax(-1) == targets) & valid
         found["accuracy"] = right.sum() / valid.sum().clamp(min=1)
+        if isinstance(teacher, Tensor):
+            right = (teacher.argmax(-1) == targets) & valid
+            found["teacher_accuracy"] = right.sum() / valid.sum().clamp(min=1)
     count = metrics.num_valid.float()
     return {**{name: value.float() * count for name, value in found.items()}, "tokens": count}
 

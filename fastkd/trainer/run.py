@@ -22,6 +22,7 @@ from fastkd.trainer import checkpoints, report
 from fastkd.trainer.clock import StepClock
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.data import class_names, load_rows
+from fastkd.trainer.evaluate import classified
 from fastkd.trainer.loading import BASE, known_classes, load_student, load_teacher, load_tokenizer
 from fastkd.trainer.progress import Progress
 from fastkd.trainer.tasks import TASKS
@@ -206,4 +207,6 @@ def train_one(
         },
         "history": trainer.state.log_history,
     }
+    if held_out is not None and args.task == "classification":
+        found |= classified(trainer)
     return found, trainer.is_world_process_zero()

@@ -9,10 +9,10 @@ from html import escape
 
 Points = list[tuple[float, float]]
 
-# Points of a line that are drawn; of longer ones, the extremes of equal stretches of steps.
-DRAWN = 240
-WIDTH, HEIGHT = 360.0, 196.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 34.0
+# Points of a line that are drawn.
+DRAWN = 200
+WIDTH, HEIGHT = 360.0, 208.0
+LEFT, RIGHT, TOP, BOTTOM = 42.0, 10.0, 24.0, 32.0
 # A logarithmic axis from this ratio of the largest to the smallest value on.
 LOGARITHMIC_FROM = 12.0
 
@@ -55,32 +55,40 @@ class Chart:
     may_be_log: bool = False
 
 
-def downsample(points: Points, most: int = DRAWN) -> Points:
-    """At most ``most`` points: the first, the last, and the lowest and highest of equal stretches between.
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of a series: a line, and the (step, lowest, highest) of the band around it."""
 
-    So a spike of one step stays visible.
+    points: Points
+    band: list[tuple[float, float, float]] = field(default_factory=list)
+
+
+def downsample(points: Points, most: int = DRAWN) -> Drawn:
+    """Series of up to ``most`` points as they are; of longer ones the means of equal stretches.
+
+    The band holds the lowest and highest value of each stretch, so that a spike of one step stays visible.
     """
     if len(points) <= most:
-        return points
-    inner = points[1:-1]
-    stretches = (most - 2) // 2
-    found = [points[0]]
-    for i in range(stretches):
-        part = inner[i * len(inner) // stretches : (i + 1) * len(inner) // stretches]
-        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        found += sorted(ends)
-    return [*found, points[-1]]
+        return Drawn(points)
+    means, band = [], []
+    for i in range(most):
+        part = points[i * len(points) // most : (i + 1) * len(points) // most]
+        step, values = part[-1][0], [y for _, y in part]
+        means.append((step, sum(values) / len(values)))
+        band.append((step, min(values), max(values)))
+    return Drawn(means, band)
 
 
 def figure(chart: Chart) -> str:
     """The chart as an HTML ``figure``; empty where there is nothing to draw."""
     lines = [(line, downsample([p for p in line.points if math.isfinite(p[1])])) for line in chart.lines]
-    lines = [(line, points) for line, points in lines if points]
+    lines = [(line, drawn) for line, drawn in lines if drawn.points]
     levels = [level for level in chart.levels if math.isfinite(level[2])]
     if not lines:
         return ""
-    values = [y for _, points in lines for _, y in points] + [value for _, _, value in levels]
-    steps = [x for _, points in lines for x, _ in points]
+    values = [y for _, drawn in lines for _, y in drawn.points] + [value for _, _, value in levels]
+    values += [y for _, drawn in lines for _, low, high in drawn.band for y in (low, high)]
+    steps = [x for _, drawn in lines for x, _ in drawn.points]
     log = chart.may_be_log and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
     across = _Axis(min(steps), max(steps), LEFT, WIDTH - RIGHT, exact=True)
     up = _Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, log=log)
@@ -89,14 +97,14 @@ def figure(chart: Chart) -> str:
     for _, role, value in levels:
         y = up.place(value)
         parts.append(f'<path class="line level {role}" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
-    for line, points in lines:
-        parts.append(_drawn(line, points, across, up))
+    parts += [_band(line, drawn, across, up) for line, drawn in lines]
+    parts += [_drawn(line, drawn.points, across, up) for line, drawn in lines]
     summary = "; ".join(
-        f"{line.label}: {_number(points[-1][1], chart.percent)} at step {points[-1][0]:g}"
-        for line, points in lines
+        f"{line.label}: {_number(drawn.points[-1][1], chart.percent)} at step {drawn.points[-1][0]:g}"
+        for line, drawn in lines
     )
     legend = [
-        _key(line.label, line.role, line.dashed, points[-1][1], chart.percent) for line, points in lines
+        _key(line.label, line.role, line.dashed, drawn.points[-1][1], chart.percent) for line, drawn in lines
     ]
     legend += [_key(label, role, True, value, chart.percent, fixed=True) for label, role, value in levels]
     last = max(steps)
@@ -107,6 +115,14 @@ def figure(chart: Chart) -> str:
         f'aria-label="{escape(chart.title)}. {escape(summary)}">{"".join(parts)}</svg>'
         f'<ul class="legend">{"".join(legend)}</ul></figure>'
     )
+
+
+def _band(line: Line, drawn: Drawn, across: _Axis, up: _Axis) -> str:
+    if not drawn.band or line.dashed:
+        return ""
+    above = [f"{across.place(x):.1f},{up.place(high):.1f}" for x, _, high in drawn.band]
+    below = [f"{across.place(x):.1f},{up.place(low):.1f}" for x, low, _ in reversed(drawn.band)]
+    return f'<polygon class="band {line.role}" points="{" ".join(above + below)}"/>'
 
 
 def _drawn(line: Line, points: Points, across: _Axis, up: _Axis) -> str:
@@ -145,12 +161,10 @@ def _grid(across: _Axis, up: _Axis, axis: str, percent: bool) -> str:
             made.append(
                 f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14:g}" text-anchor="middle">{_short(value)}</text>'
             )
-    middle, bottom = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    made.append(f'<text class="axis" x="{middle:g}" y="{HEIGHT - 5:g}" text-anchor="middle">step</text>')
     made.append(
-        f'<text class="axis" transform="translate(9 {bottom:g}) rotate(-90)" text-anchor="middle">'
-        f"{escape(axis)}</text>"
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" text-anchor="middle">step</text>'
     )
+    made.append(f'<text x="0" y="11">{escape(axis)}</text>')
     return "".join(made)
 
 
@@ -159,7 +173,7 @@ def _short(value: float) -> str:
         return f"{value / 1e6:.4g}M"
     if abs(value) >= 1e4:
         return f"{value / 1e3:.4g}k"
-    if value and abs(value) < 1e-3:
+    if value and abs(value) < 1e-2:
         return f"{value:.3g}".replace("e-0", "e-")
     return f"{value:.4g}"
 

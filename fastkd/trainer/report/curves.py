@@ -25,11 +25,11 @@ def charts(report: dict[str, Any]) -> list[Chart]:
         histories.pop("teacher", None)
     teacher = (report.get("teacher") or {}).get("eval") or {}
 
-    def lines(key: str, suffix: str = "", dashed: bool = False) -> list[Line]:
+    def lines(key: str) -> list[Line]:
         found = []
         for name, history in histories.items():
             if points := series(history, key):
-                found.append(Line(NAMES[name] + suffix, ROLES[name], points, dashed))
+                found.append(Line(NAMES[name], ROLES[name], points))
         return found
 
     def level(key: str) -> list[tuple[str, str, float]]:
@@ -44,11 +44,11 @@ def charts(report: dict[str, Any]) -> list[Chart]:
         Chart("Held-out perplexity", "perplexity", lines("eval_perplexity"), level("perplexity"),
               may_be_log=True),
         Chart("Held-out accuracy", "share right", lines("eval_accuracy"), level("accuracy"), percent=True),
-        Chart("Held-out agreement with the teacher", "same top-1", lines("eval_agreement"), percent=True),
-        Chart("Training loss (each its own objective)", "loss", lines("loss"), may_be_log=True),
-        Chart("Divergence from the teacher (kd)", "nats", lines("kd"), may_be_log=True),
-        Chart("Cross-entropy with the labels (ce)", "nats", lines("ce"), may_be_log=True),
-        Chart("Agreement with the teacher", "same top-1", lines("agreement"), percent=True),
+        Chart("Held-out agreement", "same top-1 as the teacher", lines("eval_agreement"), percent=True),
+        Chart("Training loss", "each model's own objective", lines("loss"), may_be_log=True),
+        Chart("Divergence from the teacher", "kd, nats", lines("kd"), may_be_log=True),
+        Chart("Cross-entropy with the labels", "ce, nats", lines("ce"), may_be_log=True),
+        Chart("Training agreement", "same top-1 as the teacher", lines("agreement"), percent=True),
         Chart("Training accuracy", "share right", lines("accuracy"), percent=True),
         Chart("Entropy of the predictions", "nats", entropies),
     ]  # fmt: skip
@@ -57,8 +57,8 @@ def charts(report: dict[str, Any]) -> list[Chart]:
     }
     made += [Chart(f"Matching loss: {key}", "loss", lines(key), may_be_log=True) for key in sorted(others)]
     made += [
-        Chart("Learning rate", "per step", lines("learning_rate")),
-        Chart("Gradient norm", "norm", lines("grad_norm"), may_be_log=True),
+        Chart("Learning rate", "", lines("learning_rate")[:1]),
+        Chart("Gradient norm", "before clipping", lines("grad_norm"), may_be_log=True),
     ]
     return [chart for chart in made if chart.lines]
 

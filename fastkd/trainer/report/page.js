@@ -34,7 +34,7 @@ for (const figure of document.querySelectorAll("figure")) {
     const best = nearest(found, x);
     found.forEach((point, i) => (values[i].textContent = format(point[2])));
     step.textContent = best[1].toLocaleString("en-GB");
-    cursor.setAttribute("d", `M${best[0]} 8V162`);
+    cursor.setAttribute("d", `M${best[0]} 24V176`);
     svg.append(cursor);
   });
   svg.addEventListener("pointerleave", () => {

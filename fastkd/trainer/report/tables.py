@@ -42,7 +42,8 @@ Rows = dict[str, dict[str, Any]]
 
 def parts(report: dict[str, Any]) -> Rows:
     """The report's models by name."""
-    return {name: report[name] for name in MODELS if isinstance(report.get(name), dict)}
+    known = {name: report[name] for name in MODELS if isinstance(report.get(name), dict)}
+    return {name: part for name, part in known.items() if any(part.values())}
 
 
 def rows(report: dict[str, Any]) -> Rows:

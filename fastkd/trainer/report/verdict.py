@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastkd.trainer.report.tables import Rows, parts, rows
@@ -54,14 +55,26 @@ def _accuracy(table: Rows, name: str) -> str:
     if control is None:
         return f"The {name} gets {own:.1%} of the held-out texts right{aside}."
     points = 100 * (own - control)
-    if abs(points) < 0.05:
-        how = "as many of the held-out texts right as the same student without the teacher"
-        return f"The distilled student gets {how}: {own:.1%}{aside}."
+    count = _texts(table[name])
+    if count and abs(own - control) <= _by_chance(own, control, count):
+        return (
+            f"The distilled student gets {own:.1%} of the held-out texts right, the same student without the "
+            f"teacher {control:.1%}{aside}: no difference that {count:,} texts could show."
+        )
     more = "more" if points > 0 else "fewer"
     return (
         f"The distilled student gets {abs(points):.1f} points {more} of the held-out texts right than the "
         f"same student without the teacher: {own:.1%} against {control:.1%}{aside}."
     )
+
+
+def _texts(row: dict[str, Any]) -> int:
+    return sum(map(sum, row.get("classes", {}).get("confusion", [])))
+
+
+def _by_chance(one: float, other: float, count: int) -> float:
+    """Two standard errors of the difference of two shares of ``count`` texts."""
+    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / count)
 
 
 def _writing(report: dict[str, Any], name: str) -> str | None:
