@@ -1,48 +1,94 @@
-"""Run by test_distributed.py, under torchrun and without: trains a few steps and writes what came out."""
+"""Run by test_distributed.py, under torchrun and without: trains some steps and writes what came out."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tiny import llama, rows
+from torch.distributed.tensor import DTensor
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 
+WHOLE_BATCH = 8
 
-def main(folder: Path) -> None:
+
+class Sharded(DistillationTrainer):
+    """FSDP2 as on GPUs. `accelerate` shards on a CPU only when it is told that this is such a run."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            state_dict_type="FULL_STATE_DICT",
+            reshard_after_forward=True,
+        )
+        self.accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.accelerator.state.fsdp_plugin = plugin
+        self.is_fsdp_enabled = True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--fused", default="true")
+    parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--save-steps", type=int)
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    saving: dict[str, Any] = {"save_strategy": "no"}
+    if options.save_steps:
+        saving = {"save_strategy": "steps", "save_steps": options.save_steps}
     args = DistillationConfig(
-        output_dir=str(folder),
-        max_steps=3,
-        per_device_train_batch_size=4 // processes,
-        per_device_eval_batch_size=4 // processes,
-        optim="sgd",
-        learning_rate=0.5,
+        output_dir=str(options.folder),
+        max_steps=options.steps,
+        per_device_train_batch_size=WHOLE_BATCH // processes // options.accumulation,
+        per_device_eval_batch_size=WHOLE_BATCH // processes,
+        gradient_accumulation_steps=options.accumulation,
+        gradient_checkpointing=options.checkpointing,
+        learning_rate=0.1,
         lr_scheduler_type="constant",
-        save_strategy="no",
         logging_steps=1,
+        fused_head=options.fused,
         use_cpu=True,
         disable_tqdm=True,
+        report_to="none",
+        **saving,
     )
-    trainer = DistillationTrainer(
-        llama(0), llama(1), args, train_dataset=rows(32), eval_dataset=rows(8, seed=3)
+    trainer = (Sharded if options.fsdp else DistillationTrainer)(
+        llama(0),
+        llama(1),
+        args,
+        train_dataset=rows(64),
+        eval_dataset=rows(8, seed=3),
+        optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=True if options.resume else None)
     metrics = trainer.evaluate()
     trainer.save_model()
+    sharded = any(isinstance(parameter, DTensor) for parameter in trainer.model_wrapped.parameters())
+    assert sharded == options.fsdp
     if trainer.is_world_process_zero():
+        logged = ("loss", "kd", "ce", "grad_norm")
         found = {
-            "logs": [
-                {k: e[k] for k in ("loss", "kd", "ce")} for e in trainer.state.log_history if "loss" in e
-            ],
+            "logs": [{k: e[k] for k in logged} for e in trainer.state.log_history if "loss" in e],
             "eval": {k: metrics[f"eval_{k}"] for k in ("loss", "kd", "ce", "agreement")},
         }
-        (folder / "found.json").write_text(json.dumps(found))
+        (options.folder / "found.json").write_text(json.dumps(found))
 
 
-main(Path(sys.argv[1]))
+main()
