@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -16,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fastkd.trainer.decode import decode
+from fastkd.trainer.decode import decode, questions
 from fastkd.trainer.tasks import TASKS
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 8, 2], [11, 12], [3, 3, 3, 3]]
@@ -171,6 +173,57 @@ def test_all_ends_end(tokenizer: Any) -> None:
     model.generation_config.eos_token_id = [47, stop]
     ((_, (ended,)),) = decode(model, task, tokenizer, [[5, 6, 7]], max_new_tokens=6)
     assert ended.complete and ended.tokens == whole.tokens[: whole.tokens.index(stop) + 1]
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}{{ 'z' }}{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+)
+
+
+def test_questions_are_what_the_model_was_trained_to_answer(tokenizer: Any, configuration: Any) -> None:
+    """The prompt of a row is the unlabelled part of the same row in training, in every layout."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = TEMPLATE
+    turns = [("user", "hello"), ("assistant", "yes"), ("user", "bye"), ("assistant", "no")]
+    data = {
+        "messages": [{"messages": [{"role": role, "content": said} for role, said in turns]}],
+        "prompt": [{"prompt": "one two", "completion": " three"}, {"prompt": "left out", "completion": ""}],
+    }
+    args, task = configuration(max_length=24), TASKS["causal_lm"]
+    for name, given in data.items():
+        rows = Dataset.from_list(given)
+        (asked,) = questions(rows, task, chatty, args, "eval_file")
+        layout = task.layout_of(rows.column_names, "eval_file")
+        encoded = task.encode(given[0], layout, chatty, args)
+        assert encoded is not None and asked.row == 0
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        last = max(i for i, label in enumerate(labels) if label == -100) + 1
+        assert asked.ids == ids[:last], name
+        answered = chatty.decode([label for label in labels[last:]], skip_special_tokens=True)
+        assert answered.removesuffix("z") == asked.reference
+    assert questions(Dataset.from_list(data["messages"]), task, chatty, args, "x")[0].source == (
+        "user: hello\nassistant: yes\nuser: bye"
+    )
+
+
+def test_questions_are_cut_where_training_cuts(tokenizer: Any, configuration: Any) -> None:
+    args = configuration(max_length=5)
+    rows = Dataset.from_list([{"source": "abcdefgh", "target": "yes"}])
+    (asked,) = questions(rows, TASKS["causal_lm"], tokenizer, args, "eval_file")
+    assert asked.ids == tokenizer("defgh")["input_ids"] and asked.source == "abcdefgh"
+    (asked,) = questions(rows, TASKS["seq2seq"], tokenizer, args, "eval_file")
+    encoded = TASKS["seq2seq"].encode(rows[0], ("source", "target"), tokenizer, args)
+    assert encoded is not None and asked.ids == encoded["input_ids"]
+
+
+def test_rows_without_questions(tokenizer: Any, configuration: Any) -> None:
+    task = TASKS["causal_lm"]
+    with pytest.raises(ValueError, match="eval_file has no prompts: it needs the columns prompt"):
+        questions(Dataset.from_list([{"text": "a"}]), task, tokenizer, configuration(), "eval_file")
+    empty = Dataset.from_list([{"prompt": "a", "completion": ""}])
+    with pytest.raises(ValueError, match="eval_file holds no prompt with an answer"):
+        questions(empty, task, tokenizer, configuration(), "eval_file")
 
 
 def test_errors(tokenizer: Any) -> None:

@@ -297,7 +297,7 @@ def test_a_run_leaves_a_report_while_it_runs(tmp_path: Path) -> None:
     """Stopped in its middle it has the curves so far; at the end all of them, the control's too."""
     args = DistillationConfig(
         output_dir=str(tmp_path), use_cpu=True, max_steps=6, eval_strategy="steps", eval_steps=2,
-        logging_steps=1, save_strategy="no", disable_tqdm=True, per_device_train_batch_size=2,
+        logging_steps=1, save_steps=2, disable_tqdm=True, per_device_train_batch_size=2,
     )  # fmt: skip
     found = report.about(args, "distill")
 
@@ -321,7 +321,9 @@ def test_a_run_leaves_a_report_while_it_runs(tmp_path: Path) -> None:
     assert report.verdict(saved) == "Not finished: the student is at step 4 of 6."
     assert "Not finished" in (tmp_path / "report.html").read_text() and "student" not in found
 
+    args.resume_from_checkpoint = "true"  # from step 2: that of step 4 was not reached
     found["student"] = one(args, "student", report.Live)
+    assert [e["step"] for e in found["student"]["history"] if "loss" in e] == [1, 2, 3, 4, 5, 6]
     found["control"] = one(control_of(args), "control", report.Live)
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["unfinished"] == {"title": "control", "step": 4, "of": 6}
