@@ -2,32 +2,253 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.tasks import Task
+from fastkd.trainer.heads import output_width
+from fastkd.trainer.tasks import IGNORE_INDEX, Task
+from fastkd.trainer.tasks.base import pad
+from fastkd.trainer.views import Batch
+
+# Whatever else a model's generation config asks for would make the samples somebody else's.
+_PLAIN_SAMPLING: dict[str, Any] = {
+    "do_sample": True,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "forced_eos_token_id": None,
+    "use_cache": True,
+}
 
 
 class OnPolicy:
     """Makes some optimizer steps out of the student's samples.
+
+    Which steps, and what is drawn in them, follows from the seed, the step and the process alone: resuming
+    changes nothing, and nobody else's random numbers move.
 
     Args:
         teacher: who judges them; must be live.
         task: causal_lm or seq2seq.
         tokenizer, pad_token_id: of the student.
         args: with ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed``.
+
+    Raises:
+        ValueError: a task without text, no teacher or one that cannot judge new text, packing.
     """
 
     def __init__(
         self, teacher: Any, task: Task, tokenizer: Any, pad_token_id: int, args: DistillationConfig
     ) -> None:
-        raise ValueError("lmbda is not available yet")
+        if task.name == "classification":
+            raise ValueError("a classifier writes nothing to learn from: set lmbda: 0")
+        if teacher is None:
+            raise ValueError(f"lmbda={args.lmbda} needs a teacher to judge the samples: set teacher")
+        if not teacher.live:
+            raise ValueError(
+                "a cached teacher cannot judge new text: give the model itself as teacher, or set lmbda: 0"
+            )
+        if args.packing:
+            raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
+        self.teacher, self.task, self.tokenizer, self.pad_token_id = teacher, task, tokenizer, pad_token_id
+        self.args = args
+        self._rooted = False
 
     def is_due(self, step: int) -> bool:
         """Whether this optimizer step is on-policy; the same on every process and after resuming."""
-        return False
+        return bool(np.random.default_rng([self.args.seed, step]).random() < self.args.lmbda)
 
     def resample(self, batches: Iterator[Any], wrapped: Any, student: Any, step: int) -> Iterator[Any]:
-        """The batches with their completions replaced by the student's, and ``own_samples`` set."""
-        yield from batches
+        """The batches with their completions replaced by the student's, and ``own_samples`` set.
+
+        Args:
+            batches: as the task's ``collate`` makes them.
+            wrapped: the module that trains.
+            student: the plain model in it.
+            step: of the optimizer.
+
+        Raises:
+            ValueError: a batch without a prompt.
+        """
+        for number, batch in enumerate(batches):
+            prompts = self.prompts(batch)
+            seeds = np.random.SeedSequence([self.args.seed, step, self.args.process_index, number])
+            device = batch["input_ids"].device
+            with (
+                self._gathered(wrapped, batch) as sharded,
+                _drawing_from(int(seeds.generate_state(1)[0]), device),
+            ):
+                completions = self.sample(student, prompts, device, sharded)
+            made = self.task.collate(self.rows(prompts, completions), self.pad_token_id)
+            yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
+
+    def prompts(self, batch: Batch) -> list[list[int]]:
+        """What the student is to answer: the source, or the tokens before a row's first label.
+
+        A row without any (an empty prompt) is left out.
+
+        Raises:
+            ValueError: no row has one.
+        """
+        ids: Tensor = batch["input_ids"]
+        if self.task.name == "seq2seq":
+            ends = batch["attention_mask"].sum(1)
+        else:
+            if "position_ids" in batch:
+                raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
+            said = batch["labels"] != IGNORE_INDEX
+            ends = torch.where(said.any(1), said.int().argmax(1), 0)
+        prompts = [row[:end] for row, end in zip(ids.tolist(), ends.tolist(), strict=True) if end]
+        if not prompts:
+            raise ValueError(
+                "lmbda has the student answer prompts, and this data has none: "
+                "give prompt and completion columns, or messages, or set lmbda: 0"
+            )
+        return prompts
+
+    def rows(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[dict[str, Any]]:
+        """Rows as the task encodes them. Only what the student said is a label."""
+        if self.task.name == "seq2seq":
+            return [{"input_ids": p, "labels": c} for p, c in zip(prompts, completions, strict=True)]
+        return [
+            {"input_ids": p + c, "labels": [IGNORE_INDEX] * len(p) + c}
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+
+    def sample(
+        self, student: Any, prompts: list[list[int]], device: torch.device, sharded: bool = False
+    ) -> list[list[int]]:
+        """One answer to each prompt, with its end-of-sequence if it came to one."""
+        ids, mask = pad(prompts, self.pad_token_id), pad([[1] * len(prompt) for prompt in prompts], 0)
+        before = 1  # the decoder's start token
+        if self.task.name != "seq2seq":
+            # Prompts end in one column, where all answers begin.
+            ids, mask = pad([p[::-1] for p in prompts], self.pad_token_id).flip(1), mask.flip(1)
+            before = ids.shape[1]
+        room = self.args.max_completion_length
+        window = getattr(student.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if isinstance(window, int) and window > 1:  # else positions are relative
+            room = max(1, min(room, window - before))
+        ends = self._ends(student)
+        training = [module for module in student.modules() if module.training]
+        student.eval()
+        try:
+            with self._precision(device):
+                made = student.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=room,
+                    temperature=self.args.sampling_temperature,
+                    eos_token_id=ends or None,
+                    pad_token_id=self.pad_token_id,
+                    suppress_tokens=self._nobodys(student),
+                    synced_gpus=False if sharded else None,
+                    **_PLAIN_SAMPLING,
+                )
+        finally:
+            for module in training:
+                module.training = True
+        return [_until(answer, ends) for answer in made[:, before:].tolist()]
+
+    def _ends(self, student: Any) -> list[int]:
+        """Every token that ends an answer, the model's and the tokenizer's."""
+        found: list[int] = []
+        for source in (getattr(student, "generation_config", None), self.tokenizer):
+            value = getattr(source, "eos_token_id", None)
+            found += value if isinstance(value, list) else [] if value is None else [value]
+        return sorted(set(found))
+
+    def _nobodys(self, student: Any) -> list[int] | None:
+        """Columns of the student's head that stand for no token, or for none that the teacher knows."""
+        width = output_width(student)
+        known = min(width, self.teacher.columns)
+        if self.tokenizer is not None:
+            known = min(known, len(self.tokenizer))
+        return list(range(known, width)) or None
+
+    def _precision(self, device: torch.device) -> Any:
+        """The one in which the student trains."""
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _gathered(self, wrapped: nn.Module, batch: Batch) -> Iterator[bool]:
+        """All weights on every process, where FSDP has sharded them; yields whether it has.
+
+        Answers differ in length between processes, so no layer may gather its weights on the way.
+
+        Raises:
+            ValueError: the first version of FSDP, which cannot do this.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            yield False
+            return
+        from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+        modules = list(wrapped.modules())
+        if any(isinstance(module, FullyShardedDataParallel) for module in modules):
+            raise ValueError("lmbda needs the second version of FSDP: set fsdp_version to 2")
+        shards = [module for module in modules if isinstance(module, FSDPModule)]
+        if not shards:
+            yield False
+            return
+        if not self._rooted:
+            # FSDP takes for its root what runs first, and that must not be a layer.
+            with _drawing_from(0, batch["input_ids"].device), torch.no_grad():
+                wrapped(**batch)
+            self._rooted = True
+        # Not all modules have the same setting, and only the setter is public.
+        settings = [(g, g.post_forward_mesh_info) for module in shards for g in _parameter_groups(module)]
+        for module in shards:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield True
+        finally:
+            for group, setting in settings:
+                group.post_forward_mesh_info = setting
+            for module in shards:
+                module.reshard()
+
+
+def _parameter_groups(module: Any) -> list[Any]:
+    """Of one module of FSDP; torch 2.13 made it several."""
+    state = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [state._fsdp_param_group] if state._fsdp_param_group is not None else []
+
+
+def _until(answer: list[int], ends: list[int]) -> list[int]:
+    """Up to its first end-of-sequence. One that has none was cut by the limit, and stays open."""
+    for i, token in enumerate(answer):
+        if token in ends:
+            return answer[: i + 1]
+    return answer
+
+
+@contextlib.contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """The random numbers of a seed; afterwards, those that would have come next."""
+    on_cpu = device.type == "cpu"
+    kept = [] if on_cpu else [torch.get_device_module(device).current_device()]
+    with torch.random.fork_rng(devices=kept, **({} if on_cpu else {"device_type": device.type})):
+        torch.default_generator.manual_seed(seed)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(seed)
+        yield

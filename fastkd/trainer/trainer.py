@@ -25,7 +25,7 @@ from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.tasks import TASKS, Task
 from fastkd.trainer.tasks.base import Collator
-from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, Teacher
+from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,16 @@ class DistillationTrainer(Trainer):
         vocab_size = common_columns(model, self._teacher, processing_class, task)
         matching = None
         if args.feature_matches or args.gradient_match_weight:
-            if not isinstance(self._teacher, LiveTeacher):
+            if not isinstance(self._teacher, (LiveTeacher, BaseTeacher)):
                 raise ValueError(
                     "feature_matches and gradient_match_weight look inside the teacher: they need a live one"
                 )
             matching = Matching(
-                model, self._teacher.model, args.feature_matches or [], args.gradient_match_weight
+                model,
+                self._teacher.model,
+                args.feature_matches or [],
+                args.gradient_match_weight,
+                vocab_size,
             )
         options = {**args.loss_options(), "vocab_size": vocab_size}
         student = DistilledStudent(model, task, head, self._teacher, options, matching)
@@ -120,6 +124,10 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.gradient_match_weight and self.is_fsdp_enabled:
+            raise ValueError(
+                "gradient_match_weight differentiates inside the forward, which FSDP does not allow: use DDP"
+            )
         # The loss smooths. Where the forward shifts the labels, they are counted from the second one on.
         self.label_smoother = None
         self._loss_shifts_labels = task.shifts_labels
@@ -248,16 +256,17 @@ class DistillationTrainer(Trainer):
             self.model = outer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        learned = None
         if state_dict is not None:
-            state_dict = {name.removeprefix("student."): value for name, value in state_dict.items()}
-            state_dict = {
-                name: value for name, value in state_dict.items() if not name.startswith("matching.")
-            }
+            learned, state_dict = (
+                {name.removeprefix(part): v for name, v in state_dict.items() if name.startswith(part)}
+                for part in ("matching.", "student.")
+            )
         with self._plain_student():
             super()._save(output_dir, state_dict)
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
-            matching.save(Path(output_dir or str(self.args.output_dir)))
+            matching.save(Path(output_dir or str(self.args.output_dir)), learned)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module
