@@ -18,7 +18,7 @@ from fastkd.trainer.estimate.speed import Machine, measure, seconds_per_step
 from fastkd.trainer.estimate.step import Shape, Step, run_step
 from fastkd.trainer.loading import BASE, CACHE
 
-__all__ = ["Estimate", "Shape", "Step", "estimate", "run_step"]
+__all__ = ["Estimate", "Shape", "Step", "estimate", "free_bytes", "run_step"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""What a finding is, and what the checks look at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.estimate.models import read_config
+from fastkd.trainer.loading import BASE, CACHE, load_tokenizer
+from fastkd.trainer.sample import Sample, look
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a configuration.
+
+    Attributes:
+        severity: ``error``: the run fails or trains on something wrong. ``warning``: it works, and probably
+            not as meant. ``note``: good to know.
+        name: of the check, for machines.
+        found: one sentence with the figure that shows it.
+        remedy: the setting to change, empty where nothing needs to be done.
+    """
+
+    severity: Severity
+    name: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass
+class Case:
+    """A configuration, with what it names read once and only when a check asks for it.
+
+    Attributes:
+        args: a copy that the checks may fill in.
+        fast: read no weights, of a cache only its manifest, and estimate no memory.
+        troubles: what could not be read, as findings.
+    """
+
+    args: DistillationConfig
+    fast: bool
+    troubles: list[Finding] = field(default_factory=list)
+
+    @property
+    def has_teacher_model(self) -> bool:
+        """Whether ``teacher`` is a model of its own."""
+        name = self.args.teacher
+        return name is not None and name != BASE and not name.startswith(CACHE)
+
+    @property
+    def cache_folder(self) -> Path | None:
+        name = self.args.teacher
+        return Path(name.removeprefix(CACHE)) if name is not None and name.startswith(CACHE) else None
+
+    @functools.cached_property
+    def student_config(self) -> Any:
+        return self._try("model", lambda: read_config("model", self.args.model, self.args))
+
+    @functools.cached_property
+    def teacher_config(self) -> Any:
+        if not self.has_teacher_model:
+            return None
+        return self._try("teacher", lambda: read_config("teacher", self.args.teacher, self.args))
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The one that the run uses."""
+        return self._try("tokenizer", lambda: load_tokenizer(self.args))
+
+    @functools.cached_property
+    def teacher_tokenizer(self) -> Any:
+        """None where the teacher came without one."""
+        if not self.has_teacher_model:
+            return None
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.args.teacher, trust_remote_code=self.args.trust_remote_code
+            )
+        except (OSError, ValueError):
+            return None
+
+    @functools.cached_property
+    def train(self) -> Sample | None:
+        return self._look("train_file")
+
+    @functools.cached_property
+    def held_out(self) -> Sample | None:
+        return self._look("eval_file")
+
+    @functools.cached_property
+    def optimizer_steps(self) -> int | None:
+        """Of the whole run."""
+        args = self.args
+        if args.max_steps > 0:
+            return args.max_steps
+        if self.train is None or args.packing:
+            return None
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return int(-(-self.train.total // batch) * args.num_train_epochs)
+
+    def generation_config(self, name: str) -> Any:
+        try:
+            return GenerationConfig.from_pretrained(name)
+        except (OSError, ValueError):
+            return None
+
+    def _look(self, name: str) -> Sample | None:
+        if self.tokenizer is None:
+            return None
+        return self._try(name, lambda: look(name, self.args, self.tokenizer))
+
+    def _try(self, name: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError, ImportError) as error:
+            self.troubles.append(Finding("error", f"unreadable_{name}", " ".join(str(error).split())))
+            return None
+
+
+Check = Callable[[Case], Iterator[Finding]]
+
+
+def count(some: int, of: int) -> str:
+    """``3 of 40 rows (8 %)``"""
+    return f"{some:,} of {of:,} rows ({100 * some / max(of, 1):.2g} %)"
+
+
+def listed(items: list[str], most: int = 3) -> str:
+    """The first few, with how many there are."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"

@@ -1,0 +1,195 @@
+"""What the machine lacks: a backend, a fused head, room on the disk."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastkd
+from fastkd.backends import registry
+from fastkd.trainer.doctor.findings import Case, Check, Finding
+from fastkd.trainer.estimate import Shape, free_bytes, run_step
+from fastkd.trainer.estimate.optimizers import optimizer_bytes
+from fastkd.trainer.estimate.text import size
+from fastkd.trainer.heads import LinearHead, declared_head
+from fastkd.trainer.tasks import TASKS
+
+# Where the NVIDIA driver shows itself, whether or not torch can use it.
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def backend(case: Case) -> Iterator[Finding]:
+    """A loss that would run by the plain formulas."""
+    args = case.args
+    device = torch.device(args.device.type)
+    student = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    chosen = registry.choose(None, device, student, _teacher_dtype(case, student))
+    if chosen.name == "reference":
+        reasons = [
+            f"{name.split(':')[0]}: {why}"
+            for name, why in fastkd.backends().items()
+            if name.endswith(f":{device.type}") and why != "available"
+        ]
+        yield Finding(
+            "warning",
+            "reference_backend",
+            f"the loss would run by the plain formulas on {device.type} "
+            f"({'; '.join(reasons) or student}), with "
+            "several copies of the logits in memory",
+            "mend what fastkd env names, or choose float32 or bfloat16",
+        )
+
+
+def _teacher_dtype(case: Case, student: torch.dtype) -> torch.dtype:
+    kwargs = case.args.teacher_model_init_kwargs
+    given: Any = kwargs.get("dtype", kwargs.get("torch_dtype")) if isinstance(kwargs, dict) else None
+    given = getattr(torch, given, None) if isinstance(given, str) else given
+    if given is None and case.teacher_config is not None:
+        given = getattr(case.teacher_config, "dtype", None)
+    return given if isinstance(given, torch.dtype) else student
+
+
+def idle_gpu(case: Case) -> Iterator[Finding]:
+    """A GPU that is there and would not be used, or not with our kernels."""
+    if torch.cuda.is_available():
+        if case.args.device.type == "cpu":
+            yield Finding(
+                "note",
+                "gpu_unused",
+                f"{torch.cuda.get_device_name(0)} is there and use_cpu: true leaves it alone",
+                "set use_cpu: false",
+            )
+        elif (why := fastkd.backends()["native:cuda"]) != "available":
+            yield Finding(
+                "warning", "no_cuda_kernels", f"the CUDA kernels cannot run: {why}", "build fastkd with nvcc"
+            )
+    elif NVIDIA_DRIVER.exists():
+        built = torch.version.cuda
+        yield Finding(
+            "warning",
+            "gpu_unseen",
+            "there is an NVIDIA driver and torch sees no GPU"
+            + (": it was built without CUDA" if built is None else f" (it was built for CUDA {built})"),
+            "install a CUDA build of torch" if built is None else "check nvidia-smi and CUDA_VISIBLE_DEVICES",
+        )
+
+
+def fused_head(case: Case) -> Iterator[Finding]:
+    """A head that is not linear as far as its configuration tells; the weights are asked elsewhere."""
+    if case.args.task == "classification" or case.args.fused_head == "false":
+        return
+    if (model := _without_weights(case)) is None:
+        return
+    head = declared_head(model)
+    if not isinstance(head, LinearHead):
+        yield head_finding(case, head)
+
+
+def head_finding(case: Case, reason: str) -> Finding:
+    """Of a head that ``find_linear_head`` refuses."""
+    return Finding(
+        "error" if case.args.fused_head == "true" else "note",
+        "fused_head",
+        f"the loss goes through logits, since {reason}",
+        "set fused_head: auto" if case.args.fused_head == "true" else "",
+    )
+
+
+def _without_weights(case: Case) -> Any:
+    """The student, made on no device."""
+    config = case.student_config
+    if config is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return TASKS[case.args.task].auto_class.from_config(
+                config, trust_remote_code=case.args.trust_remote_code
+            )
+    except Exception as error:  # a model's own code may do anything
+        reason = " ".join(str(error).split())[:200]
+        case.troubles.append(Finding("error", "student", f"the student cannot be built: {reason}"))
+        return None
+
+
+def disk(case: Case) -> Iterator[Finding]:
+    """Room for the checkpoints: weights and optimizer state each, as many as are kept at a time."""
+    args, steps = case.args, case.optimizer_steps
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if (model := _without_weights(case)) is None:
+        return
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    optim = str(getattr(args.optim, "value", args.optim))
+    state = (
+        0 if args.save_only_model or args.peft_config else optimizer_bytes(optim, None, model.parameters())
+    )
+    kept = _kept(args, strategy, steps)
+    needed = weights + kept * ((weights if not args.peft_config else 0) + state)
+    free = free_disk(Path(str(args.output_dir)))
+    if needed > free:
+        few = f"save_total_limit: {max(1, int((free - weights) // max(weights + state, 1)))}"
+        yield Finding(
+            "error",
+            "disk",
+            f"the model and {kept} checkpoints need {size(needed)} and {size(free)} are free at "
+            f"{args.output_dir}",
+            f"set {few} or save_only_model: true"
+            if free > 2 * weights + state
+            else "give another output_dir",
+        )
+    elif needed > 0.8 * free:
+        yield Finding(
+            "warning",
+            "disk",
+            f"the model and {kept} checkpoints need {size(needed)} of the {size(free)} that are free at "
+            f"{args.output_dir}",
+            "set save_total_limit",
+        )
+
+
+def memory(case: Case) -> Iterator[Finding]:
+    """A peak above what is free, as ``fastkd estimate`` has it."""
+    args = case.args
+    if case.fast or case.train is None or not case.train.kept or case.troubles:
+        return
+    seq2seq = args.task == "seq2seq"
+    longest = max(len(row["input_ids"]) for row in case.train.kept)
+    target = max(len(row["labels"]) for row in case.train.kept) if seq2seq else 0
+    shape = Shape(args.per_device_train_batch_size, args.max_length if args.packing else longest, target)
+    try:
+        step = run_step(args, shape, processes=args.world_size)
+    except ValueError:
+        return  # what is wrong is said where it is loaded
+    free = free_bytes(args.device)
+    if step.peak > free:
+        yield Finding(
+            "error",
+            "memory",
+            f"a step needs about {size(step.peak)} on {args.device.type} and {size(free)} are free",
+            "fastkd estimate shows settings that need less",
+        )
+
+
+def _kept(args: Any, strategy: str, steps: int | None) -> int:
+    """Checkpoints at a time: while the newest is written, the oldest is still there."""
+    if strategy == "no":
+        return 0
+    limit = math.inf if args.save_total_limit is None else args.save_total_limit + 1
+    if strategy == "steps" and steps is not None:
+        return int(min(limit, max(1, steps // max(1, int(args.save_steps)))))
+    return int(min(limit, max(1, math.ceil(args.num_train_epochs))))
+
+
+def free_disk(folder: Path) -> int:
+    """Free bytes where ``folder`` is or would be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
+CHECKS: tuple[Check, ...] = (backend, idle_gpu, fused_head, disk, memory)
