@@ -25,6 +25,8 @@ def load_rows(field: str, args: DistillationConfig) -> Dataset | None:
     split = args.train_split if field == "train_file" else args.eval_split
     if pattern is not None:
         rows = _local(field, pattern, args)
+        if Path(pattern).is_dir():  # what we wrote has our names
+            return rows
     elif args.dataset is not None and split is not None:
         rows = _from_hub(args.dataset, split)
     else:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny import VOCAB, llama, rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,6 +20,14 @@ from transformers import (
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+
+from fastkd.trainer import DistillationConfig
+from fastkd.trainer.cache import make_cache
+from fastkd.trainer.data import load_rows
+from fastkd.trainer.generate import generate_rows
+from fastkd.trainer.loading import load_teacher_model
+from fastkd.trainer.run import load_data, run
+from fastkd.trainer.store import manifest as manifests
 
 LETTERS = ["<end>", *(chr(97 + i) for i in range(26)), "Ġ", *(chr(65 + i) for i in range(20))]
 CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"
@@ -103,3 +115,66 @@ def workplace(folder: Path, count: int = 24) -> dict[str, Any]:
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
     }
+
+
+def settings(**fields: Any) -> DistillationConfig:
+    fixed: dict[str, Any] = {
+        "output_dir": "unused",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return DistillationConfig(**{**fixed, "max_steps": 2, "save_strategy": "no", **fields})
+
+
+class Crash(BaseException):
+    """Like a kill: no handler of ours may survive it."""
+
+
+@contextlib.contextmanager
+def crash_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop at the given one of all flushes and renames, before or after it."""
+    passed = 0
+
+    def counting(function: Any) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            nonlocal passed
+            for late in (False, True):
+                passed += 1
+                if passed == moment:
+                    raise Crash
+                result = None if late else function(*args, **kwargs)
+                if not late:
+                    kept = result
+            return kept
+
+        return called
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counting(os.fsync))
+        patch.setattr(Path, "replace", counting(Path.replace))
+        yield
+
+
+def redigested(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """An altered manifest whose digest is right, as whoever means harm would write it."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    change(content)
+    path.write_text(json.dumps({**content, "digest": manifests._digest(content)}))
+
+
+def job(command: str, folder: Path, fields: dict[str, Any]) -> None:
+    """What a command does, in shards so small that there are many of them."""
+    torch.set_num_threads(1)
+    args = DistillationConfig(output_dir=str(folder), **fields)
+    if command == "cache":
+        data = load_data(args)
+        make_cache(load_teacher_model(args), data.train, folder, args, data.tokenizer, shard_rows=2)
+    elif command == "generate":
+        rows = load_rows("train_file", args)
+        assert rows is not None
+        generate_rows(load_teacher_model(args), tokenizer(), rows, folder, args, shard_rows=2)
+    else:
+        run(args, command)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import pytest
 import stored
 import torch
 import yaml
-from stored import MODELS, encoded, files
+from stored import MODELS, Crash, crash_at, encoded, files, redigested, settings
 from tiny import VOCAB, llama, rows
 from torch import nn
 
@@ -25,22 +23,12 @@ from fastkd import SparseTeacher, kd_loss
 from fastkd.cli import main
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.cache import make_cache
-from fastkd.trainer.store import CacheReader, Manifest, Writer, manifest as manifests
+from fastkd.trainer.store import CacheReader, Manifest, Writer
 from fastkd.trainer.store.encoding import bytes_per_token, drawn, top
 from fastkd.trainer.store.fingerprints import tokenizer_fingerprint
 from fastkd.trainer.teachers import CachedTeacher
 
 EXACT = {"topk": 2e-3, "hidden": 2e-6}
-
-
-def settings(**fields: Any) -> DistillationConfig:
-    fixed: dict[str, Any] = {
-        "output_dir": "unused",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    return DistillationConfig(**{**fixed, "max_steps": 2, "save_strategy": "no", **fields})
 
 
 @pytest.fixture(scope="module")
@@ -233,35 +221,6 @@ def test_columns_survive_packing(vocab: int, count: int) -> None:
     assert entries.per_token().sum() == len(entries.low) == len(entries.values)
 
 
-class Crash(BaseException):
-    """Like a kill: no handler of ours may survive it."""
-
-
-@contextlib.contextmanager
-def crash_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Stop at the given one of all flushes and renames, before or after it."""
-    passed = 0
-
-    def counting(function: Any) -> Any:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            nonlocal passed
-            for late in (False, True):
-                passed += 1
-                if passed == moment:
-                    raise Crash
-                result = None if late else function(*args, **kwargs)
-                if not late:
-                    kept = result
-            return kept
-
-        return called
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", counting(os.fsync))
-        patch.setattr(Path, "replace", counting(Path.replace))
-        yield
-
-
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
 def test_goes_on_after_a_crash_at_any_write(
     caches: Callable[..., Path], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,15 +338,6 @@ def test_one_changed_row_is_found(caches: Callable[..., Path]) -> None:
 def test_divergences_of_both_tails(caches: Callable[..., Path], divergence: str, tail: str) -> None:
     made = trainer(CachedTeacher(caches()), settings(divergence=divergence, cache_tail=tail))
     assert math.isfinite(step(made)[0])
-
-
-def redigested(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """An altered manifest whose digest is right, as whoever means harm would write it."""
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
-    del content["digest"]
-    change(content)
-    path.write_text(json.dumps({**content, "digest": manifests._digest(content)}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""``kill -9`` at random moments: every rerun completes, and its files are those of an uninterrupted run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stored
+
+# Of each command, how often it is killed, and the settings of one run after another.
+KILLS: dict[str, tuple[int, list[dict[str, Any]]]] = {
+    "cache": (7, [{"cache_kind": kind} for kind in ("topk", "sampled", "hidden")]),
+    "generate": (7, [{"generation_mode": mode} for mode in ("beam", "sample", "interpolate")]),
+    "distill": (6, [{"kd_ratio": 0.7}, {"temperature": 2.0, "gradient_accumulation_steps": 2}]),
+}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Processes that have imported everything already, so that the moments are those of the work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # The server that they are forked from looks here for what it imports first.
+        here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(here))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["stored"])
+        yield context
+
+
+def begun(sign: Any, *arguments: Any) -> None:
+    sign.set()
+    stored.job(*arguments)
+
+
+def start(processes: Any, *arguments: Any) -> Any:
+    sign = processes.Event()
+    process = processes.Process(target=begun, args=(sign, *arguments))
+    process.start()
+    assert sign.wait(60)
+    return process
+
+
+def result(command: str, folder: Path) -> dict[str, bytes]:
+    """Of a distillation its weights: the report and the checkpoints hold times."""
+    found = stored.files(folder)
+    return {"model": found["model.safetensors"]} if command == "distill" else found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize("command", KILLS)
+def test_killed_at_random_moments(command: str, processes: Any, tmp_path: Path) -> None:
+    chance = random.Random(command)
+    common = stored.workplace(tmp_path / "place", 30)
+    common |= {
+        "num_beams": 2,
+        "max_steps": 8,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "save_strategy": "steps",
+    }
+    times, variants = KILLS[command]
+    whole: list[tuple[dict[str, bytes], float]] = []
+    for number, fields in enumerate(variants):
+        folder = tmp_path / f"whole{number}"
+        process = start(processes, command, folder, {**common, **fields})
+        began = time.monotonic()
+        process.join(120)
+        assert process.exitcode == 0
+        whole.append((result(command, folder), time.monotonic() - began))
+    partial = 0
+    for number in range(times):
+        fields = {**common, **variants[number % len(variants)]}
+        expected, duration = whole[number % len(variants)]
+        moment = duration * (number + chance.random()) / times
+        while True:
+            folder = tmp_path / f"killed{number}"
+            process = start(processes, command, folder, fields)
+            time.sleep(moment)
+            process.kill()
+            process.join()
+            if process.exitcode == -9:
+                break
+            assert process.exitcode == 0  # it was faster this time
+            shutil.rmtree(folder)
+            moment *= chance.random()
+        partial += folder.exists() and any(folder.iterdir())
+        again = start(processes, command, folder, fields)
+        again.join(120)
+        assert again.exitcode == 0, f"killed after {moment:.2f} s"
+        assert result(command, folder) == expected, f"killed after {moment:.2f} s"
+    assert partial >= 2  # some were killed with something written
