@@ -215,8 +215,8 @@ def markdown(run: Run, source: str) -> str:
 def save(run: Run, folder: Path) -> list[Path]:
     """Write ``<device>-<date>.json`` and ``.txt``; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    device = run["device"].split(",")[0].lower()
-    stem = re.sub(r"[^a-z0-9]+", "-", device).strip("-") + "-" + run["date"]
+    device = " ".join(part for part in run["device"].split(", ") if "threads" not in part)
+    stem = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + "-" + run["date"]
     paths = [folder / f"{stem}.json", folder / f"{stem}.txt"]
     paths[0].write_text(json.dumps(run, indent=1) + "\n")
     paths[1].write_text(table(run).lstrip("\n"))
