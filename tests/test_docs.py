@@ -56,7 +56,9 @@ def test_the_table_of_choices_names_every_divergence() -> None:
 @every_page
 def test_python_snippets_run(page: Path) -> None:
     snippets = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert snippets
+    assert snippets or "```yaml" in page.read_text()
+    if any("fastkd.trainer" in snippet for snippet in snippets):
+        pytest.importorskip("transformers")
     scope: dict[str, object] = {}
     for snippet in snippets:  # each goes on where the one before it ended
         exec(compile(snippet, page.name, "exec"), scope)

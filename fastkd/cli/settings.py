@@ -95,6 +95,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     allowed = typing.get_args(hint) if union else (hint,)
     plain = {typing.get_origin(kind) or kind for kind in allowed}
+    if value is False and name.endswith("_strategy"):  # `save_strategy: no` is YAML for false
+        return "no"
     if value is None or type(value) in plain or not plain & {bool, int, float, str}:
         return value
     wanted = " or ".join(sorted(kind.__name__ for kind in plain & {bool, int, float, str, dict, list}))
@@ -106,6 +108,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
                 continue
             if kind is float or number.is_integer():
                 return kind(number)
+    if name.endswith("_strategy") and value is False:  # YAML reads an unquoted no as false
+        return "no"
     if str in plain and isinstance(value, (int, float)):  # booleans too: fused_head, resume_from_checkpoint
         return str(value).lower() if isinstance(value, bool) else str(value)
     if str in plain and isinstance(value, (dict, list)):

@@ -10,17 +10,24 @@ from transformers import LlamaConfig, LlamaForCausalLM
 VOCAB = 48
 
 
-def llama(seed: int = 0, hidden: int = 16, vocab: int = VOCAB, tied: bool = True) -> Any:
+def llama(
+    seed: int = 0,
+    hidden: int = 16,
+    vocab: int = VOCAB,
+    tied: bool = True,
+    layers: int = 1,
+    positions: int = 32,
+) -> Any:
     """A Llama with logits large enough that a wrong loss shows."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=24,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=32,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         initializer_range=0.3,
         bos_token_id=0,
