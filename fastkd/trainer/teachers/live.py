@@ -28,7 +28,7 @@ class LiveTeacher:
     def __init__(self, model: PreTrainedModel, task: Task, fused: bool) -> None:
         self.model = model.requires_grad_(False).eval()
         self.task = task
-        self.columns = output_width(model) if task.name != "classification" else model.config.num_labels
+        self.columns = _columns(model, task)
         head = find_linear_head(model) if fused else None
         self.head = head if isinstance(head, LinearHead) else None
 
@@ -63,7 +63,7 @@ class BaseTeacher:
                 "teacher: base is the student without its adapter, but the student has none: set peft_config"
             )
         self.model, self.task = student, task
-        self.columns = output_width(student) if task.name != "classification" else student.config.num_labels
+        self.columns = _columns(student, task)
         head = find_linear_head(student) if fused else None
         self.head = head if isinstance(head, LinearHead) else None
 
@@ -79,6 +79,10 @@ class BaseTeacher:
         finally:
             for module in training:
                 module.training = True
+
+
+def _columns(model: Any, task: Task) -> int:
+    return output_width(model) if task.name != "classification" else model.config.num_labels
 
 
 @contextlib.contextmanager
