@@ -109,15 +109,14 @@ class DistilledStudent(nn.Module):
             sums = measure(scores, soft, targets, options)
         if self.training:
             if soft is None and options["kd_ratio"] > 0:
-                raise ValueError("the teacher has nothing to say of this batch: its rows are not in the cache")
+                raise ValueError("the teacher says nothing of this batch: its rows are not in the cache")
             found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
             if matching is not None and teacher is not None:
                 mask = targets != IGNORE_INDEX
                 items = mask.sum() if num_items_in_batch is None else num_items_in_batch
+                items = torch.as_tensor(items, device=targets.device).clamp(min=1)
                 for name, value in matching(student, teacher, targets, batch).items():
-                    found["loss"] = found["loss"] + value / torch.as_tensor(items, device=value.device).clamp(
-                        min=1
-                    )
+                    found["loss"] = found["loss"] + value / items
                     if sums:
                         sums[name] = value.detach().float()
         else:

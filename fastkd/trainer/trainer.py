@@ -23,7 +23,7 @@ from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.tasks import TASKS, Task
+from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
 from fastkd.trainer.tasks.base import Collator
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
@@ -36,8 +36,8 @@ class DistillationTrainer(Trainer):
     Args:
         model: the student, plain or with an adapter of `peft`. What is saved is this model and nothing else.
         teacher: a model with the same tokenizer, frozen in place, or another
-            :class:`~fastkd.trainer.teachers.Teacher`; None needs ``kd_ratio=0`` (plain supervised training). With a teacher and ``kd_ratio=0``
-            it is only compared with.
+            :class:`~fastkd.trainer.teachers.Teacher`; None needs ``kd_ratio=0`` (plain supervised training).
+            With a teacher and ``kd_ratio=0`` it is only compared with.
         args: a :class:`DistillationConfig`; its ``task`` says what the models do.
         train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
             columns that the task reads, for ``processing_class`` to tokenize.
@@ -69,6 +69,8 @@ class DistillationTrainer(Trainer):
             # torch.nn.DataParallel would copy the student to every GPU and leave the teacher on one.
             logger.warning("%d GPUs are visible, one is used; torchrun starts a process on each", args.n_gpu)
             args._n_gpu = 1
+        if args.device.type == "cpu":
+            args.dataloader_pin_memory = False  # warns of itself on every epoch
         if teacher is None and args.kd_ratio > 0:
             raise ValueError(
                 f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
@@ -175,6 +177,9 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one optimizer step; some steps are made of the student's own samples instead."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: `Trainer` would go on
+            self.control.should_training_stop = True
+            return [], None
         if self._on_policy is not None and self._on_policy.is_due(self.state.global_step):
             epoch_iterator = self._on_policy.resample(
                 epoch_iterator, self.model_wrapped, self.student, self.state.global_step
@@ -208,9 +213,20 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
+        inputs = {**inputs, "labels": self._once(inputs.get("labels"))}
         if not prediction_loss_only:
-            inputs = {**inputs, "with_logits": True}
+            inputs["with_logits"] = True
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _once(self, labels: Tensor | None) -> Tensor | None:
+        """The labels without those of rows that `accelerate` repeats to fill up the last round of batches."""
+        state = self.accelerator.gradient_state
+        if labels is None or self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        mine = state.remainder - self.args.process_index * len(labels)
+        labels = labels.clone()
+        labels[max(0, mine) :] = IGNORE_INDEX
+        return labels
 
     def evaluation_loop(
         self,

@@ -139,6 +139,16 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(
     assert_same(weights(again.student), whole)
 
 
+def test_a_finished_run_that_is_resumed_is_finished(configuration: Configuration, tmp_path: Path) -> None:
+    args = configuration(save_strategy="steps", save_steps=2, lr_scheduler_type="constant")
+    before = weights(trained(args).student)
+    again = DistillationTrainer(llama(5), llama(1), args, train_dataset=rows(32))
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == args.max_steps
+    assert_same(weights(again.student), before)
+    assert not (tmp_path / "out" / "checkpoint-5").exists()
+
+
 def test_the_best_model_is_loaded_into_the_student(configuration: Configuration) -> None:
     """The first is called the best here, so that it is not the one that the run ends with."""
     args = configuration(
