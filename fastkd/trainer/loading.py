@@ -95,6 +95,10 @@ def known_classes(args: DistillationConfig) -> list[str] | None:
     if args.class_names:
         return args.class_names
     for name in (args.teacher, args.model):
+        if name is not None and name.startswith(CACHE):
+            stored = CachedTeacher(Path(name.removeprefix(CACHE))).made_from.get("class_names")
+            if stored:
+                return list(stored)
         if name is None or name == BASE or name.startswith(CACHE):
             continue
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import stored
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from stored import MODELS, Crash, crash_at, encoded, files, redigested, settings
 from tiny import VOCAB, llama, rows
 from torch import nn
@@ -175,7 +179,7 @@ def peaked(vocab: int, seed: int = 0) -> Any:
     rank = torch.randperm(vocab, generator=generator) + 1
     with torch.no_grad():
         model.lm_head.weight.normal_(0, 0.3, generator=generator)
-        model.lm_head.bias.copy_(-1.7 * rank.float().log())
+        model.lm_head.bias.copy_(-1.85 * rank.float().log())
     return model
 
 
@@ -319,6 +323,15 @@ def test_refuses_a_run_that_does_not_fit(
     with pytest.raises(ValueError, match=message) as caught:
         trainer(CachedTeacher(caches("causal_lm", kind)), settings(**change), data, tokens=tokens)
     assert "\n" not in str(caught.value)
+
+
+def test_a_student_of_another_vocabulary_is_refused(caches: Callable[..., Path]) -> None:
+    with pytest.raises(
+        ValueError, match="40 output columns and the teacher 48, but the tokenizer has 48 tokens"
+    ):
+        DistillationTrainer(
+            llama(0, vocab=40), CachedTeacher(caches()), settings(), None, rows(20), None, stored.tokenizer()
+        )
 
 
 def test_one_changed_row_is_found(caches: Callable[..., Path]) -> None:
@@ -483,8 +496,6 @@ def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
     bounds = [(i * per_shard, (i + 1) * per_shard) for i in range(shards)]
     writer = Writer(tmp_path, "hidden", {}, bounds, ".safetensors")
     tokens = 2**21 // per_shard // width // 4
-    from safetensors.torch import save_file
-
     for number in range(shards):
         offsets = torch.arange(per_shard + 1)[:, None] * torch.tensor([tokens, 0])
         made = {
@@ -555,3 +566,49 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not the one that" in capsys.readouterr().err
     assert main(["distill", str(config), "--teacher", f"cache:{tmp_path}"]) == 1
     assert "there is no cache in" in capsys.readouterr().err
+
+
+def test_classes_are_the_cached_teachers(tmp_path: Path) -> None:
+    """The data numbers its classes and the teacher names them: a run from the cache knows the names too."""
+    given = stored.workplace(tmp_path)
+    names = [f"class {i}" for i in range(5)]
+    for name, seed in (("teacher", 1), ("student", 0)):
+        model = stored.bert(seed)
+        if name == "teacher":
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: i for i, name in enumerate(names)}
+        model.save_pretrained(tmp_path / name)
+    lines = [json.dumps({"text": f"ab{'c' * i}", "label": i % 5}) for i in range(12)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    config = tmp_path / "run.yaml"
+    given |= {"task": "classification", "max_steps": 2, "save_strategy": "no", "cache_top_k": 3}
+    config.write_text(yaml.safe_dump({**given, "output_dir": str(tmp_path / "out")}))
+    folder = str(tmp_path / "cached")
+    assert main(["cache", str(config), "--output-dir", folder]) == 0
+    assert CachedTeacher(Path(folder)).made_from["class_names"] == names
+    assert main(["distill", str(config), "--teacher", f"cache:{folder}"]) == 0
+    assert list(json.loads((tmp_path / "out" / "config.json").read_text())["id2label"].values()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sampled", "hidden"])
+def test_two_processes_read_what_one_reads(tmp_path: Path, kind: str) -> None:
+    """Twice the processes, half the batch: the same weights."""
+    given = stored.workplace(tmp_path)
+    given |= {"max_steps": 4, "save_strategy": "no", "cache_kind": kind, "dataloader_num_workers": 1}
+    given |= {"learning_rate": 1e-2, "teacher": str(tmp_path / "teacher"), "report_to": "none"}
+    config, folder = tmp_path / "run.yaml", str(tmp_path / "cached")
+    config.write_text(yaml.safe_dump({**given, "output_dir": folder}))
+    assert main(["cache", str(config)]) == 0
+    common = ["distill", str(config), "--teacher", f"cache:{folder}"]
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert main([*common, "--output-dir", one, "--per_device_train_batch_size", "8"]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    root = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
+    arguments = [*launch, "fastkd.cli", *common, "--output-dir", two]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    weights = [load_file(Path(place) / "model.safetensors") for place in (one, two)]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
