@@ -17,6 +17,7 @@ from transformers import (
     ProgressCallback,
     TrainerCallback,
 )
+from transformers.utils import logging as transformers_logging
 
 from fastkd.trainer import checkpoints, report
 from fastkd.trainer.clock import StepClock
@@ -48,6 +49,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     """
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
+    transformers_logging.disable_progress_bar()  # of a second's work, in the middle of ours
     begin_run(args)
     data = load_data(args)
     shared = None if command == "train" or args.teacher == BASE else load_teacher(args)
