@@ -33,9 +33,10 @@ from fastkd.trainer.views import Batch, Distribution
 
 logger = logging.getLogger(__name__)
 
-# A shard is closed at the first of these.
+# A shard is closed at the first of these: it is what a run that is killed loses.
 SHARD_BYTES = 64 * 2**20
-SHARD_ROWS = 4096
+SHARD_TOKENS = 2**16
+SHARD_ROWS = 1024
 # Logits that are made at a time.
 _LOGITS_AT_ONCE = 2**26
 
@@ -130,12 +131,13 @@ def make_cache(
 
 
 def _bounds(targets: np.ndarray, bytes_each: float, shard_rows: int) -> list[tuple[int, int]]:
-    bounds, first, size = [], 0, 0.0
-    for row, count in enumerate(targets):
-        size += float(count) * bytes_each
-        if size >= SHARD_BYTES or row + 1 - first >= shard_rows:
+    bounds, first, tokens = [], 0, 0
+    most = min(SHARD_TOKENS, SHARD_BYTES / bytes_each)
+    for row, count in enumerate(targets.tolist()):
+        tokens += count
+        if tokens >= most or row + 1 - first >= shard_rows:
             bounds.append((first, row + 1))
-            first, size = row + 1, 0.0
+            first, tokens = row + 1, 0
     if first < len(targets):
         bounds.append((first, len(targets)))
     return bounds

@@ -25,7 +25,7 @@ from torch import nn
 
 from fastkd import SparseTeacher, kd_loss
 from fastkd.cli import main
-from fastkd.trainer import DistillationConfig, DistillationTrainer
+from fastkd.trainer import DistillationConfig, DistillationTrainer, cache as caching
 from fastkd.trainer.cache import make_cache
 from fastkd.trainer.store import CacheReader, Manifest, Writer
 from fastkd.trainer.store.encoding import bytes_per_token, drawn, top
@@ -612,3 +612,16 @@ def test_two_processes_read_what_one_reads(tmp_path: Path, kind: str) -> None:
     weights = [load_file(Path(place) / "model.safetensors") for place in (one, two)]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_shards_close_at_rows_tokens_or_bytes() -> None:
+    def sizes(targets: list[int], bytes_each: float, rows: int) -> list[int]:
+        found = caching._bounds(np.array(targets), bytes_each, rows)
+        assert [first for first, _ in found[1:]] == [last for _, last in found[:-1]]
+        assert found[0][0] == 0 and found[-1][1] == len(targets)
+        return [last - first for first, last in found]
+
+    assert sizes([1] * 10, 1.0, 4) == [4, 4, 2]
+    assert sizes([caching.SHARD_TOKENS // 2] * 5, 1.0, 100) == [2, 2, 1]
+    assert sizes([2, 2, 2, 2, 2], caching.SHARD_BYTES / 4, 100) == [2, 2, 1]
+    assert sizes([10**9] * 3, 1.0, 100) == [1, 1, 1]
