@@ -382,6 +382,8 @@ def test_a_target_without_its_first_token(place: Path) -> None:
     for side in ("student", "teacher"):
         edit(f"{side}/config.json", decoder_start_token_id=2)
     assert not [f for f in look(task="seq2seq").values() if f.severity == "error"]
+    cut = look(task="seq2seq", eval_file=None, max_target_length=3)["rows_cut"].found
+    assert "30 of 40 rows" in cut and "the longest target 6, max_target_length 3" in cut
 
 
 def test_a_backend_that_falls_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,6 +528,13 @@ def test_a_damaged_cache(cached: Callable[..., dict[str, Finding]]) -> None:
 def test_a_cache_without_its_evaluation_part(cached: Callable[..., dict[str, Finding]]) -> None:
     shutil.rmtree("stored/eval")
     assert cached()["cache_without_eval"].severity == "note"
+
+
+def test_an_unquoted_no_is_not_false(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("run.yaml").open("a") as file:
+        file.write("save_strategy: no\n")
+    assert main(["doctor", "run.yaml", "--fast", "--max_steps", "5000"]) == 0
+    assert "save_strategy: no leaves nothing to go on from" in capsys.readouterr().out
 
 
 def test_only_some_rows_are_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

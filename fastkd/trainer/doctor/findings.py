@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.estimate.models import read_config
 from fastkd.trainer.loading import BASE, CACHE, load_tokenizer
 from fastkd.trainer.sample import Sample, look
+from fastkd.trainer.tasks import TASKS
 
 Severity = Literal["error", "warning", "note"]
 
@@ -70,6 +72,21 @@ class Case:
         if not self.has_teacher_model:
             return None
         return self._try("teacher", lambda: read_config("teacher", self.args.teacher, self.args))
+
+    @functools.cached_property
+    def student_without_weights(self) -> Any:
+        """The student, made on no device."""
+        if self.student_config is None:
+            return None
+        try:
+            with torch.device("meta"):
+                return TASKS[self.args.task].auto_class.from_config(
+                    self.student_config, trust_remote_code=self.args.trust_remote_code
+                )
+        except Exception as error:  # a model's own code may do anything
+            reason = " ".join(str(error).split())[:200]
+            self.troubles.append(Finding("error", "student", f"the student cannot be built: {reason}"))
+            return None
 
     @functools.cached_property
     def tokenizer(self) -> Any:

@@ -110,17 +110,22 @@ def window(case: Case) -> Iterator[Finding]:
         if not (cut := sum(row["cut"] for row in sample.kept)):
             continue
         if args.task != "causal_lm" or sample.layout == ("text",):
-            what, remedy = "are longer than the window and are cut", "max_length"
-            longest = max(len(_whole(task, row, sample, limitless, case)["input_ids"]) for row in sample.rows)
+            wholes = [_whole(task, row, sample, limitless, case) for row in sample.rows]
+            longest = max(len(row["input_ids"]) for row in wholes)
+            limits = f"the longest has {longest:,} tokens, max_length is {args.max_length:,}"
+            remedy = "raise max_length"
             if args.task == "seq2seq":
-                remedy = "max_length (source) or max_target_length (target)"
+                target = max(len(row["labels"]) for row in wholes)
+                limits += f"; the longest target {target:,}, max_target_length {args.max_target_length:,}"
+                remedy = "raise max_length (source) or max_target_length (target)"
+            elif args.task == "causal_lm":
+                remedy += ", or set packing: true"
             yield Finding(
                 _cut_severity(cut, sample),
                 "rows_cut",
-                f"{count(cut, len(sample.rows))} of {sample.field} {what} (the longest has {longest:,} "
-                "tokens, "
-                f"max_length is {args.max_length:,})",
-                f"raise {remedy}" + (", or set packing: true" if args.task == "causal_lm" else ""),
+                f"{count(cut, len(sample.rows))} of {sample.field} do not fit the window and are cut "
+                f"({limits})",
+                remedy,
             )
             continue
         prompts = answers = longest = 0

@@ -17,7 +17,6 @@ from fastkd.trainer.estimate import Shape, free_bytes, run_step
 from fastkd.trainer.estimate.optimizers import optimizer_bytes
 from fastkd.trainer.estimate.text import size
 from fastkd.trainer.heads import LinearHead, declared_head
-from fastkd.trainer.tasks import TASKS
 
 # Where the NVIDIA driver shows itself, whether or not torch can use it.
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -83,7 +82,7 @@ def fused_head(case: Case) -> Iterator[Finding]:
     """A head that is not linear as far as its configuration tells; the weights are asked elsewhere."""
     if case.args.task == "classification" or case.args.fused_head == "false":
         return
-    if (model := _without_weights(case)) is None:
+    if (model := case.student_without_weights) is None:
         return
     head = declared_head(model)
     if not isinstance(head, LinearHead):
@@ -100,27 +99,11 @@ def head_finding(case: Case, reason: str) -> Finding:
     )
 
 
-def _without_weights(case: Case) -> Any:
-    """The student, made on no device."""
-    config = case.student_config
-    if config is None:
-        return None
-    try:
-        with torch.device("meta"):
-            return TASKS[case.args.task].auto_class.from_config(
-                config, trust_remote_code=case.args.trust_remote_code
-            )
-    except Exception as error:  # a model's own code may do anything
-        reason = " ".join(str(error).split())[:200]
-        case.troubles.append(Finding("error", "student", f"the student cannot be built: {reason}"))
-        return None
-
-
 def disk(case: Case) -> Iterator[Finding]:
     """Room for the checkpoints: weights and optimizer state each, as many as are kept at a time."""
     args, steps = case.args, case.optimizer_steps
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
-    if (model := _without_weights(case)) is None:
+    if (model := case.student_without_weights) is None:
         return
     weights = 4 * sum(p.numel() for p in model.parameters())
     optim = str(getattr(args.optim, "value", args.optim))

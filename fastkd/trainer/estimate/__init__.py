@@ -89,7 +89,9 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
     if train is None:
         target = args.max_target_length if args.task == "seq2seq" else 0
         full = Shape(args.per_device_train_batch_size, args.max_length, target)
-        train = Lengths(None, full, full, float(target or args.max_length), 0, "max_length, no train_file")
+        train = Lengths(
+            None, full, full, float(target or args.max_length), 0, True, "max_length, no train_file"
+        )
     held_out = lengths("eval_file", args, args.per_device_eval_batch_size)
     largest = _with_samples(train.longest, train, args)
     step = run_step(args, largest, None if held_out is None else held_out.longest, processes)
@@ -99,7 +101,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
     longer = replace(largest, length=args.max_length)
     held_shape = None if held_out is None else held_out.longest
     full_peak = None
-    if "all" not in train.source and largest.length < args.max_length and not args.packing:
+    if not train.whole and largest.length < args.max_length:
         full_peak = run_step(args, longer, None, processes).peak
     machine = seconds = None
     micro_batches = args.gradient_accumulation_steps

@@ -24,6 +24,7 @@ class Lengths:
         longest, usual: the largest batch, and one of mean padded length.
         targets: mean number of labels of a row.
         prompt: tokens of the longest prompt.
+        whole: whether nothing longer can come.
         source: where this is known from, in words.
     """
 
@@ -32,6 +33,7 @@ class Lengths:
     usual: Shape
     targets: float
     prompt: int
+    whole: bool
     source: str
 
 
@@ -47,18 +49,22 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
     except ValueError as error:
         if field == "eval_file":
             return None
-        return Lengths(None, full, full, float(target or args.max_length), 0, f"max_length, since {error}")
+        return Lengths(
+            None, full, full, float(target or args.max_length), 0, True, f"max_length, since {error}"
+        )
     if sample is None:
         return None
     if not sample.kept:
-        return Lengths(sample.total, full, full, float(target or args.max_length), 0, "max_length")
+        return Lengths(sample.total, full, full, float(target or args.max_length), 0, True, "max_length")
     sizes = [(len(row["input_ids"]), len(row["labels"]) if target else 0) for row in sample.kept]
     targets = sum(_learned(row["labels"]) for row in sample.kept) / len(sizes)
     if args.packing:
         tokens = sum(length for length, _ in sizes) * sample.total / len(sizes)
         pieces = math.ceil(tokens / args.max_length)
         share = targets * len(sizes) / sum(length for length, _ in sizes)
-        return Lengths(pieces, full, full, share * args.max_length, 0, f"packed, from {sample.looked_at}")
+        return Lengths(
+            pieces, full, full, share * args.max_length, 0, True, f"packed, from {sample.looked_at}"
+        )
     # The batches of a shuffled epoch, each padded to its longest row.
     draw = random.Random(0)
     batches = [draw.choices(sizes, k=rows) for _ in range(BATCHES)]
@@ -70,6 +76,7 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
         Shape(rows, max(usual[0], 1), max(usual[1], 0)),
         targets,
         max(size[0] - _learned(row["labels"]) for size, row in zip(sizes, sample.kept, strict=True)),
+        len(sample.rows) == sample.total,
         f"the longest of {sample.looked_at}",
     )
 
