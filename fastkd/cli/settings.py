@@ -108,8 +108,6 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
                 continue
             if kind is float or number.is_integer():
                 return kind(number)
-    if name.endswith("_strategy") and value is False:  # YAML reads an unquoted no as false
-        return "no"
     if str in plain and isinstance(value, (int, float)):  # booleans too: fused_head, resume_from_checkpoint
         return str(value).lower() if isinstance(value, bool) else str(value)
     if str in plain and isinstance(value, (dict, list)):
