@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
         print(help_text("evaluate", ABOUT))
         return 0 if argv else 2
     args = read_settings(argv)
+    from fastkd.trainer import report
     from fastkd.trainer.evaluate import evaluate, has_model
 
     named = any(argument.partition("=")[0] == "--model" for argument in argv)
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     if not named and has_model(Path(output_dir)):
         # The configuration of a run names the student it began with.
         args.model = output_dir
-    unset = type(args)().output_dir == args.output_dir
+    unset = report.untouched(type(args))["output_dir"] == args.output_dir
     if unset and args.model is not None and Path(args.model).is_dir():
         args.output_dir = args.model
     print(f"evaluating {args.model}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate import PartialState
 from tiny import llama, rows
 
 from fastkd.cli.settings import read_settings
@@ -242,6 +243,15 @@ def test_the_configuration_can_be_saved_and_run_again(tmp_path: Path) -> None:
     assert saved == (tmp_path / "out" / "config.yaml").read_text("utf-8")
     assert yaml.safe_load(saved)["temperature"] == 3.0 and "dataset" not in yaml.safe_load(saved)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_settings_leave_the_process_group_alone(tmp_path: Path) -> None:
+    """A second configuration would set it up anew, and each process would then train on its own."""
+    args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, temperature=2.0)
+    before = dict(PartialState._shared_state)
+    assert {"output_dir", "use_cpu", "temperature"} <= set(report.settings(args))
+    assert PartialState._shared_state == before and before["_cpu"]
+    assert report.untouched(DistillationConfig) == DistillationConfig().to_dict()
 
 
 def test_the_command_to_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from fastkd.trainer.report.files import write
 from fastkd.trainer.report.live import Live
 from fastkd.trainer.report.page import page
-from fastkd.trainer.report.record import about, configuration, settings, versions
+from fastkd.trainer.report.record import about, configuration, settings, untouched, versions
 from fastkd.trainer.report.tables import COLUMNS, WRITING, parts, rows, table, teacher_part, writing_rows
 from fastkd.trainer.report.verdict import verdict
 
@@ -19,6 +19,7 @@ __all__ = [
     "settings",
     "table",
     "teacher_part",
+    "untouched",
     "verdict",
     "versions",
     "write",

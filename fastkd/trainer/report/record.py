@@ -32,8 +32,21 @@ def versions() -> dict[str, str]:
 
 def settings(args: DistillationConfig) -> dict[str, Any]:
     """The fields that differ from those of an untouched configuration; never a token."""
-    untouched = type(args)().to_dict()
-    return {k: v for k, v in args.to_dict().items() if v != untouched[k] and not k.endswith(_HIDDEN)}
+    before = untouched(type(args))
+    return {k: v for k, v in args.to_dict().items() if v != before[k] and not k.endswith(_HIDDEN)}
+
+
+def untouched(kind: type[DistillationConfig]) -> dict[str, Any]:
+    """The fields of a configuration that nobody has set."""
+
+    class Untouched(kind):  # type: ignore[valid-type, misc]
+        # A second configuration would set the process group up anew, as if it were the run's.
+        _setup_devices = torch.device("cpu")
+
+    found = Untouched().to_dict()
+    # What that would also have taken out.
+    found["accelerator_config"].pop("use_configured_state", None)
+    return found
 
 
 def configuration(args: DistillationConfig) -> dict[str, Any]:
@@ -50,8 +63,8 @@ def configuration(args: DistillationConfig) -> dict[str, Any]:
 
 def defaults(args: DistillationConfig) -> dict[str, Any]:
     """What :func:`settings` differ from."""
-    untouched = type(args)().to_dict()
-    return {name: untouched[name] for name in settings(args)}
+    before = untouched(type(args))
+    return {name: before[name] for name in settings(args)}
 
 
 def machine(args: DistillationConfig) -> dict[str, Any]:
