@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +271,36 @@ def test_the_share_of_the_teacher() -> None:
     shares(found)
     assert found["student"]["greedy"]["bleu_share"] == 0.75
     assert "bleu_share" not in found["student"]["beam"] and "bleu_share" not in found["teacher"]["greedy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "batch", [2, 8]
+)  # 5 rows in rounds of 4 (one is left), and of 16 (one process has none)
+def test_two_processes_measure_the_same(place: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """`accelerate` gives both processes full batches, by repeating rows; they count once."""
+    fields = {"teacher": "lm-teacher", "eval_file": "pairs.jsonl", "output_dir": "two", "num_beams": 1}
+    fields["per_device_eval_batch_size"] = batch
+    alone = evaluate(place, monkeypatch, model="lm", **fields)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        [*command, "-m", "fastkd.cli", "evaluate", "config.yaml"],
+        cwd=place, env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = json.loads((place / "two" / "evaluate.json").read_text())
+    assert both["machine"]["processes"] == 2 and done.stdout.count("wrote two/evaluate.json") == 1
+    assert both["repeat"].startswith("torchrun --nproc_per_node 2 ")
+    timings = ("runtime", "steps_per_second", "samples_per_second", "tokens_per_second")
+    for name in ("student", "teacher", "control"):
+        for part in ("eval", "greedy"):
+            expected, found = (
+                {k: v for k, v in r[name][part].items() if k not in timings} for r in (alone, both)
+            )
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert both["samples"] == alone["samples"]
 
 
 @pytest.mark.parametrize(
