@@ -33,7 +33,7 @@ $(VENV)/torch.stamp:
 # Editable, so that Python sources are read from here while the compiled fastkd._C lies in $(VENV). Without build
 # isolation the compiler's arguments stay the same, and only what changed is compiled again.
 $(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
-	@echo "[setup 3/3] compiling fastkd (FASTKD_CUDA=$(CUDA); one minute, with CUDA a quarter of an hour) and installing the rest"
+	@echo "[setup 3/3] compiling fastkd (FASTKD_CUDA=$(CUDA); one minute, with CUDA two to three) and installing the rest"
 	@$(PIP) scikit-build-core pybind11 cmake ninja
 	@$(PIP) --no-build-isolation --config-settings=cmake.define.FASTKD_CUDA=$(CUDA) --editable '.[train,triton,test,dev]' || { \
 	  echo "Could not build or install fastkd: the messages above say why. A C++17 compiler is needed (apt install g++);"; \

@@ -15,21 +15,20 @@ NVCC = shutil.which("nvcc")
 # Products stay rounded, as on the CPU: a difference of two is then exactly 0 for equal rows.
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
 LIMIT_S = 600
-# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768.
+# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768, 96 let it hold 640.
 # csrc/cuda/dense_kernel.cuh says what takes more than 64.
-DEFAULT_REGISTERS, MORE_REGISTERS = 64, 80
+DEFAULT_REGISTERS, MORE_REGISTERS, EXTRA_REGISTERS = 64, 80, 96
 LEAN = ("none", "off_support", "forward_kl", "reverse_kl", "jeffreys")
 REGISTERS = {f"dense_{name}.cu": DEFAULT_REGISTERS for name in LEAN}
-# Divergences without a teacher have a kernel per student dtype, the others one per pair; all but off_support,
-# which comes in phases only, have one with and one without extras.
+# One for each dtype that both sides have, and one that takes pairs of dtypes, phases and metrics too. A
+# sparse teacher's calls come in phases only.
 KERNELS = {
     "dense_rows.cu": 0,
     "device.cu": 0,
     "scale_rows.cu": 3,
-    "dense_none.cu": 6,
-    "dense_off_support.cu": 3,
+    "dense_off_support.cu": 1,
 }
-DEFAULT_KERNELS = 18
+DEFAULT_KERNELS = 4
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
@@ -56,7 +55,7 @@ def test_flags() -> None:
 
 @pytest.mark.parametrize(
     "architecture",
-    [pytest.param("80", marks=pytest.mark.long), pytest.param("90a", marks=pytest.mark.slow)],
+    [pytest.param("80", marks=pytest.mark.long), pytest.param("90", marks=pytest.mark.slow)],
 )
 def test_registers(architecture: str, tmp_path: Path) -> None:
     target = f"arch=compute_{architecture},code=sm_{architecture}"
@@ -68,8 +67,7 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
         assert len(kernels) == KERNELS.get(name, DEFAULT_KERNELS), name
         assert not any(spills) and not any(frames), report
         for kernel, registers in kernels:
-            # Phases and metrics take a few more.
-            limit = MORE_REGISTERS if "Lb1E" in kernel else REGISTERS.get(name, MORE_REGISTERS)
+            limit = EXTRA_REGISTERS if "AnyElement" in kernel else REGISTERS.get(name, MORE_REGISTERS)
             assert int(registers) <= limit, f"{kernel}: {registers}"
 
 

@@ -9,19 +9,18 @@ namespace cuda {
 // `coefficient`: of q, where the kernel does not see a sparse teacher.
 template <class AnyRow>
 __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) {
-  using S = typename AnyRow::Student;
-  using T = typename AnyRow::Teacher;
+  using E = typename AnyRow::Element;
   constexpr int kGroup = AnyRow::kGroup;
   const DenseArgs& args = r.args;
   const RowStatistics& row = r.row;
   const bool wants_student = args.grad_student.data,
              wants_teacher = AnyRow::kTeacher && args.grad_teacher.data;
   if (!wants_student && !wants_teacher) return;
-  RowView<S> grad_student = row_of<S>(args.grad_student, index, args.inner);
-  RowView<T> grad_teacher = row_of<T>(args.grad_teacher, index, args.inner);
+  RowView<E> grad_student = row_of<E>(args.grad_student, index, args.inner);
+  RowView<E> grad_teacher = row_of<E>(args.grad_teacher, index, args.inner);
   const float scale = args.grad_scale[index];
-  grad_student.vector = vectorisable(grad_student, r.first);
-  grad_teacher.vector = vectorisable(grad_teacher, r.first);
+  grad_student.vector_end = vector_end_of(grad_student, r.first, args.vocab);
+  grad_teacher.vector_end = vector_end_of(grad_teacher, r.first, args.vocab);
   const float by_student = scale * args.kd_by_student, by_teacher = scale * args.kd_by_teacher;
   const float by_q = AnyRow::kSparse ? by_student * args.coefficient[index] * row.s_inverse : 0.0f;
   const float cross_entropy = args.hard_weight + args.uniform_weight;
@@ -66,8 +65,8 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
       s[k] = by_s;
       t[k] = by_t;
     }
-    if (wants_student) store_group<kGroup>(grad_student, column, args.vocab, s);
-    if (wants_teacher) store_group<kGroup>(grad_teacher, column, args.vocab, t);
+    if (wants_student) grad_student.write(column, args.vocab, s);
+    if (wants_teacher) grad_teacher.write(column, args.vocab, t);
   }
 }
 

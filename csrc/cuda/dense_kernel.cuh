@@ -12,31 +12,33 @@ namespace fastkd {
 namespace cuda {
 
 // A block's threads, and the blocks that a multiprocessor is to hold: together they bound the registers, to
-// 64 and 80. Where logarithms, powers, a label apart or extras take more than 64, fewer threads with more of
-// them each are better than spilling.
-template <class D, bool kExtra>
+// 64, 80 and 96. Where logarithms, powers, a label apart or extras take more than 64, fewer threads with more
+// of them each are better than spilling.
+template <class D, class E>
 struct BlockShape {
-  static constexpr bool kWide = D::kSums > 0 || D::kCross || D::kSplitsLabel || kExtra;
-  static constexpr int kThreads = kWide ? 256 : 512;
-  static constexpr int kBlocks = kWide ? 3 : 2;
+  static constexpr bool kExtra = DenseRow<D, E>::kHasExtra;
+  static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel;
+  static constexpr int kThreads = kExtra ? 320 : kMore ? 256 : 512;
+  static constexpr int kBlocks = !kExtra && kMore ? 3 : 2;
 };
 
-// What becomes of rows that are not worked out.
+// What run_row() leaves: gradients in columns that do not exist, and `value` everywhere for rows that are not
+// worked out.
 template <class AnyRow>
-__device__ __forceinline__ void fill_results(const DenseArgs& args, int64_t index, float value) {
-  using S = typename AnyRow::Student;
-  using T = typename AnyRow::Teacher;
-  if (threadIdx.x == 0) {
+__device__ __forceinline__ void fill_rest(const DenseArgs& args, int64_t index, bool runs, float value) {
+  using E = typename AnyRow::Element;
+  if (!runs && threadIdx.x == 0) {
     args.row_loss[index] = value;
     if (AnyRow::kHasExtra && args.metrics) {
       for (int k = 0; k < metric::kCount; ++k) args.metrics[index * metric::kCount + k] = value;
     }
   }
-  fill_gradient<S>(args, args.grad_student, index, 0, args.vocab, value);
-  fill_gradient<S>(args, args.grad_student, index, args.vocab, args.grad_student.columns, 0.0f);
+  const int begin = runs ? args.vocab : 0;
+  fill_gradient<E>(args, args.grad_student, index, begin, args.vocab, value);
+  fill_gradient<E>(args, args.grad_student, index, args.vocab, args.grad_student.columns, 0.0f);
   if constexpr (AnyRow::kTeacher) {
-    fill_gradient<T>(args, args.grad_teacher, index, 0, args.vocab, value);
-    fill_gradient<T>(args, args.grad_teacher, index, args.vocab, args.grad_teacher.columns, 0.0f);
+    fill_gradient<E>(args, args.grad_teacher, index, begin, args.vocab, value);
+    fill_gradient<E>(args, args.grad_teacher, index, args.vocab, args.grad_teacher.columns, 0.0f);
   } else {
     clear_gradient(args, args.grad_teacher, index);
   }
@@ -89,36 +91,28 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
     write_metrics(r, found, moments, divergence, nll, args.metrics + index * metric::kCount);
   }
 
-  using S = typename AnyRow::Student;
-  using T = typename AnyRow::Teacher;
   write_gradients(r, index);
-  fill_gradient<S>(args, args.grad_student, index, args.vocab, args.grad_student.columns, 0.0f);
-  if constexpr (AnyRow::kTeacher) {
-    fill_gradient<T>(args, args.grad_teacher, index, args.vocab, args.grad_teacher.columns, 0.0f);
-  } else {
-    clear_gradient(args, args.grad_teacher, index);
-  }
 }
 
-template <class D, class S, class T, bool kExtra>
-__global__ void __launch_bounds__(BlockShape<D, kExtra>::kThreads, BlockShape<D, kExtra>::kBlocks)
+template <class D, class E>
+__global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::kBlocks)
     dense_kernel(const DenseArgs args, const D divergence) {
-  using AnyRow = DenseRow<D, S, T, kExtra>;
+  using AnyRow = DenseRow<D, E>;
+  constexpr bool kExtra = AnyRow::kHasExtra;
   const bool finishes = !kExtra || args.phase == Phase::kAll || args.phase == Phase::kFinish;
-  for (int64_t index = blockIdx.x; index < args.rows; index += gridDim.x) {
-    bool read = args.loss_scale[index] != 0 || args.grad_scale[index] != 0, known = true;
-    if (args.labels) {
-      const int64_t label = args.labels[index];
-      read = read && label != args.ignore_index;
-      known = (label >= 0 && label < args.vocab) || (kExtra && args.sharded);
-    }
-    if (finishes && !(read && known)) {
-      fill_results<AnyRow>(args, index, read ? NAN : 0.0f);
-    } else if (read) {
-      AnyRow row(args, divergence, index);
-      run_row(row, index);
-    }
+  const int64_t index = blockIdx.x;
+  bool read = args.loss_scale[index] != 0 || args.grad_scale[index] != 0, known = true;
+  if (args.labels) {
+    const int64_t label = args.labels[index];
+    read = read && label != args.ignore_index;
+    known = (label >= 0 && label < args.vocab) || (kExtra && args.sharded);
   }
+  const bool runs = read && (known || !finishes);
+  // First, so that the sweeps need not keep what it takes; nobody reads columns that do not exist.
+  if (finishes) fill_rest<AnyRow>(args, index, runs, read ? NAN : 0.0f);
+  if (!runs) return;
+  AnyRow row(args, divergence, index);
+  run_row(row, index);
 }
 
 }  // namespace cuda

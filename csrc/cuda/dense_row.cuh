@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include "../math/visit.h"
+#include "any_row.cuh"
 #include "dense_launch.h"
-#include "elements.cuh"
 #include "exponents.cuh"
 
 namespace fastkd {
@@ -22,23 +22,21 @@ struct RowStatistics {
   Row<float> divergence;
 };
 
-// kExtra: with the phases and metrics that most calls do without.
-template <class D, class S, class T, bool kExtra>
+// Both sides are of type E: AnyElement where they differ, and for the phases and metrics that most calls do
+// without.
+template <class D, class E>
 struct DenseRow {
   using Div = D;
-  using Student = S;
-  using Teacher = T;
-  static constexpr bool kHasExtra = kExtra;
+  using Element = E;
+  static constexpr bool kHasExtra = std::is_same<E, AnyElement>::value;
   static constexpr bool kSparse = std::is_same<D, OffSupport>::value;
   static constexpr bool kTeacher = !kSparse && !std::is_same<D, NoDivergence>::value;
   static constexpr bool kSplits = D::kSplitsLabel;
-  // The widest group of which one access per side suffices.
-  static constexpr int kGroup = kVectorSize<S> > kVectorSize<T> ? kVectorSize<S> : kVectorSize<T>;
+  static constexpr int kGroup = RowView<E>::kGroup;
 
   const DenseArgs& args;
   const D& divergence;
-  RowView<S> student;
-  RowView<T> teacher;
+  RowView<E> student, teacher;
   int first;  // column of the first group: 0, or negative to put the others on a 16-byte boundary
   // The label's column, negative where it has no part or lies in another shard. It stays out of the sum of
   // exponentials at temperature 1: a confident model's loss and gradient come from the small sum of the
@@ -47,21 +45,21 @@ struct DenseRow {
   RowStatistics row;
 
   __device__ __forceinline__ DenseRow(const DenseArgs& a, const D& d, int64_t index)
-      : args(a), divergence(d), student(row_of<S>(a.student, index, a.inner)), teacher{} {
+      : args(a), divergence(d), student(row_of<E>(a.student, index, a.inner)), teacher{} {
     int head = elements_to_boundary(student);
     if constexpr (kTeacher) {
-      teacher = row_of<T>(a.teacher, index, a.inner);
+      teacher = row_of<E>(a.teacher, index, a.inner);
       // The narrower type has the stricter boundary.
-      if (kVectorSize<T> > kVectorSize<S>) head = elements_to_boundary(teacher);
+      if (teacher.element_bytes() < student.element_bytes()) head = elements_to_boundary(teacher);
     }
     first = head ? head - kGroup : 0;
     hot = -kGroup;
     if (a.needs_label) {
       const int64_t label = a.labels[index];
-      if (!kExtra || (label >= 0 && label < a.vocab)) hot = static_cast<int>(label);
+      if (!kHasExtra || (label >= 0 && label < a.vocab)) hot = static_cast<int>(label);
     }
-    student.vector = vectorisable(student, first);
-    if constexpr (kTeacher) teacher.vector = vectorisable(teacher, first);
+    student.vector_end = vector_end_of(student, first, a.vocab);
+    if constexpr (kTeacher) teacher.vector_end = vector_end_of(teacher, first, a.vocab);
   }
 
   __device__ __forceinline__ int groups() const { return (args.vocab - first + kGroup - 1) / kGroup; }
@@ -69,8 +67,9 @@ struct DenseRow {
   // At most one read of each side; columns that do not exist look like masked ones, and so does a label that
   // the divergence treats apart.
   __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
-    load_group<kGroup>(student, column, args.vocab, -INFINITY, s);
-    if constexpr (kTeacher) load_group<kGroup>(teacher, column, args.vocab, -INFINITY, t);
+    const auto of_student = student.read(column, args.vocab);
+    if constexpr (kTeacher) teacher.unpack(teacher.read(column, args.vocab), t);
+    student.unpack(of_student, s);
     if constexpr (kSplits) {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {

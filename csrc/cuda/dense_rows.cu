@@ -10,6 +10,7 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 bits, addresses in 64
+constexpr int64_t kMaxRows = 0x7fffffff;           // a block each
 
 bool supported(Dtype dtype) {
   return dtype == Dtype::kFloat32 || dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16;
@@ -22,6 +23,7 @@ bool reads_teacher(Divergence divergence) {
 // What is wrong with a call, or nullptr.
 const char* fault_of(const DenseParams& p, Divergence divergence) {
   if (p.wide) return "the CUDA kernels have no float64";
+  if (p.rows > kMaxRows) return "the CUDA kernels take at most 2^31 - 1 rows";
   for (const Rows* rows : {&p.student, &p.teacher, &p.grad_student, &p.grad_teacher}) {
     if (!supported(rows->dtype)) return "the CUDA kernels take float32, bfloat16 and float16 logits";
     if (rows->columns > kMaxColumns) return "the CUDA kernels take at most 2^30 columns";

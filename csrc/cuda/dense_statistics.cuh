@@ -155,10 +155,10 @@ __device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, Moment
   constexpr int kStreams = AnyRow::Div::kStreams;
   Totals found;
   // Read before the barriers: past them the gradient may overwrite it.
-  found.s_label = r.hot >= 0 ? AnyRow::Student::to_float(r.student[r.hot]) : -INFINITY;
+  found.s_label = r.hot >= 0 ? r.student[r.hot] : -INFINITY;
   found.t_label = -INFINITY;
   if constexpr (AnyRow::kSplits) {
-    if (r.hot >= 0) found.t_label = AnyRow::Teacher::to_float(r.teacher[r.hot]);
+    if (r.hot >= 0) found.t_label = r.teacher[r.hot];
   }
   float max[2] = {part.s_max, part.t_max};
   reduce_block<Max>(max);

@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "device.h"
-#include "elements.cuh"
 #include "launch.h"
+#include "rows.cuh"
 
 namespace fastkd {
 namespace cuda {
@@ -17,28 +17,28 @@ constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 0xffff;
 // blockIdx.x walks the rows, blockIdx.y slabs of columns, so that few long rows fill the device too.
 template <class E>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const ScaleParams p) {
-  constexpr int kGroup = kVectorSize<E>;
-  using Stored = typename E::Stored;
+  constexpr int kGroup = RowView<E>::kGroup;
+  using Bits = typename E::Bits;
   for (int64_t index = blockIdx.x; index < p.rows; index += gridDim.x) {
     const float factor = static_cast<const float*>(p.factor)[index * p.factor_stride];
-    Stored* out_row = static_cast<Stored*>(p.out) + index * p.out_stride;
-    const Stored* grad_row = static_cast<const Stored*>(p.grad) + index * p.grad_stride;
+    Bits* out_row = static_cast<Bits*>(p.out) + index * p.out_stride;
+    const Bits* grad_row = static_cast<const Bits*>(p.grad) + index * p.grad_stride;
     if (factor == 1.0f && out_row == grad_row) continue;
     for (int64_t slab = blockIdx.y * kSlab; slab < p.columns; slab += gridDim.y * kSlab) {
       const int columns = static_cast<int>(p.columns - slab < kSlab ? p.columns - slab : kSlab);
-      RowView<E> out{out_row + slab, 1, false};
-      RowView<E> grad{const_cast<Stored*>(grad_row) + slab, 1, false};
+      RowView<E> out{out_row + slab, 1, 0};
+      RowView<E> grad{const_cast<Bits*>(grad_row) + slab, 1, 0};
       const int head = elements_to_boundary(out);
       const int first = head ? head - kGroup : 0;
-      out.vector = vectorisable(out, first);
-      grad.vector = vectorisable(grad, first);
+      out.vector_end = vector_end_of(out, first, columns);
+      grad.vector_end = vector_end_of(grad, first, columns);
       for (int column = first + static_cast<int>(threadIdx.x) * kGroup; column < columns;
            column += kThreads * kGroup) {
         float x[kGroup];
-        load_group<kGroup>(grad, column, columns, 0.0f, x);
+        grad.unpack(grad.read(column, columns), x);
 #pragma unroll
         for (int k = 0; k < kGroup; ++k) x[k] *= factor;
-        store_group<kGroup>(out, column, columns, x);
+        out.write(column, columns, x);
       }
     }
   }
