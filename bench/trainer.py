@@ -3,7 +3,8 @@
 All take the same models, batches, optimizer and number of threads. Rows:
 
 - by hand, ``F.kl_div``: the loop that people write, both models' logits in full;
-- by hand, ``linear_kd_loss``: the same loop with fastkd's loss and nothing around it, which is what the trainer's own
+- by hand, ``linear_kd_loss``: the same loop with fastkd's loss and nothing around it, which is what the
+trainer's own
   overhead is measured against;
 - fastkd's ``DistillationTrainer``, and TRL's ``GKDTrainer`` where it is installed.
 
@@ -127,7 +128,9 @@ def ours(models: tuple[Any, Any], rows: Dataset, folder: str, steps: int, batch:
 
 
 def trl(models: tuple[Any, Any], rows: Dataset, folder: str, steps: int, batch: int) -> Trainer | None:
-    """GKD without samples and with the forward KL: the divergence alone, TRL has no cross-entropy beside it."""
+    """GKD without samples and with the forward KL: the divergence alone, TRL has no cross-entropy beside
+    it.
+    """
     warnings.simplefilter("ignore")
     try:
         from trl.experimental.gkd import GKDConfig, GKDTrainer

@@ -207,9 +207,7 @@ def test_seq2seq_is_the_definition_at_the_labels_own_positions(kind: str, fused:
     for row in pairs(4):
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         before = torch.tensor([[2, *row["labels"][:-1]]])
-        s, t = (
-            m(input_ids=ids, decoder_input_ids=before).logits[0, :, :VOCAB] for m in (student, teacher)
-        )
+        s, t = (m(input_ids=ids, decoder_input_ids=before).logits[0, :, :VOCAB] for m in (student, teacher))
         q, p = F.log_softmax(s / 2, -1), F.log_softmax(t / 2, -1)
         kd = (p.exp() * (p - q)).sum(-1) * 4
         terms.append(0.3 * kd + 0.7 * F.cross_entropy(s, labels[0], reduction="none"))

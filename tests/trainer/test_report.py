@@ -262,7 +262,7 @@ def test_the_command_to_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", typed)
     repeat = report.about(args, "distill")["repeat"]
     assert repeat == "fastkd distill 'my file.yaml' --hub-token ... --push_to_hub_token=..."
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(DistillationConfig, "world_size", 4)
     repeat = report.about(args, "distill")["repeat"]
     assert repeat.startswith("torchrun --nproc_per_node 4 -m fastkd.cli distill 'my file.yaml'")
 

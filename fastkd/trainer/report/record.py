@@ -92,7 +92,7 @@ def about(args: DistillationConfig, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "began": now(),
-        "repeat": repeat(command, str(args.output_dir)),
+        "repeat": repeat(command, str(args.output_dir), args.world_size),
         "versions": versions(),
         "machine": machine(args),
         "settings": settings(args),
@@ -106,7 +106,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def repeat(command: str, output_dir: str) -> str:
+def repeat(command: str, output_dir: str, processes: int) -> str:
     """The command as it was typed; where there was none, the one that reads the report's configuration."""
     if sys.argv[1:2] != [command]:
         return shlex.join(["fastkd", command, os.path.join(output_dir, "config.yaml")])
@@ -117,7 +117,6 @@ def repeat(command: str, output_dir: str) -> str:
         secret = name.startswith("--") and name.replace("-", "_").endswith(_HIDDEN)
         typed.append("..." if hidden else f"{name}=..." if secret and equals else argument)
         hidden = secret and not equals
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         return shlex.join(["torchrun", "--nproc_per_node", str(processes), "-m", "fastkd.cli", *typed])
     return shlex.join(["fastkd", *typed])
