@@ -124,9 +124,11 @@ def make_cache(
     ) as bar:
         for number in missing:
             first, last = bounds[number]
-            found = list(source.run(rows, first, last, bar))
-            tensors = _shard(found, hashes[first:last])
-            writer.put(number, int(targets[first:last].sum()), partial(save_file, tensors))
+            tokens = int(targets[first:last].sum())
+            shard = _Shard(hashes[first:last], tokens, tokens * source.entries_per_token)
+            for part in source.run(rows, first, last, bar):
+                shard.add(part)
+            writer.put(number, tokens, partial(save_file, shard.tensors()))
     return writer.manifest
 
 
@@ -165,6 +167,8 @@ class _Source:
             )
         pad = getattr(tokenizer, "pad_token_id", None)
         self.collate = Collator(task, 0 if pad is None else pad)
+        most = {"topk": args.cache_top_k, "sampled": args.cache_samples, "hidden": 0}[self.kind]
+        self.entries_per_token = min(most, self.columns)
         settings: dict[str, Any] = {
             "topk": {"cache_top_k": args.cache_top_k, "temperature": 1.0},
             "sampled": {"cache_samples": args.cache_samples, "temperature": 1.0, "seed": args.seed},
@@ -272,17 +276,55 @@ def _joined(parts: list[Entries]) -> Entries:
     )
 
 
-def _shard(found: list[Entries | Tensor], hashes: np.ndarray) -> Batch:
-    """A shard's tensors: of each row its hash, and the token and entry it begins at."""
-    if isinstance(found[0], Tensor):
-        tokens = [len(part) for part in found]  # type: ignore[arg-type]
-        entries = [0] * len(found)
-        made: dict[str, Any] = {"hidden": torch.cat(found).contiguous()}  # type: ignore[arg-type]
-    else:
-        joined = _joined(found)  # type: ignore[arg-type]
-        tokens = [len(part.pages) for part in found]  # type: ignore[union-attr]
-        entries = [len(part.low) for part in found]  # type: ignore[union-attr]
-        made = {name: torch.from_numpy(getattr(joined, name)) for name in ("pages", "low", "values")}
-    offsets = np.zeros((len(found) + 1, 2), np.int64)
-    offsets[1:, 0], offsets[1:, 1] = np.cumsum(tokens), np.cumsum(entries)
-    return {**made, "offsets": torch.from_numpy(offsets), "row_hashes": torch.from_numpy(hashes.copy())}
+class _Shard:
+    """A shard's tensors: of each row its hash, and the token and entry it begins at.
+
+    They are allocated once, for small pieces kept between one token's large logits and the next one's would
+    each pin a stretch of the heap as large as those.
+
+    Args:
+        hashes: ``(rows, 16)``.
+        tokens: of all rows.
+        entries: that these tokens have at most.
+    """
+
+    def __init__(self, hashes: np.ndarray, tokens: int, entries: int) -> None:
+        self.hashes, self.tokens, self.entries = hashes, tokens, entries
+        self.offsets = np.zeros((len(hashes) + 1, 2), np.int64)
+        self.rows = 0
+        self.made: dict[str, Any] = {}
+
+    def add(self, part: Entries | Tensor) -> None:
+        """The next row."""
+        token, entry = self.offsets[self.rows].tolist()
+        if isinstance(part, Tensor):
+            if not self.made:
+                self.made = {"hidden": part.new_empty(self.tokens, part.shape[1])}
+            sizes = len(part), 0
+            self.made["hidden"][token : token + len(part)] = part
+        else:
+            if not self.made:
+                self.made = {
+                    "pages": np.empty((self.tokens, part.pages.shape[1]), part.pages.dtype),
+                    "low": np.empty(self.entries, part.low.dtype),
+                    "values": np.empty(self.entries, part.values.dtype),
+                }
+            sizes = len(part.pages), len(part.low)
+            self.made["pages"][token : token + sizes[0]] = part.pages
+            self.made["low"][entry : entry + sizes[1]] = part.low
+            self.made["values"][entry : entry + sizes[1]] = part.values
+        self.rows += 1
+        self.offsets[self.rows] = token + sizes[0], entry + sizes[1]
+
+    def tensors(self) -> Batch:
+        """All of it, once every row is there."""
+        ends = {"low": self.offsets[-1, 1], "values": self.offsets[-1, 1]}
+        made = {
+            name: x if isinstance(x, Tensor) else torch.from_numpy(x[: ends.get(name)])
+            for name, x in self.made.items()
+        }
+        return {
+            **made,
+            "offsets": torch.from_numpy(self.offsets),
+            "row_hashes": torch.from_numpy(self.hashes.copy()),
+        }

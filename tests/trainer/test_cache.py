@@ -625,3 +625,14 @@ def test_shards_close_at_rows_tokens_or_bytes() -> None:
     assert sizes([caching.SHARD_TOKENS // 2] * 5, 1.0, 100) == [2, 2, 1]
     assert sizes([2, 2, 2, 2, 2], caching.SHARD_BYTES / 4, 100) == [2, 2, 1]
     assert sizes([10**9] * 3, 1.0, 100) == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_while_caching(tmp_path: Path) -> None:
+    """What is kept of a row lies beside no large temporary tensor, which would pin it: 380 MiB once."""
+    data, model = rows(1000, vocab=1000, shortest=31, longest=31), peaked(40_000)
+    make_cache(model, data[:20], tmp_path / "a", settings(), None)
+    before = resident("RssAnon")
+    make_cache(model, data, tmp_path / "b", settings(), None)
+    assert resident("RssAnon") - before < 64 * 2**20
