@@ -11,12 +11,12 @@ pages) a token of 32 entries takes 3 + 32 * 2 bytes for its columns.
   byte up to 255 draws. Draws are with replacement from the teacher at temperature 1, so count / draws is an
   unbiased estimate of each probability. 3 + 12 * (2 + 1) = 39 bytes for 12 distinct of 151,936.
 
-A row adds 32 bytes: its hash, and where it begins. Measured over 101,190 tokens in rows of 30, all files: 132.1
-bytes per token for topk 32, 38.2 for sampled 50 (11.4 distinct).
+A row adds 32 bytes: its hash, and where it begins. Measured over 101,190 tokens in rows of 30, all files:
+132.1 bytes per token for topk 32, 38.2 for sampled 50 (11.4 distinct).
 
 Unbiased is not exact: of a Zipf-like teacher (exponent 1.1, V = 1,000) the gradient from 50 draws is at 25
-degrees to the whole teacher's for one token, 7.5 for the mean of 16, 1.9 for 256 and 0.9 for 1,024, of the
-right length. That of as many top-k entries (32, renormalised) stays at 6.9 degrees and 1.55 times the length.
+degrees to the whole teacher's for one token, 7.5 for the mean of 16, 1.9 for 256 and 0.9 for 1,024.
+That of as many top-k entries (32, renormalised) stays at 6.9 degrees and 1.55 times the length.
 """
 
 from __future__ import annotations
