@@ -49,9 +49,14 @@ $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 # --- what there is to run ---------------------------------------------------------------------------------
 
 test: $(VENV)/fastkd.stamp
-	$(RUN) -m pytest tests -m "not slow and not long and not triton_interpret" $(ARGS)
-	@echo "The Triton kernels, interpreted:"
-	TRITON_INTERPRET=1 $(RUN) -m pytest tests -m triton_interpret $(ARGS)
+	@mkdir -p build
+	@echo "The Triton kernels are interpreted beside all else; what that says comes at the end."
+	@trap 'kill $$triton 2>/dev/null' INT TERM; \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m triton_interpret $(ARGS) >build/test-triton.log 2>&1 & triton=$$!; \
+	$(RUN) -m pytest tests -m "not slow and not long and not triton_interpret" $(ARGS); main=$$?; \
+	echo "The Triton kernels, interpreted:"; \
+	wait $$triton; interpreted=$$?; cat build/test-triton.log; \
+	[ $$main -eq 0 ] && [ $$interpreted -eq 0 ]
 
 test-slow: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "slow and not triton_interpret" $(ARGS)

@@ -52,6 +52,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
+@pytest.mark.slow
 def test_emulated_kernels(module: Path) -> None:
     # The cases of their own, and those of the suite that say most about a kernel.
     files = [EMULATION / "cases.py", TESTS / "test_mistakes.py", TESTS / "test_parity.py"]

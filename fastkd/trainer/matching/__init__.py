@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from fastkd import HiddenTeacher
 from fastkd.trainer.heads import run
@@ -185,6 +186,9 @@ class Matching(nn.Module):
 def _go_eager(model: Any) -> None:
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
+    for module in model.modules():  # T5's stacks have configs of their own, which older versions leave out
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            config._attn_implementation = "eager"
 
 
 @torch.no_grad()
