@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tiny import VOCAB, llama, rows
 from transformers import AutoModelForCausalLM
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer
+from fastkd.trainer.loading import load_student, load_teacher_model
 
 Configuration = Callable[..., DistillationConfig]
 
@@ -65,6 +67,26 @@ def test_accumulation_equals_one_batch(configuration: Configuration, fused_head:
     for losses, after in found[1:]:
         assert losses == pytest.approx(found[0][0], rel=1e-6)
         assert_same(after, found[0][1], rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_under_autocast_equals_one_batch(configuration: Configuration) -> None:
+    """In float32 sums of bfloat16 products: equal to the rounding of those, not to float32's."""
+    found = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        args = configuration(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            bf16=True,
+            optim="sgd",
+            learning_rate=0.5,
+            logging_steps=1,
+            lr_scheduler_type="constant",
+        )
+        trainer = trained(args)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        found.append((losses, weights(trainer.student)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=2e-3)
+    assert_same(found[1][1], found[0][1], rtol=2e-2, atol=5e-3)
 
 
 def test_the_logged_loss_is_the_definition(configuration: Configuration) -> None:
@@ -287,6 +309,24 @@ def test_padded_heads_share_the_tokenizers_columns(configuration: Configuration)
 def test_refusals(configuration: Configuration, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(llama(0), args=configuration(), train_dataset=rows(4), **options)
+
+
+def test_pickled_weights_are_never_read(configuration: Configuration, tmp_path: Path) -> None:
+    """A model whose weights are a pickle, here one that would write a file when it is read."""
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    folder = tmp_path / "pickled"
+    llama(0).config.save_pretrained(folder)
+    with (folder / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"lm_head.weight": Payload()}, file)
+    args = configuration(model=str(folder), teacher=str(folder))
+    for load in (load_student, load_teacher_model):
+        with pytest.raises(ValueError, match="could not be loaded"):
+            load(args)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_teacher_that_is_the_student_is_refused(configuration: Configuration) -> None:
