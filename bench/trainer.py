@@ -55,8 +55,9 @@ class ByHand:
     """A loop of one step per call."""
 
     def __init__(self, student: Any, teacher: Any, batches: list[torch.Tensor], fused: bool) -> None:
-        self.student, self.teacher, self.batches, self.fused = student.train(), teacher.eval(), batches, fused
-        self.optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
+        self.student, self.teacher = student.train(), teacher.eval().requires_grad_(False)
+        self.batches, self.fused = batches, fused
+        self.optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, fused=True)
         self.count = 0
 
     def __call__(self) -> None:
