@@ -8,31 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from sharded import Sharded
 from tiny import llama, rows
 from torch.distributed.tensor import DTensor
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 
 WHOLE_BATCH = 8
-
-
-class Sharded(DistillationTrainer):
-    """FSDP of the second version, which accelerate does not start on a CPU by itself."""
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-            state_dict_type="FULL_STATE_DICT",
-            reshard_after_forward=True,
-        )
-        self.accelerator.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        self.accelerator.state.fsdp_plugin = plugin
-        self.is_fsdp_enabled = True
 
 
 def main() -> None:

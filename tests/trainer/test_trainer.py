@@ -46,47 +46,38 @@ def trained(
     return trainer
 
 
+def divided(configuration: Configuration, size: int, accumulation: int, **fields: Any) -> Any:
+    """The losses and the final weights, moved by plain SGD, of batches of four in so many parts."""
+    args = configuration(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        optim="sgd",
+        learning_rate=0.5,
+        logging_steps=1,
+        lr_scheduler_type="constant",
+        **fields,
+    )
+    trainer = trained(args)
+    return [e["loss"] for e in trainer.state.log_history if "loss" in e], weights(trainer.student)
+
+
 @pytest.mark.parametrize("fused_head", ["true", "false"])
 def test_accumulation_equals_one_batch(configuration: Configuration, fused_head: str) -> None:
-    """Sequences of uneven lengths, so that a mean of means would show (weights moved by plain SGD)."""
-    found = []
-    for size, accumulation in ((4, 1), (1, 4), (2, 2)):
-        args = configuration(
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            fused_head=fused_head,
-            optim="sgd",
-            learning_rate=0.5,
-            logging_steps=1,
-            lr_scheduler_type="constant",
-        )
-        trainer = trained(args)
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        found.append((losses, weights(trainer.student)))
-    assert not torch.allclose(found[0][1]["lm_head.weight"], llama(0).lm_head.weight, atol=1e-3)
-    for losses, after in found[1:]:
-        assert losses == pytest.approx(found[0][0], rel=1e-6)
-        assert_same(after, found[0][1], rtol=1e-5, atol=1e-6)
+    """Sequences of uneven lengths, so that a mean of means would show."""
+    losses, after = divided(configuration, 4, 1, fused_head=fused_head)
+    assert not torch.allclose(after["lm_head.weight"], llama(0).lm_head.weight, atol=1e-3)
+    for parts in ((1, 4), (2, 2)):
+        found = divided(configuration, *parts, fused_head=fused_head)
+        assert found[0] == pytest.approx(losses, rel=1e-6)
+        assert_same(found[1], after, rtol=1e-5, atol=1e-6)
 
 
 def test_accumulation_under_autocast_equals_one_batch(configuration: Configuration) -> None:
-    """In float32 sums of bfloat16 products: equal to the rounding of those, not to float32's."""
-    found = []
-    for size, accumulation in ((4, 1), (1, 4)):
-        args = configuration(
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            bf16=True,
-            optim="sgd",
-            learning_rate=0.5,
-            logging_steps=1,
-            lr_scheduler_type="constant",
-        )
-        trainer = trained(args)
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        found.append((losses, weights(trainer.student)))
-    assert found[1][0] == pytest.approx(found[0][0], rel=2e-3)
-    assert_same(found[1][1], found[0][1], rtol=2e-2, atol=5e-3)
+    """Equal to the rounding of bfloat16 products, not to float32's."""
+    losses, after = divided(configuration, 4, 1, bf16=True)
+    found = divided(configuration, 1, 4, bf16=True)
+    assert found[0] == pytest.approx(losses, rel=2e-3)
+    assert_same(found[1], after, rtol=2e-2, atol=5e-3)
 
 
 def test_the_logged_loss_is_the_definition(configuration: Configuration) -> None:
