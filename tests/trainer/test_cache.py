@@ -484,6 +484,17 @@ def test_workers_read_the_same(caches: Callable[..., Path], kind: str) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_what_a_killed_run_left_beside_is_cleared(tmp_path: Path) -> None:
+    """A file that was being written, and a temporary one of the library that wrote it."""
+    for _ in range(2):
+        left = tmp_path / ".writing-x" / "00000.safetensors"
+        left.parent.mkdir()
+        left.write_bytes(b"half")
+        (left.parent / ".tmpab12").touch()
+        Writer(tmp_path, "hidden", {}, [(0, 1)], ".safetensors")
+        assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def resident(kind: str) -> int:
     lines = Path("/proc/self/status").read_text().split("\n")
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024

@@ -50,6 +50,11 @@ def start(processes: Any, *arguments: Any) -> Any:
     return process
 
 
+def await_files(folder: Path, process: Any) -> None:
+    while not (folder.exists() and any(folder.iterdir())) and process.is_alive():
+        time.sleep(0.001)
+
+
 def result(command: str, folder: Path) -> dict[str, bytes]:
     """Of a distillation its weights: the report and the checkpoints hold times."""
     found = stored.files(folder)
@@ -70,22 +75,28 @@ def test_killed_at_random_moments(command: str, processes: Any, tmp_path: Path) 
         "save_strategy": "steps",
     }
     times, variants = KILLS[command]
-    whole: list[tuple[dict[str, bytes], float]] = []
+    whole: list[tuple[dict[str, bytes], float, float]] = []
     for number, fields in enumerate(variants):
         folder = tmp_path / f"whole{number}"
         process = start(processes, command, folder, {**common, **fields})
         began = time.monotonic()
+        await_files(folder, process)
+        wrote = time.monotonic()
         process.join(120)
         assert process.exitcode == 0
-        whole.append((result(command, folder), time.monotonic() - began))
-    partial = 0
+        ended = time.monotonic()
+        whole.append((result(command, folder), ended - began, ended - wrote))
     for number in range(times):
         fields = {**common, **variants[number % len(variants)]}
-        expected, duration = whole[number % len(variants)]
-        moment = duration * (number + chance.random()) / times
+        expected, all_of_it, writing = whole[number % len(variants)]
+        # Every other one once something is written.
+        late = number % 2 == 1
+        moment = writing * chance.random() if late else all_of_it * (number + chance.random()) / times
         while True:
             folder = tmp_path / f"killed{number}"
             process = start(processes, command, folder, fields)
+            if late:
+                await_files(folder, process)
             time.sleep(moment)
             process.kill()
             process.join()
@@ -94,9 +105,7 @@ def test_killed_at_random_moments(command: str, processes: Any, tmp_path: Path) 
             assert process.exitcode == 0  # it was faster this time
             shutil.rmtree(folder)
             moment *= chance.random()
-        partial += folder.exists() and any(folder.iterdir())
         again = start(processes, command, folder, fields)
         again.join(120)
         assert again.exitcode == 0, f"killed after {moment:.2f} s"
         assert result(command, folder) == expected, f"killed after {moment:.2f} s"
-    assert partial >= 2  # some were killed with something written

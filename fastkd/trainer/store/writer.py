@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastkd.trainer.store.manifest import HEAD, NAME, File, Manifest, Shard, differences
@@ -14,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # Writes a file at the path that it is given.
 Write = Callable[[Path], None]
+
+_BESIDE = ".writing-"
 
 
 class Writer:
@@ -56,9 +60,10 @@ class Writer:
                 raise ValueError(f"{folder} holds other files: give another output_dir")
             self.manifest = Manifest(folder, kind, made_from, bounds[-1][1], notes=notes or {})
             self.manifest.write()
-        for pattern in (f".{NAME}.*", f".{HEAD}.*", f".[0-9]*{ending}.*"):
-            for left in folder.glob(pattern):  # by a run that was killed
-                left.unlink()
+        for left in folder.glob(f".{NAME}.*"):  # by a run that was killed
+            left.unlink()
+        for left in folder.glob(f"{_BESIDE}*"):
+            shutil.rmtree(left)
         self._drop_damaged()
 
     def _drop_damaged(self) -> None:
@@ -99,14 +104,16 @@ class Writer:
     def _place(self, name: str, write: Write) -> File:
         """Whole or not at all: written beside, flushed to the disk, and renamed into place."""
         path = self.manifest.folder / name
-        beside = path.with_name(f".{name}.{os.getpid()}")
-        write(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        made = File.of(beside)
-        beside.replace(path)
+        # A folder, for what writes the file may put temporary ones beside it.
+        with TemporaryDirectory(prefix=_BESIDE, dir=path.parent) as place:
+            beside = Path(place) / name
+            write(beside)
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            made = File.of(beside)
+            beside.replace(path)
         _sync_folder(path.parent)
-        return File(name, made.bytes, made.sha256)
+        return made
 
 
 def _sync_folder(folder: Path) -> None:
