@@ -49,7 +49,7 @@ def has_cross(spec: LossSpec) -> bool:
     return spec.divergence in ("hellinger", "alpha", "renyi", "alpha_beta")
 
 
-def _wire(spec: LossSpec, metrics: bool) -> list[int]:
+def _wire(spec: LossSpec, metrics: bool) -> list[str]:
     """The columns that a call needs of the other shards."""
     names = ["max_s", "z_s", "z_one", "label_s", "columns"]
     if spec.divergence != "off_support" and spec.kd_weight != 0:
@@ -59,7 +59,7 @@ def _wire(spec: LossSpec, metrics: bool) -> list[int]:
         names.append("logit_sum")
     if metrics:
         names += ["moment_s", "moment_t", "arg_s", "arg_t"]
-    return [COLUMNS.index(name) for name in names]
+    return names
 
 
 def bytes_per_token(spec: LossSpec, metrics: bool = False) -> int:
@@ -70,9 +70,10 @@ def bytes_per_token(spec: LossSpec, metrics: bool = False) -> int:
 def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> None:
     """Make each process's ``(rows, len(COLUMNS))`` records those of the whole vocabulary, in place."""
     wire = _wire(spec, metrics)
-    found = record.new_zeros(shards.size, *record.shape)
-    found[..., wire] = shards.gather(record[:, wire])
-    part = dict(zip(COLUMNS, found.unbind(-1), strict=True))  # each (size, rows)
+    # Column by column: a list as an index would be copied to the device, for which the host waits.
+    found = shards.gather(torch.stack([record[:, COLUMNS.index(name)] for name in wire], -1))
+    part = dict.fromkeys(COLUMNS, record.new_zeros(shards.size, record.shape[0]))  # each (size, rows)
+    part.update(zip(wire, found.unbind(-1), strict=True))
     whole = {}
 
     def bits(maximum: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

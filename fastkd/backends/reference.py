@@ -84,7 +84,7 @@ class _Rows:
     def _top(x: Tensor) -> Tensor:
         """``(rows, 2)``: the largest logit and its column; -inf where a shard has no columns."""
         if x.shape[1] == 0:
-            return x.new_tensor([-math.inf, -1.0]).expand(x.shape[0], 2)
+            return torch.cat([x.new_full((x.shape[0], 1), fill) for fill in (-math.inf, -1.0)], -1)
         value, index = x.max(-1)
         return torch.stack([value, index.to(x.dtype)], -1)
 

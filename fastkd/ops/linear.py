@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
-from fastkd.backends.base import Backend
 from fastkd.ops.calls import SPEC_SCHEMA, Tokens
 from fastkd.ops.dense import LIBRARY, TEACHER_SCHEMA, fake_metrics
-from fastkd.ops.rows import as_rows
+from fastkd.ops.head import Head, row_pitch
+from fastkd.ops.rows import as_rows, wide
 from fastkd.spec import METRICS, LossSpec
 
 # Large enough that the GEMMs run at full speed, small beside the logits of a training batch.
 SCRATCH_BYTES = 384 * 2**20
 
+# A GPU reads all of each head for every chunk, and all of the float32 sums of their gradients: few chunks, of
+# whole tiles of its GEMMs.
+GPU_SCRATCH_BYTES = 2**30
+GPU_TILE = 128
+
 # Where others wait for each chunk, all must cut alike, and nobody knows the others' widths.
-SHARDED_CHUNK = 512
+SHARDED_CHUNK, GPU_SHARDED_CHUNK = 512, 2048
 
 LIBRARY.define(
     "linear_kd(Tensor hidden, Tensor weight, Tensor? bias, float logit_scale, float? logit_softcap, "
@@ -30,88 +35,26 @@ LIBRARY.define(
 )
 
 
-def default_chunk(tokens: int, bytes_per_token: int) -> int:
-    """Rows per chunk: as many as fit the scratch, in chunks of equal size."""
-    most = max(64, SCRATCH_BYTES // max(bytes_per_token, 1) // 64 * 64)
-    chunks = max(1, -(-tokens // most))
-    return max(1, -(-tokens // chunks))
+def default_chunk(tokens: int, bytes_per_token: int, device_type: str = "cpu", sums: int = 0) -> int:
+    """Rows per chunk: as many as fit the scratch, in chunks of equal size.
+
+    One chunk needs no float32 sums of the weights' gradients. ``sums`` says how many bytes those take beyond
+    the gradients; on a GPU the one chunk's logits may take them instead.
+    """
+    tokens, size = max(tokens, 1), max(bytes_per_token, 1)
+    if device_type == "cpu":
+        most = max(64, SCRATCH_BYTES // size // 64 * 64)
+        return -(-tokens // -(-tokens // most))
+    if tokens * size <= GPU_SCRATCH_BYTES + sums:
+        return tokens
+    most = max(GPU_TILE, GPU_SCRATCH_BYTES // size // GPU_TILE * GPU_TILE)
+    equal = -(-tokens // -(-tokens // most))
+    return min(tokens, -(-equal // GPU_TILE) * GPU_TILE)
 
 
-class _Head:
-    """``softcap(scale * (hidden @ weight.T + bias))`` in chunks, and its gradients."""
-
-    def __init__(
-        self,
-        runner: Backend,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: float,
-        softcap: float | None,
-        vocab: int,
-        rows: int,
-        wanted: list[bool],
-    ) -> None:
-        self.hidden = hidden.reshape(-1, hidden.shape[-1])
-        self.weight = weight[:vocab]
-        self.bias = None if bias is None else bias[:vocab]
-        self.scale, self.softcap = scale, softcap
-        self.runner = runner
-        self.logits = runner.empty((rows, vocab), hidden)
-        self.by_hidden = torch.empty_like(self.hidden) if wanted[0] else None
-        # 16-bit sums over chunks are kept in float32 and rounded once, at the end.
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.by_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None
-        self.by_bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if wanted[2] else None
-        self.single = rows >= self.hidden.shape[0]
-        self.wanted = any(wanted)
-
-    def forward(self, start: int, stop: int) -> Tensor:
-        """Logits ``(1, stop - start, vocab)`` of these rows, in memory that the next call reuses."""
-        logits = self.logits[: stop - start]
-        if self.bias is None:
-            torch.mm(self.hidden[start:stop], self.weight.t(), out=logits)
-        else:
-            torch.addmm(self.bias, self.hidden[start:stop], self.weight.t(), out=logits)
-        if self.scale != 1.0:
-            logits.mul_(self.scale)
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits[None]
-
-    def slope(self, logits: Tensor) -> Tensor | None:
-        """d capped / d uncapped, taken before the logits are overwritten; None where it is 1."""
-        return None if self.softcap is None else 1 - (logits[0] / self.softcap).square()
-
-    def backward(self, start: int, stop: int, grad: Tensor, slope: Tensor | None) -> None:
-        grad = grad[0]
-        if slope is not None:
-            grad.mul_(slope)
-        if self.scale != 1.0:
-            grad.mul_(self.scale)
-        if self.by_hidden is not None:
-            torch.mm(grad, self.weight, out=self.by_hidden[start:stop])
-        if self.by_weight is not None:
-            into, rows = self.by_weight[: self.weight.shape[0]], self.hidden[start:stop]
-            if rows.dtype == into.dtype:
-                into.addmm_(grad.t(), rows)
-            elif self.single:
-                # One chunk is the whole sum: the product itself is its one rounding.
-                columns = self.weight.shape[0]
-                self.by_weight = self.runner.empty(self.by_weight.shape, self.weight)
-                torch.mm(grad.t(), rows, out=self.by_weight[:columns])
-                self.by_weight[columns:] = 0
-            else:
-                # Autocast would recast float16 to its own dtype.
-                with torch.autocast(grad.device.type, enabled=False):
-                    into.add_(grad.t() @ rows)
-        if self.by_bias is not None:
-            self.by_bias[: self.weight.shape[0]] += grad.sum(0, dtype=self.by_bias.dtype)
-
-    def gradients(self) -> list[Tensor]:
-        """By hidden (flattened), weight and bias in the inputs' dtype; empty where not wanted."""
-        found = (self.by_hidden, self.by_weight, self.by_bias)
-        return [self.hidden.new_empty(0) if g is None else g.to(self.hidden.dtype) for g in found]
+def _given(teacher: Tensor) -> Tensor:
+    """Logits as ``(outer, inner, V)``, ``outer`` being 1 wherever strides allow."""
+    return teacher.view(1, -1, teacher.shape[-1]) if teacher.is_contiguous() else as_rows(teacher)
 
 
 def _teacher_rows(teacher: Tensor, start: int, stop: int) -> Tensor:
@@ -155,25 +98,31 @@ def _linear_kd(
     tokens, vocab = loss_scale.numel(), spec.vocab_size
     row_loss = torch.empty_like(loss_scale)
     found = loss_scale.new_empty((tokens, len(METRICS)) if metrics else 0)
-    per_token = vocab * (hidden.element_size() + (0 if teacher_weight is None else teacher.element_size()))
-    chunk_size = chunk_size or (SHARDED_CHUNK if group else default_chunk(tokens, per_token))
+    on = hidden.device.type
+    heads = ((hidden, weight, wanted[1]), (teacher, teacher_weight, wanted[4]))
+    per_token = sum(row_pitch(vocab, h) * h.element_size() for h, w, _ in heads if w is not None)
+    sums = sum(
+        w.numel() * (wide(w).itemsize - w.element_size()) for _, w, want in heads if w is not None and want
+    )
+    if chunk_size is None:
+        sharded = SHARDED_CHUNK if on == "cpu" else GPU_SHARDED_CHUNK
+        chunk_size = sharded if group else default_chunk(tokens, per_token, on, sums)
     chunk = min(chunk_size, max(tokens, 1))
-    head = _Head(runner, hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
+    head = Head(runner, hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
 
     teacher_head, given, by_given = None, None, teacher.new_empty(0)
     # A teacher that the loss does not read needs no logits either.
     if teacher_weight is not None and spec.kd_weight != 0:
         scales = (teacher_scale, teacher_softcap, vocab, chunk, wanted[3:])
-        teacher_head = _Head(runner, teacher, teacher_weight, teacher_bias, *scales)
+        teacher_head = Head(runner, teacher, teacher_weight, teacher_bias, *scales)
     elif indices is not None:
         by_given = loss_scale.new_zeros((tokens, teacher.shape[-1]) if wanted[3] else 0)
     elif teacher_weight is None:
-        given = as_rows(teacher)
+        given = _given(teacher)
         if wanted[3]:
             by_given = runner.empty(teacher.shape, teacher)
 
-    for start in range(0, tokens, chunk):
-        stop = min(start + chunk, tokens)
+    def one_chunk(start: int, stop: int) -> None:
         s = head.forward(start, stop)
         slope = head.slope(s) if head.wanted else None
         t, teacher_slope, into = None, None, None
@@ -194,6 +143,12 @@ def _linear_kd(
             head.backward(start, stop, s, slope)
         if teacher_head is not None and teacher_head.wanted and t is not None:
             teacher_head.backward(start, stop, t, teacher_slope)
+
+    for start in range(0, tokens, chunk):
+        one_chunk(start, min(start + chunk, tokens))
+    head.release()
+    if teacher_head is not None:
+        teacher_head.release()
 
     if teacher_head is not None:
         by_teacher = teacher_head.gradients()

@@ -1,0 +1,8 @@
+// A device guard for a CUDA device that is not there: torch's indexing asks for one even where tensors hold no
+// data, and a build of torch for CPUs has none.
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+namespace {
+const c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
+const c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+}  // namespace

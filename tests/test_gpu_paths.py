@@ -1,0 +1,323 @@
+"""What a call does on a GPU around its kernels, found out without one (device_watch.py says how).
+
+Nothing waits for the device or copies from the host, nothing lies on another device than the inputs, every
+kernel is launched on the inputs' device and its current stream, and no tensor is as large as the logits
+besides the gradients. tests/test_gpu.py shows the same of a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from closeness import during
+from device_watch import Refused, Watch, watched
+from test_sparse import CASES as SPARSE_CASES
+from torch import Tensor
+
+import fastkd
+from fastkd.backends import shards as sharding
+from fastkd.ops import calls
+from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, default_chunk
+from fastkd.spec import DIVERGENCES
+
+DEVICE = "cuda:1"
+# Heads narrower than there are tokens, so that the logits are the largest.
+TOKENS, VOCAB, K, WIDTH, TEACHER_WIDTH = (2, 5), 1000, 8, 4, 6
+
+
+class Inputs:
+    """Everything that a call may be given, on ``DEVICE``, with no data."""
+
+    def __init__(self, watch: Watch, dtype: torch.dtype = torch.bfloat16, vocab: int = VOCAB) -> None:
+        def empty(*shape: int, dtype: torch.dtype = dtype, grad: bool = False) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=DEVICE, requires_grad=grad)
+
+        self.student, self.logits = empty(*TOKENS, vocab, grad=True), empty(*TOKENS, vocab)
+        self.shifted = empty(TOKENS[0], TOKENS[1] + 1, vocab)[:, :-1]
+        self.labels = empty(*TOKENS, dtype=torch.int64)
+        self.weights, self.count = empty(*TOKENS, dtype=torch.float32), empty(dtype=torch.int64)
+        self.indices, self.logprobs = empty(*TOKENS, K, dtype=torch.int64), empty(*TOKENS, K)
+        self.hidden, self.weight, self.bias = (
+            empty(*shape, grad=True) for shape in ((*TOKENS, WIDTH), (vocab, WIDTH), (vocab,))
+        )
+        self.teacher = fastkd.HiddenTeacher(
+            empty(*TOKENS, TEACHER_WIDTH), empty(vocab, TEACHER_WIDTH), empty(vocab), logit_softcap=30.0
+        )
+        tensors = [x for x in (*vars(self).values(), *vars(self.teacher).values()) if isinstance(x, Tensor)]
+        watch.given(*tensors)
+        watch.seen.made.clear()
+        watch.seen.peak = 0
+
+    def sparse(self, tail: str, grad: bool = False) -> fastkd.SparseTeacher:
+        return fastkd.SparseTeacher(self.indices, self.logprobs.requires_grad_(grad), tail)
+
+
+def upstream(loss: Tensor, linear: bool, reduction: str) -> Tensor:
+    """The gradient by what the loss's function returns: a sum over rows where the linear loss is reduced."""
+    shape = () if linear and reduction != "none" else (10,)
+    return torch.empty(shape, device=DEVICE, dtype=loss.dtype)
+
+
+def dense(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
+    loss = fastkd.kd_loss(given.student, teacher, given.labels, **options)
+    loss = loss[0] if options.get("return_metrics") else loss
+    results = 3 if options.get("inplace") else 2
+    reduction = options.get("reduction", "mean")
+    assert loss.device == torch.device(DEVICE)
+    watch.backward(upstream(loss, False, reduction), *[None] * (results - 1))
+
+
+def linear(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
+    options = {"student_bias": given.bias, "chunk_size": 4, **options}
+    loss = fastkd.linear_kd_loss(given.hidden, given.weight, teacher, given.labels, **options)
+    loss = loss[0] if options.get("return_metrics") else loss
+    watch.backward(upstream(loss, True, options.get("reduction", "mean")), None)
+
+
+def launches_are_placed(watch: Watch, at_least: int = 2) -> None:
+    assert len(watch.seen.launches) >= at_least
+    assert set(watch.seen.launches) == {(1, 1001)}, "a launch on another device or stream"
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
+def test_logits(reduction: str, inplace: bool) -> None:
+    for weighted in (False, True):
+        with watched(DEVICE) as watch, during(weighted=weighted):
+            given = Inputs(watch)
+            counts = (None, 10, given.count, torch.tensor(10)) if reduction == "mean" else (None,)
+            for items in counts:
+                dense(
+                    watch, given.logits, given, kd_ratio=0.5, label_smoothing=0.1, reduction=reduction,
+                    token_weights=given.weights if weighted else None, num_items=items, inplace=inplace,
+                    return_metrics=not weighted,
+                )  # fmt: skip
+            launches_are_placed(watch)
+            gradient = given.student.untyped_storage().nbytes()
+            assert watch.seen.made.count(gradient) == (0 if inplace else len(counts))
+            assert max((x for x in watch.seen.made if x != gradient), default=0) < gradient // 16
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergences(divergence: str) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        dense(watch, given.logits, given, divergence=divergence, z_loss=1e-3)
+        linear(watch, given.teacher, given, divergence=divergence, z_loss=1e-3)
+        launches_are_placed(watch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("keep", [False, True])
+def test_dtypes_and_a_teachers_gradient(dtype: torch.dtype, keep: bool) -> None:
+    with watched(DEVICE, keeps_graph=keep) as watch:
+        given = Inputs(watch, dtype)
+        dense(watch, given.logits.requires_grad_(), given, kd_ratio=0.5, z_loss=1e-3)
+        linear(watch, given.logits, given, kd_ratio=0.5, z_loss=1e-3)
+        launches_are_placed(watch)
+        # A second backward needs the stored gradients, which are then copied.
+        gradient = given.student.untyped_storage().nbytes()
+        assert watch.seen.made.count(gradient) == (6 if keep else 3)
+
+
+@pytest.mark.parametrize(("divergence", "tail"), SPARSE_CASES)
+def test_sparse_teachers(divergence: str, tail: str) -> None:
+    for loss, reduction in itertools.product((dense, linear), ("mean", "none")):
+        metrics = grad = reduction == "mean"
+        with watched(DEVICE) as watch, during(loss=loss.__name__, reduction=reduction):
+            given = Inputs(watch)
+            loss(
+                watch, given.sparse(tail, grad), given, divergence=divergence, kd_ratio=0.5,
+                reduction=reduction, return_metrics=metrics,
+            )  # fmt: skip
+            launches_are_placed(watch, 3 if loss is dense else 7)
+            gradient = given.student.untyped_storage().nbytes()
+            if loss is dense:
+                assert watch.seen.made.count(gradient) == 1
+                assert max(x for x in watch.seen.made if x != gradient) < gradient // 4
+
+
+HEAD = {"temperature": 2.0, "logit_softcap": 20.0, "logit_scale": 0.5, "vocab_size": 990}
+
+
+@pytest.mark.parametrize("teacher", ["hidden", "logits", "shifted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_linear(teacher: str, dtype: torch.dtype) -> None:
+    for reduction, chunk_size in itertools.product(("mean", "none"), (None, 1, 4)):
+        with watched(DEVICE) as watch, during(reduction=reduction, chunk_size=chunk_size):
+            given = Inputs(watch, dtype)
+            source = given.teacher if teacher == "hidden" else vars(given)[teacher]
+            options = {"kd_ratio": 0.5, "return_metrics": True, "chunk_size": chunk_size, **HEAD}
+            linear(watch, source, given, reduction=reduction, **options)
+            launches_are_placed(watch)
+            if chunk_size == 1:
+                # None of all tokens' logits; a weight's float32 sum is the largest.
+                assert max(watch.seen.made) < given.student.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("teacher", ["hidden", "logits", "shifted"])
+def test_linear_in_the_reference_backend(teacher: str) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        source = given.teacher if teacher == "hidden" else vars(given)[teacher]
+        linear(watch, source, given, kd_ratio=0.5, return_metrics=True, backend="reference", **HEAD)
+
+
+def test_sparse_teachers_in_the_reference_backend() -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        options = {"kd_ratio": 0.5, "return_metrics": True, "backend": "reference"}
+        dense(watch, given.sparse("bucket", True), given, **options)
+        linear(watch, given.sparse("drop"), given, **options)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_reference_backend(divergence: str) -> None:
+    """Plain torch over whole tensors, for GPUs without kernels: it may take memory, but not wait."""
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, torch.float64)
+        options = {"kd_ratio": 0.5, "label_smoothing": 0.1, "z_loss": 1e-3, "return_metrics": True}
+        dense(watch, given.logits, given, divergence=divergence, backend="reference", **options)
+        assert watch.seen.launches == []
+
+
+@pytest.fixture
+def two_processes() -> Iterator[list[int]]:
+    """Collectives of a group of two, of which this is the second process; the bytes of each are noted."""
+    sent: list[int] = []
+
+    def gather(out: Tensor, x: Tensor, group: object) -> None:
+        sent.append(x.numel() * x.element_size())
+        out.view(2, *x.shape).copy_(x[None].expand(2, *x.shape))
+
+    with (
+        mock.patch.object(sharding.dist, "get_rank", lambda group: 1),
+        mock.patch.object(sharding.dist, "get_world_size", lambda group: 2),
+        mock.patch.object(sharding.dist, "all_gather_into_tensor", gather),
+        mock.patch.object(calls, "_resolve", lambda name: name),
+        mock.patch.object(fastkd.losses.checks, "shards", lambda columns, _, vocab, __: (vocab or -1, "tp")),
+    ):
+        yield sent
+
+
+# One with a sum of its own, one with a shift between shards, three streams, a label apart.
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "renyi", "alpha_beta", "decoupled"])
+def test_vocabulary_shards(divergence: str, backend: str, two_processes: list[int]) -> None:
+    for loss, metrics in ((dense, True), (linear, False)):
+        with watched(DEVICE) as watch, during(loss=loss.__name__):
+            given = Inputs(watch)
+            options = {"divergence": divergence, "kd_ratio": 0.5, "label_smoothing": 0.1, "backend": backend}
+            teacher = given.logits if loss is dense else given.teacher
+            loss(watch, teacher, given, return_metrics=metrics, group="tp", **options)
+            if backend == "native":
+                launches_are_placed(watch, 4 if divergence == "jsd" else 3)
+            assert two_processes and max(two_processes) < given.student.untyped_storage().nbytes() // 4
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
+def test_sparse_teachers_of_shards(tail: str, two_processes: list[int]) -> None:
+    for loss in (dense, linear):
+        with watched(DEVICE) as watch:
+            given = Inputs(watch)
+            options = {"kd_ratio": 0.5, "return_metrics": True, "group": "tp"}
+            loss(watch, given.sparse(tail, True), given, **options)
+            launches_are_placed(watch, 3)
+
+
+def test_shards_of_a_padded_vocabulary_wait_once(two_processes: list[int]) -> None:
+    """The one exception that the documents name: the host must know where its columns end."""
+    with watched(DEVICE, reads_allowed=1) as watch:
+        given = Inputs(watch)
+        dense(watch, given.logits, given, kd_ratio=0.5, vocab_size=900, group="tp")
+        assert watch.reads_allowed == 0
+    with watched(DEVICE) as watch, pytest.raises(Refused, match="wait"):
+        given = Inputs(watch)
+        dense(watch, given.logits, given, kd_ratio=0.5, vocab_size=900, group="tp")
+
+
+# What a head on an H100 is measured at: docs/performance.md.
+BIG_TOKENS, BIG_VOCAB = 8192, 128_256
+
+
+@pytest.mark.parametrize("widths", [(2048, 4096), (1024, 2048)])
+def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
+    with watched(DEVICE) as watch:
+
+        def empty(*shape: int, grad: bool = False) -> Tensor:
+            return torch.empty(shape, dtype=torch.bfloat16, device=DEVICE, requires_grad=grad)
+
+        h, w = empty(BIG_TOKENS, widths[0], grad=True), empty(BIG_VOCAB, widths[0], grad=True)
+        teacher = fastkd.HiddenTeacher(empty(BIG_TOKENS, widths[1]), empty(BIG_VOCAB, widths[1]))
+        labels = torch.empty(BIG_TOKENS, dtype=torch.int64, device=DEVICE)
+        watch.given(h, w, teacher.hidden, teacher.weight, labels)
+        watch.seen.made.clear()
+        watch.seen.peak = watch.seen.moved = 0
+        loss = fastkd.linear_kd_loss(h, w, teacher, labels, kd_ratio=0.5, temperature=2.0)
+        watch.backward(torch.empty((), device=DEVICE), None)
+        assert loss.shape == ()
+        gradients = 2 * (h.numel() + w.numel())
+        extra = watch.seen.peak - gradients
+        assert 0 < extra < 1.5 * 2**30, f"{extra / 2**20:.0f} MiB beside the gradients"
+        # Four chunks, each of four products, all of whole tiles.
+        assert len(watch.seen.products) == 16
+        assert {rows for rows, _, columns in watch.seen.products if columns == BIG_VOCAB} == {2048}
+        flops = sum(2 * a * b * c for a, b, c in watch.seen.products)
+        assert flops == 2 * BIG_TOKENS * BIG_VOCAB * (3 * widths[0] + widths[1]), "a product more than four"
+        # Beside products torch's operators move the sums, rounded to gradients, and per-token scalars.
+        assert watch.seen.moved < 6 * w.numel() + 2**25
+
+
+def test_one_chunk_where_it_takes_no_more() -> None:
+    per_token, sums = 2 * 2 * BIG_VOCAB, 2 * 2048 * BIG_VOCAB
+    most = (GPU_SCRATCH_BYTES + sums) // per_token
+    assert default_chunk(most, per_token, "cuda", sums) == most
+    for tokens in (most + 1, BIG_TOKENS, 100_000):
+        chunk = default_chunk(tokens, per_token, "cuda", sums)
+        assert chunk % GPU_TILE == 0 and chunk * per_token <= GPU_SCRATCH_BYTES
+        # Chunks of like size: the last is short by no more than a tile for each.
+        chunks = -(-tokens // chunk)
+        assert chunks * chunk - tokens < GPU_TILE * chunks
+    assert default_chunk(BIG_TOKENS, 2**30, "cuda") == GPU_TILE  # however wide a row
+    assert default_chunk(0, per_token, "cuda") == 1
+
+
+MASK: Callable[[Tensor], Any] = lambda x: x[x > 0]  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        MASK,
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: x[[0, 1]],
+        lambda x: x.cpu(),
+        lambda x: x.new_tensor([1.0, 2.0]),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: torch.where(x > 0, torch.tensor(1.0), x),
+        lambda x: x + torch.ones(4),
+        lambda x: torch.zeros(4, device="cuda:0"),
+        lambda x: torch.zeros(4),
+    ],
+)
+def test_what_is_refused(call: Callable[[Tensor], Any]) -> None:
+    with watched(DEVICE), pytest.raises(Refused):
+        call(torch.empty(4, device=DEVICE))
+
+
+def test_what_is_not() -> None:
+    with watched(DEVICE):
+        x = torch.empty(4, device=DEVICE)
+        x[:2] = 1.5
+        y = torch.where(x > 0, x, 0.0) * torch.tensor(3.0)
+        assert y[torch.arange(2, device=DEVICE)].shape == (2,)
