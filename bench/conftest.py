@@ -1,4 +1,4 @@
-"""Options, the floor's bandwidth, and the one way in which every route is checked and timed."""
+"""Options, and the one way in which every route is checked and timed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import pytest
 import torch
 
 import fastkd
-from bench import oracle
-from bench.cases import ELEMENTS, Case, Problem, make_problem, step
-from bench.memory import peak_extra_in_child
-from bench.peers import ROUTES, missing
-from bench.versions import describe_device, versions
-
-# Seconds of what a problem costs at least.
-Floor = Callable[[Problem], float]
+from bench.sizes import ELEMENTS
+from fastkd.bench import device as devices, floor, measure as measuring, oracle
+from fastkd.bench.cases import Case, Problem, make_problem, step
+from fastkd.bench.peers import ROUTES
+from fastkd.bench.versions import versions
 
 SECONDS_PER_ROUTE = 2.0
 CUDA_CALLS_PER_ROUND = 20
@@ -35,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     device = config.getoption("--device")
     machine_info["fastkd"] = {
-        "device": describe_device(device),
+        "device": devices.of(device).name(),
         "device_type": device,
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -75,52 +72,53 @@ def time_call(benchmark: Any, call: Callable[[], object], device: str) -> int:
 
 
 @pytest.fixture
-def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer, Floor], None]:
+def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer], None]:
     """Checks a route against the oracle, then times it. A wrong answer of fastkd's fails and gets no time."""
 
-    def run(route: str, problem: Problem, right: oracle.Answer, floor: Floor) -> None:
-        case = problem.case
-        skip_missing(route, case)
+    def run(name: str, problem: Problem, right: oracle.Answer) -> None:
+        case, route = problem.case, ROUTES[name]
+        skip_missing(name, case)
+        device = devices.of(case.device)
 
         def call() -> torch.Tensor:
-            return step(ROUTES[route], problem)
+            return step(route.loss, problem)
 
-        value_error, gradient_error = oracle.errors(problem, call(), right)
-        if route == "fastkd":
-            allowed = oracle.tolerance(case)
-            assert value_error <= allowed[0], f"the loss is off by {value_error:.1e}: no speed is worth that"
-            assert gradient_error <= allowed[1], f"the gradient is off by {gradient_error:.1e}, as above"
-        before = floor(problem)
+        entry = measuring.blank(case, route)
+        errors = oracle.errors(problem, call(), right)
+        if not measuring.checked(entry, errors, oracle.tolerance(case, route.ours)):
+            assert not route.ours, f"{entry['reason']}: no speed is worth that"
+            pytest.skip(f"{entry['reason']}: it computes something else")
+        before = floor.measured(device, [problem])
         calls_per_round = time_call(benchmark, call, case.device)
         # The floor at both ends, so that a machine that was busy for a while is noticed.
-        benchmark.extra_info.update(
-            record(route, case),
-            calls_per_round=calls_per_round,
-            floor_seconds=[before, floor(problem)],
-            value_error=value_error,
-            gradient_error=gradient_error,
-        )
+        measuring.with_floors(entry, (before, floor.measured(device, [problem])))
+        benchmark.extra_info.update(entry=entry, calls_per_round=calls_per_round)
 
     return run
 
 
 @pytest.fixture
 def measure_memory(benchmark: Any) -> Callable[[str, Case], None]:
-    """Records the peak extra memory of a route, found in a process of its own."""
+    """Records the peak extra memory of a route; on a CPU in a process of its own."""
 
-    def run(route: str, case: Case) -> None:
-        skip_missing(route, case)
-        peak = benchmark.pedantic(peak_extra_in_child, args=(route, case), rounds=1)
-        benchmark.extra_info.update(record(route, case), peak_extra=peak)
+    def run(name: str, case: Case) -> None:
+        skip_missing(name, case)
+        route, device = ROUTES[name], devices.of(case.device)
+        # On a CPU the process that measures makes its own tensors.
+        problem = Problem(case, (), (), torch.empty(0)) if case.device == "cpu" else make_problem(case)
+        if case.device != "cpu":
+            step(route.loss, problem)
+        peak = benchmark.pedantic(device.peak_extra, args=(route, problem), rounds=1)
+        entry = {**measuring.blank(case, route), "allocator": None, "peak_extra_bytes": peak}
+        benchmark.extra_info.update(entry=entry)
 
     return run
 
 
-def skip_missing(route: str, case: Case) -> None:
-    reason = missing(route, case)
+def skip_missing(name: str, case: Case) -> None:
+    route = ROUTES[name]
+    if not route.takes(case):
+        pytest.skip(f"{name} does not compute {case.quantity}")
+    reason = route.absent(case.device)
     if reason is not None:
         pytest.skip(reason)
-
-
-def record(route: str, case: Case) -> dict[str, Any]:
-    return {"route": route, "case": case.__dict__, "case_id": case.id, "logits_bytes": case.logits_bytes}

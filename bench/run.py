@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.cases import ELEMENTS
 from bench.report import read_run, save, table
+from bench.sizes import ELEMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "build" / "bench"
@@ -37,7 +37,7 @@ def measure(allocator: str, arguments: argparse.Namespace) -> tuple[Path, int]:
         selected = f"({selected}) and not memory" if selected else "not memory"
     elements = arguments.elements // 4 if arguments.quick else arguments.elements
     if arguments.quick:
-        quick = "(V32000 or V151936 or linear or variant) and not trl"
+        quick = "(V32000 or V151936 or linear or variant) and not alone"
         selected = f"({selected}) and {quick}" if selected else quick
     command = [
         sys.executable,

@@ -7,23 +7,29 @@ from typing import Any
 
 import pytest
 
-from bench.cases import DTYPES, VOCABULARIES, Case, Problem
-from bench.floor import memory_seconds
-from bench.oracle import Answer
+from bench.sizes import DTYPES, VOCAB, VOCABULARIES
+from fastkd.bench.cases import Case, Problem
+from fastkd.bench.oracle import Answer
 
-ROUTES = ("fastkd", "eager", "torch.compile", "trl")
+OURS = ("fastkd native", "fastkd triton")
+ROUTES = (*OURS, "eager", "torch.compile")
+# What computes the divergence alone is compared on that.
+ALONE = (*OURS, "eager", "liger", "trl")
 
 
-def case_for(vocab: int, dtype: str) -> Callable[[pytest.Config], Case]:
+def case_for(vocab: int, dtype: str, kd_ratio: float = 0.5) -> Callable[[pytest.Config], Case]:
     def case(config: pytest.Config) -> Case:
         tokens = max(1, config.getoption("--elements") // vocab)
-        return Case(vocab, tokens, dtype, config.getoption("--device"))
+        return Case(vocab, tokens, dtype, config.getoption("--device"), kd_ratio=kd_ratio)
 
     return case
 
 
 CASES = [
     pytest.param(case_for(vocab, dtype), id=f"{dtype}-V{vocab}") for dtype in DTYPES for vocab in VOCABULARIES
+]
+ALONE_CASES = [
+    pytest.param(case_for(VOCAB, dtype, kd_ratio=1), id=f"{dtype}-V{VOCAB}-alone") for dtype in DTYPES
 ]
 
 
@@ -33,13 +39,20 @@ def test_time(
     problem: Problem, route: str, right: Answer, measure: Callable[..., None], benchmark: Any
 ) -> None:
     benchmark.group = problem.case.id
-    measure(route, problem, right, memory_seconds)
+    measure(route, problem, right)
+
+
+@pytest.mark.parametrize("route", ALONE)
+@pytest.mark.parametrize("problem", ALONE_CASES, indirect=True)
+def test_time_alone(
+    problem: Problem, route: str, right: Answer, measure: Callable[..., None], benchmark: Any
+) -> None:
+    benchmark.group = f"{problem.case.id}-alone"
+    measure(route, problem, right)
 
 
 # Everyone's peak grows with the tensor alone, so the peers are asked at one vocabulary.
-MEMORY = [
-    (vocab, route) for vocab in VOCABULARIES for route in ROUTES if route == "fastkd" or vocab == 151_936
-]
+MEMORY = [(vocab, route) for vocab in VOCABULARIES for route in ROUTES if route in OURS or vocab == VOCAB]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

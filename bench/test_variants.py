@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import fastkd
-from bench.cases import DTYPES, KD_RATIO, TEMPERATURE, Case, Problem, make_problem
 from bench.conftest import time_call
-from bench.floor import memory_seconds
+from bench.sizes import DTYPES, VOCAB
+from fastkd.bench import device as devices, floor
+from fastkd.bench.cases import TEMPERATURE, Case, Problem, make_problem
+from fastkd.bench.plan import KD_RATIO
 from fastkd.spec import DIVERGENCES
 
-VOCAB = 151_936
 # Few rows are proof enough that the variant is the one that it is called.
 CHECKED_ROWS = 8
 SPARSE = 64
@@ -98,14 +99,15 @@ def test_variant(variant: Variant, dtype: str, benchmark: Any, request: pytest.F
         held = logits.detach().requires_grad_()
         variant.loss(problem, _AsOutput.apply(held), teacher, inplace=True).backward()
 
-    before = memory_seconds(problem)
+    device = devices.of(case.device)
+    before = floor.measured(device, [problem]).seconds
     calls = time_call(benchmark, call, case.device)
     benchmark.extra_info.update(
         variant=variant.name,
         dtype=dtype,
         calls_per_round=calls,
         elements=tokens * variant.vocab,
-        floor_seconds=[before, memory_seconds(problem)],
+        floor_seconds=[before, floor.measured(device, [problem]).seconds],
         gradient_error=error,
     )
 

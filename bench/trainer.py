@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
-from bench.versions import describe_device, versions
 from fastkd import HiddenTeacher, linear_kd_loss
+from fastkd.bench import device as devices
+from fastkd.bench.versions import versions
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 
 KD_RATIO, TEMPERATURE, LEARNING_RATE = 0.5, 1.0, 1e-4
@@ -211,7 +212,7 @@ def main() -> None:
                 trainer.train()
                 found.setdefault(name, []).extend(clock.seconds[2:])
 
-    print(describe_device("cpu"), versions())
+    print(devices.of("cpu").name(), versions())
     print(
         f"V={options.vocab:,}, hidden {options.hidden} (teacher {2 * options.hidden}), "
         f"{options.batch} x {options.length} tokens, float32, {torch.get_num_threads()} threads"

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("fastkd.cli.evaluate", "perplexity, agreement, accuracy, BLEU, ROUGE; greedy and beam"),
     "doctor": ("fastkd.cli.doctor", "what would go wrong, before it does"),
     "estimate": ("fastkd.cli.estimate", "memory, time per step and cache size, before loading anything"),
+    "bench": ("fastkd.cli.bench", "speed and memory here, beside the floor and everyone else's losses"),
     "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
 }
 

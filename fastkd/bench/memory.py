@@ -1,6 +1,6 @@
-"""Peak extra memory of one forward and backward, in a process of its own.
+"""Peak extra memory of one call on a CPU, in a process of its own.
 
-``python -m bench.memory '{"route": "eager", "case": {...}}'`` prints bytes above what the inputs hold.
+``python -m fastkd.bench.memory '{"route": "eager", "case": {...}}'`` prints bytes above what the inputs hold.
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import re
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
+from fastkd.bench.cases import Case, make_problem, step
 
-from bench.cases import Case, make_problem, step
-from bench.peers import ROUTES
+# Settings of the C library's allocator that would let it keep what is freed.
+KEEPING = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def _status_bytes(field: str) -> int:
@@ -30,30 +29,31 @@ def _status_bytes(field: str) -> int:
 
 def peak_extra(route: str, case: Case) -> int:
     """Bytes, gradient included, that the second call takes over what is held before it."""
+    from fastkd.bench.peers import ROUTES
+
     problem = make_problem(case)
-    step(ROUTES[route], problem)  # compiles, starts threads, fills lasting caches
+    loss = ROUTES[route].loss
+    step(loss, problem)  # compiles, starts threads, fills lasting caches
     for x in problem.student:
         x.grad = None
     gc.collect()
-    if case.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(ROUTES[route], problem)
-        return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is held now
     before = _status_bytes("VmRSS")
-    step(ROUTES[route], problem)
+    step(loss, problem)
     return _status_bytes("VmHWM") - before
 
 
 def peak_extra_in_child(route: str, case: Case) -> int:
     """:func:`peak_extra` in a fresh process with the default allocator, where nothing else holds memory."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     request = json.dumps({"route": route, "case": asdict(case)})
-    command = [sys.executable, "-m", "bench.memory", request]
-    child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return int(child.stdout)
+    command = ["env", *(part for name in KEEPING for part in ("-u", name))]
+    command += [sys.executable, "-m", "fastkd.bench.memory", request]
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode:
+        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"the process that measures memory failed: {last}")
+    return int(child.stdout.split()[-1])
 
 
 if __name__ == "__main__":

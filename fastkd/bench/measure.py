@@ -1,0 +1,114 @@
+"""One route on one case: right first, then its time between two floors, and its memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fastkd.bench import floor, oracle
+from fastkd.bench.cases import Case, Problem, step
+from fastkd.bench.device import Device, time_calls
+from fastkd.bench.routes import Route
+
+Entry = dict[str, Any]
+
+QUANTILES = (10, 25, 75, 90)
+
+
+def blank(case: Case, route: Route, allocator: str = "default") -> Entry:
+    """What every entry says: the case, the route, and nothing measured yet."""
+    return {
+        **asdict(case),
+        "op": case.op,
+        "route": route.name,
+        "ours": route.ours,
+        "allocator": allocator,
+        "logits_bytes": case.logits_bytes,
+        "status": "ok",
+    }
+
+
+def checked(entry: Entry, errors: oracle.Errors, allowed: tuple[float, float]) -> bool:
+    """Write the errors into ``entry``, and whether they are within what is allowed."""
+    entry.update(value_error=errors.value, gradient_error=errors.gradient, allowed_errors=list(allowed))
+    if errors.within(allowed):
+        return True
+    of_gradient = "" if errors.gradient is None else f", the gradient by {errors.gradient:.1e}"
+    entry.update(status="wrong", reason=f"the loss is off by {errors.value:.1e}{of_gradient}")
+    return False
+
+
+def with_times(entry: Entry, case: Case, seconds: Sequence[float], floors: Sequence[floor.Floor]) -> Entry:
+    """``entry`` with the median and quantiles of ``seconds``, and what follows from them."""
+    ms = 1e3 * statistics.median(seconds)
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
+    entry.update(
+        ms=ms,
+        quantiles_ms={str(q): 1e3 * cuts[q - 1] for q in QUANTILES},
+        calls=len(seconds),
+    )
+    if not case.linear:
+        entry["gb_per_s"] = case.least_bytes / ms / 1e6
+    return with_floors(entry, floors)
+
+
+def with_floors(entry: Entry, floors: Sequence[floor.Floor]) -> Entry:
+    """``entry`` with the floors before and after its calls."""
+    entry["floor_ms"] = [1e3 * f.seconds for f in floors]
+    bandwidths = [f.bandwidth / 1e9 for f in floors if f.bandwidth is not None]
+    if bandwidths:
+        entry["copy_gb_per_s"] = bandwidths
+    return entry
+
+
+def route_on_case(
+    device: Device,
+    route: Route,
+    problems: Sequence[Problem],
+    right: oracle.Answer,
+    seconds: float,
+    memory: bool,
+) -> Entry:
+    """The entry of ``route``: times and memory if its answer is right, else its errors alone.
+
+    Args:
+        problems: sets of inputs that the calls go through in turn; ``right`` is the answer to the first.
+        seconds: about how long to measure.
+        memory: whether to measure the peak too.
+    """
+    case = problems[0].case
+    entry = blank(case, route)
+    value = step(route.loss, problems[0])
+    errors = oracle.errors(problems[0], value, right)
+    if not checked(entry, errors, oracle.tolerance(case, route.ours)):
+        return entry
+    before = _floor(device, problems)
+    times = time_calls(device, [lambda p=p: step(route.loss, p) for p in problems], seconds)  # type: ignore[misc]
+    # The floor at both ends, so that a machine that was busy for a while is noticed.
+    after = _floor(device, problems)
+    with_times(entry, case, times, (before, after))
+    entry["input_sets"] = len(problems)
+    if memory:
+        entry["peak_extra_bytes"] = device.peak_extra(route, problems[0])
+    return entry
+
+
+def without(entry: Entry, error: Exception) -> Entry:
+    """``entry`` of a route that raised: skipped where memory ran out, else failed."""
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        entry.update(status="skipped", reason="out of memory")
+    else:
+        entry.update(status="failed", reason=f"{type(error).__name__}: {said}")
+    return entry
+
+
+def _floor(device: Device, problems: Sequence[Problem]) -> floor.Floor:
+    for problem in problems:
+        for x in problem.student:
+            x.grad = None
+    return floor.measured(device, problems)

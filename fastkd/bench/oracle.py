@@ -1,0 +1,145 @@
+"""The right answer, in float64 and a few rows at a time, and how far another is from it.
+
+The value is over all tokens. Of a gradient over logits, the first, the last and random rows are compared;
+behind heads all of it. The entries at the labels are compared apart from the rest: the cross-entropy's
+gradient there is a thousand times all others, and would hide them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkd.bench import plain
+from fastkd.bench.cases import Case, Problem
+
+# Elements of one block of logits: 128 MiB in float64, of which the formulas hold a handful.
+BLOCK = 2**24
+FIRST, LAST, RANDOM = 16, 16, 32
+
+
+@dataclass
+class Answer:
+    """The loss and gradients of a problem; of gradients over logits only the rows in ``rows``."""
+
+    value: Tensor
+    grads: tuple[Tensor, ...]
+    rows: Tensor | None
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors: of the value, and of the gradients (the worst of them and of their parts, by norm)."""
+
+    value: float
+    gradient: float | None
+
+    def within(self, allowed: tuple[float, float]) -> bool:
+        # Written so that NaN is outside.
+        return self.value <= allowed[0] and (self.gradient is None or self.gradient <= allowed[1])
+
+
+def answer(problem: Problem) -> Answer:
+    """The loss over all tokens, and its gradients where the case wants them."""
+    return _answer_linear(problem) if problem.case.linear else _answer_dense(problem)
+
+
+def _blocks(case: Case, device: torch.device) -> list[Tensor]:
+    return list(torch.arange(case.tokens, device=device).split(max(1, BLOCK // case.vocab)))
+
+
+def checked_rows(case: Case) -> Tensor:
+    """The first, the last and random rows, in order and each once."""
+    tokens = case.tokens
+    random = torch.randint(tokens, (RANDOM,), generator=torch.Generator().manual_seed(0))
+    first, last = torch.arange(min(FIRST, tokens)), torch.arange(max(0, tokens - LAST), tokens)
+    return torch.cat((first, last, random)).unique()
+
+
+def _answer_dense(problem: Problem) -> Answer:
+    case, loss = problem.case, plain.loss_of(problem.case)
+    student, teacher = problem.student[0].detach(), problem.teacher[0]
+    value = torch.zeros((), dtype=torch.float64, device=student.device)
+    for rows in _blocks(case, student.device):
+        s, t = student[rows].double(), teacher[rows].double()
+        value += loss(s, t, problem.labels[rows]) * (len(rows) / case.tokens)
+    if not case.backward:
+        return Answer(value, (), None)
+    checked = checked_rows(case).to(student.device)
+    grads = []
+    for rows in checked.split(max(1, BLOCK // case.vocab)):
+        s = student[rows].double().requires_grad_()
+        part = loss(s, teacher[rows].double(), problem.labels[rows]) * (len(rows) / case.tokens)
+        grads.append(torch.autograd.grad(part, s)[0])
+    return Answer(value, (torch.cat(grads),), checked)
+
+
+def _answer_linear(problem: Problem) -> Answer:
+    case, loss = problem.case, plain.loss_of(problem.case)
+    hidden, weight = (x.detach() for x in problem.student)
+    wide, wide_teacher = weight.double().requires_grad_(case.backward), problem.teacher[1].double()
+    value = torch.zeros((), dtype=torch.float64, device=hidden.device)
+    grads = [torch.zeros_like(x, dtype=torch.float64) for x in (hidden, weight)] if case.backward else []
+    for rows in _blocks(case, hidden.device):
+        h = hidden[rows].double().requires_grad_(case.backward)
+        student = h @ wide.T
+        teacher = problem.teacher[0][rows].double() @ wide_teacher.T
+        part = loss(student, teacher, problem.labels[rows]) * (len(rows) / case.tokens)
+        value += part.detach()
+        if case.backward:
+            by_hidden, by_weight = torch.autograd.grad(part, (h, wide))
+            grads[0][rows] = by_hidden
+            grads[1] += by_weight
+    return Answer(value, tuple(grads), None)
+
+
+def errors(problem: Problem, value: Tensor, right: Answer) -> Errors:
+    """How far ``value`` and the gradients now in ``problem`` are from the right ones."""
+    off = float((value.double() - right.value).abs() / right.value.abs())
+    if not right.grads:
+        return Errors(off, None)
+    worst = []
+    for i, (x, exact) in enumerate(zip(problem.student, right.grads, strict=True)):
+        assert x.grad is not None
+        found = (x.grad if right.rows is None else x.grad[right.rows]).double()
+        for part in _parts(problem, right, i):
+            norm = float(exact[part].norm())
+            if norm > 0:
+                worst.append(float((found[part] - exact[part]).norm()) / norm)
+    # max() would drop a NaN that does not come first.
+    return Errors(off, max(worst) if all(x == x for x in worst) else float("nan"))
+
+
+def _parts(problem: Problem, right: Answer, which: int) -> list[Any]:
+    """What to index the gradient ``which`` with: what the labels touch, and the rest."""
+    case, labels, exact = problem.case, problem.labels, right.grads[which]
+    by_hidden = case.linear and which == 0  # every entry has a part of the label's there
+    if by_hidden or (case.kd_ratio == 1 and case.divergence != "decoupled"):
+        return [...]
+    if right.rows is not None:
+        touched = torch.zeros_like(exact, dtype=torch.bool).scatter_(-1, labels[right.rows, None], True)
+    else:
+        touched = torch.zeros(case.vocab, dtype=torch.bool, device=exact.device).index_fill_(0, labels, True)
+    return [touched, ~touched]
+
+
+def tolerance(case: Case, ours: bool) -> tuple[float, float]:
+    """The errors of value and gradient that rounding explains; more is a wrong answer.
+
+    Of a peer, more is another quantity. In bfloat16 peers that compute in it were seen off by up to 0.14 (the
+    value of a JSD) and 0.07 (gradients); a KL the wrong way round, a forgotten T^2 or another weight changes
+    the gradient by 0.1 to 9. In float32 it leaves room for products in TF32.
+    """
+    rounded = case.dtype != "float32"
+    if not ours:
+        return (0.3, 0.1) if rounded else (1e-2, 1e-2)
+    if not rounded:
+        return (1e-5, 1e-4) if case.linear else (1e-5, 2e-5)
+    # One rounding of the gradient to 8 bits; behind a head, also of the logits. There |p - q| turns over
+    # where the two come close.
+    if not case.linear:
+        return 1e-4, 4e-3
+    return 5e-3, (0.1 if case.divergence == "tvd" else 0.04)

@@ -1,0 +1,122 @@
+"""The loss as it is written by hand: the eager peer in the dtype of its logits, and in float64 the oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastkd.bench.cases import TEMPERATURE, Case
+
+Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a, b), the mean over the rows."""
+    return F.kl_div(log_b, log_a, reduction="batchmean", log_target=True)
+
+
+def _forward_kl(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(s, -1), F.softmax(t, -1), reduction="batchmean")
+
+
+def _reverse_kl(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return _kl(F.log_softmax(s, -1), F.log_softmax(t, -1))
+
+
+def _jeffreys(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
+    return _kl(log_p, log_q) + _kl(log_q, log_p)
+
+
+def _mixture(log_a: Tensor, log_b: Tensor, b: float) -> Tensor:
+    """log(b a + (1 - b) b)."""
+    return torch.logaddexp(log_a + math.log(b), log_b + math.log(1 - b))
+
+
+def _jsd(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
+    log_m = _mixture(log_p, log_q, 0.5)
+    return 0.5 * _kl(log_p, log_m) + 0.5 * _kl(log_q, log_m)
+
+
+def _skew_forward_kl(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
+    return _kl(log_p, _mixture(log_p, log_q, 0.1))
+
+
+def _skew_reverse_kl(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
+    return _kl(log_q, _mixture(log_q, log_p, 0.1))
+
+
+def _tvd(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return 0.5 * (F.softmax(t, -1) - F.softmax(s, -1)).abs().sum(-1).mean()
+
+
+def _overlap(s: Tensor, t: Tensor, a: float) -> Tensor:
+    """sum p^a q^(1-a) of each row."""
+    return (a * F.log_softmax(t, -1) + (1 - a) * F.log_softmax(s, -1)).exp().sum(-1)
+
+
+def _hellinger(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return (1 - _overlap(s, t, 0.5)).mean()
+
+
+def _alpha(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return 4 * (1 - _overlap(s, t, 0.5)).mean()
+
+
+def _renyi(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return -2 * _overlap(s, t, 0.5).log().mean()
+
+
+def _alpha_beta(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    p, q = F.softmax(t, -1), F.softmax(s, -1)
+    return -4 * ((p * q).sqrt() - 0.5 * p - 0.5 * q).sum(-1).mean()
+
+
+def _decoupled(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
+    at_label = torch.zeros_like(log_q, dtype=torch.bool).scatter_(-1, labels[:, None], True)
+    rest = [torch.log_softmax(x.masked_fill(at_label, -torch.inf), -1) for x in (t, s)]
+    # Both 0 at the label: its term is e^0 (0 - 0) = 0.
+    nckd = _kl(*(x.masked_fill(at_label, 0) for x in rest))
+    split = [x.gather(-1, labels[:, None]).squeeze(-1) for x in (log_p, log_q)]
+    p, q = split[0].exp(), split[1].exp()
+    tckd = (p * (split[0] - split[1]) + (1 - p) * (torch.log1p(-p) - torch.log1p(-q))).mean()
+    return tckd + nckd
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jeffreys": _jeffreys,
+    "jsd": _jsd,
+    "skew_forward_kl": _skew_forward_kl,
+    "skew_reverse_kl": _skew_reverse_kl,
+    "tvd": _tvd,
+    "hellinger": _hellinger,
+    "alpha": _alpha,
+    "renyi": _renyi,
+    "alpha_beta": _alpha_beta,
+    "decoupled": _decoupled,
+}
+
+
+def loss_of(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``(student logits, teacher logits, labels) -> loss`` of the case's quantity."""
+    divergence, ratio, t = DIVERGENCES[case.divergence], case.kd_ratio, TEMPERATURE
+
+    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        if ratio == 0:
+            return F.cross_entropy(student, labels)
+        kd = divergence(student / t, teacher / t, labels)
+        if ratio == 1:
+            return kd
+        return ratio * t * t * kd + (1 - ratio) * F.cross_entropy(student, labels)
+
+    return loss

@@ -1,0 +1,198 @@
+"""The run as text: our time, its share of the floor, how many times longer the peers take, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from fastkd.bench.cases import Case
+from fastkd.bench.measure import Entry
+from fastkd.bench.results import Run
+
+# Floors that differ by more than this factor were measured on a machine that was busy with other things.
+QUIET = 1.2
+ALLOCATORS = {"default": "the default allocator", "kept": "mapped memory kept"}
+
+
+class Section(NamedTuple):
+    """A table; a row that is shorter than the head ends in a sentence instead of numbers."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    left: int = 2  # columns of words, which begin at the left
+
+
+def case_of(entry: Entry) -> Case:
+    return Case(**{name: entry[name] for name in Case.__dataclass_fields__})
+
+
+def case_title(case: Case) -> str:
+    """All of a case on one line."""
+    return f"{case.op} {case.id}, {case.quantity}, {case.calls}"
+
+
+def entry_title(entry: Entry) -> str:
+    return case_title(case_of(entry))
+
+
+def quiet(*entries: Entry) -> bool:
+    """Whether the floors before and after all of them agree: else the machine was not the same for all."""
+    floors = [ms for entry in entries for ms in entry["floor_ms"]]
+    return max(floors) <= QUIET * min(floors)
+
+
+def times_floor(entry: Entry) -> float | None:
+    """How many times its floor an entry takes; None where the machine was busy."""
+    return entry["ms"] / statistics.mean(entry["floor_ms"]) if quiet(entry) else None
+
+
+def size(count: int | None) -> str:
+    """Bytes in the unit that suits them."""
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}"
+
+
+def speedup(ours: Entry, peer: Entry | None) -> str:
+    """How many times as long the peer takes, or why that cannot be said."""
+    if peer is None:
+        return "-"
+    if peer["status"] == "wrong":
+        worst = max(x for x in (peer["value_error"], peer["gradient_error"]) if x is not None)
+        return f"wrong ({worst:.0e})"
+    if peer["status"] != "ok":
+        return "no memory" if peer["status"] == "skipped" else "failed"
+    return f"{peer['ms'] / ours['ms']:.1f}x" if quiet(ours, peer) else "busy"
+
+
+def groups(run: Run) -> dict[tuple[Any, ...], list[Entry]]:
+    """Entries that belong into one table: of one allocator, op, quantity and kind of call."""
+    found: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in run["entries"]:
+        if entry["allocator"] is not None:
+            case = case_of(entry)
+            key = (entry["allocator"], case.op, case.quantity, case.calls)
+            found.setdefault(key, []).append(entry)
+    return found
+
+
+def by_case(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
+    """Entries by the case's id and by route, in the order in which they came."""
+    cases: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        cases.setdefault(case_of(entry).id, {})[entry["route"]] = entry
+    return cases
+
+
+def sections(run: Run) -> Iterator[Section]:
+    """The tables of a run: times, and the memory of everyone where peers were asked too."""
+    found = groups(run)
+    several = len({allocator for allocator, *_ in found}) > 1
+    for (allocator, op, quantity, calls), entries in found.items():
+        title = f"{op}, {calls}: {quantity}"
+        if several:
+            title += f" [{ALLOCATORS[allocator]}]"
+        yield _times(title, entries)
+    memory = _memory(run)
+    if memory is not None:
+        yield memory
+
+
+def _times(title: str, entries: list[Entry]) -> Section:
+    linear = case_of(entries[0]).linear
+    peers = list(dict.fromkeys(e["route"] for e in entries if not e["ours"]))
+    measures = ["of GEMMs"] if linear else ["GB/s", "of floor"]
+    head = ["case", "backend", "ms", *measures, *(f"vs {peer}" for peer in peers), "peak extra", "grad err"]
+    rows = []
+    for name, routes in by_case(entries).items():
+        ours = [entry for entry in routes.values() if entry["ours"]]
+        if not ours:
+            rows.append([name, "fastkd was not measured: no speed is stated"])
+        for entry in ours:
+            backend = entry["route"].removeprefix("fastkd ")
+            if entry["status"] != "ok":
+                said = {"wrong": "WRONG, no speed is stated", "skipped": "skipped"}
+                rows.append([name, backend, f"{said.get(entry['status'], 'FAILED')}: {entry['reason']}"])
+                continue
+            rows.append([name, backend, milliseconds(entry["ms"]), *_share(entry, linear)])
+            rows[-1] += [speedup(entry, routes.get(peer)) for peer in peers]
+            error = entry["gradient_error"]
+            rows[-1] += [size(entry.get("peak_extra_bytes")), "-" if error is None else f"{error:.0e}"]
+    return Section(title, head, rows)
+
+
+def _share(entry: Entry, linear: bool) -> list[str]:
+    times = times_floor(entry)
+    if linear:
+        return ["busy" if times is None else f"{times:.2f}x"]
+    return [f"{entry['gb_per_s']:.1f}", "busy" if times is None else f"{1 / times:.2f}"]
+
+
+def _memory(run: Run) -> Section | None:
+    measured = [e for e in run["entries"] if "peak_extra_bytes" in e]
+    peers = list(dict.fromkeys(e["route"] for e in measured))
+    if all(e["ours"] for e in measured):
+        return None
+    found: dict[tuple[str, str], dict[str, Entry]] = {}
+    for entry in measured:
+        case = case_of(entry)
+        found.setdefault((case.id, f"{case.quantity}, {case.calls}"), {})[entry["route"]] = entry
+    title = "peak extra memory, the gradient included and the inputs not"
+    rows = []
+    for (name, quantity), routes in found.items():
+        one = next(iter(routes.values()))
+        cells = [size(routes.get(peer, {}).get("peak_extra_bytes")) for peer in peers]
+        rows.append([name, quantity, size(one["logits_bytes"]), *cells])
+    head = ["case", "quantity", "one tensor of logits", *peers]
+    if len({quantity for _, quantity in found}) > 1:
+        return Section(title, head, rows)
+    title = f"{title}: {rows[0][1]}"
+    return Section(title, [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows], left=1)
+
+
+def render(sections: Iterable[Section]) -> str:
+    """Tables as text."""
+    lines = []
+    for title, head, rows, left in sections:
+        whole = [head, *(row for row in rows if len(row) == len(head))]
+        short = [row for row in rows if len(row) < len(head)]
+        widths = [max(len(row[i]) for row in whole) for i in range(len(head))]
+        widths[0] = max([widths[0], *(len(row[0]) for row in short)])
+        lines.append(title)
+        for row in (head, *rows):
+            cells = [
+                c.ljust(w) if i < left or len(row) < len(head) else c.rjust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=False))
+            ]
+            lines.append("  ".join(cells).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def heading(run: Run) -> str:
+    found = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"{run['device']}\n{run['date']}; {found}"
+
+
+def text(run: Run) -> str:
+    """The whole of a run, with what stands for what and what is not there."""
+    lines = ["", heading(run), "", render(sections(run))]
+    used = {e["route"] for e in run["entries"]}
+    lines += [f"vs {name}: {about}" for name, about in run.get("peers", {}).items() if name in used]
+    lines += [f"absent: {name}: {reason}" for name, reason in run.get("absent", {}).items()]
+    lines += [
+        f"{e['route']} {e['status']}, {entry_title(e)}: {e['reason']}"
+        for e in run["entries"]
+        if not e["ours"] and e["status"] in ("wrong", "failed")
+    ]
+    if run.get("cases_left"):
+        lines.append(
+            f"{run['cases_left']} cases were left when time ran out: the same command goes on with them"
+        )
+    return "\n".join(lines) + "\n"
