@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,9 +17,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what this process cannot run: GPU cases without a GPU, interpreted ones not interpreted.
 
     Both are counted as deselected, not as skipped: each has a run of its own (``make gpu``, and the second
-    half of ``make test``).
+    half of ``make test``). ``--collect-only -m gpu`` lists the GPU's cases anywhere.
     """
-    unrunnable = set() if torch.cuda.is_available() else {"gpu"}
+    unrunnable = set() if torch.cuda.is_available() or config.option.collectonly else {"gpu"}
     if REGISTRY["triton"].missing(torch.device("cpu")) is not None:
         unrunnable.add("triton_interpret")
     else:
@@ -28,6 +29,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (dropped if any(item.get_closest_marker(mark) for mark in unrunnable) else kept).append(item)
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """A kernel that breaks the GPU's context fails every test after it: begin anew, or end."""
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(3)  # pytest-xdist starts another process
+        pytest.exit(f"the GPU can no longer be used after {nodeid}: {error}", returncode=3)
 
 
 @pytest.fixture(autouse=True)

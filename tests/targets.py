@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
-from fastkd.backends.native import cpu_isas, forced_isa
+from fastkd.backends import native
 from fastkd.backends.registry import REGISTRY
 
 
@@ -18,6 +19,7 @@ class Target:
     backend: str
     device: str = "cpu"
     isa: str | None = None
+    kernel: str | None = None  # of native's on a GPU; None is fastkd's own choice
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -26,11 +28,12 @@ class Target:
             reason = "no GPU"
         if reason is not None:
             pytest.fail(f"{self} was asked for but cannot run: {reason}")
-        if self.isa is None:
+        with ExitStack() as forced:
+            if self.isa is not None:
+                forced.enter_context(native.forced_isa(self.isa))
+            if self.kernel is not None:
+                forced.enter_context(native.forced_cuda_kernel(self.kernel))
             yield
-        else:
-            with forced_isa(self.isa):
-                yield
 
     @property
     def options(self) -> dict[str, str]:
@@ -40,16 +43,33 @@ class Target:
         return REGISTRY[self.backend].missing(torch.device(self.device), dtype) is None
 
 
-def _parameters() -> list[object]:
+def _cuda_kernels() -> list[str | None]:
+    """Native's own choice between its kernels, and where that may be the cluster kernel (from compute
+    capability 9.0 on) also the one that streams."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        return [None]
+    return [None, "stream"]
+
+
+def _parameters() -> list[Any]:
     cpu = [pytest.param(Target("reference"), id="reference")]
     # A missing module is a failure of every native case, not a silent absence of them.
-    cpu += [pytest.param(Target("native", isa=isa), id=f"native-{isa}") for isa in cpu_isas() or ["unbuilt"]]
-    cpu += [pytest.param(Target("triton"), id="triton", marks=pytest.mark.triton_interpret)]
-    gpu = [
-        pytest.param(Target(name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu)
-        for name in ("reference", "native", "triton")
+    cpu += [
+        pytest.param(Target("native", isa=isa), id=f"native-{isa}")
+        for isa in native.cpu_isas() or ["unbuilt"]
     ]
-    return cpu + gpu
+    cpu += [pytest.param(Target("triton"), id="triton", marks=pytest.mark.triton_interpret)]
+    gpu = [(Target(name, "cuda"), f"{name}-cuda") for name in ("reference", "triton")]
+    gpu += [
+        (Target("native", "cuda", kernel=kernel), "-".join(filter(None, ("native-cuda", kernel))))
+        for kernel in _cuda_kernels()
+    ]
+    return cpu + [pytest.param(target, id=name, marks=pytest.mark.gpu) for target, name in gpu]
 
 
 TARGETS = _parameters()
+# What is about a GPU alone, with one on the CPU that shows the test itself to be right.
+GPU_TARGETS = [
+    *(parameter for parameter in TARGETS if parameter.values[0].device == "cuda"),
+    pytest.param(Target("native"), id="native-cpu", marks=pytest.mark.slow),
+]

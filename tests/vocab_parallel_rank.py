@@ -213,18 +213,19 @@ class Rank:
     def traffic(self) -> None:
         """What crosses the network is what the documents say."""
         sent = []
-        original = dist.all_gather_into_tensor
+        name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+        original = getattr(dist, name)
 
         def watched(out: Tensor, x: Tensor, **options: object) -> None:
             sent.append(x.numel() * x.element_size())
             original(out, x, **options)
 
-        dist.all_gather_into_tensor = watched
+        setattr(dist, name, watched)
         cut = self.mine(WIDTHS[self.size][0])
         try:
             fastkd.kd_loss(self.s[..., cut].clone(), self.t[..., cut].clone(), **self.options())
         finally:
-            dist.all_gather_into_tensor = original
+            setattr(dist, name, original)
         from fastkd.spec import LossSpec
 
         spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 140)

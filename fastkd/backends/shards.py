@@ -29,7 +29,9 @@ class Shards:
         """``(size, *x.shape)``: everybody's ``x``, in rank order."""
         x = x.contiguous()
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(out, x, group=self.group)
+        # Called all_gather_single from torch 2.13 on.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(out, x, group=self.group)
         return out.view(self.size, *x.shape)
 
     def sum(self, x: Tensor) -> Tensor:
