@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,12 +35,21 @@ def blank(case: Case, route: Route, allocator: str = "default") -> Entry:
 
 def checked(entry: Entry, errors: oracle.Errors, allowed: tuple[float, float]) -> bool:
     """Write the errors into ``entry``, and whether they are within what is allowed."""
-    entry.update(value_error=errors.value, gradient_error=errors.gradient, allowed_errors=list(allowed))
+    entry.update(
+        value_error=_finite(errors.value),
+        gradient_error=_finite(errors.gradient),
+        allowed_errors=list(allowed),
+    )
     if errors.within(allowed):
         return True
     of_gradient = "" if errors.gradient is None else f", the gradient by {errors.gradient:.1e}"
     entry.update(status="wrong", reason=f"the loss is off by {errors.value:.1e}{of_gradient}")
     return False
+
+
+def _finite(x: float | None) -> float | None:
+    """JSON has no NaN."""
+    return x if x is not None and math.isfinite(x) else None
 
 
 def with_times(entry: Entry, case: Case, seconds: Sequence[float], floors: Sequence[floor.Floor]) -> Entry:
@@ -93,7 +103,10 @@ def route_on_case(
     with_times(entry, case, times, (before, after))
     entry["input_sets"] = len(problems)
     if memory:
-        entry["peak_extra_bytes"] = device.peak_extra(route, problems[0])
+        try:
+            entry["peak_extra_bytes"] = device.peak_extra(route, problems[0])
+        except (RuntimeError, OSError) as error:  # the time stands all the same
+            entry["no_memory_because"] = " ".join(str(error).split())
     return entry
 
 

@@ -23,7 +23,7 @@ KEEPING = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 def _status_bytes(field: str) -> int:
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if match is None:
-        raise RuntimeError(f"/proc/self/status has no {field}: peak memory on a CPU needs Linux")
+        raise RuntimeError(f"/proc/self/status has no {field}: the peak of memory on a CPU needs Linux")
     return int(match[1]) * 1024
 
 

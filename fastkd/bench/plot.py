@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from fastkd.bench import table
 from fastkd.bench.cases import Case
@@ -19,7 +19,20 @@ from fastkd.bench.results import Run
 
 INK, FAINT = "#2b2d33", "#d9dbe0"
 OURS = {"fastkd native": "#0f7b6c", "fastkd triton": "#3fae9b", "fastkd reference": "#9bd0c6"}
-THEIRS = ("#d9822b", "#8a5fb0", "#4f7fc0", "#c0504f", "#8a8f99", "#b59a2d", "#5d6b7a", "#c07fa8", "#6f9a4f")
+THEIRS = (
+    "#d9822b",
+    "#8a5fb0",
+    "#4f7fc0",
+    "#c0504f",
+    "#8a8f99",
+    "#b59a2d",
+    "#5d6b7a",
+    "#c07fa8",
+    "#6f9a4f",
+    "#a5673f",
+    "#3d8f99",
+    "#b8b0c8",
+)
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
@@ -64,7 +77,7 @@ def roofline(run: Run, colours: dict[str, str]) -> Any:
     def finish(axes: Any, case: Case) -> None:
         axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_ylim(0, max(1.1, axes.get_ylim()[1]))
-        axes.set_ylabel(f"share of the {'matrix products' if case.linear else 'copy'}'s speed")
+        axes.set_ylabel("share of the products' speed" if case.linear else "share of the copy's speed")
 
     return _lines(
         run, colours, share, finish, "How near the floor", _note(run, "the dashed line is the floor")
@@ -77,7 +90,9 @@ def peers(run: Run, colours: dict[str, str]) -> Any:
     def finish(axes: Any, case: Case) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda ms, _: ""))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+        axes.tick_params(axis="y", which="minor", labelsize=8)
         axes.set_ylabel("milliseconds")
 
     return _lines(run, colours, lambda e: e["ms"], finish, "Time of one call", _note(run, "lower is better"))
@@ -109,9 +124,8 @@ def _bars(axes: Any, entries: list[Entry], colours: dict[str, str]) -> None:
     peaks = [e["peak_extra_bytes"] / unit for e in entries]
     names = [e["route"] for e in entries]
     axes.barh(range(len(names)), peaks, color=[colours[name] for name in names], height=0.62)
-    for row, entry in enumerate(entries):
-        said = table.size(entry["peak_extra_bytes"])
-        axes.text(peaks[row], row, f" {said}", va="center", fontsize=9)
+    for row in range(len(names)):
+        axes.text(peaks[row], row, f" {peaks[row]:.3g} {unit_name}", va="center", fontsize=9)
     one = entries[0]["logits_bytes"] / unit
     axes.axvline(one, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), names)
@@ -165,9 +179,9 @@ def _lines(run: Run, colours: dict[str, str], value: Any, finish: Any, title: st
 
 
 def _panels(run: Run, value: Any) -> list[Panel]:
-    """One panel for each table, dtype, number of tokens and width that was measured, as far as there is room.
+    """One panel for each table and dtype: of its tokens and widths those with the most vocabularies.
 
-    Of the tokens and widths of a table, those that most vocabularies were measured with: its curve.
+    What was measured at one vocabulary has no curve, and no panel beside others that have.
     """
     panels = []
     for entries in table.groups(run).values():
@@ -180,7 +194,8 @@ def _panels(run: Run, value: Any) -> list[Panel]:
             curves = [points for key, points in found.items() if key[0] == dtype]
             curve = max(curves, key=lambda points: len({case.vocab for case, _ in points}))
             panels.append((f"{_title(curve[0][0])}\n{_shape(curve[0][0])}", curve))
-    return panels
+    curved = [panel for panel in panels if len({case.vocab for case, _ in panel[1]}) > 1]
+    return curved or panels
 
 
 def _title(case: Case) -> str:

@@ -9,11 +9,13 @@ case:
   ``divergence``, ``kd_ratio``, ``backward``, ``op``, ``route``, ``ours``, ``allocator``, ``logits_bytes``;
 - ``status``: ``ok``, ``wrong`` (further from the oracle than ``allowed_errors``), ``skipped`` (memory) or
   ``failed``, the last three with a ``reason`` and no time;
-- ``value_error``, ``gradient_error``: relative, against float64 (the gradient's null where none is wanted);
+- ``value_error``, ``gradient_error``: relative, against float64 (null where NaN; the gradient's also where
+  none is wanted);
 - ``ms``: the median; ``quantiles_ms``; ``calls``, how many were timed; ``input_sets`` that they went through;
 - ``floor_ms``: before and after, of the same bytes at the speed of a copy, or of the bare matrix products;
 - over logits ``gb_per_s``, the least bytes over the time, and ``copy_gb_per_s``, before and after;
-- ``peak_extra_bytes``, where it was measured: the gradient included, the inputs not.
+- ``peak_extra_bytes``, where it was measured: the gradient included, the inputs not; where it could not be,
+  ``no_memory_because``.
 """
 
 from __future__ import annotations

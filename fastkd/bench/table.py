@@ -52,7 +52,9 @@ def size(count: int | None) -> str:
     """Bytes in the unit that suits them."""
     if count is None:
         return "-"
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 100 * 2**20 else f"{count / 2**20:.1f} MiB"
 
 
 def milliseconds(ms: float) -> str:
@@ -64,8 +66,8 @@ def speedup(ours: Entry, peer: Entry | None) -> str:
     if peer is None:
         return "-"
     if peer["status"] == "wrong":
-        worst = max(x for x in (peer["value_error"], peer["gradient_error"]) if x is not None)
-        return f"wrong ({worst:.0e})"
+        errors = [x for x in (peer["value_error"], peer["gradient_error"]) if x is not None]
+        return f"wrong ({max(errors):.0e})" if errors else "wrong (NaN)"
     if peer["status"] != "ok":
         return "no memory" if peer["status"] == "skipped" else "failed"
     return f"{peer['ms'] / ours['ms']:.1f}x" if quiet(ours, peer) else "busy"
@@ -186,6 +188,8 @@ def text(run: Run) -> str:
     used = {e["route"] for e in run["entries"]}
     lines += [f"vs {name}: {about}" for name, about in run.get("peers", {}).items() if name in used]
     lines += [f"absent: {name}: {reason}" for name, reason in run.get("absent", {}).items()]
+    unmeasured = dict.fromkeys(e["no_memory_because"] for e in run["entries"] if "no_memory_because" in e)
+    lines += [f"no peak of memory: {reason}" for reason in unmeasured]
     lines += [
         f"{e['route']} {e['status']}, {entry_title(e)}: {e['reason']}"
         for e in run["entries"]
