@@ -26,6 +26,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         patch_once()
     kept, dropped = [], []
     for item in items:
+        if item.get_closest_marker("huge") and config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("huge"))
         (dropped if any(item.get_closest_marker(mark) for mark in unrunnable) else kept).append(item)
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept

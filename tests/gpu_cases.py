@@ -27,6 +27,7 @@ class Case:
 
     Args:
         way: of ``WAYS``.
+        metrics: ask for them too. Calls without have kernels of their own.
         options: of the loss, beside the defaults that let every part of it work.
     """
 
@@ -38,8 +39,11 @@ class Case:
         rows: int = 12,
         vocab: int = 1000,
         dtype: torch.dtype = torch.float32,
+        metrics: bool = False,
         **options: Any,
     ) -> None:
+        self.with_metrics = metrics
+        self.metrics: Any = ()  # of the last run
         self.way, self.rows, self.vocab = way, rows, vocab
         temperature = 1.0 if way[1] == "sparse" else 2.0
         arithmetic = {"kd_ratio": 0.6, "temperature": temperature, "label_smoothing": 0.1, "z_loss": 1e-3}
@@ -96,31 +100,31 @@ class Case:
             return fastkd.HiddenTeacher(x["teacher_hidden"], x["teacher_weight"], logit_scale=0.5)
         return x["logits"]
 
-    def run(self) -> tuple[Tensor, fastkd.KDMetrics]:
-        """Forward and backward into fresh gradients; the loss and its metrics."""
+    def run(self) -> Tensor:
+        """Forward and backward into fresh gradients; the loss."""
         for leaf in self.leaves.values():
             leaf.grad = None
         x = self.device
         options = {
-            "token_weights": x["weights"], "num_items": x["items"], "return_metrics": True,
+            "token_weights": x["weights"], "num_items": x["items"], "return_metrics": self.with_metrics,
             "backend": self.backend, **self.options,
         }  # fmt: skip
         if self.way[0] == "linear":
-            loss, metrics = fastkd.linear_kd_loss(
+            found = fastkd.linear_kd_loss(
                 x["hidden"], x["weight"], self._teacher(x), x["labels"], student_bias=x["bias"],
                 logit_softcap=15.0, **{"chunk_size": CHUNK, **options},
             )  # fmt: skip
         else:
             inplace = self.way[0] == "inplace"
             student = x["student"] * 1.0 if inplace else x["student"]
-            loss, metrics = fastkd.kd_loss(student, self._teacher(x), x["labels"], inplace=inplace, **options)
+            found = fastkd.kd_loss(student, self._teacher(x), x["labels"], inplace=inplace, **options)
+        loss, self.metrics = found if self.with_metrics else (found, ())
         (3.0 * loss).backward()
-        return loss.detach(), metrics
+        return loss.detach()
 
     def results(self) -> list[Tensor]:
         """Of a run: loss, metrics, gradients; copies."""
-        loss, metrics = self.run()
-        found = [loss, *metrics, *(leaf.grad for leaf in self.leaves.values())]
+        found = [self.run(), *self.metrics, *(leaf.grad for leaf in self.leaves.values())]
         return [x.clone() for x in found if x is not None]
 
     def expected(self) -> tuple[Tensor, dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from fastkd.ops.head import _add_product
 from fastkd.spec import DIVERGENCES
 
 EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids="-".join)
+WITH_METRICS = pytest.mark.parametrize("metrics", [False, True], ids=["", "metrics"])
 IN_FLOAT32_AND_BFLOAT16 = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -53,7 +54,7 @@ def no_waiting(device: str) -> Iterator[None]:
 def captured(case: Case, device: str) -> Callable[[], Tensor]:
     """One forward and backward as a CUDA graph; the function replays it and returns the loss."""
     if device == "cpu":
-        return lambda: case.run()[0]
+        return lambda: case.run()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -64,7 +65,7 @@ def captured(case: Case, device: str) -> Callable[[], Tensor]:
         leaf.grad = None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss, _ = case.run()
+        loss = case.run()
 
     def replay() -> Tensor:
         graph.replay()
@@ -76,8 +77,9 @@ def captured(case: Case, device: str) -> Callable[[], Tensor]:
 
 @EVERY_WAY
 @IN_FLOAT32_AND_BFLOAT16
-def test_graph_capture(place: Target, way: tuple[str, str], dtype: torch.dtype) -> None:
-    case = Case(way, place.device, place.backend, dtype=dtype)
+@WITH_METRICS
+def test_graph_capture(place: Target, way: tuple[str, str], dtype: torch.dtype, metrics: bool) -> None:
+    case = Case(way, place.device, place.backend, dtype=dtype, metrics=metrics)
     replay = captured(case, place.device)
     for seed in (1, 2, 3):
         case.refill(seed)
@@ -97,7 +99,7 @@ def test_18_side_stream(place: Target, way: tuple[str, str]) -> None:
     """Kernels wait for the stream that is current, not for the legacy one, and keep their memory to it."""
     case = Case(way, place.device, place.backend, rows=64, vocab=5000)
     if place.device == "cpu":
-        return case.check(case.run()[0])
+        return case.check(case.run())
     case.run()
     stream = torch.cuda.Stream()
     for seed in range(5):
@@ -105,7 +107,7 @@ def test_18_side_stream(place: Target, way: tuple[str, str]) -> None:
         with torch.cuda.stream(stream):
             torch.cuda._sleep(20_000_000)  # about 10 ms: the numbers are written late
             case.refill(seed)
-            loss, _ = case.run()
+            loss = case.run()
         # Whoever takes memory meanwhile must not get what the stream still works on.
         for _ in range(4):
             torch.full((64, 5000), float("nan"), device=place.device)
@@ -117,7 +119,7 @@ def test_18_side_stream(place: Target, way: tuple[str, str]) -> None:
 def test_18_two_streams_at_once(place: Target, way: tuple[str, str]) -> None:
     cases = [Case(way, place.device, place.backend, rows=64, vocab=5000) for _ in range(2)]
     if place.device == "cpu":
-        return cases[0].check(cases[0].run()[0])
+        return cases[0].check(cases[0].run())
     streams = [torch.cuda.Stream() for _ in cases]
     for case in cases:
         case.run()
@@ -127,7 +129,7 @@ def test_18_two_streams_at_once(place: Target, way: tuple[str, str]) -> None:
         for k, (case, stream) in enumerate(zip(cases, streams, strict=True)):
             with torch.cuda.stream(stream):
                 case.refill(10 * k + seed)
-                losses.append(case.run()[0])
+                losses.append(case.run())
         torch.cuda.synchronize()
         for case, loss in zip(cases, losses, strict=True):
             case.check(loss)
@@ -138,22 +140,23 @@ def test_18_two_streams_at_once(place: Target, way: tuple[str, str]) -> None:
 @EVERY_WAY
 @pytest.mark.parametrize("backend", ["reference", "native", "triton"])
 def test_18_second_device(way: tuple[str, str], backend: str) -> None:
-    case = Case(way, "cuda:1", backend)
+    case = Case(way, "cuda:1", backend, metrics=True)
     with torch.cuda.device(0):
-        loss, metrics = case.run()
+        loss = case.run()
         assert torch.cuda.current_device() == 0
-    assert {x.device for x in (loss, *metrics)} == {torch.device("cuda:1")}
+    assert {x.device for x in (loss, *case.metrics)} == {torch.device("cuda:1")}
     case.check(loss)
 
 
 @EVERY_WAY
+@WITH_METRICS
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_14_no_waiting(place: Target, way: tuple[str, str], reduction: str) -> None:
-    case = Case(way, place.device, place.backend, chunk_size=3)
+def test_14_no_waiting(place: Target, way: tuple[str, str], reduction: str, metrics: bool) -> None:
+    case = Case(way, place.device, place.backend, metrics=metrics)
 
     def step() -> Tensor:
         if reduction == "mean":
-            return case.run()[0]
+            return case.run()
         x = case.device
         options = {"kd_ratio": 0.5, "reduction": "none", "backend": place.backend}
         if way[0] == "linear":
@@ -163,8 +166,6 @@ def test_14_no_waiting(place: Target, way: tuple[str, str], reduction: str) -> N
         loss.backward(x["weights"])
         return loss
 
-    if way[0] != "linear":
-        case.options.pop("chunk_size")
     step()  # compiles
     with no_waiting(place.device):
         loss = step()
@@ -189,7 +190,7 @@ def test_a_vocabulary_of_one_shard(place: Target, alone: dist.ProcessGroup, way:
     case = Case(way, place.device, place.backend, group=alone)
     case.run()
     with no_waiting(place.device):
-        loss, _ = case.run()
+        loss = case.run()
     del case.options["group"]
     case.check(loss)
 
@@ -241,8 +242,11 @@ def out_of_range(place: Target, call: Callable[[], Tensor], leaf: Tensor) -> Non
 
 @EVERY_WAY
 @IN_FLOAT32_AND_BFLOAT16
-def test_two_runs_are_bit_equal(place: Target, way: tuple[str, str], dtype: torch.dtype) -> None:
-    case = Case(way, place.device, place.backend, rows=67, vocab=5003, dtype=dtype)
+@WITH_METRICS
+def test_two_runs_are_bit_equal(
+    place: Target, way: tuple[str, str], dtype: torch.dtype, metrics: bool
+) -> None:
+    case = Case(way, place.device, place.backend, rows=67, vocab=5003, dtype=dtype, metrics=metrics)
     first = case.results()
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(first, case.results(), strict=True))
@@ -264,7 +268,7 @@ def test_two_runs_of_every_divergence(place: Target, divergence: str, parameters
 @pytest.mark.parametrize("vocab", [1001, 4096, 32_000])
 def test_every_way(place: Target, way: tuple[str, str], dtype: torch.dtype, vocab: int) -> None:
     case = Case(way, place.device, place.backend, vocab=vocab, dtype=dtype)
-    case.check(case.run()[0])
+    case.check(case.run())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

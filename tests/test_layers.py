@@ -135,6 +135,17 @@ def test_the_kernels_are_where_the_rules_look() -> None:
     assert all(name in settings for name in ENVIRONMENT)
 
 
+def test_make_gpu_runs_every_file_with_cases_for_a_gpu() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (names,) = re.findall(r"foreach name,([a-z_ ]+),tests/test_\$\(name\)\.py", makefile)
+    named = {f"tests/test_{name}.py" for name in names.split()}
+    gpu = re.compile(r"\b(target: Target|place: Target|mark\.gpu)\b")
+    found = {path for path in sources("tests", ".py") if gpu.search((ROOT / path).read_text())}
+    found = {path for path in found if Path(path).name.startswith("test_")}
+    others = {path for path in found if not path.startswith("tests/test_gpu")}
+    assert len(others) < len(found) and others == named | {"tests/test_layers.py"}
+
+
 @pytest.mark.parametrize(
     ("rule", "path", "text"),
     [

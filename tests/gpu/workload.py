@@ -1,0 +1,54 @@
+"""``python tests/gpu/workload.py``: a few calls of every kernel, for a tool to watch (sanitize.py).
+
+Rows are few and short, since such tools slow kernels down a hundredfold. Each call is compared with the
+oracle, so that a tool's silence is about calls that did their work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2])]
+
+from gpu_cases import WAYS, Case  # noqa: E402
+
+from fastkd.backends import native  # noqa: E402
+from fastkd.spec import DIVERGENCES  # noqa: E402
+
+# A few elements past a vector, several blocks of a row with a rest, and whole vectors.
+SIZES = ((torch.float32, 1003), (torch.bfloat16, 4099), (torch.float16, 2048))
+
+
+def cases(device: str, backend: str) -> list[Case]:
+    found = [
+        Case(("dense", "logits"), device, backend, 3, vocab, dtype, metrics, divergence=divergence)
+        for divergence in DIVERGENCES
+        for dtype, vocab in SIZES
+        for metrics in (False, *[True] * (vocab == 1003))
+    ]
+    return found + [Case(way, device, backend, 6, 1003, dtype) for way in WAYS for dtype, _ in SIZES]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", choices=("native", "triton"), default="native")
+    parser.add_argument("--kernel", choices=("stream", "cluster"), help="of native; default: its own choice")
+    arguments = parser.parse_args()
+    forced = native.forced_cuda_kernel(arguments.kernel) if arguments.kernel else nullcontext()
+    done = 0
+    with forced:
+        for case in cases(arguments.device, arguments.backend):
+            case.check(case.run())
+            done += 1
+    print(f"{done} calls of {arguments.backend}, all right")
+
+
+if __name__ == "__main__":
+    main()
