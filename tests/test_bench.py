@@ -40,10 +40,12 @@ ONE = ["--op", "kd_loss", "--vocab", "40", "--dtype", "float32", "--divergence",
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process for each peak of memory, and few calls: what is tested here is not the clock."""
+    """No process for each peak of memory, few calls, no pictures: what is tested here is not the clock."""
     monkeypatch.setattr(memory, "peak_extra_in_child", lambda route, case: 5 * case.logits_bytes)
     monkeypatch.setattr(devices, "MOST_CALLS", 4)
     monkeypatch.setattr(devices, "MOST_SETS", 2)
+    if importlib.util.find_spec("matplotlib") is not None:
+        monkeypatch.setattr("fastkd.bench.plot.draw_all", lambda run, folder: [])
 
 
 def bench(folder: Path, *arguments: str) -> int:
