@@ -111,7 +111,9 @@ class Cuda:
         return torch.cuda.get_device_name()
 
     def cache_bytes(self) -> int:
-        return int(torch.cuda.get_device_properties(self.where).L2_cache_size)
+        # Not all that torch calls cuda say how large theirs is.
+        known = getattr(torch.cuda.get_device_properties(self.where), "L2_cache_size", 0)
+        return int(known) or 64 * 2**20
 
     def free_bytes(self) -> int:
         torch.cuda.empty_cache()
