@@ -89,6 +89,7 @@ PYBIND11_MODULE(_C, m) {
           py::arg("metrics"), py::arg("coefficient"), py::arg("record"), py::arg("wide"))
       .def_readwrite("phase", &DenseParams::phase)
       .def_readwrite("sharded", &DenseParams::sharded)
+      .def_readwrite("cluster", &DenseParams::cluster)
       .def_readwrite("divergence", &DenseParams::divergence)
       .def_readwrite("alpha", &DenseParams::alpha)
       .def_readwrite("beta", &DenseParams::beta)

@@ -90,6 +90,11 @@ struct DenseParams {
   double* record = nullptr;  // record::kCount per row; not needed for Phase::kAll
   bool sharded = false;      // a label outside [0, vocab) lies in another shard
 
+  // Of a GPU that has them: how many blocks take a row, out of their shared memory; 0 for the kernel that
+  // streams rows, kChoose, or kCluster for a number that is chosen or an error.
+  static constexpr int kChoose = -1, kCluster = -2;
+  int cluster = kChoose;
+
   Divergence divergence = Divergence::kForwardKL;
   double alpha = 0.5;
   double beta = 0.5;

@@ -42,6 +42,7 @@ class DenseParams:
     grad_teacher: Rows
     phase: Phase
     sharded: bool
+    cluster: int
     divergence: Divergence
     alpha: float
     beta: float

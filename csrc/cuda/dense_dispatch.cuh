@@ -1,7 +1,7 @@
 // From the dtypes of a call to the kernel; what each dense_<divergence>.cu instantiates.
 #pragma once
 
-#include "dense_kernel.cuh"
+#include "dense_cluster.cuh"
 
 namespace fastkd {
 namespace cuda {
@@ -14,7 +14,7 @@ inline unsigned threads_for(int vocab, unsigned most) {
 }
 
 template <class E, class D>
-cudaError_t launch_dense_kernel(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
+cudaError_t launch_streaming(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(args.rows));
   config.blockDim = dim3(threads_for(args.vocab, BlockShape<D, E>::kThreads));
@@ -22,28 +22,81 @@ cudaError_t launch_dense_kernel(const DenseArgs& args, const D& divergence, cuda
   return cudaLaunchKernelEx(&config, dense_kernel<D, E>, args, divergence);
 }
 
+template <class E, class D>
+cudaError_t launch_cluster(const DenseArgs& args, const D& divergence, ClusterShape shape,
+                           cudaStream_t stream) {
+  constexpr auto kernel = dense_cluster_kernel<D, E>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shape.bytes));
+  if (error != cudaSuccess) return error;
+  // All of it, for as many blocks as choose_cluster() has counted on.
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = shape.blocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(args.rows) * shape.blocks);
+  config.blockDim = dim3(threads_for(args.vocab / static_cast<int>(shape.blocks), kClusterThreads));
+  config.dynamicSmemBytes = shape.bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, args, divergence);
+}
+
+// Empty where a row has to be streamed.
+template <class E, class D>
+ClusterShape cluster_for(const DenseArgs& args) {
+  using AnyRow = DenseRow<D, E, Cluster>;
+  const bool contiguous =
+      args.student.column_stride == 1 && (!AnyRow::kTeacher || args.teacher.column_stride == 1);
+  const int bytes = sizeof(typename E::Bits);
+  if (!contiguous || (AnyRow::kTeacher && !aligned_alike(args.student, args.teacher, bytes))) return {};
+  cudaFuncAttributes declared{};
+  if (cudaFuncGetAttributes(&declared, dense_cluster_kernel<D, E>) != cudaSuccess) return {};
+  // A row may begin anywhere in its first vector.
+  const int vectors = (args.vocab + 2 * AnyRow::kGroup - 2) / AnyRow::kGroup;
+  const RowSize row{args.rows, vectors, AnyRow::kTeacher ? 2 : 1};
+  return choose_cluster(row, static_cast<unsigned>(declared.sharedSizeBytes), args.cluster);
+}
+
+template <class E, class D>
+cudaError_t launch_alike(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
+  // One sweep is one read in any kernel.
+  const bool reads_again = args.grad_student.data || args.grad_teacher.data || D::kSums > 0;
+  if (args.cluster != 0 && (reads_again || args.cluster != DenseParams::kChoose)) {
+    const ClusterShape shape = cluster_for<E, D>(args);
+    if (shape.blocks > 0) return launch_cluster<E>(args, divergence, shape, stream);
+    if (args.cluster != DenseParams::kChoose) return cudaErrorInvalidConfiguration;
+  }
+  return launch_streaming<E>(args, divergence, stream);
+}
+
 // Calls with one type on both sides and no extras have a kernel for that type; one for all types takes the
 // rest. More kernels would compile for minutes.
 template <class D>
 cudaError_t launch_dense(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
-  using AnyRow = DenseRow<D, AnyElement>;
+  using AnyRow = DenseRow<D, AnyElement, OneBlock>;
   // A sparse teacher's calls are in phases always.
   if constexpr (!AnyRow::kSparse) {
     const bool alike = !AnyRow::kTeacher || args.student.dtype == args.teacher.dtype;
     if (alike && !has_extras(args)) {
       switch (args.student.dtype) {
         case Dtype::kFloat32:
-          return launch_dense_kernel<Float32>(args, divergence, stream);
+          return launch_alike<Float32>(args, divergence, stream);
         case Dtype::kBFloat16:
-          return launch_dense_kernel<BFloat16>(args, divergence, stream);
+          return launch_alike<BFloat16>(args, divergence, stream);
         case Dtype::kFloat16:
-          return launch_dense_kernel<Float16>(args, divergence, stream);
+          return launch_alike<Float16>(args, divergence, stream);
         default:
           return cudaErrorInvalidValue;
       }
     }
   }
-  return launch_dense_kernel<AnyElement>(args, divergence, stream);
+  return launch_streaming<AnyElement>(args, divergence, stream);
 }
 
 }  // namespace cuda

@@ -6,6 +6,22 @@
 namespace fastkd {
 namespace cuda {
 
+// Apart from the student's, which few calls want the teacher's beside.
+template <class AnyRow>
+__device__ __forceinline__ void write_teacher(const AnyRow& r, int column, const float (&s)[AnyRow::kGroup],
+                                              const float (&t)[AnyRow::kGroup], float by_teacher,
+                                              const RowView<typename AnyRow::Element>& gradient) {
+  constexpr int kGroup = AnyRow::kGroup;
+  float by_t[kGroup];
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    float of_t = r.divergence.teacher(r.entry(s[k], t[k]), r.row.divergence);
+    if (AnyRow::kSplits && column + k == r.hot) of_t = r.divergence.label_teacher(r.row.divergence);
+    by_t[k] = by_teacher * of_t;
+  }
+  gradient.write(column, r.args.vocab, by_t);
+}
+
 // `coefficient`: of q, where the kernel does not see a sparse teacher.
 template <class AnyRow>
 __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) {
@@ -29,61 +45,73 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
   const float soft = scale * (cross_entropy + z_weight);
   const float uniform = args.uniform_weight != 0 ? scale * args.uniform_weight / row.columns : 0.0f;
   const float hard = scale * args.hard_weight;
-  const float soft_at_label =
-      args.soft_gradient ? (soft - hard) * row.label - hard * row.others - uniform : 0.0f;
+  const float at_label = args.soft_gradient ? (soft - hard) * row.label - hard * row.others : 0.0f;
+
+  const float soft_by_sum = soft * row.soft_inverse;
 
   // Backwards: the end of the row is what the caches still hold.
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  int g = thread + (r.groups() - 1 - thread + threads) / threads * threads;  // the first one past the row
+  int g =
+      thread + (r.end - r.begin - 1 - thread + threads) / threads * threads;  // the first one past the row
 #pragma unroll 1
   while ((g -= threads) >= 0) {
-    const int column = r.first + g * kGroup;
-    float s[kGroup], t[kGroup];
+    const int column = r.first + (r.begin + g) * kGroup;
+    float s[kGroup], t[kGroup], e_s[kGroup], by_s[kGroup];
     r.load(column, s, t);
+    const bool has_label = r.has_label(column);
+    if constexpr (AnyRow::kTeacher) {
+      if (wants_teacher) write_teacher(r, column, s, t, by_teacher, grad_teacher);
+    }
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      const bool at_label = column + k == r.hot;
-      const float e_s = r.student_exponential(s[k]);
-      float by_s = 0, by_t = 0;
-      if (args.soft_gradient) {
-        const float q = r.soft_exponential(s[k], e_s, row.soft_shift) * row.soft_inverse;
-        by_s = at_label ? soft_at_label : fmaf(soft, q, -uniform);
-      }
       if constexpr (AnyRow::kTeacher) {
         const Entry<float> e = r.entry(s[k], t[k]);
-        float of_s = r.divergence.student(e, row.divergence);
-        if (AnyRow::kSplits && at_label) of_s = r.divergence.label_student(row.divergence);
-        by_s = fmaf(by_student, of_s, by_s);
-        if (wants_teacher) {
-          float of_t = r.divergence.teacher(e, row.divergence);
-          if (AnyRow::kSplits && at_label) of_t = r.divergence.label_teacher(row.divergence);
-          by_t = by_teacher * of_t;
-        }
-      } else if constexpr (AnyRow::kSparse) {
-        by_s = fmaf(by_q, e_s, by_s);
+        e_s[k] = e.es;
+        by_s[k] = fmaf(by_student, r.divergence.student(e, row.divergence), -uniform);
+      } else {
+        e_s[k] = r.student_exponential(s[k]);
+        by_s[k] = fmaf(by_q, e_s[k], -uniform);
       }
-      s[k] = by_s;
-      t[k] = by_t;
     }
-    if (wants_student) grad_student.write(column, args.vocab, s);
-    if (wants_teacher) grad_teacher.write(column, args.vocab, t);
+    if (has_label) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (column + k != r.hot) continue;
+        if constexpr (AnyRow::kSplits) {
+          by_s[k] = fmaf(by_student, r.divergence.label_student(row.divergence), -uniform);
+        }
+        by_s[k] += at_label;
+        s[k] = -INFINITY, e_s[k] = 0;  // nothing of it below
+      }
+    }
+    if (args.soft_gradient) {
+      float q[kGroup];
+      r.soft_exponentials(s, e_s, row.soft_shift, q);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) by_s[k] = fmaf(soft_by_sum, q[k], by_s[k]);
+    }
+    if (wants_student) grad_student.write(column, args.vocab, by_s);
   }
 }
 
 // Columns [begin, end) of a gradient row become `value`.
-template <class E>
-__device__ __forceinline__ void fill_gradient(const DenseArgs& args, const Rows& gradient, int64_t row,
-                                              int64_t begin, int64_t end, float value) {
+template <class E, class P>
+__device__ __forceinline__ void fill_gradient(const DenseArgs& args, const P& place, const Rows& gradient,
+                                              int64_t row, int64_t begin, int64_t end, float value) {
   if (!gradient.data) return;
-  fill_row(row_of<E>(gradient, row, args.inner), static_cast<int>(begin), static_cast<int>(end), value);
+  int from = static_cast<int>(begin), to = static_cast<int>(end);
+  place.share_columns(from, to);
+  fill_row(row_of<E>(gradient, row, args.inner), from, to, value);
 }
 
 // The gradient of a teacher that is not read, whatever its type: zeros are the same in all of a size.
-__device__ __forceinline__ void clear_gradient(const DenseArgs& args, const Rows& gradient, int64_t row) {
+template <class P>
+__device__ __forceinline__ void clear_gradient(const DenseArgs& args, const P& place, const Rows& gradient,
+                                               int64_t row) {
   if (gradient.dtype == Dtype::kFloat32) {
-    fill_gradient<Float32>(args, gradient, row, 0, gradient.columns, 0.0f);
+    fill_gradient<Float32>(args, place, gradient, row, 0, gradient.columns, 0.0f);
   } else {
-    fill_gradient<BFloat16>(args, gradient, row, 0, gradient.columns, 0.0f);
+    fill_gradient<BFloat16>(args, place, gradient, row, 0, gradient.columns, 0.0f);
   }
 }
 

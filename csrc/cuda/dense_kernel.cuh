@@ -12,35 +12,37 @@ namespace fastkd {
 namespace cuda {
 
 // A block's threads, and the blocks that a multiprocessor is to hold: together they bound the registers, to
-// 64, 80 and 96. Where logarithms, powers, a label apart or extras take more than 64, fewer threads with more
-// of them each are better than spilling.
+// 64, 80, 96 and 128. Where logarithms, powers, a label apart or extras take more than 64, fewer threads with
+// more of them each are better than spilling.
 template <class D, class E>
 struct BlockShape {
-  static constexpr bool kExtra = DenseRow<D, E>::kHasExtra;
+  static constexpr bool kExtra = DenseRow<D, E, OneBlock>::kHasExtra;
   static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel;
-  static constexpr int kThreads = kExtra ? 320 : kMore ? 256 : 512;
-  static constexpr int kBlocks = !kExtra && kMore ? 3 : 2;
+  static constexpr bool kMost = D::kStreams == 3 || (kExtra && D::kLog);
+  static constexpr int kThreads = kMost ? 256 : kExtra ? 320 : kMore ? 256 : 512;
+  static constexpr int kBlocks = kMost || kExtra || !kMore ? 2 : 3;
 };
 
 // What run_row() leaves: gradients in columns that do not exist, and `value` everywhere for rows that are not
 // worked out.
 template <class AnyRow>
-__device__ __forceinline__ void fill_rest(const DenseArgs& args, int64_t index, bool runs, float value) {
+__device__ __forceinline__ void fill_rest(const DenseArgs& args, const typename AnyRow::Place& place,
+                                          int64_t index, bool runs, float value) {
   using E = typename AnyRow::Element;
-  if (!runs && threadIdx.x == 0) {
+  if (!runs && threadIdx.x == 0 && place.leads()) {
     args.row_loss[index] = value;
     if (AnyRow::kHasExtra && args.metrics) {
       for (int k = 0; k < metric::kCount; ++k) args.metrics[index * metric::kCount + k] = value;
     }
   }
   const int begin = runs ? args.vocab : 0;
-  fill_gradient<E>(args, args.grad_student, index, begin, args.vocab, value);
-  fill_gradient<E>(args, args.grad_student, index, args.vocab, args.grad_student.columns, 0.0f);
+  fill_gradient<E>(args, place, args.grad_student, index, begin, args.vocab, value);
+  fill_gradient<E>(args, place, args.grad_student, index, args.vocab, args.grad_student.columns, 0.0f);
   if constexpr (AnyRow::kTeacher) {
-    fill_gradient<E>(args, args.grad_teacher, index, begin, args.vocab, value);
-    fill_gradient<E>(args, args.grad_teacher, index, args.vocab, args.grad_teacher.columns, 0.0f);
+    fill_gradient<E>(args, place, args.grad_teacher, index, begin, args.vocab, value);
+    fill_gradient<E>(args, place, args.grad_teacher, index, args.vocab, args.grad_teacher.columns, 0.0f);
   } else {
-    clear_gradient(args, args.grad_teacher, index);
+    clear_gradient(args, place, args.grad_teacher, index);
   }
 }
 
@@ -55,7 +57,7 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
   Totals found;
   r.row.columns = static_cast<float>(args.vocab);
   if (phase == Phase::kAll || phase == Phase::kStatistics) {
-    found = find_statistics(r, &moments);
+    found = find_statistics(r, index, &moments);
     if (phase == Phase::kStatistics) return write_record(r, found, moments, record);
   } else {
     found = read_record(r, record, &moments);
@@ -83,7 +85,7 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
     loss += args.kd_weight * divergence;
   }
   // What is read once per row is read where it is needed, which keeps registers free during the sweeps.
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && r.place.leads()) {
     const float scale = args.loss_scale[index];
     args.row_loss[index] = scale == 0 ? 0.0f : scale * loss;
   }
@@ -94,13 +96,11 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
   write_gradients(r, index);
 }
 
-template <class D, class E>
-__global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::kBlocks)
-    dense_kernel(const DenseArgs args, const D divergence) {
-  using AnyRow = DenseRow<D, E>;
+template <class AnyRow>
+__device__ __forceinline__ void take_row(const DenseArgs& args, const typename AnyRow::Div& divergence,
+                                         const typename AnyRow::Place& place, int64_t index) {
   constexpr bool kExtra = AnyRow::kHasExtra;
   const bool finishes = !kExtra || args.phase == Phase::kAll || args.phase == Phase::kFinish;
-  const int64_t index = blockIdx.x;
   bool read = args.loss_scale[index] != 0 || args.grad_scale[index] != 0, known = true;
   if (args.labels) {
     const int64_t label = args.labels[index];
@@ -109,10 +109,17 @@ __global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::
   }
   const bool runs = read && (known || !finishes);
   // First, so that the sweeps need not keep what it takes; nobody reads columns that do not exist.
-  if (finishes) fill_rest<AnyRow>(args, index, runs, read ? NAN : 0.0f);
+  if (finishes) fill_rest<AnyRow>(args, place, index, runs, read ? NAN : 0.0f);
   if (!runs) return;
-  AnyRow row(args, divergence, index);
+  AnyRow row(args, divergence, place, index);
   run_row(row, index);
+}
+
+template <class D, class E>
+__global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::kBlocks)
+    dense_kernel(const DenseArgs args, const D divergence) {
+  const OneBlock place;
+  take_row<DenseRow<D, E, OneBlock>>(args, divergence, place, blockIdx.x);
 }
 
 }  // namespace cuda

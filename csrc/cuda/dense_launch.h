@@ -15,6 +15,7 @@ enum class Soft : int { kNone, kReuse, kSquare, kSeparate };
 struct DenseArgs {
   int64_t rows, inner;
   int vocab;
+  int cluster;  // see params.h
   Rows student, teacher, grad_student, grad_teacher;
   const int64_t* labels;
   int64_t ignore_index;
@@ -34,9 +35,10 @@ struct DenseArgs {
   bool needs_label;  // whether the label's logit has a part in anything
   bool sum_logits;
   bool equal_temperatures;
-  float student_to_log2, teacher_to_log2;         // log2(e) / temperature
-  float inverse_temperature;                      // of the student
-  float temperature_ratio;                        // student's / teacher's
+  float student_to_log2, teacher_to_log2;  // log2(e) / temperature
+  float raise_margin;                      // how far a logit may lie above what exponentials are relative to
+  float inverse_temperature;               // of the student
+  float temperature_ratio;                 // student's / teacher's
   float kd_weight, kd_by_student, kd_by_teacher;  // the value's weight, and each side's gradient's
   float teacher_power[kMaxStreams];               // of the divergence's streams
   float total_power[kMaxStreams];                 // the teacher's and the student's together

@@ -8,6 +8,7 @@
 #include "any_row.cuh"
 #include "dense_launch.h"
 #include "exponents.cuh"
+#include "place.cuh"
 
 namespace fastkd {
 namespace cuda {
@@ -23,46 +24,60 @@ struct RowStatistics {
 };
 
 // Both sides are of type E: AnyElement where they differ, and for the phases and metrics that most calls do
-// without.
-template <class D, class E>
+// without. P says where the sweeps find them, and who shares a row.
+template <class D, class E, class P>
 struct DenseRow {
   using Div = D;
   using Element = E;
+  using Place = P;
   static constexpr bool kHasExtra = std::is_same<E, AnyElement>::value;
   static constexpr bool kSparse = std::is_same<D, OffSupport>::value;
   static constexpr bool kTeacher = !kSparse && !std::is_same<D, NoDivergence>::value;
   static constexpr bool kSplits = D::kSplitsLabel;
   static constexpr int kGroup = RowView<E>::kGroup;
 
+  using View = typename P::template View<E>;
+
   const DenseArgs& args;
   const D& divergence;
-  RowView<E> student, teacher;
-  int first;  // column of the first group: 0, or negative to put the others on a 16-byte boundary
+  const P& place;
+  View student, teacher;
+  int first;       // column of group 0: 0, or negative to put the others on a 16-byte boundary
+  int begin, end;  // the groups that this block takes
   // The label's column, negative where it has no part or lies in another shard. It stays out of the sum of
   // exponentials at temperature 1: a confident model's loss and gradient come from the small sum of the
   // others, of which 1 - q would lose the digits.
   int hot;
   RowStatistics row;
 
-  __device__ __forceinline__ DenseRow(const DenseArgs& a, const D& d, int64_t index)
-      : args(a), divergence(d), student(row_of<E>(a.student, index, a.inner)), teacher{} {
-    int head = elements_to_boundary(student);
+  __device__ __forceinline__ DenseRow(const DenseArgs& a, const D& d, const P& p, int64_t index)
+      : args(a), divergence(d), place(p), student{}, teacher{} {
+    const RowView<E> s = row_of<E>(a.student, index, a.inner);
+    RowView<E> t{};
+    int head = elements_to_boundary(s);
     if constexpr (kTeacher) {
-      teacher = row_of<E>(a.teacher, index, a.inner);
+      t = row_of<E>(a.teacher, index, a.inner);
       // The narrower type has the stricter boundary.
-      if (teacher.element_bytes() < student.element_bytes()) head = elements_to_boundary(teacher);
+      if (t.element_bytes() < s.element_bytes()) head = elements_to_boundary(t);
     }
     first = head ? head - kGroup : 0;
+    place.share((a.vocab - first + kGroup - 1) / kGroup, begin, end);
     hot = -kGroup;
     if (a.needs_label) {
       const int64_t label = a.labels[index];
       if (!kHasExtra || (label >= 0 && label < a.vocab)) hot = static_cast<int>(label);
     }
-    student.vector_end = vector_end_of(student, first, a.vocab);
-    if constexpr (kTeacher) teacher.vector_end = vector_end_of(teacher, first, a.vocab);
+    place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
   }
 
-  __device__ __forceinline__ int groups() const { return (args.vocab - first + kGroup - 1) / kGroup; }
+  // The label's logits, -inf where it has no part. From memory: the sweeps' own may lie with another block.
+  __device__ __forceinline__ float label_logit(const Rows& rows, int64_t index) const {
+    return hot >= 0 ? row_of<E>(rows, index, args.inner)[hot] : -INFINITY;
+  }
+
+  __device__ __forceinline__ bool has_label(int column) const {
+    return static_cast<unsigned>(hot - column) < static_cast<unsigned>(kGroup);
+  }
 
   // At most one read of each side; columns that do not exist look like masked ones, and so does a label that
   // the divergence treats apart.
@@ -71,10 +86,28 @@ struct DenseRow {
     if constexpr (kTeacher) teacher.unpack(teacher.read(column, args.vocab), t);
     student.unpack(of_student, s);
     if constexpr (kSplits) {
+      if (has_label(column)) {
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) {
-        if (column + k == hot) s[k] = t[k] = -INFINITY;
+        for (int k = 0; k < kGroup; ++k) {
+          if (column + k == hot) s[k] = t[k] = -INFINITY;
+        }
       }
+    }
+  }
+
+  // The student's exponentials at temperature 1, which soft_exponential() is of one logit; `soft` is not
+  // kNone. One decision for a group instead of one for each.
+  __device__ __forceinline__ void soft_exponentials(const float (&s)[kGroup], const float (&e)[kGroup],
+                                                    float shift, float (&soft)[kGroup]) const {
+    if (args.soft == Soft::kSquare) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) soft[k] = e[k] * e[k];
+    } else if (args.soft == Soft::kSeparate) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) soft[k] = exp2_fast(fmaf(s[k], kLog2E, -shift));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) soft[k] = e[k];
     }
   }
 
@@ -129,11 +162,7 @@ struct DenseRow {
     e.q = __fmul_rn(e.es, row.s_inverse);
     e.q_minus_p = __fadd_rn(e.q, -e.p);
     e.log_ratio = e.ratio + row.divergence.offset;
-    if constexpr (D::kLog) {
-      float rest;
-      e.log = log_positive(divergence.log_argument(e, rest));
-      e.log += rest;
-    }
+    if constexpr (D::kLog) e.log = divergence.log_of(e);
     return e;
   }
 

@@ -1,4 +1,6 @@
 // Host side of the dense kernel: checks what the kernel takes for granted, works out what no row changes.
+#include <algorithm>
+
 #include "../math/visit.h"
 #include "dense_launch.h"
 #include "device.h"
@@ -58,6 +60,7 @@ DenseArgs prepare(const DenseParams& p, const D& divergence, bool has_divergence
   a.rows = p.rows;
   a.inner = p.inner;
   a.vocab = static_cast<int>(p.vocab);
+  a.cluster = p.cluster;
   a.student = p.student;
   a.teacher = p.teacher;
   a.grad_student = p.grad_student;
@@ -82,6 +85,8 @@ DenseArgs prepare(const DenseParams& p, const D& divergence, bool has_divergence
   a.equal_temperatures = student == teacher;
   a.student_to_log2 = static_cast<float>(kLog2e / student);
   a.teacher_to_log2 = static_cast<float>(kLog2e / teacher);
+  // A few powers of 2 at the lowest temperature in use.
+  a.raise_margin = static_cast<float>(8 / kLog2e * std::min({student, teacher, 1.0}));
   a.inverse_temperature = static_cast<float>(1 / student);
   a.temperature_ratio = static_cast<float>(student / teacher);
   a.kd_weight = static_cast<float>(p.kd_weight);

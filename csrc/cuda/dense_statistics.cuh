@@ -1,5 +1,5 @@
-// The first sweep: each thread's sums over its columns, relative to the largest logits that it has met, then
-// put together for the block.
+// The first sweep: each thread's sums over its columns, relative to large logits that it has met, then put
+// together for all that share the row.
 #pragma once
 
 #include "dense_row.cuh"
@@ -11,6 +11,9 @@ namespace cuda {
 // One thread's share of a row.
 struct Partial {
   float s_max = -INFINITY, t_max = -INFINITY;
+  // What the exponentials are relative to: the largest logits but for a margin, so that most groups with a
+  // larger one need no rescaling.
+  float s_anchor = -INFINITY, t_anchor = -INFINITY;
   float s_shift = 0, t_shift = 0;
   float s_sum = 0, t_sum = 0;             // of exponentials at the divergence's temperatures
   float s_soft = 0;                       // of the student's at temperature 1, without the label's
@@ -60,16 +63,17 @@ __device__ __forceinline__ float rescaled_moment(float moment, float sum, float 
   return times(exp2_fast(by), fmaf(by, sum, moment));
 }
 
-// The exponents relative to the shifts of larger maxima.
+// The exponentials relative to the largest logits so far.
 template <class AnyRow>
-__device__ __forceinline__ void raise(const AnyRow& r, Partial& part, float s_max, float t_max) {
+__device__ __forceinline__ void raise(const AnyRow& r, Partial& part) {
   const DenseArgs& args = r.args;
-  const float s_to = shift_of(s_max, args.student_to_log2), t_to = shift_of(t_max, args.teacher_to_log2);
-  const float by_s = change_of(part.s_max, part.s_shift, s_to);
-  const float by_t = change_of(part.t_max, part.t_shift, t_to);
+  const float s_to = shift_of(part.s_max, args.student_to_log2);
+  const float t_to = shift_of(part.t_max, args.teacher_to_log2);
+  const float by_s = change_of(part.s_anchor, part.s_shift, s_to);
+  const float by_t = change_of(part.t_anchor, part.t_shift, t_to);
   const float s_factor = exp2_fast(by_s);
-  part.s_soft *= r.soft_factor(part.s_max, s_factor, r.soft_shift_of(part.s_max, part.s_shift),
-                               r.soft_shift_of(s_max, s_to));
+  part.s_soft *= r.soft_factor(part.s_anchor, s_factor, r.soft_shift_of(part.s_anchor, part.s_shift),
+                               r.soft_shift_of(part.s_max, s_to));
   rescale_streams<typename AnyRow::Div>(args, part.stream, by_s, by_t);
   if (AnyRow::kHasExtra && args.metrics) {
     part.s_moment = rescaled_moment(part.s_moment, part.s_sum, by_s);
@@ -77,10 +81,22 @@ __device__ __forceinline__ void raise(const AnyRow& r, Partial& part, float s_ma
   }
   part.s_sum *= s_factor;
   part.t_sum *= exp2_fast(by_t);
-  part.s_max = s_max;
-  part.t_max = t_max;
+  part.s_anchor = part.s_max;
+  part.t_anchor = part.t_max;
   part.s_shift = s_to;
   part.t_shift = t_to;
+}
+
+template <int kGroup>
+__device__ __forceinline__ float sum_of(const float (&x)[kGroup]) {
+  float pair[kGroup / 2];
+#pragma unroll
+  for (int k = 0; k < kGroup / 2; ++k) pair[k] = x[2 * k] + x[2 * k + 1];
+  if constexpr (kGroup == 2) {
+    return pair[0];
+  } else {
+    return sum_of(pair);
+  }
 }
 
 template <int kGroup>
@@ -107,70 +123,85 @@ __device__ __forceinline__ void add_moments(const AnyRow& r, const float (&s)[An
   }
 }
 
+// The sum at temperature 1, without the label's. Spoils the logits and exponentials that it is given.
+template <class AnyRow>
+__device__ __forceinline__ void add_soft(const AnyRow& r, int column, float (&s)[AnyRow::kGroup],
+                                         float (&e)[AnyRow::kGroup], Partial& part) {
+  constexpr int kGroup = AnyRow::kGroup;
+  if (r.args.soft == Soft::kNone) return;
+  if (r.has_label(column)) {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if (column + k == r.hot) s[k] = -INFINITY, e[k] = 0;
+    }
+  }
+  float soft[kGroup];
+  r.soft_exponentials(s, e, r.soft_shift_of(part.s_anchor, part.s_shift), soft);
+  part.s_soft += sum_of(soft);
+}
+
 template <class AnyRow>
 __device__ __forceinline__ void accumulate(const AnyRow& r, int column, Partial& part) {
   constexpr int kGroup = AnyRow::kGroup;
   const DenseArgs& args = r.args;
   float s[kGroup], t[kGroup];
   r.load(column, s, t);
-  float s_max = part.s_max, t_max = part.t_max;
+  const float s_before = part.s_max, t_before = part.t_max;
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
-    s_max = fmaxf(s_max, s[k]);
-    if constexpr (AnyRow::kTeacher) t_max = fmaxf(t_max, t[k]);
+    part.s_max = fmaxf(part.s_max, s[k]);
+    if constexpr (AnyRow::kTeacher) part.t_max = fmaxf(part.t_max, t[k]);
   }
   if (AnyRow::kHasExtra && args.metrics) {
-    if (s_max > part.s_max) part.s_arg = first_of(s, s_max, column);
-    if (t_max > part.t_max) part.t_arg = first_of(t, t_max, column);
+    if (part.s_max > s_before) part.s_arg = first_of(s, part.s_max, column);
+    if (part.t_max > t_before) part.t_arg = first_of(t, part.t_max, column);
   }
-  if (s_max > part.s_max || t_max > part.t_max) raise(r, part, s_max, t_max);
+  if (part.s_max > part.s_anchor + args.raise_margin || part.t_max > part.t_anchor + args.raise_margin) {
+    raise(r, part);
+  }
   // Ahead of the other sums: after them the compiler would keep their exponentials for it, and spill.
   if (AnyRow::kHasExtra && args.metrics) add_moments(r, s, t, part);
-  const float soft_shift = r.soft_shift_of(part.s_max, part.s_shift);
-#pragma unroll
-  for (int k = 0; k < kGroup; ++k) {
-    float e_s;
-    if constexpr (AnyRow::kTeacher) {
-      const Entry<float> e = r.raw_entry(s[k], t[k], part.s_shift, part.t_shift);
-      e_s = e.es;
-      part.t_sum += e.et;
-      r.divergence.stream(e, 0.0f, part.stream);
-    } else {
-      e_s = exp2_fast(fmaf(s[k], args.student_to_log2, -part.s_shift));
-    }
-    part.s_sum += e_s;
-    part.s_soft += column + k == r.hot ? 0.0f : r.soft_exponential(s[k], e_s, soft_shift);
-  }
   if (args.sum_logits) {
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       if (exists(column + k, args.vocab) && !(AnyRow::kSplits && column + k == r.hot)) part.logits += s[k];
     }
   }
+  float e_s[kGroup];
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    if constexpr (AnyRow::kTeacher) {
+      const Entry<float> e = r.raw_entry(s[k], t[k], part.s_shift, part.t_shift);
+      e_s[k] = e.es;
+      part.t_sum += e.et;
+      r.divergence.stream(e, 0.0f, part.stream);
+    } else {
+      e_s[k] = exp2_fast(fmaf(s[k], args.student_to_log2, -part.s_shift));
+    }
+    part.s_sum += e_s[k];  // in the streams' order, so that of equal rows all are equal
+  }
+  add_soft(r, column, s, e_s, part);
 }
 
 // The threads' shares put together.
 template <class AnyRow>
-__device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, Moments* moments) {
+__device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, int64_t index, Moments* moments) {
   constexpr int kStreams = AnyRow::Div::kStreams;
   Totals found;
   // Read before the barriers: past them the gradient may overwrite it.
-  found.s_label = r.hot >= 0 ? r.student[r.hot] : -INFINITY;
-  found.t_label = -INFINITY;
-  if constexpr (AnyRow::kSplits) {
-    if (r.hot >= 0) found.t_label = r.teacher[r.hot];
-  }
+  found.s_label = r.label_logit(r.args.student, index);
+  found.t_label = AnyRow::kSplits ? r.label_logit(r.args.teacher, index) : -INFINITY;
   float max[2] = {part.s_max, part.t_max};
-  reduce_block<Max>(max);
+  r.place.template reduce<Max>(max);
   found.s_max = max[0];
   found.t_max = max[1];
   r.choose_shifts(max[0], max[1]);
 
-  const float by_s = change_of(part.s_max, part.s_shift, r.row.s_shift);
-  const float by_t = change_of(part.t_max, part.t_shift, r.row.t_shift);
+  const float by_s = change_of(part.s_anchor, part.s_shift, r.row.s_shift);
+  const float by_t = change_of(part.t_anchor, part.t_shift, r.row.t_shift);
   const float s_factor = exp2_fast(by_s);
   const float soft =
-      r.soft_factor(part.s_max, s_factor, r.soft_shift_of(part.s_max, part.s_shift), r.row.soft_shift);
+      r.soft_factor(part.s_anchor, s_factor, r.soft_shift_of(part.s_anchor, part.s_shift), r.row.soft_shift);
   float stream[kMaxStreams];
 #pragma unroll
   for (int k = 0; k < kStreams; ++k) stream[k] = part.stream[k];
@@ -179,7 +210,7 @@ __device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, Moment
                              part.logits};
 #pragma unroll
   for (int k = 0; k < kStreams; ++k) sum[4 + k] = stream[k];
-  reduce_block<Sum>(sum);
+  r.place.template reduce<Sum>(sum);
   found.s_sum = sum[0];
   found.t_sum = sum[1];
   found.others = sum[2];
@@ -191,9 +222,9 @@ __device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, Moment
   if (AnyRow::kHasExtra && r.args.metrics) {
     float moment[2] = {rescaled_moment(part.s_moment, part.s_sum, by_s),
                        rescaled_moment(part.t_moment, part.t_sum, by_t)};
-    reduce_block<Sum>(moment);
+    r.place.template reduce<Sum>(moment);
     int arg[2] = {part.s_max == max[0] ? part.s_arg : INT_MAX, part.t_max == max[1] ? part.t_arg : INT_MAX};
-    reduce_block<First>(arg);
+    r.place.template reduce<First>(arg);
     if (threadIdx.x == 0) *moments = {moment[0], moment[1], arg[0], arg[1]};
   }
   return found;
@@ -207,7 +238,7 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
   const float a = r.args.teacher_power[0], b = r.args.total_power[0] - a;
   float top[1] = {-INFINITY};
 #pragma unroll 1
-  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x) {
+  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
     float s[kGroup], t[kGroup];
     r.load(r.first + g * kGroup, s, t);
 #pragma unroll
@@ -218,7 +249,7 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
       if (fmaxf(xs, xt) != -INFINITY) top[0] = fmaxf(top[0], a * xt + b * xs);
     }
   }
-  reduce_block<Max>(top);
+  r.place.template reduce<Max>(top);
   if (fabsf(top[0]) == INFINITY) {
     // No term at all, or an infinite one (unless the row is NaN, as its other sums then are).
     if (top[0] > 0) found.stream[0] = top[0] * found.s_sum * found.t_sum;
@@ -226,7 +257,7 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
   }
   float sum[1] = {0};
 #pragma unroll 1
-  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x) {
+  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
     float s[kGroup], t[kGroup], stream[kMaxStreams] = {0, 0, 0};
     r.load(r.first + g * kGroup, s, t);
 #pragma unroll
@@ -235,18 +266,21 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
     }
     sum[0] += stream[0];
   }
-  reduce_block<Sum>(sum);
+  r.place.template reduce<Sum>(sum);
   found.stream[0] = sum[0];
   found.cross_shift = top[0];
 }
 
 template <class AnyRow>
-__device__ __forceinline__ Totals find_statistics(AnyRow& r, Moments* moments) {
+__device__ __forceinline__ Totals find_statistics(AnyRow& r, int64_t index, Moments* moments) {
   Partial part;
+  int g = r.begin + threadIdx.x;
+  for (int stage = 0; stage < r.place.stages(); ++stage) {
+    const int end = r.place.await(stage, r.begin, r.end);
 #pragma unroll 1
-  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x)
-    accumulate(r, r.first + g * AnyRow::kGroup, part);
-  Totals found = combine(r, part, moments);
+    for (; g < end; g += blockDim.x) accumulate(r, r.first + g * AnyRow::kGroup, part);
+  }
+  Totals found = combine(r, part, index, moments);
   if constexpr (AnyRow::Div::kCross) {
     if (!(found.stream[0] > 1e-18f && found.stream[0] < 1e30f)) find_distant_cross(r, found);
   }
@@ -259,13 +293,13 @@ __device__ __forceinline__ void find_sums(AnyRow& r) {
   constexpr int kGroup = AnyRow::kGroup;
   float sum[kMaxSums] = {0, 0};
 #pragma unroll 1
-  for (int g = threadIdx.x; g < r.groups(); g += blockDim.x) {
+  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
     float s[kGroup], t[kGroup];
     r.load(r.first + g * kGroup, s, t);
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) r.divergence.sums(r.entry(s[k], t[k]), sum);
   }
-  reduce_block<Sum>(sum);
+  r.place.template reduce<Sum>(sum);
   r.row.divergence.sum[0] = sum[0];
   r.row.divergence.sum[1] = sum[1];
 }

@@ -68,7 +68,7 @@ struct Row {
 //                f_t^teacher_power(k) f_s^student_power(k), and by these powers it is normalised.
 //   kCross       whether stream 0 is a sum of powers of both sides, cross_term() below.
 //   kSums        sums that need both log-sum-exps first, hence one more sweep: sums(entry, sums).
-//   kLog         whether sums() and the gradients want Entry::log.
+//   kLog         whether sums() and the gradients want Entry::log; a CUDA thread takes it from log_of(entry).
 //   kSplitsLabel whether the label is left out of all sums and treated apart.
 //   value(row)   D, from what the sweeps found; fills row.constant.
 //   student, teacher(entry, row)   dD / d(s / T) and dD / d(t / T_t) of one entry.
@@ -104,7 +104,25 @@ FASTKD_HD R times_scalar(R weight, R x) {
 }
 FASTKD_HD float times(float weight, float x) { return times_scalar(weight, x); }
 FASTKD_HD double times(double weight, double x) { return times_scalar(weight, x); }
-FASTKD_HD float times_add(float weight, float x, float sum) { return sum + times(weight, x); }
+FASTKD_HD float times_add(float weight, float x, float sum) {
+#if defined(__CUDA_ARCH__)
+  return weight < std::numeric_limits<float>::min() ? sum : ::fmaf(weight, x, sum);
+#else
+  return sum + times(weight, x);
+#endif
+}
+// A quotient of numbers no larger than 1, to a few ulp
+FASTKD_HD float divide(float x, float y) {
+#if defined(__CUDA_ARCH__)
+  return ::__fdividef(x, y);
+#else
+  return x / y;
+#endif
+}
+template <class F>
+FASTKD_HD F divide(const F& x, const F& y) {
+  return x / y;
+}
 // log(x) for normal numbers x > 0
 FASTKD_HD float log_positive(float x) { return ::logf(x); }
 FASTKD_HD float abs(float x) { return ::fabsf(x); }

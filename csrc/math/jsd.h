@@ -12,12 +12,15 @@ struct JSD : Functor {
   static constexpr int kSums = 2;  // KL(p, m), KL(q, m)
 
   double beta;
-  explicit JSD(double b) : beta(b) {}
+  LogMixture log_mixture;
+  explicit JSD(double b) : beta(b), log_mixture(b) {}
 
   template <class F>
   FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {
     return Mixture<F>::over_larger(e, beta, lost);
   }
+
+  FASTKD_HD float log_of(const Entry<float>& e) const { return log_mixture.over_larger(e.log_ratio); }
 
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {

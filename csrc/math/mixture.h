@@ -3,7 +3,9 @@
 // never takes the logarithm of an underflowed sum.
 #pragma once
 
-#include "entry.h"
+#include <type_traits>
+
+#include "log_mixture.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -28,10 +30,19 @@ struct Mixture {
 
   // log p - log m and log q - log m
   static FASTKD_HD F log_p(const Entry<F>& e) {
-    return where_le(e.q_minus_p, F(0), F(0), e.log_ratio) - e.log;
+    // Which is the larger goes by what the logarithm went by.
+    if constexpr (std::is_same<F, float>::value) {
+      return ::fminf(e.log_ratio, 0.0f) - e.log;
+    } else {
+      return where_le(e.q_minus_p, F(0), F(0), e.log_ratio) - e.log;
+    }
   }
   static FASTKD_HD F log_q(const Entry<F>& e) {
-    return where_le(e.q_minus_p, F(0), F(0) - e.log_ratio, F(0)) - e.log;
+    if constexpr (std::is_same<F, float>::value) {
+      return -::fmaxf(e.log_ratio, 0.0f) - e.log;
+    } else {
+      return where_le(e.q_minus_p, F(0), F(0) - e.log_ratio, F(0)) - e.log;
+    }
   }
 
   static FASTKD_HD F m(const Entry<F>& e, double share) { return F(share) * e.p + F(1 - share) * e.q; }

@@ -13,16 +13,19 @@ struct SkewForwardKL : Functor {
   static constexpr int kSums = 2;  // KL(p, m), sum q u
 
   double beta;
-  explicit SkewForwardKL(double b) : beta(b) {}
+  LogMixture log_mixture;
+  explicit SkewForwardKL(double b) : beta(b), log_mixture(b) {}
 
   template <class F>
   FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {
     return Mixture<F>::over_larger(e, beta, lost);
   }
 
+  FASTKD_HD float log_of(const Entry<float>& e) const { return log_mixture.over_larger(e.log_ratio); }
+
   template <class F>
   FASTKD_HD F excess(const Entry<F>& e) const {
-    return F(beta - 1) * e.q_minus_p / Mixture<F>::m(e, beta);
+    return divide(F(beta - 1) * e.q_minus_p, Mixture<F>::m(e, beta));
   }
 
   template <class F>

@@ -24,6 +24,8 @@ struct SkewReverseKL : SkewForwardKL {
     return SkewForwardKL::log_argument(exchanged(e), lost);
   }
 
+  FASTKD_HD float log_of(const Entry<float>& e) const { return SkewForwardKL::log_of(exchanged(e)); }
+
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
     SkewForwardKL::sums(exchanged(e), sum);

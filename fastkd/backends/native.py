@@ -28,6 +28,7 @@ else:
         raise ImportError("fastkd._C was built from other sources: reinstall with 'pip install .'")
 
 _forced_isa: list[str] = []
+_forced_cluster: list[int] = []
 
 
 def cpu_isas() -> list[str]:
@@ -54,6 +55,20 @@ def forced_isa(isa: str) -> Iterator[None]:
         yield
     finally:
         _forced_isa.pop()
+
+
+@contextmanager
+def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
+    """Run CUDA calls inside the block with the ``"stream"`` kernel, or the ``"cluster"`` one (Hopper).
+
+    The cluster is of ``blocks`` blocks, or of as many as it would choose. Calls that have one kernel only,
+    which are those with phases, metrics or two dtypes, keep it; others raise where theirs cannot run.
+    """
+    _forced_cluster.append({"stream": 0, "cluster": blocks or -2}[name])
+    try:
+        yield
+    finally:
+        _forced_cluster.pop()
 
 
 def built_with_cuda() -> str | None:
@@ -120,6 +135,8 @@ class NativeBackend(KernelBackend):
         params.teacher_temperature = spec.teacher_temperature
         params.label_smoothing, params.z_loss = spec.label_smoothing, spec.z_loss
         params.ignore_index = spec.ignore_index
+        if _forced_cluster:
+            params.cluster = _forced_cluster[-1]
         if student.device.type == "cpu":
             _C.cpu_dense_rows(params, cpu_isa(), torch.get_num_threads())
         else:

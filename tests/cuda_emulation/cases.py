@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastkd.backends import record as records
 from fastkd.backends.base import Call
-from fastkd.backends.native import NativeBackend, forced_isa
+from fastkd.backends.native import NativeBackend, forced_cuda_kernel, forced_isa
 from fastkd.backends.registry import REGISTRY
 from fastkd.spec import DIVERGENCES, METRICS, LossSpec
 
@@ -144,6 +144,49 @@ def test_dtypes_alignments_and_padding(
         vocab = columns - columns // 10
         labels = torch.tensor([0, vocab - 1, vocab // 2])
         compare(s, t, labels, spec(vocab, divergence), in_place, metrics=columns == 1000)
+
+
+# More blocks than groups of columns, a whole number of stages, and rows that no number divides.
+@named
+@pytest.mark.parametrize("kernel, blocks", [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 8)])
+def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
+    for (columns, offset), dtype in itertools.product(((5, 1), (1003, 3), (6144, 0)), DTYPES):
+        s, t = logits(4, columns + 2, dtype, offset), logits(4, columns + 10, dtype, offset)
+        s[..., columns:] = t[..., columns:] = float("nan")  # padding
+        s[0, 2], t[0, 2] = float("nan"), float("inf")  # ignored
+        labels = torch.tensor([0, columns - 1, -100, columns // 2])
+        with forced_cuda_kernel(kernel, blocks):
+            compare(s, t, labels, spec(columns, divergence), in_place=dtype == torch.bfloat16)
+
+
+def test_rows_that_no_cluster_takes() -> None:
+    """Sides whose 16-byte boundaries differ, strides, and more columns than 8 blocks hold."""
+    wide = logits(1, 500_000, torch.float32)
+    calls = [
+        (logits(2, 50, torch.float32), logits(2, 50, torch.float32, 1)),
+        (logits(2, 50, torch.bfloat16), logits(2, 51, torch.bfloat16)),
+        (torch.randn(50, 3, 2).permute(2, 1, 0), logits(6, 50, torch.float32).view(2, 3, 50)),
+        (wide, wide.flip(2)),
+    ]
+    for s, t in calls:
+        labels = torch.zeros(s.shape[0] * s.shape[1], dtype=torch.int64)
+        call = call_of(s, t, labels, spec(min(s.shape[2], t.shape[2])))
+        with forced_cuda_kernel("cluster"), pytest.raises(RuntimeError):
+            KERNEL.rows(call)
+        compare(s, t, labels, call.spec)
+
+
+@named
+def test_distant_blocks(divergence: Named) -> None:
+    """Each block of a cluster has another largest logit, one has none at all."""
+    for dtype in DTYPES:
+        s, t = logits(2, 4096, dtype, scale=1.0), logits(2, 4096, dtype, scale=1.0)
+        s[..., 1024:2048] -= 40
+        t[..., 2048:3072] += 25
+        s[..., 3584:] = t[..., 3584:] = -float("inf")
+        changes = dict(label_smoothing=0.0, temperature=2.0, teacher_temperature=2.0)
+        with forced_cuda_kernel("cluster", 8):
+            compare(s, t, torch.tensor([5, 2500]), spec(4096, divergence, **changes))
 
 
 @parameters

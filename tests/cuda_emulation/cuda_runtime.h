@@ -1,16 +1,22 @@
 // As much of CUDA as fastkd's kernels use, on a CPU, so that a plain C++ compiler can build and run the .cu
 // files. The threads of a block are fibers that take turns: each runs to its next barrier or shuffle before
-// any runs on.
+// any runs on. The blocks of a cluster are threads of the operating system, each with shared memory of its own.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/cpu/half.h"
@@ -20,13 +26,15 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // blocks run one after another
+#define __shared__ static thread_local  // the blocks of a thread run one after another
 
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+using std::max;
+using std::min;
 
 namespace emulation {
 
@@ -38,18 +46,61 @@ struct Fiber {
   unsigned shuffles = 0;
 };
 
-inline ucontext_t scheduler;
-inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline std::function<void()> kernel;
+// The blocks that run together.
+struct Cluster {
+  explicit Cluster(unsigned size) : shared_bases(size) {}
+
+  std::vector<char*> shared_bases;  // an address in each block's shared memory, the same variable in all
+
+  void meet() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const unsigned round = round_;
+    if (++waiting_ == shared_bases.size()) {
+      waiting_ = 0, ++round_;
+      all_here_.notify_all();
+    } else {
+      all_here_.wait(lock, [&] { return round_ != round; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+  unsigned waiting_ = 0, round_ = 0;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  uint32_t bytes;
+};
+
+// What a copy engine has in hand: copied when it is waited for, so that what reads too early finds nothing.
+struct Pending {
+  std::vector<Copy> copies;
+  uint64_t expected = 0;
+};
+
+inline thread_local ucontext_t scheduler;
+inline thread_local std::vector<std::unique_ptr<Fiber>> fibers;
+inline thread_local std::function<void()> kernel;
 // Two, so that a fast fiber does not overwrite what a slow one has yet to read.
-inline uint32_t shuffled[2][1024];
-inline bool backwards = false;  // the order in which fibers take turns: results must not depend on it
+inline thread_local uint32_t shuffled[2][1024];
+inline thread_local Cluster* cluster = nullptr;
+inline thread_local unsigned rank = 0;
+inline thread_local bool arrived_at_cluster = false;
+inline thread_local std::vector<uint32_t> dynamic;
+inline thread_local std::map<const void*, Pending> pending;
+inline thread_local char shared_base;
+inline thread_local bool backwards = false;  // the order in which fibers take turns: results must not depend on it
 
 inline void wait_at(const char* what) {
   Fiber& self = *fibers[threadIdx.x];
   self.waiting_at = what;
   swapcontext(&self.context, &scheduler);
 }
+
+inline const char* const kClusterBarrier = "a cluster's barrier";
 
 inline void run_fiber() {
   kernel();
@@ -58,7 +109,7 @@ inline void run_fiber() {
 }
 
 inline void run_block() {
-  fibers.resize(blockDim.x);
+  if (fibers.size() < blockDim.x) fibers.resize(blockDim.x);
   for (auto& fiber : fibers) {
     if (!fiber) fiber = std::make_unique<Fiber>();
     fiber->done = false;
@@ -74,13 +125,15 @@ inline void run_block() {
       threadIdx.x = backwards ? blockDim.x - 1 - i : i;
       swapcontext(&scheduler, &fibers[threadIdx.x]->context);
     }
-    for (const auto& fiber : fibers) {
+    for (unsigned i = 0; i < blockDim.x; ++i) {
+      const auto& fiber = fibers[i];
       if (fiber->waiting_at != fibers[0]->waiting_at) {
         std::fprintf(stderr, "threads of one block wait at %s and at %s\n", fiber->waiting_at,
                      fibers[0]->waiting_at);
         std::abort();
       }
     }
+    if (!fibers[0]->done && fibers[0]->waiting_at == kClusterBarrier) cluster->meet();
   }
 }
 
@@ -115,29 +168,127 @@ inline void __stcs(uint4* to, uint4 x) { *to = x; }
 inline float __uint_as_float(uint32_t bits) { return fastkd::float_of(bits); }
 inline uint32_t __float_as_uint(float x) { return fastkd::bits_of(x); }
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
+namespace fastkd::cuda {
+
+struct Arrival;
+
+inline char* dynamic_shared() {
+  const auto address = reinterpret_cast<uintptr_t>(emulation::dynamic.data());
+  return reinterpret_cast<char*>((address + 15) / 16 * 16);
+}
+inline unsigned cluster_rank() { return emulation::rank; }
+inline unsigned cluster_size() { return static_cast<unsigned>(emulation::cluster->shared_bases.size()); }
+inline void cluster_arrive() {
+  __syncthreads();
+  emulation::arrived_at_cluster = true;
+}
+inline void cluster_wait() {
+  if (!emulation::arrived_at_cluster) std::abort();
+  emulation::wait_at(emulation::kClusterBarrier);
+}
+inline void store_remote(uint32_t* x, unsigned rank, uint32_t value) {
+  auto* mine = emulation::cluster->shared_bases[emulation::rank];
+  auto* theirs = emulation::cluster->shared_bases[rank];
+  *reinterpret_cast<uint32_t*>(theirs + (reinterpret_cast<char*>(x) - mine)) = value;
+}
+inline void begin_arrivals(Arrival*, int) { emulation::pending.clear(); }
+inline void expect_bytes(Arrival* arrival, uint32_t bytes) { emulation::pending[arrival].expected += bytes; }
+inline void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival* arrival) {
+  const auto unaligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes) % 16;
+  if (unaligned || bytes == 0) std::abort();
+  emulation::pending[arrival].copies.push_back({to, from, bytes});
+}
+inline void await_arrival(Arrival* arrival) {
+  emulation::Pending& all = emulation::pending.at(arrival);
+  for (const emulation::Copy& copy : all.copies) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    all.expected -= copy.bytes;
+  }
+  all.copies.clear();
+  if (all.expected != 0) std::abort();  // the GPU would wait for ever
+}
+
+}  // namespace fastkd::cuda
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrReservedSharedMemoryPerBlock
+};
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributePreferredSharedMemoryCarveout
+};
+constexpr int cudaSharedmemCarveoutMaxShared = 100;
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 using cudaStream_t = struct Stream*;
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
 
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 9, cudaSuccess; }
+// An H100's
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  constexpr int kValues[] = {9, 0, 232448, 233472, 1024};
+  return *value = kValues[which], cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error"; }
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, Kernel) {
+  return out->sharedSizeBytes = 2048, cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 template <class... Declared, class... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Declared...),
                                const Given&... args) {
-  gridDim = config->gridDim;
-  blockDim = config->blockDim;
-  emulation::kernel = [&] { kernel(args...); };
-  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
-    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) emulation::run_block();
-  }
+  const unsigned size = config->numAttrs ? config->attrs->val.clusterDim.x : 1;
+  if (config->gridDim.x % size != 0) return cudaErrorInvalidConfiguration;
+  emulation::Cluster cluster(size);
+  const bool backwards = emulation::backwards;
+  const auto run = [&](unsigned rank) {
+    emulation::backwards = backwards;
+    emulation::cluster = &cluster;
+    emulation::rank = rank;
+    cluster.shared_bases[rank] = &emulation::shared_base;
+    emulation::kernel = [&] { kernel(args...); };
+    gridDim = config->gridDim;
+    blockDim = config->blockDim;
+    for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
+      for (unsigned first = 0; first < gridDim.x; first += size) {
+        blockIdx.x = first + rank;
+        // NaN, so that nothing is right by chance
+        emulation::dynamic.assign(config->dynamicSmemBytes / 4 + 4, 0x7fc07fc0u);
+        cluster.meet();
+        emulation::run_block();
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  for (unsigned rank = 1; rank < size; ++rank) others.emplace_back(run, rank);
+  run(0);
+  for (std::thread& other : others) other.join();
   return cudaSuccess;
 }

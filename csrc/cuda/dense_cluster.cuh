@@ -1,0 +1,24 @@
+// The kernel for rows that fit into the shared memory of a cluster (Hopper and newer): the logits are read
+// once, whatever the divergence.
+#pragma once
+
+#include "cluster_shape.h"
+#include "dense_kernel.cuh"
+#include "staged.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+constexpr int kClusterThreads = 384;
+
+template <class D, class E>
+__global__ void __launch_bounds__(kClusterThreads, 2)
+    dense_cluster_kernel(const DenseArgs args, const D divergence) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  const Cluster place;
+  take_row<DenseRow<D, E, Cluster>>(args, divergence, place, place.row_of(blockIdx.x));
+#endif
+}
+
+}  // namespace cuda
+}  // namespace fastkd

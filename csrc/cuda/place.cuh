@@ -1,0 +1,49 @@
+// Where a row lies during the sweeps, and who shares it. A place offers
+//   View<E>              how the sweeps read a side
+//   share(groups, ...)   the groups of columns that this block takes
+//   share_columns(...)   the same of columns to be filled
+//   open(...)            the views
+//   stages(), await()    the first sweep may go up to the group that await() returns
+//   reduce<Op>(x)        over all threads that share the row
+//   leads()              whether this block writes what there is one of per row
+#pragma once
+
+#include "reduce.cuh"
+#include "rows.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// One block a row, which streams it from memory in each sweep: any row fits.
+struct OneBlock {
+  template <class E>
+  using View = RowView<E>;
+
+  __device__ __forceinline__ bool leads() const { return true; }
+
+  __device__ __forceinline__ void share(int groups, int& begin, int& end) const { begin = 0, end = groups; }
+
+  __device__ __forceinline__ void share_columns(int&, int&) const {}
+
+  template <class E, bool kTeacher>
+  __device__ __forceinline__ void open(const RowView<E>& s, const RowView<E>& t, int first, int, int,
+                                       int vocab, RowView<E>& student, RowView<E>& teacher) const {
+    student = s;
+    student.vector_end = vector_end_of(s, first, vocab);
+    if constexpr (kTeacher) {
+      teacher = t;
+      teacher.vector_end = vector_end_of(t, first, vocab);
+    }
+  }
+
+  __device__ __forceinline__ int stages() const { return 1; }
+  __device__ __forceinline__ int await(int, int, int end) const { return end; }
+
+  template <class Op, int kCount>
+  __device__ __forceinline__ void reduce(typename Op::Value (&x)[kCount]) const {
+    reduce_block<Op>(x);
+  }
+};
+
+}  // namespace cuda
+}  // namespace fastkd

@@ -1,0 +1,171 @@
+// A cluster of blocks a row: each fetches its groups of both sides into shared memory, once, and every sweep
+// reads them there. Statistics of the row go through the blocks' shared memory.
+#pragma once
+
+#include <cstring>
+
+#include "cluster.cuh"
+#include "place.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+constexpr int kMaxCluster = 16;
+constexpr int kStages = 4;  // parts of a fetch: the first sweep begins when the first is there
+
+// Whether both sides' groups begin on 16-byte boundaries together, which a fetch of whole groups takes for
+// granted, is for the host to see to.
+template <class E>
+struct StagedView {
+  using Words = typename RowView<E>::Words;
+  static constexpr int kWords = RowView<E>::kWords;
+  static_assert(kWords % 4 == 0, "groups of whole vectors");
+
+  const char* data;
+  int origin;  // the column at `data`
+
+  // Columns that do not exist were fetched as -inf.
+  __device__ __forceinline__ Words read(int column, int) const {
+    const auto* vectors = reinterpret_cast<const uint4*>(data + (column - origin) * sizeof(typename E::Bits));
+    Words words;
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4 four = vectors[i / 4];
+      words.word[i] = four.x, words.word[i + 1] = four.y, words.word[i + 2] = four.z,
+      words.word[i + 3] = four.w;
+    }
+    return words;
+  }
+
+  template <int kGroup>
+  __device__ __forceinline__ void unpack(const Words& words, float (&x)[kGroup]) const {
+    unpack_words<E>(words.word, x);
+  }
+};
+
+// How many groups of a row a block takes at most.
+__host__ __device__ inline int groups_per_block(int groups, int blocks) {
+  return (groups + blocks - 1) / blocks;
+}
+
+class Cluster {
+ public:
+  template <class E>
+  using View = StagedView<E>;
+
+  __device__ __forceinline__ Cluster() : rank_(cluster_rank()), size_(cluster_size()) {}
+
+  __device__ __forceinline__ bool leads() const { return rank_ == 0; }
+  __device__ __forceinline__ int64_t row_of(unsigned block) const { return block / size_; }
+
+  __device__ __forceinline__ void share_columns(int& begin, int& end) const {
+    const int each = groups_per_block(end - begin, static_cast<int>(size_));
+    begin = min(begin + static_cast<int>(rank_) * each, end);
+    end = min(begin + each, end);
+  }
+
+  __device__ __forceinline__ void share(int groups, int& begin, int& end) const {
+    const int each = groups_per_block(groups, static_cast<int>(size_));
+    begin = min(static_cast<int>(rank_) * each, groups);
+    end = min(begin + each, groups);
+  }
+
+  template <class E, bool kTeacher>
+  __device__ __forceinline__ void open(const RowView<E>& s, const RowView<E>& t, int first, int begin,
+                                       int end, int vocab, StagedView<E>& student,
+                                       StagedView<E>& teacher) const {
+    constexpr int kGroup = RowView<E>::kGroup;
+    char* const shared = dynamic_shared();
+    const int side = (end - begin) * kVectorBytes;
+    student = {shared, first + begin * kGroup};
+    teacher = {shared + side, student.origin};
+    Arrival* const arrivals = stage_arrivals();
+    if (threadIdx.x == 0) {
+      begin_arrivals(arrivals, kStages);
+      // Whole groups only: the copy must not touch what lies before or behind the row.
+      const int whole_begin = begin == 0 && first < 0 ? 1 : begin;
+      const int whole_end = min(end, (vocab - first) / kGroup);
+      for (int stage = 0; stage < kStages; ++stage) {
+        const int from = max(stage_end(stage - 1, begin, end), whole_begin);
+        const int to = min(stage_end(stage, begin, end), whole_end);
+        const uint32_t bytes = from < to ? (to - from) * kVectorBytes : 0;
+        expect_bytes(arrivals + stage, kTeacher ? 2 * bytes : bytes);
+        if (bytes == 0) continue;
+        const int offset = (from - begin) * kVectorBytes, column = first + from * kGroup;
+        bulk_copy(shared + offset, s.data + column, bytes, arrivals + stage);
+        if constexpr (kTeacher) bulk_copy(shared + side + offset, t.data + column, bytes, arrivals + stage);
+      }
+    }
+    // The group that the row begins in, and the one it ends in.
+    const int edge = static_cast<int>(threadIdx.x) / kGroup, k = static_cast<int>(threadIdx.x) % kGroup;
+    const int group = edge == 0 ? 0 : (vocab - first) / kGroup;
+    const bool part = edge == 0 ? first < 0 : edge == 1 && (vocab - first) % kGroup != 0;
+    if (part && group >= begin && group < end && !(edge == 1 && group == 0 && first < 0)) {
+      const int column = first + group * kGroup + k;
+      using Bits = typename E::Bits;
+      auto* const to = reinterpret_cast<Bits*>(shared + (group - begin) * kVectorBytes) + k;
+      *to = exists(column, vocab) ? s.data[column] : E::kMinusInfinity;
+      if constexpr (kTeacher) {
+        *reinterpret_cast<Bits*>(reinterpret_cast<char*>(to) + side) =
+            exists(column, vocab) ? t.data[column] : E::kMinusInfinity;
+      }
+    }
+    __syncthreads();   // arrivals have begun, and the edges are there
+    cluster_arrive();  // this block runs, and others may write into it
+  }
+
+  __device__ __forceinline__ int stages() const { return kStages; }
+
+  __device__ __forceinline__ int await(int stage, int begin, int end) const {
+    await_arrival(stage_arrivals() + stage);
+    return stage_end(stage, begin, end);
+  }
+
+  // By block, then by rank: the same order, and so the same bits, in all blocks and on every run.
+  template <class Op, int kCount>
+  __device__ __forceinline__ void reduce(typename Op::Value (&x)[kCount]) const {
+    using Value = typename Op::Value;
+    static_assert(sizeof(Value) == sizeof(uint32_t), "words");
+    // Two, so that a fast block does not overwrite what a slow one has yet to read.
+    __shared__ Value of_rank[2][kCount][kMaxCluster];
+    reduce_block<Op>(x);
+    if (exchanges_ == 0) cluster_wait();
+    if (size_ > 1) {
+      auto& mine = of_rank[exchanges_ % 2];
+      if (threadIdx.x < size_) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          uint32_t word;
+          memcpy(&word, &x[i], sizeof(word));
+          store_remote(reinterpret_cast<uint32_t*>(&mine[i][rank_]), threadIdx.x, word);
+        }
+      }
+      cluster_arrive();
+      cluster_wait();
+      const unsigned lane = threadIdx.x % kWarp;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) x[i] = lane < size_ ? mine[i][lane] : Op::kNeutral;
+      reduce_warp<Op>(x);
+    }
+    ++exchanges_;
+  }
+
+ private:
+  // Each stage is a whole number of turns of all threads.
+  static __device__ __forceinline__ int stage_end(int stage, int begin, int end) {
+    const int threads = static_cast<int>(blockDim.x);
+    const int turns = (end - begin + threads * kStages - 1) / (threads * kStages);
+    return min(begin + (stage + 1) * turns * threads, end);
+  }
+
+  static __device__ __forceinline__ Arrival* stage_arrivals() {
+    __shared__ Arrival arrivals[kStages];
+    return arrivals;
+  }
+
+  unsigned rank_, size_;
+  mutable int exchanges_ = 0;
+};
+
+}  // namespace cuda
+}  // namespace fastkd

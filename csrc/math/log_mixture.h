@@ -1,0 +1,66 @@
+// The logarithm of a mixture by log p - log q alone, for processors that have the exponential and the
+// logarithm as instructions (mixture.h goes by division and a polynomial).
+#pragma once
+
+#include "entry.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+FASTKD_HD float log2_fast(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::log2f(x);
+#endif
+}
+
+// a < b ? x : y, both worked out: a branch would take both ways and more, since neighbours differ.
+FASTKD_HD float select_less(float a, float b, float x, float y) {
+#if defined(__CUDA_ARCH__)
+  float z;
+  asm("{ .reg .pred less; setp.lt.f32 less, %1, %2; selp.f32 %0, %3, %4, less; }"
+      : "=f"(z)
+      : "f"(a), "f"(b), "f"(x), "f"(y));
+  return z;
+#else
+  return a < b ? x : y;
+#endif
+}
+
+// Of m = share p + (1 - share) q at one entry, with r = log p - log q:
+//   log p / m = -log(share + (1 - share) e^-r),
+// for small r by its power series, whose coefficients are the cumulants of a coin: there the instructions'
+// absolute error would be the larger one.
+struct LogMixture {
+  static constexpr int kTerms = 5;
+  static constexpr float kSmall = 0.2f;
+
+  float share, rest;
+  float term[kTerms];
+
+  explicit LogMixture(double s) : share(static_cast<float>(s)), rest(static_cast<float>(1 - s)) {
+    const double c = 1 - s, v = s * c;
+    const double cumulant[kTerms] = {c, v, v * (1 - 2 * c), v * (1 - 6 * v), v * (1 - 2 * c) * (1 - 12 * v)};
+    double factorial = 1;
+    for (int k = 0; k < kTerms; ++k) {
+      factorial *= k + 1;
+      term[k] = static_cast<float>((k % 2 == 0 ? 1 : -1) * cumulant[k] / factorial);
+    }
+  }
+
+  // log(m / larger of p and q). Exactly 0 at r = 0; NaN where both are -inf, for times() to pass over.
+  FASTKD_HD float over_larger(float r) const {
+    const float of_larger = r >= 0 ? share : rest, of_smaller = r >= 0 ? rest : share;
+    const float smaller = exp2_any(::fabsf(r) * static_cast<float>(-kLog2e));
+    const float far = static_cast<float>(kLn2) * log2_fast(::fmaf(of_smaller, smaller, of_larger));
+    float sum = term[kTerms - 1];
+    for (int k = kTerms - 2; k >= 0; --k) sum = ::fmaf(sum, r, term[k]);
+    return select_less(::fabsf(r), kSmall, ::fmaf(-sum, r, ::fminf(r, 0.0f)), far);
+  }
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
