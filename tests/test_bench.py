@@ -88,7 +88,8 @@ def test_the_file_says_everything(whole: Path) -> None:
     assert run["format"] == results.FORMAT
     assert run["device"] == devices.of("cpu").name()
     assert run["versions"]["torch"] == torch.__version__
-    assert run["command"].startswith("fastkd bench --vocab 40 64")
+    (command,) = run["commands"]
+    assert command.startswith("fastkd bench --vocab 40 64")
     assert run["peers"] == {"eager": ROUTES["eager"].about}
     assert run["cases_left"] == 0
     assert run["entries"]
@@ -594,6 +595,8 @@ def test_the_budget_ends_a_run_and_the_next_goes_on(
     assert after["entries"][: len(before)] == before
     assert len(after["entries"]) == len(before) + 2
     assert after["cases_left"] == 0
+    assert len(after["commands"]) == 2
+    assert set(after["peers"]) == {"eager"}
     assert "4 measurements were there already" in capsys.readouterr().err
 
 
@@ -611,6 +614,7 @@ def test_an_interrupted_run_keeps_what_it_has(
         assert bench(tmp_path, *ONE) == 130
     assert calls
     assert "the same command goes on" in capsys.readouterr().err
+    assert read(tmp_path)["cases_left"] == 2
     (kept,) = read(tmp_path)["entries"]
     assert kept["route"] == "fastkd native" and kept["status"] == "ok"
     assert bench(tmp_path, *ONE) == 0

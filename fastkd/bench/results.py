@@ -1,6 +1,6 @@
 """The file of a run: written after every measurement, and taken up again by the next call.
 
-``results.json`` holds ``format`` (2), ``device``, ``device_type``, ``date``, ``command``, ``versions``,
+``results.json`` holds ``format`` (2), ``device``, ``device_type``, ``date``, ``commands``, ``versions``,
 ``backends`` (why one is missing), ``absent`` (peers, with the reason), ``peers`` (what each computes),
 ``temperature``, ``cases_left`` (not started when time ran out), and ``entries``. An entry is one route on one
 case:
@@ -56,14 +56,14 @@ class Results:
         self.path = folder / NAME
         self.run = {"format": FORMAT, **run, "cases_left": 0, "entries": []}
         if self.path.exists() and not fresh:
-            self.run["entries"] = self._earlier()
+            self._take_up()
         self.taken_up = len(self.run["entries"])
         self._done = {_key(entry) for entry in self.run["entries"]}
         folder.mkdir(parents=True, exist_ok=True)
         self.save()
 
-    def _earlier(self) -> list[Entry]:
-        """The measured entries of the file; what failed or did not fit is tried again."""
+    def _take_up(self) -> None:
+        """What the file holds; but what failed or did not fit is tried again."""
         try:
             earlier = json.loads(self.path.read_text())
             if not isinstance(earlier, dict) or earlier.get("format") != FORMAT:
@@ -76,7 +76,9 @@ class Results:
                     f"{self.path} was measured on {earlier['device']} with {_versions(earlier)}; here it is "
                     f"{self.run['device']} with {_versions(self.run)}: {REMEDY}"
                 )
-        return [entry for entry in earlier["entries"] if "ms" in entry]
+        self.run["entries"] = [entry for entry in earlier["entries"] if "ms" in entry]
+        self.run["commands"] = list(dict.fromkeys((*earlier["commands"], *self.run["commands"])))
+        self.run["peers"] = {**earlier["peers"], **self.run["peers"]}
 
     def has(self, case: Case, route: Route, allocator: str = "default") -> bool:
         entry = {**case.__dict__, "route": route.name, "allocator": allocator}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import shlex
 import sys
 import time
 import warnings
@@ -44,13 +45,17 @@ def run(
             todo = [r for r in selection.routes if r.takes(case) and not found.has(case, r)]
             if not todo:
                 continue
+            found.run["cases_left"] = (
+                len(cases) - number + 1
+            )  # in the file, should this be the last that is done
             spent = time.perf_counter() - began
             if budget is not None and spent > budget:
-                found.run["cases_left"] = len(cases) - number + 1
                 break
             _say(f"[{number}/{len(cases)}, {_clock(spent)}] {table.case_title(case)}: ", end="")
             _one_case(device, case, todo, found, selection.sizes)
             _say("")
+        else:
+            found.run["cases_left"] = 0
     except KeyboardInterrupt:
         _say(
             f"\ninterrupted: {len(found.run['entries'])} measurements are in {found.path}; "
@@ -91,7 +96,7 @@ def _describe(selection: plan.Selection, device: Device, command: Sequence[str])
         "device": device.name(),
         "device_type": device.kind,
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(command),
+        "commands": [shlex.join(command)],
         "versions": versions(),
         "backends": fastkd.backends(),
         "peers": {r.name: r.about for r in selection.routes if not r.ours},
