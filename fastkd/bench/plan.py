@@ -48,7 +48,7 @@ SIZES = {
         dtypes=("bfloat16",),
         seconds=0.2,
     ),
-    ("cpu", False): Sizes(vocab=(128_256, 32_000), tokens=(128,), heads=((128, 256),), budget=120),
+    ("cpu", False): Sizes(vocab=(32_000, 128_256), tokens=(128,), heads=((128, 256),), budget=120),
     ("cpu", True): Sizes(
         vocab=(32_000,),
         tokens=(64,),
