@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,15 @@ def test_pictures_know_what_was_measured(whole: Path, tmp_path: Path) -> None:
     assert "bfloat16, N = 6" in roofline.axes[0].get_title(loc="left")
     widths = [bar.get_width() for axes in plot.memory(run, colours).axes for bar in axes.patches]
     assert widths == pytest.approx([5 * 64 * 6 * b / 2**20 for b in (4, 4)] * 2)
+
+
+def test_pictures_can_be_drawn_later(whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "results.json").write_text((whole / "results.json").read_text())
+    command = [sys.executable, "-m", "fastkd.bench.plot", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"wrote {tmp_path / 'peers.png'}" in ran.stdout
+    assert (tmp_path / "peers.png").stat().st_size > 10_000
 
 
 def test_without_matplotlib_all_else_is_there(

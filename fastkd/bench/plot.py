@@ -1,7 +1,12 @@
-"""The pictures of a run: share of the floor and time over the vocabulary, and memory as bars."""
+"""The pictures of a run: share of the floor and time over the vocabulary, and memory as bars.
+
+``python -m fastkd.bench.plot FOLDER`` draws those of a folder that came from a machine without matplotlib.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from fastkd.bench import table
 from fastkd.bench.cases import Case
 from fastkd.bench.measure import Entry
-from fastkd.bench.results import Run
+from fastkd.bench.results import NAME, Run
 
 INK, FAINT = "#2b2d33", "#d9dbe0"
 OURS = {"fastkd native": "#0f7b6c", "fastkd triton": "#3fae9b", "fastkd reference": "#9bd0c6"}
@@ -244,3 +249,9 @@ def _colours(run: Run) -> dict[str, str]:
     theirs = [name for name in names if name not in OURS]
     found = {name: colour for name, colour in OURS.items() if name in names}
     return found | {name: THEIRS[i % len(THEIRS)] for i, name in enumerate(theirs)}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    for written in draw_all(json.loads((folder / NAME).read_text()), folder):
+        print(f"wrote {written}")
