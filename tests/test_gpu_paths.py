@@ -22,7 +22,7 @@ from torch import Tensor
 import fastkd
 from fastkd.backends import shards as sharding
 from fastkd.ops import calls
-from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, default_chunk
+from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, Chunks, default_chunks
 from fastkd.spec import DIVERGENCES
 
 DEVICE = "cuda:1"
@@ -275,9 +275,11 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
         gradients = 2 * (h.numel() + w.numel())
         extra = watch.seen.peak - gradients
         assert 0 < extra < 1.5 * 2**30, f"{extra / 2**20:.0f} MiB beside the gradients"
-        # Four chunks, each of four products, all of whole tiles.
-        assert len(watch.seen.products) == 16
-        assert {rows for rows, _, columns in watch.seen.products if columns == BIG_VOCAB} == {2048}
+        # Three chunks of the student's, whole tiles of rows, the teacher's head in parts of them.
+        made = [(inner, rows) for rows, inner, columns in watch.seen.products if columns == BIG_VOCAB]
+        assert [rows for inner, rows in made if inner == widths[0]] == [2816, 2816, 2560]
+        parts = [rows for inner, rows in made if inner == widths[1]]
+        assert parts == 2 * [1024, 1024, 768] + [896, 896, 768]
         flops = sum(2 * a * b * c for a, b, c in watch.seen.products)
         assert flops == 2 * BIG_TOKENS * BIG_VOCAB * (3 * widths[0] + widths[1]), "a product more than four"
         # Beside products torch's operators move the sums, rounded to gradients, and per-token scalars.
@@ -285,17 +287,25 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
 
 
 def test_one_chunk_where_it_takes_no_more() -> None:
-    per_token, sums = 2 * 2 * BIG_VOCAB, 2 * 2048 * BIG_VOCAB
-    most = (GPU_SCRATCH_BYTES + sums) // per_token
-    assert default_chunk(most, per_token, "cuda", sums) == most
-    for tokens in (most + 1, BIG_TOKENS, 100_000):
-        chunk = default_chunk(tokens, per_token, "cuda", sums)
-        assert chunk % GPU_TILE == 0 and chunk * per_token <= GPU_SCRATCH_BYTES
+    row, sums = 2 * BIG_VOCAB, 2 * 2048 * BIG_VOCAB
+
+    def taken(chunks: Chunks) -> int:
+        return row * sum(chunks)
+
+    for tokens in (1, 100, 2048, 4096):
+        chunks = default_chunks(tokens, row, row, "cuda", sums)
+        assert chunks.student == tokens and (chunks.teacher == tokens) == (tokens <= 2048)
+        assert taken(chunks) <= GPU_SCRATCH_BYTES + sums
+    for tokens in (BIG_TOKENS, 10_000, 100_000):
+        chunk, part = chunks = default_chunks(tokens, row, row, "cuda", sums)
+        assert chunk % GPU_TILE == 0 and part % GPU_TILE == 0 and taken(chunks) <= GPU_SCRATCH_BYTES
         # Chunks of like size: the last is short by no more than a tile for each.
-        chunks = -(-tokens // chunk)
-        assert chunks * chunk - tokens < GPU_TILE * chunks
-    assert default_chunk(BIG_TOKENS, 2**30, "cuda") == GPU_TILE  # however wide a row
-    assert default_chunk(0, per_token, "cuda") == 1
+        count = -(-tokens // chunk)
+        assert count * chunk - tokens < GPU_TILE * count
+    assert default_chunks(BIG_TOKENS, 2**30, 2**30, "cuda") == (GPU_TILE, GPU_TILE)  # however wide a row
+    assert default_chunks(0, row, row, "cuda") == (1, 1)
+    # Without a teacher's head all of the memory is the student's.
+    assert default_chunks(4000, row, 0, "cuda").student == 4000
 
 
 MASK: Callable[[Tensor], Any] = lambda x: x[x > 0]  # noqa: E731

@@ -227,11 +227,12 @@ def test_modules_are_the_functions() -> None:
 
 def test_peak_memory_stays_far_below_the_logits() -> None:
     """Scratch does not grow with the tokens: the op is watched for what it allocates at once."""
-    from fastkd.ops.linear import default_chunk
+    from fastkd.ops.linear import default_chunks
 
     bytes_per_token = 151_936 * 4 * 2
     for tokens in (1, 63, 512, 2048, 100_000):
-        chunk = default_chunk(tokens, bytes_per_token)
+        chunk, part = default_chunks(tokens, bytes_per_token // 2, bytes_per_token // 2, "cpu")
+        assert part == chunk
         assert 1 <= chunk <= max(tokens, 1)
         assert chunk * bytes_per_token <= 450 * 2**20
         assert -(-tokens // chunk) * chunk - tokens < chunk  # chunks of like size

@@ -1,10 +1,13 @@
 """``fastkd::linear_kd``: heads and loss together, a few rows of logits at a time.
 
 Per chunk of rows: two head GEMMs, the row kernel turning the student's logits into their gradient in
-place, two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists.
+place, two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists. The teacher's
+head may take a chunk in parts, since its logits are of no use after the row kernel.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +22,8 @@ from fastkd.spec import METRICS, LossSpec
 # Large enough that the GEMMs run at full speed, small beside the logits of a training batch.
 SCRATCH_BYTES = 384 * 2**20
 
-# A GPU reads all of each head for every chunk, and all of the float32 sums of their gradients: few chunks, of
-# whole tiles of its GEMMs.
+# On a GPU each chunk costs a sweep through the weight's float32 sums (8 bytes per element of the weight) and
+# through the heads, so there are few. Rows come in whole tiles of its GEMMs.
 GPU_SCRATCH_BYTES = 2**30
 GPU_TILE = 128
 
@@ -35,21 +38,46 @@ LIBRARY.define(
 )
 
 
-def default_chunk(tokens: int, bytes_per_token: int, device_type: str = "cpu", sums: int = 0) -> int:
-    """Rows per chunk: as many as fit the scratch, in chunks of equal size.
+class Chunks(NamedTuple):
+    """Rows of logits that are alive at once: the student's, and those of a teacher's head."""
 
-    One chunk needs no float32 sums of the weights' gradients. ``sums`` says how many bytes those take beyond
-    the gradients; on a GPU the one chunk's logits may take them instead.
+    student: int
+    teacher: int
+
+
+def default_chunks(
+    tokens: int, student_bytes: int, teacher_bytes: int, device_type: str, sums: int = 0
+) -> Chunks:
+    """As many rows as fit the scratch, in chunks of equal size.
+
+    Args:
+        student_bytes, teacher_bytes: of a row of logits; 0 where there is no such head.
+        sums: bytes of the float32 sums of weights' gradients beyond those of the gradients. One chunk needs
+            no sums, so on a GPU its logits may take their memory.
     """
-    tokens, size = max(tokens, 1), max(bytes_per_token, 1)
+    tokens, both = max(tokens, 1), max(student_bytes + teacher_bytes, 1)
     if device_type == "cpu":
-        most = max(64, SCRATCH_BYTES // size // 64 * 64)
-        return -(-tokens // -(-tokens // most))
-    if tokens * size <= GPU_SCRATCH_BYTES + sums:
-        return tokens
-    most = max(GPU_TILE, GPU_SCRATCH_BYTES // size // GPU_TILE * GPU_TILE)
-    equal = -(-tokens // -(-tokens // most))
-    return min(tokens, -(-equal // GPU_TILE) * GPU_TILE)
+        rows = equal_parts(tokens, max(64, SCRATCH_BYTES // both // 64 * 64))
+        return Chunks(rows, rows)
+    if tokens * both <= GPU_SCRATCH_BYTES:
+        return Chunks(tokens, tokens)
+    part = min(tokens, _whole_tiles(GPU_SCRATCH_BYTES // 4, teacher_bytes))
+    left = GPU_SCRATCH_BYTES - part * teacher_bytes
+    if tokens * student_bytes <= left + sums:
+        return Chunks(tokens, part)
+    rows = equal_parts(tokens, _whole_tiles(left, student_bytes), GPU_TILE)
+    return Chunks(rows, min(rows, part))
+
+
+def equal_parts(rows: int, most: int, tile: int = 1) -> int:
+    """The size of parts of ``rows``: as few as can be of at most ``most``, alike but for whole tiles."""
+    count = -(-rows // most)
+    return min(rows, -(-rows // (count * tile)) * tile)
+
+
+def _whole_tiles(size: int, bytes_per_row: int) -> int:
+    """Rows in ``size`` bytes."""
+    return max(GPU_TILE, size // max(bytes_per_row, 1) // GPU_TILE * GPU_TILE)
 
 
 def _given(teacher: Tensor) -> Tensor:
@@ -99,21 +127,26 @@ def _linear_kd(
     row_loss = torch.empty_like(loss_scale)
     found = loss_scale.new_empty((tokens, len(METRICS)) if metrics else 0)
     on = hidden.device.type
-    heads = ((hidden, weight, wanted[1]), (teacher, teacher_weight, wanted[4]))
-    per_token = sum(row_pitch(vocab, h) * h.element_size() for h, w, _ in heads if w is not None)
-    sums = sum(
-        w.numel() * (wide(w).itemsize - w.element_size()) for _, w, want in heads if w is not None and want
-    )
-    if chunk_size is None:
-        sharded = SHARDED_CHUNK if on == "cpu" else GPU_SHARDED_CHUNK
-        chunk_size = sharded if group else default_chunk(tokens, per_token, on, sums)
-    chunk = min(chunk_size, max(tokens, 1))
+    if chunk_size is not None:
+        chunks = Chunks(chunk_size, chunk_size)
+    elif group:
+        chunks = Chunks(*[SHARDED_CHUNK if on == "cpu" else GPU_SHARDED_CHUNK] * 2)
+    else:
+        weights = (weight if wanted[1] else None, teacher_weight if wanted[4] else None)
+        chunks = default_chunks(
+            tokens,
+            row_pitch(vocab, hidden) * hidden.element_size(),
+            0 if teacher_weight is None else row_pitch(vocab, teacher) * teacher.element_size(),
+            on,
+            sum(w.numel() * (wide(w).itemsize - w.element_size()) for w in weights if w is not None),
+        )
+    chunk, part = (min(rows, max(tokens, 1)) for rows in chunks)
     head = Head(runner, hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
 
     teacher_head, given, by_given = None, None, teacher.new_empty(0)
     # A teacher that the loss does not read needs no logits either.
     if teacher_weight is not None and spec.kd_weight != 0:
-        scales = (teacher_scale, teacher_softcap, vocab, chunk, wanted[3:])
+        scales = (teacher_scale, teacher_softcap, vocab, part, wanted[3:])
         teacher_head = Head(runner, teacher, teacher_weight, teacher_bias, *scales)
     elif indices is not None:
         by_given = loss_scale.new_zeros((tokens, teacher.shape[-1]) if wanted[3] else 0)
@@ -122,14 +155,13 @@ def _linear_kd(
         if wanted[3]:
             by_given = runner.empty(teacher.shape, teacher)
 
-    def one_chunk(start: int, stop: int) -> None:
-        s = head.forward(start, stop)
-        slope = head.slope(s) if head.wanted else None
-        t, teacher_slope, into = None, None, None
+    def loss_of(start: int, stop: int, s: Tensor) -> None:
+        """Losses of these rows; their student's logits become the gradient where it is wanted."""
+        t, slope, into = None, None, None
         if teacher_head is not None:
             t = teacher_head.forward(start, stop)
             if teacher_head.wanted:
-                teacher_slope, into = teacher_head.slope(t), t
+                slope, into = teacher_head.slope(t), t
         elif given is not None:
             t = _teacher_rows(given, start, stop)
             if wanted[3]:
@@ -139,10 +171,20 @@ def _linear_kd(
         into_student = s if head.wanted else None
         shown = found if metrics else None
         runner.rows(tokens_of.call(start, stop, s, t, row_loss, into_student, into, shown))
+        if teacher_head is not None and teacher_head.wanted and t is not None:
+            teacher_head.backward(start, stop, t, slope)
+
+    def one_chunk(start: int, stop: int) -> None:
+        s = head.forward(start, stop)
+        slope = head.slope(s) if head.wanted else None
+        step = stop - start
+        if teacher_head is not None:
+            step = equal_parts(step, part, 1 if on == "cpu" else GPU_TILE)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            loss_of(first, last, s[:, first - start : last - start])
         if head.wanted:
             head.backward(start, stop, s, slope)
-        if teacher_head is not None and teacher_head.wanted and t is not None:
-            teacher_head.backward(start, stop, t, teacher_slope)
 
     for start in range(0, tokens, chunk):
         one_chunk(start, min(start + chunk, tokens))

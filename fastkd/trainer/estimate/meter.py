@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastkd.backends import registry
-from fastkd.ops.linear import default_chunk
+from fastkd.ops.linear import Chunks, default_chunks
 
 WIDE = 4  # bytes of the float32 that 16-bit sums are kept in
 
@@ -142,12 +142,16 @@ def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int,
     weight, teacher_weight = given["weight"], given["teacher_weight"]
     vocab, hidden = weight.shape
     size = first.element_size()
-    both = size + (0 if teacher_weight is None else teacher.element_size())
-    chunk = given["chunk_size"] or default_chunk(tokens, vocab * both)
+    teacher_size = 0 if teacher_weight is None else teacher.element_size()
+    sums = weight.numel() * (WIDE - size) if given["wanted"][1] and size < WIDE else 0
+    chunks = Chunks(*[given["chunk_size"] or tokens] * 2)
+    if not given["chunk_size"]:
+        chunks = default_chunks(tokens, vocab * size, vocab * teacher_size, device.type, sums)
+    rows, part = (min(n, max(tokens, 1)) for n in chunks)
     # A teacher that the loss does not read is not multiplied out.
     reads_teacher = teacher_weight is not None and given["kd_weight"] != 0
-    scratch = min(chunk, max(tokens, 1)) * vocab * ((both if reads_teacher else size) + spare)
-    if given["wanted"][1] and size < WIDE:
+    scratch = vocab * (rows * (size + spare) + part * teacher_size * reads_teacher)
+    if sums and rows < tokens:
         scratch += weight.numel() * WIDE
     gemms = 1 + given["wanted"][0] + given["wanted"][1]
     flops = 2 * tokens * vocab * hidden * gemms
