@@ -66,6 +66,28 @@ inline RowPointer row_of(const Rows& rows, int64_t inner, int64_t r) {
   return {base == nullptr ? nullptr : base + offset * size, rows.dtype, rows.column_stride * size};
 }
 
+// The largest of n numbers, padded to whole vectors. Four running maxima, since each waits for its last
+// comparison.
+template <class V>
+inline typename V::Real largest(const typename V::Real* x, int64_t n) {
+  constexpr int kW = V::kWidth;
+  V top[4] = {V::load(x), V::load(x), V::load(x), V::load(x)};
+  int64_t i = 0;
+  for (; i + 4 * kW <= n; i += 4 * kW) {
+    for (int k = 0; k < 4; ++k) top[k] = max(top[k], V::load(x + i + k * kW));
+  }
+  for (; i < n; i += kW) top[0] = max(top[0], V::load(x + i));
+  return horizontal_max(max(max(top[0], top[1]), max(top[2], top[3])));
+}
+
+// Whole vectors of 16-bit numbers to `scratch`; the number of columns done.
+template <bool kBf16, class V>
+inline int64_t load_halves(const uint16_t* h, int64_t n, typename V::Real* scratch) {
+  int64_t i = 0;
+  for (; i + V::kWidth <= n; i += V::kWidth) V::load16(h + i, kBf16).store(scratch + i);
+  return i;
+}
+
 // Columns [start, start + n) as numbers, padded with -inf to a whole number of vectors. Points into the row
 // itself where that is possible, else to `scratch`.
 template <class V>
@@ -78,13 +100,14 @@ inline const typename V::Real* load_block(const RowPointer& row, int64_t start, 
   }
   int64_t i = 0;
   if constexpr (V::kSimd) {
+    const uint16_t* h = reinterpret_cast<const uint16_t*>(p);
     if (row.dense() && row.dtype == Dtype::kFloat32) {
       for (; i + V::kWidth <= n; i += V::kWidth)
         V::load(reinterpret_cast<const R*>(p) + i).store(scratch + i);
-    } else if (row.dense() && row.dtype != Dtype::kFloat64) {
-      const bool bf16 = row.dtype == Dtype::kBFloat16;
-      const uint16_t* h = reinterpret_cast<const uint16_t*>(p);
-      for (; i + V::kWidth <= n; i += V::kWidth) V::load16(h + i, bf16).store(scratch + i);
+    } else if (row.dense() && row.dtype == Dtype::kBFloat16) {
+      i = load_halves<true, V>(h, n, scratch);
+    } else if (row.dense() && row.dtype == Dtype::kFloat16) {
+      i = load_halves<false, V>(h, n, scratch);
     }
   }
   for (; i < n; ++i) scratch[i] = load_one<R>(p + i * row.step, row.dtype);
@@ -92,37 +115,60 @@ inline const typename V::Real* load_block(const RowPointer& row, int64_t start, 
   return scratch;
 }
 
-// The first n numbers of `scratch` to columns [start, start + n). `streamed`: past the caches.
+// `scratch` to 16-bit numbers, as far as pairs of vectors reach. The number of columns done.
+template <bool kStreamed, class V>
+inline int64_t store_halves(const typename V::Real* scratch, int64_t i, int64_t n, uint16_t* h, bool bf16,
+                            bool nan) {
+  constexpr int kW = V::kWidth;
+  for (; i + 2 * kW <= n; i += 2 * kW) {
+    const V low = V::load(scratch + i), high = V::load(scratch + i + kW);
+    if constexpr (kStreamed) {
+      stream16(low, high, h + i, bf16, nan);
+    } else {
+      store16(low, high, h + i, bf16, nan);
+    }
+  }
+  return i;
+}
+
+template <bool kStreamed, class V>
+inline int64_t store_floats(const typename V::Real* scratch, int64_t i, int64_t n, float* p) {
+  constexpr int kW = V::kWidth;
+  for (; i + kW <= n; i += kW) {
+    if constexpr (kStreamed) {
+      stream(V::load(scratch + i), p + i);
+    } else {
+      V::load(scratch + i).store(p + i);
+    }
+  }
+  return i;
+}
+
+// The first n numbers of `scratch` to columns [start, start + n). `streamed`: past the caches; `nan`: whether
+// there may be NaN among them that an operand brought along.
 template <class V>
 inline void store_block(const typename V::Real* scratch, int64_t n, const RowPointer& row, int64_t start,
-                        bool streamed) {
-  using R = typename V::Real;
+                        bool streamed, bool nan) {
   char* p = row.at(start);
-  const int64_t size = size_of(row.dtype);
   int64_t i = 0;
   if constexpr (V::kSimd) {
-    constexpr int64_t kLine = V::kWidth * sizeof(R);
     if (row.dense() && row.dtype != Dtype::kFloat64) {
       const bool bf16 = row.dtype == Dtype::kBFloat16;
+      float* const floats = reinterpret_cast<float*>(p);
+      uint16_t* const halves = reinterpret_cast<uint16_t*>(p);
       if (streamed) {
+        constexpr int64_t kLine = V::kWidth * sizeof(float);
+        const int64_t size = size_of(row.dtype);
         for (; i < n && reinterpret_cast<uintptr_t>(p + i * size) % kLine != 0; ++i) {
           store_one(scratch[i], p + i * size, row.dtype);
         }
-        if (row.dtype == Dtype::kFloat32) {
-          for (; i + V::kWidth <= n; i += V::kWidth)
-            stream(V::load(scratch + i), reinterpret_cast<R*>(p) + i);
-        } else {
-          for (; i + 2 * V::kWidth <= n; i += 2 * V::kWidth) {
-            stream16(V::load(scratch + i), V::load(scratch + i + V::kWidth),
-                     reinterpret_cast<uint16_t*>(p) + i, bf16);
-          }
-        }
-      } else if (row.dtype == Dtype::kFloat32) {
-        for (; i + V::kWidth <= n; i += V::kWidth) V::load(scratch + i).store(reinterpret_cast<R*>(p) + i);
+        i = row.dtype == Dtype::kFloat32 ? store_floats<true, V>(scratch, i, n, floats)
+            : bf16 && !nan               ? store_halves<true, V>(scratch, i, n, halves, true, false)
+                                         : store_halves<true, V>(scratch, i, n, halves, bf16, true);
       } else {
-        for (; i + V::kWidth <= n; i += V::kWidth) {
-          store16(V::load(scratch + i), reinterpret_cast<uint16_t*>(p) + i, bf16);
-        }
+        i = row.dtype == Dtype::kFloat32 ? store_floats<false, V>(scratch, i, n, floats)
+            : bf16 && !nan               ? store_halves<false, V>(scratch, i, n, halves, true, false)
+                                         : store_halves<false, V>(scratch, i, n, halves, bf16, true);
       }
     }
   }

@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "row_kernel.h"
+#include "scale_row.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

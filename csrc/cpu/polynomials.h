@@ -16,10 +16,20 @@ constexpr float kExp2[kExp2Terms] = {
 constexpr float kExp2Centered[kExp2Terms] = {
     0.000153533620f, 0.00133988739f, 0.00961843692f, 0.0555033237f, 0.240226477f, 0.693147182f, 1.0f};
 
+constexpr int kExp2QuarterTerms = 4;
+constexpr float kExp2Quarter[kExp2QuarterTerms] = {0.00962782372f, 0.0555320717f, 0.240226433f, 0.693147063f};
+alignas(16) constexpr int kQuarterPower[4] = {0, -509968, -719629, -572163};
+alignas(16) constexpr float kQuarterLost[4] = {0, 3.19341815e-08f, 1.71142709e-08f, -1.47196051e-08f};
+
 // (log(1 + f) - f) / f^2 on [-1/4, 1/2): minimax, relative error of the logarithm 2.8e-8.
 constexpr int kLogTerms = 8;
 constexpr float kLog[kLogTerms] = {0.0541324914f, -0.120673686f, 0.149839163f, -0.168228120f,
                                    0.199770778f,  -0.249934420f, 0.333335489f, -0.500000596f};
+
+// -2 atanh(z) / z over z^2, for |z| up to 3/7: minimax with the constant held at -2, relative error 5e-9.
+constexpr int kAtanhTerms = 6;
+constexpr float kAtanh[kAtanhTerms] = {-0.29792276f,  -0.196305856f, -0.288210928f,
+                                       -0.399897069f, -0.666668057f, -2.0f};
 
 }  // namespace FASTKD_ISA
 }  // namespace fastkd

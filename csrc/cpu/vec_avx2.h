@@ -15,6 +15,7 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
+  static constexpr bool kKeeps = true;
   static constexpr int kWidth = 8;
   __m256 v;
 
@@ -62,22 +63,40 @@ inline float horizontal_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
-inline Vec exp2(Vec x) {
-  // Adding 1.5 * 2^23 rounds to an integer n, which then stands in the low bits; with 127 more it is the
-  // exponent field of 2^n.
-  const __m256 bias = _mm256_set1_ps(12582912.0f + 127.0f);
+// 2^x as power * (1 + rest).
+struct Exp2Parts {
+  __m256 power, rest;
+};
+
+inline Exp2Parts exp2_parts(Vec x) {
+  // Adding 1.5 * 2^21 rounds to quarters, whose number then stands in the low bits: the last two choose from
+  // a table, the others, with 127 more, are an exponent field.
+  const __m256 bias = _mm256_set1_ps(3145728.0f + 127.0f);
   const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN passes
   const __m256 rounded = _mm256_add_ps(bounded, bias);
   const __m256 f = _mm256_sub_ps(bounded, _mm256_sub_ps(rounded, bias));
-  __m256 y = _mm256_set1_ps(kExp2Centered[0]);
-  for (int i = 1; i < kExp2Terms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2Centered[i]));
-  const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
-  return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+  const __m256i quarters = _mm256_castps_si256(rounded);
+  const __m256 table = _mm256_castsi256_ps(
+      _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kQuarterPower))));
+  const __m256 lost = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(kQuarterLost));
+  const __m256i quarter = _mm256_castps_si256(_mm256_permutevar_ps(table, quarters));
+  __m256 y = _mm256_set1_ps(kExp2Quarter[0]);
+  for (int i = 1; i < kExp2QuarterTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2Quarter[i]));
+  y = _mm256_fmadd_ps(y, f, _mm256_permutevar_ps(lost, quarters));
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(quarters, 21), quarter)), y};
 }
 
-// The same for any x: infinite from 127.5 on.
-inline Vec exp2_any(Vec x) { return exp2(Vec(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v))); }
+// 2^x within 1 ulp for x below 127.75; 0 below the normal numbers, NaN at NaN.
+inline Vec exp2(Vec x) {
+  const Exp2Parts e = exp2_parts(x);
+  return _mm256_fmadd_ps(e.power, e.rest, e.power);
+}
+
+// The same for any x: infinite from 127.875 on. (A fused infinity would be NaN.)
+inline Vec exp2_any(Vec x) {
+  const Exp2Parts e = exp2_parts(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v));
+  return _mm256_mul_ps(e.power, _mm256_add_ps(e.rest, _mm256_set1_ps(1.0f)));
+}
 
 // Natural logarithm of normal numbers x > 0; NaN at NaN.
 inline Vec log_positive(Vec x) {
@@ -95,25 +114,36 @@ inline Vec log_positive(Vec x) {
   return _mm256_blendv_ps(y, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
 }
 
-inline __m128i to16(Vec x, bool bf16) {
-  if (!bf16) return _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+// bfloat16 in the upper halves. Rounding could carry a NaN's digits into the sign, unless `nan` is looked
+// for.
+inline __m256i round_bf16(Vec x, bool nan) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
-  rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
-  return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  if (!nan) return rounded;
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);
 }
 
-inline void store16(Vec x, uint16_t* p, bool bf16) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to16(x, bf16));
+// Two vectors in 16 bits.
+inline __m256i to16(Vec low, Vec high, bool bf16, bool nan) {
+  if (!bf16) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return _mm256_set_m128i(_mm256_cvtps_ph(high.v, kNearest), _mm256_cvtps_ph(low.v, kNearest));
+  }
+  const __m256i a = _mm256_srli_epi32(round_bf16(low, nan), 16);
+  const __m256i b = _mm256_srli_epi32(round_bf16(high, nan), 16);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+}
+
+inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to16(low, high, bf16, nan));
 }
 
 // Past the caches, for memory that nobody reads soon; `p` is aligned to 32 bytes.
 inline void stream(Vec x, float* p) { _mm256_stream_ps(p, x.v); }
-inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16) {
-  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(to16(low, bf16)), to16(high, bf16), 1);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), both);
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to16(low, high, bf16, nan));
 }
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -15,6 +15,7 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
+  static constexpr bool kKeeps = false;
   static constexpr int kWidth = 16;
   __m512 v;
 
@@ -92,15 +93,20 @@ inline __m256i to16(Vec x, bool bf16) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
-inline void store16(Vec x, uint16_t* p, bool bf16) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to16(x, bf16));
+// Two vectors in 16 bits.
+inline __m512i to16(Vec low, Vec high, bool bf16) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16)), to16(high, bf16), 1);
+}
+
+// NaN is always looked for: with masks that costs little.
+inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool) {
+  _mm512_storeu_si512(p, to16(low, high, bf16));
 }
 
 // Past the caches, for memory that nobody reads soon; `p` is aligned to 64 bytes.
 inline void stream(Vec x, float* p) { _mm512_stream_ps(p, x.v); }
-inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16) {
-  const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16)), to16(high, bf16), 1);
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), both);
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to16(low, high, bf16));
 }
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

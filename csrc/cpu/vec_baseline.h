@@ -14,6 +14,7 @@ template <class R>
 struct VecOf {
   using Real = R;
   static constexpr bool kSimd = false;
+  static constexpr bool kKeeps = true;
   static constexpr int kWidth = 8;
   R v[kWidth];
 

@@ -30,7 +30,12 @@ struct Power : Functor {
   // constant[0] and constant[1] are the weights that value() has left for the two sides.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return row.constant[0] * (e.q - term(e, row.cross_shift) * row.cross_inverse);
+    return student(e, term(e, row.cross_shift), row);
+  }
+  // The same, with the entry's term at hand.
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, F term, const Row<F>& row) const {
+    return row.constant[0] * (e.q - term * row.cross_inverse);
   }
 
   template <class F>

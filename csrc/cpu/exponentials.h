@@ -1,0 +1,72 @@
+// Loops over a block that do nothing but exponentials and their sums. A loop that did all at once would hold
+// too few of its long chains of dependent instructions in flight; what it stores comes back from L1.
+#pragma once
+
+#include "row_blocks.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct ExpSums {
+  double first = 0, squares = 0;
+};
+
+// out = 2^(x * scale - shift), and the sums. The row is asked for beforehand at `ahead`: the hardware's
+// prefetcher stops at the page's end, about where a block does. (A prefetch past the row is harmless.)
+template <class V, class R>
+inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, const char* ahead,
+                            int64_t step) {
+  constexpr int kW = V::kWidth;
+  const V by(scale), less(-shift);
+  V first(0), squares(0);
+  for (int64_t i = 0; i < n; i += kW) {
+    const V e = exp2(fma(V::load(x + i), by, less));
+    e.store(out + i);
+    first = first + e;
+    squares = fma(e, e, squares);
+    prefetch(ahead + i * step);
+  }
+  return {horizontal_sum(first), horizontal_sum(squares)};
+}
+
+// `toward`: columns to the block that comes next.
+template <class V, class Div, class R>
+inline ExpSums student_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                                    RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {
+  return exponentials<V>(b.s, b.n, setup.to_exponent_s, row.shift.s, b.es, blocks.s.at(b.start + toward),
+                         blocks.s.step);
+}
+
+template <class V, class Div, class R>
+inline ExpSums teacher_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                                    RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {
+  return exponentials<V>(b.t, b.n, setup.to_exponent_t, row.shift.t, b.et, blocks.t.at(b.start + toward),
+                         blocks.t.step);
+}
+
+// The student's at temperature 1, where they have to be made.
+template <class V, class Div, class R>
+inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row, const Block<R>& b,
+                                  R* out) {
+  constexpr int kW = V::kWidth;
+  const V by(setup.to_exponent_1), less(-row.shift.one);
+  V sum(0);
+  for (int64_t i = 0; i < b.n; i += kW) {
+    const V e = exp2(fma(V::load(b.s + i), by, less));
+    e.store(out + i);
+    sum = sum + e;
+  }
+  return horizontal_sum(sum);
+}
+
+// For the later sweeps: the block's exponentials, unless the first sweep has kept them.
+template <class V, class Div, class R>
+inline void need_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                              RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {
+  if (blocks.keeps) return;
+  student_exponentials(setup, row, blocks, b, toward);
+  if constexpr (RowSetup<V, Div>::kTeacher) teacher_exponentials(setup, row, blocks, b, toward);
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

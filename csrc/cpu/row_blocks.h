@@ -1,0 +1,103 @@
+// The blocks of a row pair: their logits as numbers, and where their exponentials lie.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "blocks.h"
+#include "kept_rows.h"
+#include "row_state.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// Divergences whose student's gradient asks of the logits for no more than the terms of the cross stream.
+template <class Div>
+constexpr bool kKeepsTerms = std::is_base_of<Power, Div>::value;
+
+template <class R>
+struct Block {
+  int64_t start, n;
+  const R* s = nullptr;  // logits, or null where nobody asks for them
+  const R* t = nullptr;
+  R* es;    // exponentials of the student
+  R* et;    // of the teacher
+  R* left;  // what one sweep leaves for the next: logarithms, or the terms of a cross stream
+
+  bool holds(int64_t column) const { return column >= start && column < start + n; }
+};
+
+// A thread's, used for one row after another.
+template <class V, class Div>
+class RowBlocks {
+ public:
+  using R = typename V::Real;
+  using Setup = RowSetup<V, Div>;
+  static constexpr int kW = V::kWidth;
+
+  RowPointer s{}, t{};               // the row's logits
+  const bool keeps;                  // whether the first sweep's exponentials serve the others
+  alignas(64) R out_s[kBlock + kW];  // exponentials that are not kept; gradients
+  alignas(64) R out_t[kBlock + kW];
+  alignas(64) R e1[kBlock + kW];  // what one loop over a block leaves for the next
+
+  explicit RowBlocks(const DenseParams& params)
+      : keeps(V::kKeeps && params.phase == Phase::kAll && params.vocab <= kMostKept),
+        vocab_(params.vocab),
+        kept_(keeps       ? kLeftRow + (kLeaves ? 1 : 0)
+              : Div::kLog ? 1
+                          : 0,
+              params.vocab),
+        shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
+
+  int64_t last() const { return (vocab_ - 1) / kBlock * kBlock; }
+
+  // The block without its logits.
+  Block<R> at(int64_t start) {
+    Block<R> b;
+    b.start = start;
+    b.n = vocab_ - start < kBlock ? vocab_ - start : kBlock;
+    b.es = keeps ? kept_.row(0) + start : out_s;
+    b.et = keeps ? kept_.row(kTeacherRow) + start : out_t;
+    b.left = !kLeaves ? nullptr : keeps ? kept_.row(kLeftRow) + start : Div::kLog ? kept_.row(0) + start : e1;
+    return b;
+  }
+
+  Block<R> load(int64_t start, int64_t label) {
+    Block<R> b = at(start);
+    b.s = load_block<V>(s, start, b.n, buffer_s_);
+    if constexpr (Setup::kTeacher) b.t = load_block<V>(t, start, b.n, buffer_t_);
+    if constexpr (Setup::kSplits) {
+      if (b.holds(label)) {
+        b.s = without(b.s, buffer_s_, b.n, label - start);
+        b.t = without(b.t, buffer_t_, b.n, label - start);
+      }
+    }
+    return b;
+  }
+
+  // What the exponentials of a block are relative to, where they are kept.
+  Shifts<R>& shift(const Block<R>& b) { return shifts_[b.start / kBlock]; }
+
+ private:
+  // Kept rows larger than this would not stay in the caches.
+  static constexpr int64_t kMostKept = (int64_t(2) << 20) / sizeof(R);
+  static constexpr int kTeacherRow = Setup::kTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;
+  static constexpr bool kLeaves = Div::kLog || kKeepsTerms<Div>;
+
+  // The block in `buffer`, with -inf at `place`.
+  static const R* without(const R* x, R* buffer, int64_t n, int64_t place) {
+    if (x != buffer) std::memcpy(buffer, x, (n + kW - 1) / kW * kW * sizeof(R));
+    buffer[place] = kLowest<R>;
+    return buffer;
+  }
+
+  const int64_t vocab_;
+  alignas(64) R buffer_s_[kBlock + kW];
+  alignas(64) R buffer_t_[kBlock + kW];
+  KeptRows<R> kept_;
+  std::vector<Shifts<R>> shifts_;
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,131 @@
+// Entries of a block as the divergences see them, a vector of them at a time.
+#pragma once
+
+#include "row_blocks.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// The row's constants as vectors, for one block. The lower ones are known after the first sweep.
+template <class V>
+struct EntryScales {
+  bool same_temperature;
+  V to_s, to_t, shift_s, shift_t, to_nats, temperatures, between, cross_shift;
+  V offset;              // Row::offset
+  V row_r_s, row_r_t;    // from the row's exponentials to probabilities
+  V r_s, r_t;            // from the block's, which may be relative to other shifts
+  V factor_s, factor_t;  // from the block's to the row's
+  V factor_term;         // from the block's cross terms to the row's
+};
+
+template <class V, class Div, class R>
+inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+  EntryScales<V> c;
+  c.to_s = V(setup.to_exponent_s), c.to_t = V(setup.to_exponent_t);
+  c.shift_s = V(-row.shift.s), c.shift_t = V(-row.shift.t);
+  c.to_nats = V(setup.to_nats), c.temperatures = V(setup.temperatures);
+  c.between = V(kLn2 * (double(row.shift.s) - row.shift.t));
+  c.cross_shift = V(row.cross_shift);
+  c.same_temperature = setup.same_temperature;
+  return c;
+}
+
+template <class V, class Div, class R>
+inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+  EntryScales<V> c = raw_scales_of(setup, row);
+  c.factor_term = c.factor_s = c.factor_t = V(1);
+  c.r_s = c.row_r_s = V(reciprocal<Div>(row.z_s));
+  c.r_t = c.row_r_t = V(reciprocal<Div>(row.z_t));
+  c.offset = V(ratio_offset(row));
+  return c;
+}
+
+// For a block whose exponentials were kept relative to other shifts. The factor of the student's is returned.
+template <class V, class Div, class R>
+inline double adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
+  const double by_s = double(kept.s) - row.shift.s, by_t = double(kept.t) - row.shift.t;
+  const double factor_s = by_s == 0 ? 1 : std::exp2(by_s), factor_t = by_t == 0 ? 1 : std::exp2(by_t);
+  if constexpr (kKeepsTerms<Div>) {
+    // The powers add up to 1: where the two moved alike, so do the terms.
+    c.factor_term = V(by_s == by_t ? factor_s : std::exp2(by_s + div.teacher_power(0) * (by_t - by_s)));
+  }
+  c.factor_s = V(factor_s), c.factor_t = V(factor_t);
+  c.r_s = V(reciprocal<Div>(row.z_s) * factor_s), c.r_t = V(reciprocal<Div>(row.z_t) * factor_t);
+  return factor_s;
+}
+
+// From the logits of the entries from column i of the block on.
+template <class V, class R>
+inline void add_logits(const EntryScales<V>& c, const Block<R>& b, int64_t i, Entry<V>& e) {
+  const V s = V::load(b.s + i), t = V::load(b.t + i);
+  e.xs = fma(s, c.to_s, c.shift_s);
+  e.xt = fma(t, c.to_t, c.shift_t);
+  // From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
+  e.ratio = (c.same_temperature ? t - s : fma(t, c.temperatures, V(0) - s)) * c.to_nats;
+  e.relative = e.ratio + c.between;
+}
+
+// What the first sweep knows.
+template <class V, class R>
+inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+  Entry<V> e;
+  add_logits(c, b, i, e);
+  e.es = V::load(b.es + i);
+  e.et = V::load(b.et + i);
+  return e;
+}
+
+// What the exponentials alone tell.
+template <class V, class Div, class R>
+inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+  Entry<V> e;
+  e.es = V::load(b.es + i);
+  e.et = V::load(b.et + i);
+  if constexpr (Div::kCross) {
+    // In two steps, as the terms of the cross stream are made.
+    e.es = e.es * c.factor_s;
+    e.et = e.et * c.factor_t;
+    e.q = e.es * c.row_r_s;
+    e.p = e.et * c.row_r_t;
+  } else {
+    e.q = e.es * c.r_s;
+    e.p = e.et * c.r_t;
+  }
+  e.q_minus_p = e.q - e.p;
+  return e;
+}
+
+// How much of an entry a sweep looks at.
+enum class View {
+  kProbabilities,  // what the exponentials tell
+  kStudentLog,     // besides, Entry::log such that log q - log m is its negative
+  kTerm,           // besides, the term of the cross stream
+  kFull
+};
+
+// What the student's gradient is made of, when the sums are known.
+template <class Div>
+constexpr View kStudentView =
+    std::is_same<Div, NoDivergence>::value || std::is_same<Div, OffSupport>::value ||
+            std::is_same<Div, ForwardKL>::value || std::is_same<Div, TVD>::value ||
+            std::is_same<Div, Decoupled>::value || std::is_same<Div, SkewForwardKL>::value
+        ? View::kProbabilities
+    : Div::kLog        ? View::kStudentLog
+    : kKeepsTerms<Div> ? View::kTerm
+                       : View::kFull;
+
+template <View kView, class V, class Div, class R>
+inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+  Entry<V> e = probabilities<V, Div>(c, b, i);
+  if constexpr (kView == View::kFull) {
+    add_logits(c, b, i, e);
+    e.log_ratio = e.ratio + c.offset;
+  } else if constexpr (kView == View::kStudentLog) {
+    e.log_ratio = V(0);
+  }
+  if constexpr (Div::kLog && kView != View::kProbabilities) e.log = V::load(b.left + i);
+  return e;
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,159 @@
+// The last sweep, back to front, so that it finds in the caches what was read or written most recently.
+#pragma once
+
+#include "exponentials.h"
+#include "row_logarithms.h"
+#include "row_value.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+template <class V>
+inline Row<V> widened(const Row<double>& row) {
+  Row<V> wide;
+  wide.offset = V(row.offset);
+  for (int k = 0; k < kMaxStreams; ++k) wide.stream[k] = V(row.stream[k]), wide.scale[k] = V(row.scale[k]);
+  for (int k = 0; k < kMaxSums; ++k) wide.sum[k] = V(row.sum[k]);
+  for (int k = 0; k < kMaxConstants; ++k) wide.constant[k] = V(row.constant[k]);
+  wide.cross_shift = V(row.cross_shift);
+  wide.cross_inverse = V(row.cross_inverse);
+  return wide;
+}
+
+template <class V, class Div>
+class RowGradient {
+  using R = typename V::Real;
+  using Setup = RowSetup<V, Div>;
+  static constexpr int kW = V::kWidth;
+
+ public:
+  RowGradient(const Setup& setup, const RowState<R>& state, RowBlocks<V, Div>& blocks,
+              const Row<double>& found, R scale, double lse)
+      : setup_(setup),
+        state_(state),
+        blocks_(blocks),
+        found_(found),
+        row_(widened<V>(found)),
+        scale_(scale),
+        lse_(lse) {
+    const DenseParams& params = setup.params;
+    by_student_ = params.kd_weight / params.temperature * scale;
+    by_teacher_ = params.kd_weight / params.teacher_temperature * scale;
+    const double ce = setup.cross_entropy ? params.ce_weight : 0;
+    by_softmax_ = ce != 0 || params.z_loss != 0 ? (ce + 2 * params.z_loss * lse) * scale : 0;
+    spread_ = -ce * params.label_smoothing / state.columns * scale;
+    hot_ = ce * (1 - params.label_smoothing) * scale;
+  }
+
+  // `coefficient`: of q in a sparse teacher's gradient.
+  void write(const RowPointer& grad_s, const RowPointer& grad_t, double coefficient) {
+    EntryScales<V> c = scales_of(setup_, state_);
+    const bool both = Setup::kTeacher && grad_t.data != nullptr;
+    const bool after_sums = setup_.params.phase == Phase::kAll;
+    const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
+    const bool all =
+        both || kStudentView<Div> == View::kFull || (kStudentView<Div> != View::kProbabilities && !left);
+    const bool with_logits = all || !blocks_.keeps || (by_softmax_ != 0 && setup_.soft == Soft::kSeparate);
+    const double labels = Setup::kSplits ? double(state_.label_s) + state_.label_t : 0;
+    const bool nan = std::isnan(state_.z_s + state_.z_t + labels + scale_ + coefficient);
+    for (int64_t start = blocks_.last(); start >= 0; start -= kBlock) {
+      const Block<R> b = with_logits ? blocks_.load(start, state_.label) : blocks_.at(start);
+      need_exponentials(setup_, state_, blocks_, b, -kBlock);
+      const double factor = blocks_.keeps ? adapt(setup_.div, c, state_, blocks_.shift(b)) : 1;
+      if constexpr (Div::kLog) {
+        // Else the middle sweep has left them.
+        if (!after_sums) logarithms(setup_.div, c, b, blocks_.e1);
+      }
+      const bool direct = grad_s.data != nullptr && takes_vectors(grad_s, b);
+      R* const place = direct ? reinterpret_cast<R*>(grad_s.at(start)) : blocks_.out_s;
+      if (direct && setup_.streamed && !all && is_aligned(place) && !b.holds(state_.label)) {
+        differentiate<kStudentView<Div>, false, true>(c, b, factor, coefficient, place);
+        continue;
+      }
+      R* const out = setup_.streamed ? blocks_.out_s : place;
+      if (both) {
+        differentiate<View::kFull, true, false>(c, b, factor, coefficient, out);
+      } else if (kStudentView<Div> != View::kProbabilities && all) {
+        differentiate<View::kFull, false, false>(c, b, factor, coefficient, out);
+      } else {
+        differentiate<kStudentView<Div>, false, false>(c, b, factor, coefficient, out);
+      }
+      add_label(b, out);
+      if (grad_s.data != nullptr && out == blocks_.out_s)
+        store_block<V>(out, b.n, grad_s, start, setup_.streamed, nan);
+      if (grad_t.data != nullptr) store_block<V>(blocks_.out_t, b.n, grad_t, start, setup_.streamed, nan);
+    }
+  }
+
+ private:
+  // Whether the block's gradient is whole vectors of what the kernel computes with.
+  static bool takes_vectors(const RowPointer& grad, const Block<R>& b) {
+    return V::kSimd && grad.dtype == Dtype::kFloat32 && grad.dense() && b.n % kW == 0;
+  }
+
+  static bool is_aligned(const R* p) { return reinterpret_cast<uintptr_t>(p) % (kW * sizeof(R)) == 0; }
+
+  template <View kView, bool kBothSides, bool kStreamed>
+  void differentiate(const EntryScales<V>& c, const Block<R>& b, double factor, double coefficient, R* out) {
+    const V to_s(by_student_), to_t(by_teacher_), spread(spread_);
+    // The exponentials at temperature 1: those at hand, or their squares.
+    double slope = 0, level = 0;
+    const R* one = b.es;
+    if (by_softmax_ != 0) {
+      level = by_softmax_ * (Setup::kSplits ? std::exp2(state_.shift.one - lse_ * kLog2e) : 1 / state_.z_1);
+      if (setup_.soft == Soft::kSquare) {
+        slope = level * factor * factor, level = 0;
+      } else if (setup_.soft == Soft::kSame) {
+        level *= factor;
+      } else {
+        exponentials_at_one(setup_, state_, b, blocks_.e1);
+        one = blocks_.e1;
+      }
+    }
+    const V by_square(slope), by_one(level);
+    const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * factor : 0);
+    for (int64_t i = 0; i < b.n; i += kW) {
+      const V x1 = V::load(one + i);
+      V grad = fma(fma(x1, by_square, by_one), x1, spread);
+      if constexpr (Setup::kTeacher) {
+        const Entry<V> x = entry_as<kView, V, Div>(c, b, i);
+        if constexpr (kView == View::kTerm) {
+          grad = fma(to_s, setup_.div.student(x, V::load(b.left + i) * c.factor_term, row_), grad);
+        } else {
+          grad = fma(to_s, setup_.div.student(x, row_), grad);
+        }
+        if constexpr (kBothSides) (to_t * setup_.div.teacher(x, row_)).store(blocks_.out_t + i);
+      } else if constexpr (Setup::kSparse) {
+        grad = fma(to_q, V::load(b.es + i), grad);
+      }
+      if constexpr (kStreamed) {
+        stream(grad, out + i);
+      } else {
+        grad.store(out + i);
+      }
+    }
+  }
+
+  // In full precision, before the one rounding.
+  void add_label(const Block<R>& b, R* out) {
+    if (!b.holds(state_.label)) return;
+    const int64_t place = state_.label - b.start;
+    if constexpr (Setup::kSplits) {
+      const double soft = by_softmax_ != 0 ? by_softmax_ * std::exp(state_.label_s - lse_) : 0;
+      out[place] = static_cast<R>(by_student_ * setup_.div.label_student(found_) + soft + spread_);
+      blocks_.out_t[place] = static_cast<R>(by_teacher_ * setup_.div.label_teacher(found_));
+    }
+    out[place] -= static_cast<R>(hot_);
+  }
+
+  const Setup& setup_;
+  const RowState<R>& state_;
+  RowBlocks<V, Div>& blocks_;
+  const Row<double>& found_;
+  const Row<V> row_;
+  const double scale_, lse_;
+  double by_student_, by_teacher_, by_softmax_, spread_, hot_;
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

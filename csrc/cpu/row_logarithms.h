@@ -1,0 +1,66 @@
+// The logarithms that a divergence asks for, in loops of their own as the exponentials are.
+#pragma once
+
+#include "polynomials.h"
+#include "row_entries.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// The teacher's share of the mixture that Entry::log speaks of.
+inline double teacher_share(const JSD& div) { return div.beta; }
+inline double teacher_share(const SkewForwardKL& div) { return div.beta; }
+inline double teacher_share(const SkewReverseKL& div) { return 1 - div.beta; }
+
+// Shares of at most 1 - kLeastShare go through series_logarithms(), those of at most kEven in one piece.
+constexpr double kEven = 0.6, kLeastShare = 0.08;
+
+// log(m / larger). With w the share of the smaller, m = larger - w gap, and the logarithm is -2 atanh(z),
+// z = w gap / (2 larger - w gap) <= w / (2 - w): small enough for a plain series, which keeps all digits
+// where the models agree. Where m is small beside the larger it is compared with a fifth of that instead.
+template <bool kPieces, class V, class R>
+inline void series_logarithms(double share, const EntryScales<V>& c, const Block<R>& b, R* pieces) {
+  constexpr double kPiece = 0.2, kFrom = 0.4;
+  const V of_student(1 - share), of_teacher(share), none(0);
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    const V p = V::load(b.et + i) * c.r_t, q = V::load(b.es + i) * c.r_s;
+    const V d = q - p, larger = max(p, q), lost = where_le(d, none, of_student, of_teacher) * abs(d);
+    if constexpr (kPieces) {
+      const V least = V(kFrom) * larger, m = larger - lost;
+      const V less = where_le(least, m, none, V(1 - kPiece));
+      where_le(least, m, none, V(-1.6094379124341003)).store(pieces + i);  // log(kPiece)
+      ((lost - less * larger) / ((V(2) - less) * larger - lost)).store(b.left + i);
+    } else {
+      (lost / (V(2) * larger - lost)).store(b.left + i);
+    }
+  }
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    const V z = V::load(b.left + i), square = z * z;
+    V y(kAtanh[0]);
+    for (int k = 1; k < kAtanhTerms; ++k) y = fma(y, square, V(kAtanh[k]));
+    (kPieces ? fma(z, y, V::load(pieces + i)) : z * y).store(b.left + i);
+  }
+}
+
+// Fills b.left, by way of `rests`.
+template <class V, class Div, class R>
+inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<R>& b, R* rests) {
+  const double share = teacher_share(div), larger_share = share < 0.5 ? 1 - share : share;
+  if (sizeof(R) == sizeof(float) && larger_share <= kEven) {
+    return series_logarithms<false>(share, c, b, rests);
+  }
+  if (sizeof(R) == sizeof(float) && larger_share <= 1 - kLeastShare) {
+    return series_logarithms<true>(share, c, b, rests);
+  }
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    V rest;
+    div.log_argument(probabilities<V, Div>(c, b, i), rest).store(b.left + i);
+    rest.store(rests + i);
+  }
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    (log_positive(V::load(b.left + i)) + V::load(rests + i)).store(b.left + i);
+  }
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

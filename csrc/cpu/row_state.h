@@ -1,0 +1,96 @@
+// What the sweeps have found of a row so far.
+//
+// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is the row's maximum. With equal
+// temperatures and maxima near each other both rows take the same one: equal logits then give equal
+// exponentials, and q - p is right to the last digits however alike the models are.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "row_setup.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+template <class R>
+constexpr R kLowest = -std::numeric_limits<R>::infinity();
+
+template <class R>
+struct Shifts {
+  R s = 0, t = 0, one = 0;  // of the student, of the teacher, of the student at temperature 1
+};
+
+template <class R>
+struct RowState {
+  int64_t label = -1;  // -1: none, or in another shard
+  R label_s = kLowest<R>, label_t = kLowest<R>;
+  R max_s = kLowest<R>, max_t = kLowest<R>;
+  int64_t arg_s = 0, arg_t = 0;
+  double columns = 0;
+  double logit_sum = 0;
+  // Relative to the shifts:
+  Shifts<R> shift;
+  double z_s = 0, z_t = 0, z_1 = 0, moment_s = 0, moment_t = 0;
+  double stream[kMaxStreams] = {0, 0, 0}, cross_shift = 0;
+};
+
+// -inf everywhere so far: any finite shift will do, and keeps -inf - shift from being NaN.
+template <class R>
+inline R finite(R x) {
+  return x == kLowest<R> ? R(0) : x;
+}
+
+// The shifts that go with the largest logits.
+template <class V, class Div, class R>
+inline Shifts<R> shifts_for(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+  Shifts<R> to;
+  to.s = finite(row.max_s) * setup.to_exponent_s;
+  to.t = finite(row.max_t) * setup.to_exponent_t;
+  if (setup.same_temperature && setup.kTeacher && std::fabs(to.s - to.t) < 16)
+    to.s = to.t = std::max(to.s, to.t);
+  to.one = setup.soft == Soft::kSeparate ? finite(row.max_s) * setup.to_exponent_1
+           : setup.soft == Soft::kSquare ? 2 * to.s
+                                         : to.s;
+  return to;
+}
+
+inline void rescale(double& sum, double by) {
+  if (sum != 0) sum *= std::exp2(by);
+}
+
+// All sums to shifts that are smaller by these.
+template <class Div, class R>
+inline void move_sums(const Div& div, RowState<R>& row, double by_s, double by_t, double by_1) {
+  rescale(row.z_s, by_s);
+  rescale(row.z_t, by_t);
+  rescale(row.z_1, by_1);
+  rescale(row.moment_s, by_s);
+  rescale(row.moment_t, by_t);
+  for (int k = 0; k < Div::kStreams; ++k) {
+    rescale(row.stream[k], div.teacher_power(k) * by_t + div.student_power(k) * by_s);
+  }
+}
+
+template <class V, class Div, class R>
+inline void move_to(const RowSetup<V, Div>& setup, RowState<R>& row, const Shifts<R>& to) {
+  move_sums(setup.div, row, double(row.shift.s) - to.s, double(row.shift.t) - to.t,
+            double(row.shift.one) - to.one);
+  row.shift = to;
+}
+
+// Where the label is the only entry, the others are none and have no share.
+template <class Div>
+inline double reciprocal(double z) {
+  return Div::kSplitsLabel && z == 0 ? 0 : 1 / z;
+}
+
+// log p - log q less the ratio of the logits, in nats
+template <class R>
+inline double ratio_offset(const RowState<R>& row) {
+  return kLn2 * (std::log2(row.z_s / row.z_t) + (double(row.shift.s) - row.shift.t));
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,140 @@
+// Sweep 1: sums of exponentials, and the divergence's streams, relative to the shifts. It reads the rows from
+// memory, keeping a running maximum from block to block.
+#pragma once
+
+#include "exponentials.h"
+#include "row_cross.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+template <class V, class Div>
+class RowStatistics {
+  using R = typename V::Real;
+  using Setup = RowSetup<V, Div>;
+  static constexpr int kW = V::kWidth;
+
+ public:
+  RowStatistics(const Setup& setup, RowState<R>& row, RowBlocks<V, Div>& blocks)
+      : setup_(setup), row_(row), blocks_(blocks) {}
+
+  void find() {
+    row_.columns = static_cast<double>(setup_.params.vocab);
+    for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
+      const Block<R> b = blocks_.load(start, row_.label);
+      raise_shifts(b);
+      add_exponentials(b);
+      if constexpr (Div::kStreams > 0) add_streams(b, raw_scales_of(setup_, row_));
+      if (setup_.params.metrics != nullptr) add_moments(b);
+      if (setup_.smoothed) row_.logit_sum += sum_of_logits(b);
+    }
+    if (Div::kCross && !(row_.stream[0] > 1e-18 && row_.stream[0] < 1e30)) find_distant_cross();
+  }
+
+ private:
+  static int64_t first_of(const R* x, int64_t n, R value) {
+    int64_t i = 0;
+    while (i + 1 < n && x[i] != value) ++i;
+    return i;
+  }
+
+  void raise_shifts(const Block<R>& b) {
+    const R top_s = largest<V>(b.s, b.n), top_t = Setup::kTeacher ? largest<V>(b.t, b.n) : kLowest<R>;
+    if (!(top_s > row_.max_s) && !(top_t > row_.max_t) && b.start != 0) return;
+    if (top_s > row_.max_s) {
+      row_.max_s = top_s;
+      if (setup_.params.metrics != nullptr) row_.arg_s = b.start + first_of(b.s, b.n, top_s);
+    }
+    if (top_t > row_.max_t) {
+      row_.max_t = top_t;
+      if (setup_.params.metrics != nullptr) row_.arg_t = b.start + first_of(b.t, b.n, top_t);
+    }
+    move_to(setup_, row_, shifts_for(setup_, row_));
+  }
+
+  void add_exponentials(const Block<R>& b) {
+    const ExpSums of_student = student_exponentials(setup_, row_, blocks_, b, kBlock);
+    row_.z_s += of_student.first;
+    if constexpr (Setup::kTeacher) row_.z_t += teacher_exponentials(setup_, row_, blocks_, b, kBlock).first;
+    if (blocks_.keeps) blocks_.shift(b) = row_.shift;
+    if (!setup_.softmax) return;
+    row_.z_1 += setup_.soft == Soft::kSame     ? of_student.first
+                : setup_.soft == Soft::kSquare ? of_student.squares
+                                               : exponentials_at_one(setup_, row_, b, blocks_.e1);
+  }
+
+  void add_streams(const Block<R>& b, const EntryScales<V>& c) {
+    if constexpr (kKeepsTerms<Div>) {
+      row_.stream[0] += cross_terms(setup_.div, c, row_.cross_shift != 0, b, blocks_.e1);
+      return;
+    }
+    V stream[kMaxStreams] = {V(0), V(0), V(0)};
+    for (int64_t i = 0; i < b.n; i += kW) setup_.div.stream(raw_entry(c, b, i), c.cross_shift, stream);
+    for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += horizontal_sum(stream[k]);
+  }
+
+  // Exponentials times logits, of which the entropies are made. Only metrics ask for them.
+  void add_moments(const Block<R>& b) {
+    V moment_s(0), moment_t(0);
+    for (int64_t i = 0; i < b.n; i += kW) {
+      moment_s = times_add(V::load(b.es + i), V::load(b.s + i), moment_s);
+      if constexpr (Setup::kTeacher) moment_t = times_add(V::load(b.et + i), V::load(b.t + i), moment_t);
+    }
+    row_.moment_s += horizontal_sum(moment_s);
+    row_.moment_t += horizontal_sum(moment_t);
+  }
+
+  // Without the padding of the last vector, and without a label that is split off, which are -inf.
+  double sum_of_logits(const Block<R>& b) {
+    const int64_t label = Setup::kSplits && b.holds(row_.label) ? row_.label - b.start : -1;
+    double sum = 0;
+    V total(0);
+    int64_t i = 0;
+    for (; i + kW <= b.n; i += kW) {
+      if (label >= i && label < i + kW) {
+        for (int64_t k = i; k < i + kW; ++k) sum += k == label ? R(0) : b.s[k];
+      } else {
+        total = total + V::load(b.s + i);
+      }
+    }
+    for (; i < b.n; ++i) sum += i == label ? R(0) : b.s[i];
+    return sum + horizontal_sum(total);
+  }
+
+  // The sum of p^a q^b between rows so far apart that its terms over- or underflow: once more, relative to
+  // its largest term.
+  void find_distant_cross() {
+    const double a = setup_.div.teacher_power(0), b = setup_.div.student_power(0);
+    const EntryScales<V> raw = raw_scales_of(setup_, row_);
+    R top = kLowest<R>;
+    for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
+      const Block<R> block = blocks_.load(start, row_.label);
+      for (int64_t i = 0; i < block.n; i += kW) {
+        const V xs = fma(V::load(block.s + i), raw.to_s, raw.shift_s);
+        const V xt = fma(V::load(block.t + i), raw.to_t, raw.shift_t);
+        // Entries that are -inf on both sides do not exist.
+        const V larger = where_le(xs, xt, xt, xs);
+        const V exponent = where_le(larger, V(kLowest<R>), V(kLowest<R>), V(a) * xt + V(b) * xs);
+        top = std::max(top, horizontal_max(exponent));
+      }
+    }
+    // Infinitely far, or no finite terms at all: the sum is what it is.
+    if (std::isinf(top) || top == 0) return;
+    row_.cross_shift = top;
+    row_.stream[0] = row_.stream[1] = row_.stream[2] = 0;
+    for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
+      const Block<R> block = blocks_.load(start, row_.label);
+      student_exponentials(setup_, row_, blocks_, block, kBlock);
+      teacher_exponentials(setup_, row_, blocks_, block, kBlock);
+      if (blocks_.keeps) blocks_.shift(block) = row_.shift;
+      add_streams(block, raw_scales_of(setup_, row_));
+    }
+  }
+
+  const Setup& setup_;
+  RowState<R>& row_;
+  RowBlocks<V, Div>& blocks_;
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,38 @@
+// The middle sweep of divergences whose sums need both log-sum-exps first.
+#pragma once
+
+#include "exponentials.h"
+#include "row_logarithms.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+template <class Div>
+constexpr View kSumsView = std::is_same<Div, TVD>::value ? View::kProbabilities : View::kFull;
+
+// `student_alone`: no gradient is asked of the teacher's side.
+template <class V, class Div, class R>
+inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
+                      bool student_alone, double* sums) {
+  EntryScales<V> c = scales_of(setup, row);
+  const bool with_logits = kSumsView<Div> == View::kFull || !blocks.keeps;
+  for (int k = 0; k < kMaxSums; ++k) sums[k] = 0;
+  for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
+    const Block<R> b = with_logits ? blocks.load(start, row.label) : blocks.at(start);
+    need_exponentials(setup, row, blocks, b, kBlock);
+    if (blocks.keeps) adapt(setup.div, c, row, blocks.shift(b));
+    if constexpr (Div::kLog) logarithms(setup.div, c, b, blocks.e1);
+    V sum[kMaxSums] = {V(0), V(0)};
+    for (int64_t i = 0; i < b.n; i += V::kWidth) {
+      const Entry<V> e = entry_as<kSumsView<Div>, V, Div>(c, b, i);
+      setup.div.sums(e, sum);
+      if constexpr (kStudentView<Div> == View::kStudentLog) {
+        if (student_alone) (V(0) - Mixture<V>::log_q(e)).store(b.left + i);
+      }
+    }
+    for (int k = 0; k < Div::kSums; ++k) sums[k] += horizontal_sum(sum[k]);
+  }
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,68 @@
+// What a row's loss is made of, from its state.
+#pragma once
+
+#include "row_state.h"
+#include "split.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// What the divergence's value() asks for, but for the sums of the middle sweep.
+template <class V, class Div, class R>
+inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& state) {
+  Row<double> row{};
+  if constexpr (!RowSetup<V, Div>::kTeacher) return row;
+  row.offset = ratio_offset(state);
+  // By the quotient of the two sums, so that equal rows differ by exactly 0.
+  const double bits_s = std::log2(state.z_s), between = std::log2(state.z_t / state.z_s);
+  for (int k = 0; k < Div::kStreams; ++k) {
+    const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
+    row.scale[k] = std::exp2((k == 0 ? state.cross_shift : 0) - (a + b) * bits_s - a * between);
+    row.stream[k] = state.stream[k] * row.scale[k];
+  }
+  if constexpr (Div::kCross) {
+    row.cross_shift = state.cross_shift;
+    row.cross_inverse = state.stream[0] == 0 ? 0 : 1 / state.stream[0];
+    // Where the powers add up to 1, as those of the divergences that ask for it do.
+    row.log_cross = kLn2 * (state.cross_shift + std::log2(state.stream[0] / state.z_s) -
+                            setup.div.teacher_power(0) * between);
+  }
+  if constexpr (Div::kSplitsLabel) {
+    const Split student = split(state.label_s * setup.to_exponent_s - double(state.shift.s) - bits_s);
+    const Split teacher =
+        split(state.label_t * setup.to_exponent_t - double(state.shift.t) - std::log2(state.z_t));
+    row.p_label = teacher.label, row.q_label = student.label;
+    row.p_others = teacher.others, row.q_others = student.others;
+    row.label_ratio = teacher.log_label - student.log_label;
+    row.others_ratio = teacher.log_others - student.log_others;
+  }
+  return row;
+}
+
+// log2 of the odds of the label at temperature 1, where the sums leave it out
+template <class R>
+inline double label_odds(const RowState<R>& row) {
+  return row.label_s * kLog2e - row.shift.one - std::log2(row.z_1);
+}
+
+template <class V, class Div, class R>
+inline double lse_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+  const double others = kLn2 * (double(row.shift.one) + std::log2(row.z_1));
+  if (!Div::kSplitsLabel || !setup.needs_label) return others;
+  // By the larger part, which is finite.
+  const double odds = label_odds(row);
+  return odds > 0 ? row.label_s - split(odds).log_label : others - split(odds).log_others;
+}
+
+// Of the label, smoothed as the call says.
+template <class V, class Div, class R>
+inline double cross_entropy(const RowSetup<V, Div>& setup, const RowState<R>& row, double lse) {
+  const double nll = Div::kSplitsLabel ? -split(label_odds(row)).log_label : lse - row.label_s;
+  const double e = setup.params.label_smoothing;
+  if (e == 0) return nll;
+  const double sum = Div::kSplitsLabel ? row.logit_sum + row.label_s : row.logit_sum;
+  return (1 - e) * nll + e * (lse - sum / row.columns);
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
