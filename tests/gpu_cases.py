@@ -104,6 +104,12 @@ class Case:
         """Forward and backward into fresh gradients; the loss."""
         for leaf in self.leaves.values():
             leaf.grad = None
+        loss, self.metrics = self.forward()
+        (3.0 * loss).backward()
+        return loss.detach()
+
+    def forward(self) -> tuple[Tensor, Any]:
+        """The loss, and the metrics where they are asked for."""
         x = self.device
         options = {
             "token_weights": x["weights"], "num_items": x["items"], "return_metrics": self.with_metrics,
@@ -118,9 +124,7 @@ class Case:
             inplace = self.way[0] == "inplace"
             student = x["student"] * 1.0 if inplace else x["student"]
             found = fastkd.kd_loss(student, self._teacher(x), x["labels"], inplace=inplace, **options)
-        loss, self.metrics = found if self.with_metrics else (found, ())
-        (3.0 * loss).backward()
-        return loss.detach()
+        return found if self.with_metrics else (found, ())
 
     def results(self) -> list[Tensor]:
         """Of a run: loss, metrics, gradients; copies."""

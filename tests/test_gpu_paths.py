@@ -16,6 +16,7 @@ import pytest
 import torch
 from closeness import during
 from device_watch import Refused, Watch, watched
+from gpu_cases import WAYS, Case
 from test_sparse import CASES as SPARSE_CASES
 from torch import Tensor
 
@@ -306,6 +307,39 @@ def test_one_chunk_where_it_takes_no_more() -> None:
     assert default_chunks(0, row, row, "cuda") == (1, 1)
     # Without a teacher's head all of the memory is the student's.
     assert default_chunks(4000, row, 0, "cuda").student == 4000
+
+
+@pytest.mark.parametrize(
+    "way", [*WAYS[:1], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])], ids="-".join
+)
+def test_torch_compile_takes_all_of_it(way: tuple[str, str]) -> None:
+    """Forward and backward are one graph each; what is done with the loss is part of it."""
+    torch._dynamo.reset()
+    for options in (
+        {"metrics": True},
+        {"reduction": "none", "dtype": torch.float16},
+        {"reduction": "sum", "divergence": "jsd", "vocab_size": 990},
+    ):
+        plain = options.get("reduction", "mean") == "mean"
+        case = Case(way, "cpu", "native", rows=6, **options)
+        case.device["labels"].clamp_(max=989)
+        if not plain:
+            case.device["items"] = None
+
+        def step(case: Case) -> tuple[Tensor, ...]:
+            loss, metrics = case.forward()
+            return 2.0 * loss.sum(), *metrics
+
+        found = []
+        for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            for leaf in case.leaves.values():
+                leaf.grad = None
+            loss, *metrics = run(case)
+            loss.backward()
+            found.append([loss.detach(), *metrics, *(leaf.grad for leaf in case.leaves.values())])
+        with during(**options):
+            for eager, compiled in zip(*found, strict=True):
+                torch.testing.assert_close(compiled, eager)
 
 
 MASK: Callable[[Tensor], Any] = lambda x: x[x > 0]  # noqa: E731
