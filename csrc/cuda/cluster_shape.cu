@@ -6,7 +6,7 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kVector = 16;
-constexpr unsigned kPortable[] = {1, 2, 4, 8};  // every device that has clusters has these
+constexpr unsigned kSizes[] = {1, 2, 4, kPortableCluster, 2 * kPortableCluster};
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 
 int64_t attribute(cudaDeviceAttr which, int device) {
@@ -35,12 +35,15 @@ ClusterShape choose_cluster(const RowSize& row, unsigned declared, int wanted) {
   const int64_t per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - declared;
   const int64_t per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const int64_t reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device) + declared;
-  for (const int64_t together : {2, 1}) {
-    for (const unsigned blocks : kPortable) {
+  for (const int together : {2, 1}) {
+    for (const unsigned blocks : kSizes) {
       const int64_t bytes = bytes_per_block(row, blocks);
       if (wanted > 0 && static_cast<int>(blocks) != wanted) continue;
       if (bytes > per_block || row.rows * blocks > kMaxBlocks) continue;
-      if (wanted <= 0 && together * (bytes + reserved) > per_multiprocessor) continue;
+      if (wanted <= 0 && together == 2 &&
+          (blocks > kPortableCluster || 2 * (bytes + reserved) > per_multiprocessor)) {
+        continue;
+      }
       return {blocks, static_cast<unsigned>(bytes)};
     }
   }

@@ -25,8 +25,12 @@ struct RowSize {
 // Whether vectors of both sides begin on 16-byte boundaries together, in every row.
 bool aligned_alike(const Rows& student, const Rows& teacher, int element_bytes);
 
+// More blocks than every device that has clusters allows: the launch has to ask.
+constexpr unsigned kPortableCluster = 8;
+
 // For the current device. `wanted` blocks, or as few as leave room for a second row on each multiprocessor,
-// whose fetch then hides behind the first one's arithmetic; failing that, as few as hold one.
+// whose fetch then hides behind the first one's arithmetic; failing that, as few as hold one; 16 only where 8
+// do not.
 // `declared`: bytes of shared memory that the kernel declares itself.
 ClusterShape choose_cluster(const RowSize& row, unsigned declared, int wanted);
 

@@ -22,29 +22,44 @@ cudaError_t launch_streaming(const DenseArgs& args, const D& divergence, cudaStr
   return cudaLaunchKernelEx(&config, dense_kernel<D, E>, args, divergence);
 }
 
-template <class E, class D>
-cudaError_t launch_cluster(const DenseArgs& args, const D& divergence, ClusterShape shape,
-                           cudaStream_t stream) {
-  constexpr auto kernel = dense_cluster_kernel<D, E>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shape.bytes));
-  if (error != cudaSuccess) return error;
-  // All of it, for as many blocks as choose_cluster() has counted on.
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = shape.blocks;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+// What a launch of a cluster says. `attribute` has to live until then.
+inline cudaLaunchConfig_t cluster_config(const DenseArgs& args, ClusterShape shape, cudaStream_t stream,
+                                         cudaLaunchAttribute* attribute) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = shape.blocks;
+  attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(args.rows) * shape.blocks);
   config.blockDim = dim3(threads_for(args.vocab / static_cast<int>(shape.blocks), kClusterThreads));
   config.dynamicSmemBytes = shape.bytes;
   config.stream = stream;
-  config.attrs = &attribute;
+  config.attrs = attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, args, divergence);
+  return config;
+}
+
+template <class Kernel>
+cudaError_t allow(Kernel kernel, ClusterShape shape) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shape.bytes));
+  if (error != cudaSuccess) return error;
+  if (shape.blocks > kPortableCluster) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
+  // All of it, for as many blocks as choose_cluster() has counted on.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
+template <class E, class D>
+cudaError_t launch_cluster(const DenseArgs& args, const D& divergence, ClusterShape shape,
+                           cudaStream_t stream) {
+  const cudaError_t error = allow(dense_cluster_kernel<D, E>, shape);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  const cudaLaunchConfig_t config = cluster_config(args, shape, stream, &attribute);
+  return cudaLaunchKernelEx(&config, dense_cluster_kernel<D, E>, args, divergence);
 }
 
 // Empty where a row has to be streamed.
@@ -60,7 +75,21 @@ ClusterShape cluster_for(const DenseArgs& args) {
   // A row may begin anywhere in its first vector.
   const int vectors = (args.vocab + 2 * AnyRow::kGroup - 2) / AnyRow::kGroup;
   const RowSize row{args.rows, vectors, AnyRow::kTeacher ? 2 : 1};
-  return choose_cluster(row, static_cast<unsigned>(declared.sharedSizeBytes), args.cluster);
+  const ClusterShape shape =
+      choose_cluster(row, static_cast<unsigned>(declared.sharedSizeBytes), args.cluster);
+  if (shape.blocks > kPortableCluster) {
+    // Whether so many neighbouring multiprocessors are there is up to the single device.
+    cudaLaunchAttribute attribute{};
+    const cudaLaunchConfig_t config = cluster_config(args, shape, nullptr, &attribute);
+    int clusters = 0;
+    if (allow(dense_cluster_kernel<D, E>, shape) != cudaSuccess ||
+        cudaOccupancyMaxActiveClusters(&clusters, dense_cluster_kernel<D, E>, &config) != cudaSuccess ||
+        clusters < 1) {
+      cudaGetLastError();  // not the caller's
+      return {};
+    }
+  }
+  return shape;
 }
 
 template <class E, class D>

@@ -148,7 +148,7 @@ def test_dtypes_alignments_and_padding(
 
 # More blocks than groups of columns, a whole number of stages, and rows that no number divides.
 @named
-@pytest.mark.parametrize("kernel, blocks", [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 8)])
+@pytest.mark.parametrize("kernel, blocks", [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 16)])
 def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
     for (columns, offset), dtype in itertools.product(((5, 1), (1003, 3), (6144, 0)), DTYPES):
         s, t = logits(4, columns + 2, dtype, offset), logits(4, columns + 10, dtype, offset)
@@ -160,7 +160,7 @@ def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
 
 
 def test_rows_that_no_cluster_takes() -> None:
-    """Sides whose 16-byte boundaries differ, strides, and more columns than 8 blocks hold."""
+    """Sides whose 16-byte boundaries differ, strides, and more columns than 16 blocks hold."""
     wide = logits(1, 500_000, torch.float32)
     calls = [
         (logits(2, 50, torch.float32), logits(2, 50, torch.float32, 1)),

@@ -220,7 +220,8 @@ enum cudaDeviceAttr {
 };
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
-  cudaFuncAttributePreferredSharedMemoryCarveout
+  cudaFuncAttributePreferredSharedMemoryCarveout,
+  cudaFuncAttributeNonPortableClusterSizeAllowed
 };
 constexpr int cudaSharedmemCarveoutMaxShared = 100;
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
@@ -259,6 +260,11 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, Kernel) {
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
   return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
+  return *clusters = 1, cudaSuccess;
 }
 
 template <class... Declared, class... Given>
