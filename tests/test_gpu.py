@@ -271,6 +271,23 @@ def test_every_way(place: Target, way: tuple[str, str], dtype: torch.dtype, voca
     case.check(case.run())
 
 
+@IN_FLOAT32_AND_BFLOAT16
+@pytest.mark.parametrize("vocab", [128_256, 262_144, 470_000, 1_000_003])
+def test_long_rows(place: Target, dtype: torch.dtype, vocab: int) -> None:
+    """Up to and past what a cluster of blocks can hold."""
+    s = (torch.randn(3, vocab) * 2).to(dtype).to(place.device).requires_grad_()
+    t = (torch.randn(3, vocab) * 2).to(dtype).to(place.device)
+    labels = torch.tensor([0, vocab - 1, vocab // 2], device=place.device)
+    for divergence in ("forward_kl", "jsd"):
+        options = {"kd_ratio": 0.5, "temperature": 2.0, "divergence": divergence}
+        s.grad = None
+        loss = fastkd.kd_loss(s, t, labels, **options, **place.options)
+        loss.backward()
+        expected, by_s, _ = reference_gradients(s, t, labels, **options)
+        assert_value(loss.detach(), expected, atol=1e-5)
+        assert_gradient(s.grad, by_s, factor=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_sums_of_products(device: str, dtype: torch.dtype) -> None:

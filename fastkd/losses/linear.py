@@ -199,8 +199,8 @@ def linear_kd_loss(
         student_bias: ``(V_s,)``.
         logit_scale: factor on the student's logits.
         logit_softcap: ``c`` of ``c * tanh(logits / c)`` on the scaled logits (Gemma 2), None for none.
-        chunk_size: tokens per chunk, default chosen so that the scratch stays near 400 MB (with ``group``:
-            512, since all processes must cut alike).
+        chunk_size: tokens per chunk, default chosen so that the scratch stays near 400 MB, on a GPU near
+            1 GiB (with ``group``: 512, on a GPU 2,048, since all processes must cut alike).
         group: as in :func:`fastkd.kd_loss`; the weights (of both heads) and the bias are this process's rows
             of them, the hidden states the same everywhere. Their gradient is this process's share: the
             tensor-parallel layer in front adds the shares up, as it does for the logits of such a head.
