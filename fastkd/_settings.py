@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def default_backend() -> str | None:
@@ -13,3 +14,25 @@ def default_backend() -> str | None:
 def cpu_isa() -> str | None:
     """``FASTKD_CPU_ISA``: ``avx512``, ``avx2`` or ``baseline`` instead of the best this CPU has."""
     return os.environ.get("FASTKD_CPU_ISA") or None
+
+
+def triton_autotune() -> bool:
+    """``FASTKD_TRITON_AUTOTUNE``: 1 to time Triton's tiles on this GPU, once, and remember the best; unset
+    or 0 for those of a fixed table.
+
+    Raises:
+        ValueError: it is set to anything else.
+    """
+    value = os.environ.get("FASTKD_TRITON_AUTOTUNE", "0").strip() or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"FASTKD_TRITON_AUTOTUNE is {value!r}; set it to 1 (tune) or 0 (do not)")
+    return value == "1"
+
+
+def cache_directory() -> Path | None:
+    """``fastkd`` in the user's cache directory, for files that can be made again; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "fastkd"
+    except RuntimeError:
+        return None

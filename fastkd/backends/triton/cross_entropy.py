@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from fastkd.backends.triton.arithmetic import LOG2E
+from fastkd.backends.triton.shifts import unit_rest, unit_shift
 from fastkd.backends.triton.split import split
-from fastkd.backends.triton.statistics import unit_exp
-from fastkd.backends.triton.tiles import finite_shift
 
 
 class Unit(NamedTuple):
@@ -21,7 +21,7 @@ class Unit(NamedTuple):
 
 @triton.jit
 def unit_softmax(found, label_s, SPLITS: tl.constexpr):
-    shift = finite_shift(found.max_s)
+    shift = found.shift_1
     log_z = tl.log(found.z_1)
     if SPLITS:
         odds = label_s - shift - log_z
@@ -44,11 +44,10 @@ def cross_entropy(found, unit, label_s, columns, smoothing, SMOOTHING: tl.conste
 
 
 @triton.jit
-def unit_inverse(found, unit, row, scales, POWER: tl.constexpr, SPLITS: tl.constexpr):
+def unit_inverse(found, unit, row, POWER: tl.constexpr, SPLITS: tl.constexpr):
     """What makes probabilities of the exponentials at temperature 1 that the last sweep has."""
-    z = found.z_1
-    if POWER != 0:
-        z *= unit_exp(tl.exp2((found.max_s - row.shift_s) * scales.c_s), 0.0, POWER)
+    moved = (found.shift_1 - unit_shift(row.shifts, POWER)) * LOG2E
+    z = found.z_1 * tl.exp2(moved + unit_rest(row.shifts, POWER))
     if SPLITS:
         return tl.where(z == 0.0, 0.0, unit.others / z)
     else:

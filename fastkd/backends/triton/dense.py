@@ -12,13 +12,27 @@ from fastkd.backends.triton.metrics import write_metrics
 from fastkd.backends.triton.record import COLUMNS, SUM_0, read_record, write_record
 from fastkd.backends.triton.split import label_splits
 from fastkd.backends.triton.statistics import row_statistics
-from fastkd.backends.triton.tiles import NEG_INF, Rows, clear_columns, finite_shift, row_pointer, tile_columns
+from fastkd.backends.triton.tiles import (
+    NEG_INF,
+    Rows,
+    clear_columns,
+    row_offset,
+    row_pointer,
+    stripe_columns,
+    tile_columns,
+)
+
+# What changes from call to call selects no compiled variant: the number of rows is no argument, and neither
+# strides nor the memory of what a row has one element of are specialised. The memory of logits and gradients
+# is, on alignment by 16 bytes, and so is the vocabulary, which belongs to the model, on divisibility by 16.
+UNSPECIALISED = [
+    *("labels", "loss_scale", "grad_scale", "row_loss", "metrics", "record", "coefficient"),
+    *(f"{tensor}_{dimension}" for tensor in ("s", "t", "gs", "gt") for dimension in ("outer", "inner")),
+    *("inner", "ignore_index"),
+]
 
 
-# The sizes of a batch select no compiled variant: the number of rows is no argument, `inner` is not
-# specialised. Vocabulary and strides, which belong to the model, are specialised on divisibility by 16,
-# without which no access is wider than one element.
-@triton.jit(do_not_specialize=["inner", "ignore_index"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def dense_rows_kernel(
     student, teacher, labels, loss_scale, grad_scale, row_loss, grad_student, grad_teacher,
     metrics, record, coefficient,
@@ -29,6 +43,8 @@ def dense_rows_kernel(
     kd_weight, kd_metric, kd_s, kd_t, ce_weight, smoothing, z_loss,
     DIVERGENCE: tl.constexpr, PHASE: tl.constexpr, SHARDED: tl.constexpr, METRICS: tl.constexpr,
     CE: tl.constexpr, SMOOTHING: tl.constexpr, Z_LOSS: tl.constexpr, POWER: tl.constexpr,
+    PHASED: tl.constexpr, WIDE_S: tl.constexpr, WIDE_T: tl.constexpr,
+    WIDE_GS: tl.constexpr, WIDE_GT: tl.constexpr,
     REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One phase (``KernelBackend.launch``) of row ``program_id(0)``. Arguments that are not of ``Call``:
@@ -36,7 +52,10 @@ def dense_rows_kernel(
     - ``*_outer, *_inner, *_stride``: strides, in elements, of the three dimensions of a tensor;
     - ``c_s, ..., b``: ``Scales``; ``kd_s, kd_t``: kd_weight over the temperature;
     - ``DIVERGENCE``: None where there is none; ``CE``: whether cross-entropy is part of the loss; ``POWER``:
-      ``T`` where exp(s) is that power of exp(s / T) (1 or 2), else 0; pointers that are not needed: None.
+      ``T`` where exp(s) is that power of exp(s / T) (1 or 2), else 0; pointers that are not needed: None;
+    - ``PHASED``: whether rows may begin between two boundaries of ``WIDTH`` elements;
+    - ``WIDE_*``: whether each row of a tensor begins as far from such a boundary as the student's, with
+      neighbouring columns.
     """
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
     SPLITS: tl.constexpr = splits_label(DIVERGENCE)
@@ -46,13 +65,16 @@ def dense_rows_kernel(
     TILE: tl.constexpr = REPEAT * LANES * WIDTH
     FINISH: tl.constexpr = PHASE == "all" or PHASE == "finish"
     tile = tile_columns(REPEAT, LANES, WIDTH)
+    stripe = stripe_columns(LANES, WIDTH)
     row = tl.program_id(0).to(tl.int64)
-    student = row_pointer(student, row, inner, s_outer, s_inner)
-    teacher = row_pointer(teacher, row, inner, t_outer, t_inner) if TEACHER else student
-    if grad_student is not None:
-        grad_student = row_pointer(grad_student, row, inner, gs_outer, gs_inner)
-    if grad_teacher is not None:
-        grad_teacher = row_pointer(grad_teacher, row, inner, gt_outer, gt_inner)
+    begin = 0
+    if PHASED:
+        begin = (row_offset(row, inner, s_outer, s_inner) % WIDTH).to(tl.int32)
+    student = row_pointer(student, row, inner, s_outer, s_inner, s_stride, begin, WIDE_S, WIDTH)
+    if TEACHER:
+        teacher = row_pointer(teacher, row, inner, t_outer, t_inner, t_stride, begin, WIDE_T, WIDTH)
+    else:
+        teacher = student
     if record is not None:
         record += row * COLUMNS
     if metrics is not None:
@@ -74,25 +96,27 @@ def dense_rows_kernel(
             if not SHARDED:
                 scale_l = tl.where(here, scale_l, float("nan"))
                 scale_g = tl.where(here, scale_g, float("nan"))
-            column = tl.where(here, label, -1).to(tl.int32)
+            place = label + begin
+            column = tl.where(here, place, -1).to(tl.int32)
             # Before a gradient in the same memory overwrites them.
             if NEEDS_LABEL and PHASE != "finish":
-                label_s = tl.load(student + label * s_stride, mask=here, other=NEG_INF).to(tl.float32)
+                label_s = tl.load(student + place * s_stride, mask=here, other=NEG_INF).to(tl.float32)
                 if SPLITS:
-                    label_t = tl.load(teacher + label * t_stride, mask=here, other=NEG_INF).to(tl.float32)
+                    label_t = tl.load(teacher + place * t_stride, mask=here, other=NEG_INF).to(tl.float32)
         scales = Scales(c_s, c_t, to_nats, temperatures, a, b)
-        rows = Rows(student, teacher, s_stride, t_stride, vocab, column)
+        rows = Rows(student, teacher, s_stride, t_stride, begin, begin + vocab, column)
 
         columns = vocab
         if PHASE == "all" or PHASE == "statistics":
             found, cross_shift = row_statistics(
-                rows, tile, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, POWER, LANES, TILE
-            )
+                rows, stripe, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, METRICS or PHASE == "statistics",
+                POWER, REPEAT, LANES, WIDTH,
+            )  # fmt: skip
         else:
             found, cross_shift, label_s, label_t, columns = read_record(record, scales, DIVERGENCE)
 
         if PHASE == "statistics":
-            write_record(record, found, cross_shift, label_s, label_t, vocab, scales, DIVERGENCE)
+            write_record(record, found, cross_shift, label_s, label_t, begin, vocab, scales, DIVERGENCE)
         else:
             # From here on exponentials are relative to the shifts that suit q - p best.
             shared, found = row_of(found, cross_shift, scales, DIVERGENCE)
@@ -102,7 +126,7 @@ def dense_rows_kernel(
                 sum_0 = tl.load(record + SUM_0).to(tl.float32)
                 sum_1 = tl.load(record + SUM_0 + 1).to(tl.float32)
             elif has_sums(DIVERGENCE):
-                sum_0, sum_1 = row_sums(rows, tile, shared, scales, DIVERGENCE, LANES, TILE)
+                sum_0, sum_1 = row_sums(rows, stripe, shared, scales, DIVERGENCE, REPEAT, LANES, WIDTH)
             if PHASE == "sums":
                 tl.store(record + SUM_0, sum_0)
                 tl.store(record + SUM_0 + 1, sum_1)
@@ -130,9 +154,15 @@ def dense_rows_kernel(
                 )  # fmt: skip
 
             if grad_student is not None:
-                clear_columns(grad_student, vocab, student_columns, gs_stride, tile, TILE)
+                grad_student = row_pointer(
+                    grad_student, row, inner, gs_outer, gs_inner, gs_stride, begin, WIDE_GS, WIDTH
+                )
+                clear_columns(grad_student, rows.end, begin + student_columns, gs_stride, tile, TILE)
             if grad_teacher is not None:
-                clear_columns(grad_teacher, vocab, teacher_columns, gt_stride, tile, TILE)
+                grad_teacher = row_pointer(
+                    grad_teacher, row, inner, gt_outer, gt_inner, gt_stride, begin, WIDE_GT, WIDTH
+                )
+                clear_columns(grad_teacher, rows.end, begin + teacher_columns, gt_stride, tile, TILE)
             if (grad_student is not None) or (grad_teacher is not None):
                 by_student = scale_g * kd_s
                 if DIVERGENCE == "off_support":
@@ -151,12 +181,12 @@ def dense_rows_kernel(
                     at_label_t = by_teacher * constants[1]
                     if CE:
                         at_label_s -= uniform + hot
-                by_unit = by_softmax * unit_inverse(found, unit, shared, scales, POWER, SPLITS)
+                by_unit = by_softmax * unit_inverse(found, unit, shared, POWER, SPLITS)
                 factors = Factors(by_student, by_teacher, by_unit, uniform, hot, at_label_s, at_label_t)
                 outputs = Outputs(grad_student, grad_teacher, gs_stride, gt_stride)
                 row_gradients(
-                    rows, outputs, tile, shared, constants, factors, finite_shift(found.max_s), scales,
-                    DIVERGENCE, CE or Z_LOSS, CE, POWER, TILE,
+                    rows, outputs, tile, shared, constants, factors, scales,
+                    DIVERGENCE, CE or Z_LOSS, CE, SMOOTHING, POWER, TILE,
                 )  # fmt: skip
     elif FINISH:
         tl.store(row_loss + row, 0.0)
@@ -164,6 +194,12 @@ def dense_rows_kernel(
             for k in tl.static_range(5):
                 tl.store(metrics + k, 0.0)
         if grad_student is not None:
-            clear_columns(grad_student, 0, student_columns, gs_stride, tile, TILE)
+            grad_student = row_pointer(
+                grad_student, row, inner, gs_outer, gs_inner, gs_stride, begin, WIDE_GS, WIDTH
+            )
+            clear_columns(grad_student, begin, begin + student_columns, gs_stride, tile, TILE)
         if grad_teacher is not None:
-            clear_columns(grad_teacher, 0, teacher_columns, gt_stride, tile, TILE)
+            grad_teacher = row_pointer(
+                grad_teacher, row, inner, gt_outer, gt_inner, gt_stride, begin, WIDE_GT, WIDTH
+            )
+            clear_columns(grad_teacher, begin, begin + teacher_columns, gt_stride, tile, TILE)

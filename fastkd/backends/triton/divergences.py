@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LN2, expm1, log_quotient, times
+from fastkd.backends.triton.arithmetic import LN2, TINY, expm1, log_quotient, times
 from fastkd.backends.triton.split import two_ways
-from fastkd.backends.triton.tiles import NEG_INF, lane_sum
+from fastkd.backends.triton.tiles import NEG_INF
 
 
 class Scales(NamedTuple):
@@ -30,25 +30,29 @@ class Scales(NamedTuple):
 class Entry(NamedTuple):
     """A tile of vocabulary entries. The first sweep knows the upper half."""
 
-    xs: Any  # exponents of 2: logit less shift, times c
+    xs: Any  # exponents of 2, relative to the shifts
     xt: Any
     es: Any  # 2**xs, 2**xt
     et: Any
-    relative: Any  # T ln(et / es), from the difference of the logits
+    relative: Any  # t T / T_t - s
     p: Any
     q: Any
+    gap: Any  # (q - p) Row.z_t, with one rounding; exactly 0 for equal entries of equal rows
+    total: Any  # (q + p) Row.z_t
     log_ratio: Any  # log p - log q
 
 
 class Row(NamedTuple):
-    """What all sweeps but the first know of their row."""
+    """What all sweeps but the first know of their row. Exponentials are those of ``Entry``."""
 
-    shift_s: Any  # of the exponents
-    shift_t: Any
+    shifts: Any
     z_s: Any  # sum of the student's exponentials
     inverse_s: Any  # 1 / sum of exponentials
     inverse_t: Any
-    log_const: Any  # log(z_s / z_t)
+    ratio: Any  # the teacher's sum of exponentials over the student's
+    least_s: Any  # an exponential whose product with the ratio is still a normal number
+    log_const: Any  # log(z_s / z_t), relative to the shifts
+    log_base: Any  # what log_ratio is more than Entry.relative / T
     cross_shift: Any  # exponent of 2 that the cross terms are divided by
     scale_cross: Any  # factors that normalise one term of a cross sum and of the powers' sums
     scale_p: Any
@@ -63,7 +67,7 @@ def reads_teacher(divergence):
 @triton.constexpr_function
 def has_sums(divergence):
     """Whether it takes a sweep between the first and the last."""
-    return divergence in ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
+    return divergence in ("jsd", "symmetric_jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
 
 
 @triton.constexpr_function
@@ -79,59 +83,83 @@ def splits_label(divergence):
 
 
 @triton.jit
-def exists(e, x):
-    """``x`` but 0 for entries that are -inf on both sides."""
-    return tl.where(tl.maximum(e.xs, e.xt) == NEG_INF, 0.0, x)
+def exists(e, x, otherwise):
+    """``x`` but ``otherwise`` for entries that are -inf on both sides."""
+    return tl.where(tl.maximum(e.xs, e.xt) == NEG_INF, otherwise, x)
 
 
 @triton.jit
-def cross_term(e, power, shift, scales):
+def cross_term(e, power, shift, shifts, scales):
     """``et**a es**b 2**-shift``, given ``power = es**(a + b)``.
 
     Where the two sides are near each other the ratio's power is a factor, exactly 1 for equal logits: what
     then differs between ``p**a q**b`` and ``q**(a + b)`` is no rounding error.
     """
-    by = (scales.a * scales.c_s) * e.relative
+    scale = scales.a * scales.c_s
+    by = tl.fma(e.relative, scale, scales.a * (shifts.rest_t - shifts.rest_s) - scale * shifts.offset)
     near = tl.abs(by) <= tl.where(shift == 0.0, 20.0, -1.0)
     far = scales.a * e.xt + scales.b * e.xs - shift
     term = tl.exp2(tl.where(near, by, far))
-    return exists(e, tl.where(near, power * term, term))
+    return exists(e, tl.where(near, power * term, term), 0.0)
 
 
 @triton.jit
 def student_power(e, scales, DIVERGENCE: tl.constexpr):
     """``es**(a + b)``"""
     if DIVERGENCE == "alpha_beta":
-        return exists(e, tl.exp2((scales.a + scales.b) * e.xs))
+        return exists(e, tl.exp2((scales.a + scales.b) * e.xs), 0.0)
     else:
         return e.es
 
 
 @triton.jit
 def teacher_power(e, scales):
-    return exists(e, tl.exp2((scales.a + scales.b) * e.xt))
+    return exists(e, tl.exp2((scales.a + scales.b) * e.xt), 0.0)
 
 
 @triton.jit
-def streams(e, shift, scales, DIVERGENCE: tl.constexpr):
-    """``[LANES]`` each: what a tile adds to the sums of the first sweep, over unnormalised exponentials.
+def _plus(total, weight, x, least):
+    """``total + weight * x`` with ``0 * anything = 0``, as for weights below ``least``."""
+    return tl.where(weight < least, total, tl.fma(weight, x, total))
+
+
+@triton.jit
+def streams(part, e, shift, shifts, scales, DIVERGENCE: tl.constexpr):
+    """The sums of the first sweep, over unnormalised exponentials, with those of a tile.
 
     Its terms are linear in the log-ratio, or powers. ``shift`` is that of ``cross_term``.
     """
-    if DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled":
-        return lane_sum(times(e.et, e.relative)), 0.0, 0.0
+    stream_0, stream_1, stream_2 = part.stream_0, part.stream_1, part.stream_2
+    if DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+        stream_0 = _plus(stream_0, e.et, e.relative, TINY)
     elif DIVERGENCE == "reverse_kl":
-        return lane_sum(times(e.es, e.relative)), 0.0, 0.0
-    elif DIVERGENCE == "jeffreys":
-        return lane_sum(times(e.et, e.relative)), lane_sum(times(e.es, e.relative)), 0.0
-    elif DIVERGENCE == "alpha_beta":
-        of_student = student_power(e, scales, DIVERGENCE)
-        cross = cross_term(e, of_student, shift, scales)
-        return lane_sum(cross), lane_sum(teacher_power(e, scales)), lane_sum(of_student)
+        stream_0 = _plus(stream_0, e.es, e.relative, TINY)
     elif has_cross(DIVERGENCE):
-        return lane_sum(cross_term(e, e.es, shift, scales)), 0.0, 0.0
-    else:
-        return 0.0, 0.0, 0.0
+        of_student = student_power(e, scales, DIVERGENCE)
+        stream_0 += cross_term(e, of_student, shift, shifts, scales)
+        if DIVERGENCE == "alpha_beta":
+            stream_1 += teacher_power(e, scales)
+            stream_2 += of_student
+    if DIVERGENCE == "jeffreys":
+        stream_1 = _plus(stream_1, e.es, e.relative, TINY)
+    return stream_0, stream_1, stream_2
+
+
+@triton.jit
+def larger_over_mean(e):
+    """``log(max(p, q) / m)`` with ``m = (p + q) / 2``: 2 atanh of ``|q - p| / (|q - p| + 2 (q + p))``.
+
+    That is at most 1/3, where the odd polynomial is within 5e-9. A square root gives the reciprocal, since it
+    needs no scaling.
+    """
+    distance = tl.abs(e.gap)
+    root = tl.rsqrt(tl.fma(e.total, 2.0, distance))
+    x = distance * (root * root)
+    square = x * x
+    series = tl.fma(square, 0.28012025356292725, 0.28001797199249268)
+    series = tl.fma(square, series, 0.40021526813507080)
+    series = tl.fma(square, series, 0.66666418313980103)
+    return x * tl.fma(square, series, 2.0)
 
 
 @triton.jit
@@ -162,27 +190,43 @@ def excess(x, y, a, b):
 
 
 @triton.jit
-def sign(x):
-    return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))  # 0 and NaN remain
+def direction(e):
+    """The sign of ``q - p``; differences below 2**-100, which are fractions of it, matter to no sum."""
+    return tl.maximum(tl.minimum(e.gap * 2.0**100, 1.0), -1.0)
 
 
 @triton.jit
-def sums(e, scales, DIVERGENCE: tl.constexpr):
-    """``[LANES]`` each: what a tile adds to the two sums that need both log-sum-exps first."""
+def sums(sum_0, sum_1, e, row, scales, DIVERGENCE: tl.constexpr):
+    """The two sums that need both log-sum-exps first, with those of a tile, before ``normalised_sums``."""
     a, b = scales.a, scales.b
-    if DIVERGENCE == "jsd":  # KL(p, m), KL(q, m)
+    if DIVERGENCE == "symmetric_jsd":  # KL(p, m), KL(q, m)
+        ahead = larger_over_mean(e)
+        sum_0 = _plus(sum_0, e.et, ahead + tl.minimum(e.log_ratio, 0.0), TINY)
+        return sum_0, _plus(sum_1, e.es, ahead - tl.maximum(e.log_ratio, 0.0), row.least_s)
+    elif DIVERGENCE == "jsd":
         p_over_m, q_over_m = mixture_ratios(e, a, b)
-        return lane_sum(times(e.p, p_over_m)), lane_sum(times(e.q, q_over_m))
+        return _plus(sum_0, e.p, p_over_m, TINY), _plus(sum_1, e.q, q_over_m, TINY)
     elif DIVERGENCE == "skew_forward_kl":  # KL(p, m), sum q u with u = (p - m) / m
         p_over_m, _ = mixture_ratios(e, a, b)
-        return lane_sum(times(e.p, p_over_m)), lane_sum(times(e.q, excess(e.p, e.q, a, b)))
+        return _plus(sum_0, e.p, p_over_m, TINY), _plus(sum_1, e.q, excess(e.p, e.q, a, b), TINY)
     elif DIVERGENCE == "skew_reverse_kl":  # KL(q, m), sum p u with u = (q - m) / m
         _, q_over_m = mixture_ratios(e, b, a)
-        return lane_sum(times(e.q, q_over_m)), lane_sum(times(e.p, excess(e.q, e.p, a, b)))
+        return _plus(sum_0, e.q, q_over_m, TINY), _plus(sum_1, e.p, excess(e.q, e.p, a, b), TINY)
     else:  # sum |q - p|, sum q sign(q - p)
         tl.static_assert(DIVERGENCE == "tvd")
-        difference = e.q - e.p
-        return lane_sum(tl.abs(difference)), lane_sum(e.q * sign(difference))
+        return sum_0 + tl.abs(e.gap), tl.fma(e.es, direction(e), sum_1)
+
+
+@triton.jit
+def normalised_sums(sum_0, sum_1, row, DIVERGENCE: tl.constexpr):
+    """Over probabilities."""
+    if DIVERGENCE == "symmetric_jsd":
+        return sum_0 * row.inverse_t, sum_1 * row.inverse_s
+    elif DIVERGENCE == "tvd":
+        sum_0 *= row.inverse_t
+        return sum_0, sum_1 * row.inverse_s + 0.0 * sum_0  # NaN, which has no direction, remains
+    else:
+        return sum_0, sum_1
 
 
 @triton.jit
@@ -197,7 +241,7 @@ def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
     ``found``: the statistics, sums of powers relative to the row's shifts; ``label``: the two-way split.
     """
     a, b = scales.a, scales.b
-    if DIVERGENCE == "jsd":
+    if DIVERGENCE == "jsd" or DIVERGENCE == "symmetric_jsd":
         return b * sum_0 + a * sum_1, (sum_0, sum_1, 0.0)
     elif DIVERGENCE == "skew_forward_kl" or DIVERGENCE == "skew_reverse_kl":
         return sum_0, (sum_0 + a * sum_1, sum_1, 0.0)
@@ -240,17 +284,36 @@ def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
 
 
 @triton.jit
+def gradient_units(row, DIVERGENCE: tl.constexpr):
+    """The factors that ``gradients`` leaves to its caller."""
+    if DIVERGENCE == "forward_kl" or DIVERGENCE == "jeffreys" or DIVERGENCE == "decoupled":
+        return row.inverse_t, row.inverse_t
+    elif DIVERGENCE == "reverse_kl":
+        return row.inverse_s, row.inverse_t
+    elif DIVERGENCE == "symmetric_jsd" or DIVERGENCE == "tvd":
+        return 0.5 * row.inverse_s, 0.5 * row.inverse_t
+    else:
+        return 1.0, 1.0
+
+
+@triton.jit
 def gradients(e, constants, row, scales, DIVERGENCE: tl.constexpr):
-    """``(dD/d(s/T), dD/d(t/T_t))``; the caller's unused one is never computed."""
+    """``(dD/d(s/T), dD/d(t/T_t))`` over ``gradient_units``; the caller's unused one is never computed."""
     a, b = scales.a, scales.b
     p, q = e.p, e.q
     if DIVERGENCE == "forward_kl":
-        return q - p, times(p, e.log_ratio - constants[0])
+        return e.gap, times(e.et, e.log_ratio - constants[0])
     elif DIVERGENCE == "reverse_kl":
-        return times(q, 0.0 - e.log_ratio - constants[0]), p - q
+        return times(e.es, 0.0 - e.log_ratio - constants[0]), 0.0 - e.gap
     elif DIVERGENCE == "jeffreys":
-        by_student = (q - p) + times(q, 0.0 - e.log_ratio - constants[1])
-        return by_student, times(p, e.log_ratio - constants[0]) - (q - p)
+        by_student = tl.fma(times(e.es, 0.0 - e.log_ratio - constants[1]), row.ratio, e.gap)
+        return by_student, times(e.et, e.log_ratio - constants[0]) - e.gap
+    elif DIVERGENCE == "symmetric_jsd":
+        ahead = larger_over_mean(e)
+        by_student = tl.where(
+            e.es < row.least_s, 0.0, e.es * (ahead - tl.maximum(e.log_ratio, 0.0) - constants[1])
+        )
+        return by_student, times(e.et, ahead + tl.minimum(e.log_ratio, 0.0) - constants[0])
     elif DIVERGENCE == "jsd":
         p_over_m, q_over_m = mixture_ratios(e, a, b)
         return a * times(q, q_over_m - constants[1]), b * times(p, p_over_m - constants[0])
@@ -263,18 +326,18 @@ def gradients(e, constants, row, scales, DIVERGENCE: tl.constexpr):
         _, q_over_m = mixture_ratios(e, b, a)
         return times(q, q_over_m - b * u - constants[0]), 0.0 - a * times(p, u - constants[1])
     elif DIVERGENCE == "tvd":
-        direction = sign(q - p)
-        return 0.5 * q * (direction - constants[0]), -0.5 * p * (direction - constants[1])
+        towards = direction(e)
+        return e.es * (towards - constants[0]), e.et * (constants[1] - towards)
     elif DIVERGENCE == "alpha_beta":
         of_student = student_power(e, scales, DIVERGENCE)
-        cross = cross_term(e, of_student, row.cross_shift, scales) * row.scale_cross
+        cross = cross_term(e, of_student, row.cross_shift, row.shifts, scales) * row.scale_cross
         by_student = cross - of_student * row.scale_q - q * constants[0]
         by_teacher = cross - teacher_power(e, scales) * row.scale_p - p * constants[1]
         return (-1.0 / a) * by_student, (-1.0 / b) * by_teacher
     elif has_cross(DIVERGENCE):
-        share = cross_term(e, e.es, row.cross_shift, scales) * row.scale_cross
+        share = cross_term(e, e.es, row.cross_shift, row.shifts, scales) * row.scale_cross
         return constants[0] * (q - share), constants[1] * (p - share)
     else:
         tl.static_assert(DIVERGENCE == "decoupled")
-        by_teacher = times(p, b * (e.log_ratio - constants[2]) - constants[1])
-        return b * (q - p) - constants[0] * q, by_teacher
+        by_teacher = times(e.et, b * (e.log_ratio - constants[2]) - constants[1])
+        return b * e.gap - constants[0] * (e.es * row.ratio), by_teacher

@@ -7,19 +7,22 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LN2, log_quotient
+from fastkd.backends.triton.arithmetic import LN2, TINY, log_quotient
 from fastkd.backends.triton.divergences import (
     Entry,
     Row,
+    gradient_units,
     gradients,
     has_cross,
     has_sums,
+    normalised_sums,
     reads_teacher,
     splits_label,
     sums,
 )
-from fastkd.backends.triton.statistics import moved_streams, raw_entry, unit_exp, with_powers
-from fastkd.backends.triton.tiles import finite_shift, load_sides, offset_between, store_tile
+from fastkd.backends.triton.shifts import moved_streams, raw_entry, shared_shifts, shifts_of, unit_exp
+from fastkd.backends.triton.statistics import with_powers
+from fastkd.backends.triton.tiles import edges, load_sides, load_stripes, store_tile, widen, widen_sides
 
 
 class Outputs(NamedTuple):
@@ -44,142 +47,152 @@ class Factors(NamedTuple):
 
 
 @triton.jit
-def shared_shifts(max_s, max_t, c_s, c_t):
-    """What to subtract from the logits of each row before the exponential.
-
-    At equal temperatures both rows take the larger maximum unless the maxima lie far apart (16 powers of
-    two), so that equal logits give bitwise equal exponentials and ``q - p`` keeps its digits.
-    """
-    share = (c_s == c_t) & (tl.abs(max_s - max_t) * c_s < 16.0)
-    larger = tl.maximum(max_s, max_t)
-    return tl.where(share, larger, max_s), tl.where(share, larger, max_t)
-
-
-@triton.jit
-def _inverse(z, SPLITS: tl.constexpr):
+def _over(x, z, SPLITS: tl.constexpr):
     # Without any others their exponentials are all 0 and shall stay so.
     if SPLITS:
-        return tl.where(z == 0.0, 0.0, 1.0 / z)
+        return tl.where(z == 0.0, 0.0, x / z)
     else:
-        return 1.0 / z
+        return x / z
 
 
 @triton.jit
 def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
     """``(Row, Statistics)``: the sums of powers, if there are some, relative to the shifts of the row."""
-    shift_s, shift_t = finite_shift(found.max_s), finite_shift(found.max_t)
-    z_s, z_t = found.z_s, found.z_t
-    if reads_teacher(DIVERGENCE):
-        shift_s, shift_t = shared_shifts(shift_s, shift_t, scales.c_s, scales.c_t)
-        z_s *= tl.exp2((found.max_s - shift_s) * scales.c_s)
-        z_t *= tl.exp2((found.max_t - shift_t) * scales.c_t)
+    SPLITS: tl.constexpr = splits_label(DIVERGENCE)
+    shift_s, shift_t = shared_shifts(found.shift_s, found.shift_t, scales, reads_teacher(DIVERGENCE))
+    shifts = shifts_of(shift_s, shift_t, found.shift_1, scales)
+    z_s = found.z_s * tl.exp2((found.shift_s - shift_s) * scales.c_s)
+    z_t = found.z_t * tl.exp2((found.shift_t - shift_t) * scales.c_t)
+    # Of the exponentials as the sweeps have them.
+    swept_s, swept_t = z_s * tl.exp2(shifts.rest_s), z_t * tl.exp2(shifts.rest_t)
     scale_cross, scale_p, scale_q = 0.0, 0.0, 0.0
     log_const = log_quotient(z_s, z_t)
     if has_cross(DIVERGENCE):
+        power = scales.a + scales.b
+        z_s, log_const = swept_s, log_quotient(swept_s, swept_t)
         stream_0, stream_1, stream_2 = moved_streams(found, shift_s, shift_t, scales, DIVERGENCE)
-        found = with_powers(found, stream_0, stream_1, stream_2)
+        stream_0 *= tl.exp2(power * shifts.rest_s + scales.a * (shifts.rest_t - shifts.rest_s))
         if DIVERGENCE == "alpha_beta":
+            stream_1 *= tl.exp2(power * shifts.rest_t)
+            stream_2 *= tl.exp2(power * shifts.rest_s)
             # One factor for all, so that equal sums stay equal.
-            power, between = scales.a + scales.b, log_const * (1.0 / LN2)
+            between = log_const * (1.0 / LN2)
             scale_q = tl.exp2(0.0 - power * tl.log2(z_s))
             scale_p = scale_q * tl.exp2(power * between)
             scale_cross = scale_q * tl.exp2(cross_shift + scales.a * between)
         else:
             scale_cross = tl.where(stream_0 > 0.0, 1.0 / stream_0, 0.0)
-    inverse_s = _inverse(z_s, splits_label(DIVERGENCE))
-    inverse_t = _inverse(z_t, splits_label(DIVERGENCE))
+        found = with_powers(found, stream_0, stream_1, stream_2)
+    ratio = _over(swept_t, swept_s, SPLITS)
     row = Row(
-        shift_s, shift_t, z_s, inverse_s, inverse_t, log_const, cross_shift, scale_cross, scale_p, scale_q
-    )
+        shifts, z_s, _over(1.0, swept_s, SPLITS), _over(1.0, swept_t, SPLITS), ratio,
+        tl.maximum(TINY, TINY / ratio), log_const, log_const - shifts.offset * scales.to_nats,
+        cross_shift, scale_cross, scale_p, scale_q,
+    )  # fmt: skip
     return row, found
 
 
 @triton.jit
-def entry(s, t, row, offset, scales, TEACHER: tl.constexpr):
-    e = raw_entry(s, t, row.shift_s, row.shift_t, offset, scales, TEACHER)
-    log_ratio = tl.fma(e.relative, scales.to_nats, row.log_const)
-    return Entry(e.xs, e.xt, e.es, e.et, e.relative, e.et * row.inverse_t, e.es * row.inverse_s, log_ratio)
+def entry(s, t, row, scales, TEACHER: tl.constexpr):
+    e = raw_entry(s, t, row.shifts, scales, TEACHER)
+    return Entry(
+        e.xs, e.xt, e.es, e.et, e.relative, e.et * row.inverse_t, e.es * row.inverse_s,
+        tl.fma(e.es, row.ratio, 0.0 - e.et),
+        tl.fma(e.es, row.ratio, e.et),
+        tl.fma(e.relative, scales.to_nats, row.log_base),
+    )  # fmt: skip
 
 
 @triton.jit
-def _tile_sums(rows, first, tile, row, scales, DIVERGENCE: tl.constexpr, MASKED: tl.constexpr):
-    s, t = load_sides(rows, first + tile, True, False, MASKED)
-    e = entry(s, t, row, offset_between(row.shift_s, row.shift_t, scales), scales, True)
-    return sums(e, scales, DIVERGENCE)
+def _add(s, t, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
+    """The sums and those of a stripe of logits."""
+    return sums(sum_0, sum_1, entry(widen(s), widen(t), row, scales, True), row, scales, DIVERGENCE)
 
 
 @triton.jit
-def row_sums(rows, tile, row, scales, DIVERGENCE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr):
+def row_sums(
+    rows, stripe, row, scales,
+    DIVERGENCE: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """The sums over the row of a divergence that has some."""
-    sum_0 = tl.zeros([LANES], tl.float32)
-    sum_1 = tl.zeros([LANES], tl.float32)
+    STRIPE: tl.constexpr = LANES * WIDTH
+    TILE: tl.constexpr = REPEAT * STRIPE
+    sum_0 = tl.zeros([LANES, WIDTH], tl.float32)
+    sum_1 = tl.zeros([LANES, WIDTH], tl.float32)
+    full, lead = edges(rows.begin, rows.end, TILE)
     # Backwards: what the sweep before read last is what a cache still holds.
-    full = rows.vocab // TILE
-    if full * TILE < rows.vocab:
-        here_0, here_1 = _tile_sums(rows, full * TILE, tile, row, scales, DIVERGENCE, True)
-        sum_0 += here_0
-        sum_1 += here_1
-    for i in range(full):
-        here_0, here_1 = _tile_sums(rows, (full - 1 - i) * TILE, tile, row, scales, DIVERGENCE, False)
-        sum_0 += here_0
-        sum_1 += here_1
-    return tl.sum(sum_0, axis=0), tl.sum(sum_1, axis=0)
+    count = lead * REPEAT + tl.cdiv(rows.end - full * TILE, STRIPE)
+    for edge in range(count):
+        first = tl.where(edge < lead * REPEAT, edge, edge + (full - lead) * REPEAT) * STRIPE
+        s, t = load_sides(rows, first + stripe, True, True)
+        sum_0, sum_1 = _add(s, t, sum_0, sum_1, row, scales, DIVERGENCE)
+    for i in range(lead, full):
+        loaded = load_stripes(rows, (full - 1 - i + lead) * TILE, stripe, STRIPE, REPEAT, True)
+        for k in tl.static_range(REPEAT):
+            sum_0, sum_1 = _add(loaded[k][0], loaded[k][1], sum_0, sum_1, row, scales, DIVERGENCE)
+    sum_0, sum_1 = tl.sum(tl.sum(sum_0, axis=1), axis=0), tl.sum(tl.sum(sum_1, axis=1), axis=0)
+    return normalised_sums(sum_0, sum_1, row, DIVERGENCE)
 
 
 @triton.jit
 def _tile_gradients(
-    rows, outputs, first, tile, row, constants, factors, unit_shift, scales,
-    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, POWER: tl.constexpr, MASKED: tl.constexpr,
+    rows, outputs, first, tile, row, constants, factors, scales,
+    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, SMOOTHING: tl.constexpr,
+    POWER: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
     SPLITS: tl.constexpr = splits_label(DIVERGENCE)
     columns = first + tile
-    s, t = load_sides(rows, columns, TEACHER, SPLITS, MASKED)
-    e = entry(s, t, row, offset_between(row.shift_s, row.shift_t, scales), scales, TEACHER)
+    s, t = load_sides(rows, columns, TEACHER, MASKED)
+    s, t = widen_sides(rows, columns, s, t, SPLITS)
+    e = entry(s, t, row, scales, TEACHER)
     g_s = tl.zeros_like(s)
     g_t = tl.zeros_like(s)
     if TEACHER:
         d_s, d_t = gradients(e, constants, row, scales, DIVERGENCE)
-        g_s = factors.kd_s * d_s
-        g_t = factors.kd_t * d_t
+        unit_s, unit_t = gradient_units(row, DIVERGENCE)
+        g_s = (factors.kd_s * unit_s) * d_s
+        g_t = (factors.kd_t * unit_t) * d_t
     elif DIVERGENCE == "off_support":
         g_s = factors.kd_s * e.q
     # All in float32: rounded once, by the store.
     if outputs.student is not None:
         if UNIT:
-            g_s = tl.fma(unit_exp(e.es, s - unit_shift, POWER), factors.unit, g_s)
-        if CE:
+            g_s = tl.fma(unit_exp(e.es, s, row.shifts, POWER), factors.unit, g_s)
+        if SMOOTHING:
             g_s -= factors.uniform
-        if SPLITS:
-            g_s = tl.where(columns == rows.label, factors.label_s, g_s)
-        elif CE:
-            g_s = tl.where(columns == rows.label, g_s - factors.hot, g_s)
-        store_tile(outputs.student, columns, outputs.s_stride, rows.vocab, g_s, MASKED)
+        if CE or SPLITS:  # noqa: SIM102
+            # One tile of the row: the others skip two instructions an element.
+            if (rows.label >= first) & (rows.label < first + TILE):
+                at_label = factors.label_s if SPLITS else g_s - factors.hot
+                g_s = tl.where(columns == rows.label, at_label, g_s)
+        store_tile(outputs.student, columns, outputs.s_stride, rows.begin, rows.end, g_s, MASKED)
     if outputs.teacher is not None:
         if SPLITS:
             g_t = tl.where(columns == rows.label, factors.label_t, g_t)
-        store_tile(outputs.teacher, columns, outputs.t_stride, rows.vocab, g_t, MASKED)
+        store_tile(outputs.teacher, columns, outputs.t_stride, rows.begin, rows.end, g_t, MASKED)
 
 
 @triton.jit
 def row_gradients(
-    rows, outputs, tile, row, constants, factors, unit_shift, scales,
-    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, POWER: tl.constexpr, TILE: tl.constexpr,
+    rows, outputs, tile, row, constants, factors, scales,
+    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, SMOOTHING: tl.constexpr,
+    POWER: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The last sweep.
 
     A gradient may lie in its logits' memory: a tile is read before it is written, and by nobody else.
     """
-    full = rows.vocab // TILE
-    if full * TILE < rows.vocab:
+    full, lead = edges(rows.begin, rows.end, TILE)
+    for k in range(lead + (full * TILE < rows.end).to(tl.int32)):
         _tile_gradients(
-            rows, outputs, full * TILE, tile, row, constants, factors, unit_shift, scales,
-            DIVERGENCE, UNIT, CE, POWER, True,
+            rows, outputs, tl.where(k < lead, 0, full) * TILE, tile, row, constants, factors, scales,
+            DIVERGENCE, UNIT, CE, SMOOTHING, POWER, TILE, True,
         )  # fmt: skip
-    for i in range(full):
+    for i in range(lead, full):
         # Against the direction of the sweep before: what that one read last, a cache still holds.
-        index = i if has_sums(DIVERGENCE) else full - 1 - i
+        index = i if has_sums(DIVERGENCE) else full - 1 - i + lead
         _tile_gradients(
-            rows, outputs, index * TILE, tile, row, constants, factors, unit_shift, scales,
-            DIVERGENCE, UNIT, CE, POWER, False,
+            rows, outputs, index * TILE, tile, row, constants, factors, scales,
+            DIVERGENCE, UNIT, CE, SMOOTHING, POWER, TILE, False,
         )  # fmt: skip

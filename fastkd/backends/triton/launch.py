@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,39 +15,37 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from fastkd.backends.base import Call
 from fastkd.backends.kernels import Phase
+from fastkd.backends.triton import tuning
 from fastkd.backends.triton.dense import dense_rows_kernel
 from fastkd.backends.triton.divergences import reads_teacher
 from fastkd.backends.triton.scale import scale_rows_kernel
+from fastkd.backends.triton.shapes import RECORDING, SCALE, Shape, usual
+from fastkd.backends.triton.tuning import Run
 from fastkd.spec import LossSpec
 
 INTERPRETED = isinstance(dense_rows_kernel, InterpretedFunction)
 
-LANES = 128
 LOG2E = math.log2(math.e)
-# What takes few registers per element.
-SIMPLE = (None, "off_support", "forward_kl", "reverse_kl", "jeffreys", "tvd")
+# Scratch to tune on: enough rows to fill a GPU several times, in at most this much memory.
+SCRATCH_BYTES = 2**30
+SCRATCH_ROWS = 4096
 
 
-def tile_shape(itemsize: int, divergence: str | None = None) -> dict[str, int]:
-    """Tile for rows whose narrowest element takes ``itemsize`` bytes.
-
-    ``LANES`` is the number of threads, so that each lane is one thread (tiles.py); small programs leave the
-    compiler room, and many fit on a multiprocessor to hide memory latency. 16 bytes is the widest access of
-    every GPU. 16 elements of each side per thread put 64 to 128 bytes per thread in flight; where logarithms
-    or powers of each element take more registers, 8 keep it from spilling.
-    """
-    width = 16 // itemsize
-    per_thread = 16 if divergence in SIMPLE else 8
-    return {"REPEAT": per_thread // width, "LANES": LANES, "WIDTH": width}
-
-
-def _options() -> dict[str, Any]:
+def options(shape: Shape, backend: str, warp_size: int) -> dict[str, Any]:
     """Compiler options of every launch. Without fusion of multiply and add, equal logits keep equal
     intermediate results; where a fused one is wanted, the kernels say so."""
+    found: dict[str, Any] = {"num_warps": shape.threads // warp_size, "enable_fp_fusion": False}
+    if backend == "cuda":
+        # Left to itself the compiler aims at fewer and spills what lives across the sweeps.
+        found["maxnreg"] = shape.registers
+    return found
+
+
+def _options(shape: Shape) -> dict[str, Any]:
     if INTERPRETED:
         return {}
-    warp_size = triton.runtime.driver.active.get_current_target().warp_size
-    return {"num_warps": LANES // warp_size, "enable_fp_fusion": False}
+    target = triton.runtime.driver.active.get_current_target()
+    return options(shape, target.backend, target.warp_size)
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -62,6 +62,24 @@ def _strides(x: Tensor | None) -> tuple[int, int, int]:
         0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
     )
     return outer, inner, column if x.shape[2] > 1 else 1
+
+
+def alignment(width: int, columns: int, strides: dict[str, tuple[int, int, int]]) -> dict[str, bool]:
+    """``PHASED`` and ``WIDE_*`` of the kernels.
+
+    Args:
+        width: elements of an access.
+        columns: of the first tensor.
+        strides: those of each tensor by its suffix, the first one's first.
+    """
+    phases = {
+        name: (outer % width, inner % width) if column == 1 else None
+        for name, (outer, inner, column) in strides.items()
+    }
+    first = next(iter(phases.values()))
+    phased = first is not None and (any(first) or columns % width != 0)
+    wanted = (0, 0) if first is None else first
+    return {"PHASED": phased, **{f"WIDE{name}": phase == wanted for name, phase in phases.items()}}
 
 
 class _Rounded:
@@ -89,13 +107,70 @@ def _powers(spec: LossSpec) -> tuple[float, float]:
     return 1.0 - spec.beta, spec.beta
 
 
+def _scratch(call: Call) -> Callable[[], Run]:
+    """Makes rows of random logits like those of ``call``, to run the loss and its gradient on."""
+
+    def make() -> Run:
+        teacher = call.teacher
+        assert isinstance(teacher, Tensor)
+        vocab, device = call.spec.vocab_size, call.student.device
+        row = vocab * (2 * call.student.element_size() + teacher.element_size())
+        rows = max(1, min(SCRATCH_ROWS, min(SCRATCH_BYTES, torch.cuda.mem_get_info(device)[0] // 4) // row))
+        generator = torch.Generator(device).manual_seed(0)  # the user's own state stays as it is
+
+        def logits(dtype: torch.dtype) -> Tensor:
+            return torch.randn(1, rows, vocab, dtype=dtype, device=device, generator=generator)
+
+        ones = torch.ones(rows, device=device)
+        student = logits(call.student.dtype)
+        like = replace(
+            call,
+            student=student,
+            teacher=logits(teacher.dtype),
+            labels=torch.arange(rows, device=device) % vocab,
+            loss_scale=ones,
+            grad_scale=ones,
+            row_loss=torch.empty_like(ones),
+            grad_student=torch.empty_like(student),
+            grad_teacher=None,
+            metrics=None,
+        )
+        return lambda shape: _launch(like, "all", None, None, shape)
+
+    return make
+
+
 def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Tensor | None) -> None:
     """See ``KernelBackend.launch``."""
+    if call.row_loss.numel() == 0:
+        return
+    divergence = kernel_name(call.spec)
+    vocab = call.spec.vocab_size
+    with _on(call.student.device):
+        if phase != "all" or call.metrics is not None:
+            shape = RECORDING
+        elif reads_teacher(divergence) and vocab > 0:
+            assert isinstance(call.teacher, Tensor)
+            dtypes = f"{call.student.dtype}, {call.teacher.dtype}".replace("torch.", "")
+            shape = tuning.choose(call.student.device, divergence, dtypes, vocab, _scratch(call))
+        else:
+            shape = usual(divergence, vocab)
+        _launch(call, phase, record, coefficient, shape)
+
+
+def kernel_name(spec: LossSpec) -> str | None:
+    """Of the divergence, in the kernels."""
+    if spec.kd_weight == 0:
+        return None
+    return "symmetric_jsd" if spec.divergence == "jsd" and spec.beta == 0.5 else spec.divergence
+
+
+def _launch(
+    call: Call, phase: Phase, record: Tensor | None, coefficient: Tensor | None, shape: Shape
+) -> None:
     spec, student, labels = call.spec, call.student, call.labels
     outer, inner, student_columns = student.shape
-    if outer * inner == 0:
-        return
-    divergence = spec.divergence if spec.kd_weight != 0 else None
+    divergence = kernel_name(spec)
     teacher = call.teacher if reads_teacher(divergence) else None
     assert teacher is None or isinstance(teacher, Tensor)
     grad_student, grad_teacher = call.grad_student, call.grad_teacher
@@ -109,54 +184,57 @@ def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Ten
     # Without a divergence only a metric, the entropy, asks for the student's temperature.
     temperature = spec.temperature if divergence is not None or metrics else 1.0
     a, b = _powers(spec)
-    itemsizes = [x.element_size() for x in (student, teacher) if x is not None]
+    width = 16 // max(x.element_size() for x in (student, teacher) if x is not None)
     out_s, out_t = _Rounded(grad_student), _Rounded(grad_teacher)
-    with _on(student.device):
-        dense_rows_kernel[(outer * inner,)](
-            student,
-            teacher,
-            labels,
-            call.loss_scale,
-            call.grad_scale,
-            call.row_loss,
-            out_s.buffer,
-            out_t.buffer,
-            call.metrics,
-            record,
-            coefficient,
-            *_strides(student),
-            *_strides(teacher),
-            *_strides(out_s.buffer),
-            *_strides(out_t.buffer),
-            inner,
-            spec.vocab_size,
-            student_columns,
-            0 if teacher is None else teacher.shape[2],
-            spec.ignore_index,
-            LOG2E / temperature,
-            LOG2E / spec.teacher_temperature,
-            1.0 / temperature,
-            temperature / spec.teacher_temperature,
-            a,
-            b,
-            spec.kd_weight,
-            spec.kd_metric,
-            spec.kd_weight / temperature,
-            spec.kd_weight / spec.teacher_temperature,
-            spec.ce_weight if cross_entropy else 0.0,
-            spec.label_smoothing,
-            spec.z_loss,
-            DIVERGENCE=divergence,
-            PHASE=phase,
-            SHARDED=call.shards is not None,
-            METRICS=metrics,
-            CE=cross_entropy,
-            SMOOTHING=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
-            Z_LOSS=spec.z_loss != 0,
-            POWER={1.0: 1, 2.0: 2}.get(temperature, 0),
-            **tile_shape(min(itemsizes), divergence),
-            **_options(),
-        )
+    strides = {
+        "_S": _strides(student),
+        "_T": _strides(teacher),
+        "_GS": _strides(out_s.buffer),
+        "_GT": _strides(out_t.buffer),
+    }
+    dense_rows_kernel[(outer * inner,)](
+        student,
+        teacher,
+        labels,
+        call.loss_scale,
+        call.grad_scale,
+        call.row_loss,
+        out_s.buffer,
+        out_t.buffer,
+        call.metrics,
+        record,
+        coefficient,
+        *(number for of_tensor in strides.values() for number in of_tensor),
+        inner,
+        spec.vocab_size,
+        student_columns,
+        0 if teacher is None else teacher.shape[2],
+        spec.ignore_index,
+        LOG2E / temperature,
+        LOG2E / spec.teacher_temperature,
+        1.0 / temperature,
+        temperature / spec.teacher_temperature,
+        a,
+        b,
+        spec.kd_weight,
+        spec.kd_metric,
+        spec.kd_weight / temperature,
+        spec.kd_weight / spec.teacher_temperature,
+        spec.ce_weight if cross_entropy else 0.0,
+        spec.label_smoothing,
+        spec.z_loss,
+        DIVERGENCE=divergence,
+        PHASE=phase,
+        SHARDED=call.shards is not None,
+        METRICS=metrics,
+        CE=cross_entropy,
+        SMOOTHING=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
+        Z_LOSS=spec.z_loss != 0,
+        POWER={1.0: 1, 2.0: 2}.get(temperature, 0),
+        **alignment(width, student_columns, strides),
+        **shape.tile(16 // width),
+        **_options(shape),
+    )
     out_s.finish()
     out_t.finish()
 
@@ -168,17 +246,19 @@ def scale_rows(grad: Tensor, factor: Tensor, out: Tensor) -> None:
         return
     result = _Rounded(out)
     assert result.buffer is not None
+    strides = {"": _strides(grad[None]), "_OUT": _strides(result.buffer[None])}
     with _on(grad.device):
         scale_rows_kernel[(rows,)](
             grad,
             factor,
             result.buffer,
-            *_strides(grad[None])[1:],
+            *strides[""][1:],
             factor.stride(0),
-            *_strides(result.buffer[None])[1:],
+            *strides["_OUT"][1:],
             columns,
             IN_PLACE=result.buffer is grad,
-            **tile_shape(grad.element_size()),
-            **_options(),
+            **alignment(16 // grad.element_size(), columns, strides),
+            **SCALE.tile(grad.element_size()),
+            **_options(SCALE),
         )
     result.finish()

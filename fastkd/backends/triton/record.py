@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.divergences import has_cross
-from fastkd.backends.triton.statistics import Statistics
+from fastkd.backends.triton.statistics import Statistics, relative_to_maxima
 from fastkd.backends.triton.tiles import finite_shift, offset_between
 
 COLUMNS = tl.constexpr(19)
@@ -29,8 +29,11 @@ def _relative(stream, z, offset, scales):
 
 
 @triton.jit
-def write_record(record, found, cross_shift, label_s, label_t, vocab, scales, DIVERGENCE: tl.constexpr):
-    shift_s, shift_t = finite_shift(found.max_s), finite_shift(found.max_t)
+def write_record(
+    record, found, cross_shift, label_s, label_t, begin, vocab, scales, DIVERGENCE: tl.constexpr
+):
+    found = relative_to_maxima(found, scales, DIVERGENCE)
+    shift_s, shift_t = found.shift_s, found.shift_t
     offset = offset_between(shift_s, shift_t, scales)
     stream_0, stream_1 = found.stream_0.to(tl.float64), found.stream_1.to(tl.float64)
     if DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
@@ -54,8 +57,8 @@ def write_record(record, found, cross_shift, label_s, label_t, vocab, scales, DI
     tl.store(record + 11, label_t)
     tl.store(record + 12, found.moment_s.to(tl.float64) / scales.c_s + z_s * shift_s)
     tl.store(record + 13, found.moment_t.to(tl.float64) / scales.c_t + z_t * shift_t)
-    tl.store(record + 14, found.arg_s)
-    tl.store(record + 15, found.arg_t)
+    tl.store(record + 14, found.arg_s - begin)
+    tl.store(record + 15, found.arg_t - begin)
     tl.store(record + 16, vocab)
 
 
@@ -82,10 +85,10 @@ def read_record(record, scales, DIVERGENCE: tl.constexpr):
     moment_s = (tl.load(record + 12) - z_s * shift_s) * scales.c_s
     moment_t = (tl.load(record + 13) - z_t * shift_t) * scales.c_t
     found = Statistics(
-        max_s, max_t, z_s.to(tl.float32), z_t.to(tl.float32), tl.load(record + 4).to(tl.float32),
+        shift_s, shift_t, shift_s, z_s.to(tl.float32), z_t.to(tl.float32), tl.load(record + 4).to(tl.float32),
         stream_0.to(tl.float32), stream_1.to(tl.float32), tl.load(record + 7).to(tl.float32),
         tl.load(record + 9).to(tl.float32), moment_s.to(tl.float32), moment_t.to(tl.float32),
-        tl.load(record + 14).to(tl.int64), tl.load(record + 15).to(tl.int64),
+        max_s, max_t, tl.load(record + 14).to(tl.int64), tl.load(record + 15).to(tl.int64),
     )  # fmt: skip
     label_s, label_t = tl.load(record + 10).to(tl.float32), tl.load(record + 11).to(tl.float32)
     return found, cross_shift.to(tl.float32), label_s, label_t, tl.load(record + 16).to(tl.float32)

@@ -5,27 +5,37 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.tiles import load_tile, store_tile, tile_columns
+from fastkd.backends.triton.tiles import edges, load_tile, row_pointer, store_tile, tile_columns, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["factor", "grad_row", "factor_stride", "out_row"])
 def scale_rows_kernel(
     grad, factor, out, grad_row, grad_stride, factor_stride, out_row, out_stride, columns,
-    IN_PLACE: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+    IN_PLACE: tl.constexpr, PHASED: tl.constexpr, WIDE: tl.constexpr, WIDE_OUT: tl.constexpr,
+    REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """``out[row] = grad[row] * factor[row]``; in place, a row whose factor is 1 is not touched."""
+    """``out[row] = grad[row] * factor[row]``; in place, a row whose factor is 1 is not touched.
+
+    ``PHASED, WIDE*``: as in ``dense_rows_kernel``.
+    """
     TILE: tl.constexpr = REPEAT * LANES * WIDTH
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(factor + row * factor_stride).to(tl.float32)
     # The usual upstream gradient is 1, and the host must not wait to find out.
     skip = IN_PLACE and scale == 1.0
     if not skip:
-        grad += row * grad_row
-        out += row * out_row
+        begin = 0
+        if PHASED:
+            begin = ((row * grad_row) % WIDTH).to(tl.int32)
+        end = begin + columns
+        grad = row_pointer(grad, row, 1, grad_row, 0, grad_stride, begin, WIDE, WIDTH)
+        out = row_pointer(out, row, 1, out_row, 0, out_stride, begin, WIDE_OUT, WIDTH)
         tile = tile_columns(REPEAT, LANES, WIDTH)
-        full = columns // TILE
-        for i in range(full):
-            x = load_tile(grad, i * TILE + tile, grad_stride, columns, False)
-            store_tile(out, i * TILE + tile, out_stride, columns, x * scale, False)
-        x = load_tile(grad, full * TILE + tile, grad_stride, columns, True)
-        store_tile(out, full * TILE + tile, out_stride, columns, x * scale, True)
+        full, lead = edges(begin, end, TILE)
+        for i in range(lead, full):
+            x = widen(load_tile(grad, i * TILE + tile, grad_stride, begin, end, False))
+            store_tile(out, i * TILE + tile, out_stride, begin, end, x * scale, False)
+        for k in range(lead + (full * TILE < end).to(tl.int32)):
+            edge = tl.where(k < lead, 0, full) * TILE + tile
+            x = widen(load_tile(grad, edge, grad_stride, begin, end, True))
+            store_tile(out, edge, out_stride, begin, end, x * scale, True)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import expm1, log1p, log_quotient, times
-from fastkd.backends.triton.tiles import finite_shift, offset_between
+from fastkd.backends.triton.tiles import offset_between
 
 
 class Split(NamedTuple):
@@ -38,7 +38,7 @@ def split(odds):
 @triton.jit
 def label_splits(found, label_s, label_t, scales):
     """From the label's logits and the ``Statistics`` of all others."""
-    shift_s, shift_t = finite_shift(found.max_s), finite_shift(found.max_t)
+    shift_s, shift_t = found.shift_s, found.shift_t
     odds_s = (label_s - shift_s) * scales.to_nats - tl.log(found.z_s)
     odds_t = (label_t - shift_t) * (scales.to_nats * scales.temperatures) - tl.log(found.z_t)
     relative = tl.fma(label_t, scales.temperatures, 0.0 - label_s) - offset_between(shift_s, shift_t, scales)

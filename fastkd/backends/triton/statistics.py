@@ -1,4 +1,4 @@
-"""The first sweep over one row pair: log-sum-exps and the divergence's streams, online and per lane."""
+"""The first sweep over one row pair: log-sum-exps and the divergence's streams."""
 
 from __future__ import annotations
 
@@ -8,245 +8,278 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LOG2E, times
-from fastkd.backends.triton.divergences import (
-    Entry,
-    exists,
-    has_cross,
-    reads_teacher,
-    splits_label,
-    streams,
+from fastkd.backends.triton.divergences import exists, has_cross, reads_teacher, splits_label, streams
+from fastkd.backends.triton.shifts import (
+    moved_streams,
+    raw_entry,
+    shared_shifts,
+    shifts_of,
+    unit_exp,
+    unit_rest,
+    unit_shift,
 )
-from fastkd.backends.triton.tiles import (
-    NEG_INF,
-    finite_shift,
-    lane_max,
-    lane_min,
-    lane_sum,
-    load_sides,
-    offset_between,
-)
+from fastkd.backends.triton.tiles import NEG_INF, edges, finite_shift, load_sides, load_stripes, widen_sides
 
 FAR = tl.constexpr(2**31 - 1)
+# Powers of 2 by which the largest logit is guessed to exceed that of the first stripe. Exponentials then stay
+# clear of float32's ends, their squares too, for largest logits 60 powers further up.
+HEADROOM = tl.constexpr(24.0)
+HEADROOM_OF_SQUARES = tl.constexpr(16.0)
+LEAST = tl.constexpr(2.0**-60)
+MOST = tl.constexpr(2.0**60)
+MOST_OF_POWERS = tl.constexpr(2.0**24)  # up to the fourth
 
 
 class Statistics(NamedTuple):
-    """Of a row, or of each lane's part of it. Fields that the call does not need stay 0.
+    """Of a row. Fields that the call does not need stay 0. Exponentials are ``2**((logit - shift) * c)``."""
 
-    Exponentials are ``2**((logit - max) * c)``.
-    """
-
-    max_s: Any
-    max_t: Any
+    shift_s: Any
+    shift_t: Any
+    shift_1: Any  # of those at temperature 1
     z_s: Any  # sum of the student's exponentials at its temperature
     z_t: Any
-    z_1: Any  # of those at temperature 1
+    z_1: Any
     stream_0: Any
     stream_1: Any
     stream_2: Any
     logit_sum: Any
     moment_s: Any  # sum of exponentials times their exponents
     moment_t: Any
-    arg_s: Any  # the first column of the largest logit
+    max_s: Any  # the largest logit and its first column, if somebody asks for them
+    max_t: Any
+    arg_s: Any
+    arg_t: Any
+
+
+class Sums(NamedTuple):
+    """What a sweep adds up, one for each place of a stripe."""
+
+    z_s: Any
+    z_t: Any
+    z_1: Any
+    stream_0: Any
+    stream_1: Any
+    stream_2: Any
+    logit_sum: Any
+    moment_s: Any
+    moment_t: Any
+    max_s: Any
+    max_t: Any
+    arg_s: Any
     arg_t: Any
 
 
 @triton.jit
-def unit_exp(e, distance, POWER: tl.constexpr):
-    """``exp(distance)``, given ``e = exp(distance / T)``: a power of it where T is 1 or 2."""
-    if POWER == 1:
-        return e
-    elif POWER == 2:
-        return e * e
-    else:
-        return tl.exp2(distance * LOG2E)
-
-
-@triton.jit
-def raw_entry(s, t, shift_s, shift_t, offset, scales, TEACHER: tl.constexpr):
-    """What the first sweep knows of entries. ``shift_s, shift_t, offset`` broadcast to their shape."""
-    xs = (s - shift_s) * scales.c_s
-    es = tl.exp2(xs)
-    if TEACHER:
-        xt = (t - shift_t) * scales.c_t
-        # From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
-        relative = tl.fma(t, scales.temperatures, 0.0 - s) - offset
-        return Entry(xs, xt, es, tl.exp2(xt), relative, es, es, es)
-    else:
-        return Entry(xs, xs, es, es, xs, es, es, es)
-
-
-@triton.jit
-def _moved(weighted, z, rescale, by):
-    """``sum e * x`` after its exponentials shrank and every ``x`` grew ``by``."""
-    return tl.where(rescale == 0.0, 0.0, rescale * (weighted + z * by))
-
-
-@triton.jit
-def _shrunk(power_sum, by):
-    return tl.where(power_sum == 0.0, 0.0, power_sum * tl.exp2(by))
-
-
-@triton.jit
-def moved_streams(part, max_s, max_t, scales, DIVERGENCE: tl.constexpr):
-    """The streams, relative to other maxima."""
-    old_s, old_t, new_s, new_t = (
-        finite_shift(part.max_s),
-        finite_shift(part.max_t),
-        finite_shift(max_s),
-        finite_shift(max_t),
-    )
-    if has_cross(DIVERGENCE):
-        by_s = (old_s - new_s) * scales.c_s
-        by_t = (old_t - new_t) * scales.c_t
-        if DIVERGENCE == "alpha_beta":
-            power = scales.a + scales.b
-            # Of equal rows the three change by equal factors.
-            stream_0 = _shrunk(part.stream_0, power * by_s + scales.a * (by_t - by_s))
-            return stream_0, _shrunk(part.stream_1, power * by_t), _shrunk(part.stream_2, power * by_s)
-        else:
-            return _shrunk(part.stream_0, by_s + scales.a * (by_t - by_s)), part.stream_1, part.stream_2
-    else:
-        by = offset_between(old_s, old_t, scales) - offset_between(new_s, new_t, scales)
-        rescale_s = tl.exp2((part.max_s - new_s) * scales.c_s)
-        rescale_t = tl.exp2((part.max_t - new_t) * scales.c_t)
-        if DIVERGENCE == "reverse_kl":
-            return _moved(part.stream_0, part.z_s, rescale_s, by), part.stream_1, part.stream_2
-        elif DIVERGENCE == "jeffreys":
-            stream_0 = _moved(part.stream_0, part.z_t, rescale_t, by)
-            return stream_0, _moved(part.stream_1, part.z_s, rescale_s, by), part.stream_2
-        elif DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled":
-            return _moved(part.stream_0, part.z_t, rescale_t, by), part.stream_1, part.stream_2
-        else:
-            return part.stream_0, part.stream_1, part.stream_2
-
-
-@triton.jit
-def moved(
-    part, max_s, max_t, scales,
-    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, METRICS: tl.constexpr, POWER: tl.constexpr,
-):  # fmt: skip
-    """``part`` relative to other maxima; ``z_1`` as well if UNIT."""
-    TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
-    shift_s = finite_shift(max_s)
-    rescale_s = tl.exp2((part.max_s - shift_s) * scales.c_s)
-    stream_0, stream_1, stream_2 = moved_streams(part, max_s, max_t, scales, DIVERGENCE)
-    z_1, moment_s, moment_t, z_t = part.z_1, part.moment_s, part.moment_t, part.z_t
-    if UNIT:
-        z_1 = z_1 * unit_exp(rescale_s, part.max_s - shift_s, POWER)
-    if METRICS:
-        by = (finite_shift(part.max_s) - shift_s) * scales.c_s
-        moment_s = _moved(moment_s, part.z_s, rescale_s, by)
-    if TEACHER:
-        shift_t = finite_shift(max_t)
-        rescale_t = tl.exp2((part.max_t - shift_t) * scales.c_t)
-        if METRICS:
-            by = (finite_shift(part.max_t) - shift_t) * scales.c_t
-            moment_t = _moved(moment_t, z_t, rescale_t, by)
-        z_t = z_t * rescale_t
-    return Statistics(
-        max_s, max_t, part.z_s * rescale_s, z_t, z_1, stream_0, stream_1, stream_2,
-        part.logit_sum, moment_s, moment_t, part.arg_s, part.arg_t,
-    )  # fmt: skip
-
-
-@triton.jit
-def _first(x, top, before, arg, columns):
-    """The first column of each lane's maximum, of which this tile may hold a larger one."""
-    here = lane_min(tl.where(x == top[None, :, None], columns, FAR))
-    return tl.where(top > before, here, arg)
-
-
-@triton.jit
 def _add(
-    rows, first, part, tile, scales,
+    rows, columns, s, t, part, shifts, scales,
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
-    POWER: tl.constexpr, MASKED: tl.constexpr,
+    MAXIMA: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """``part`` and the tile that begins at column ``first``."""
+    """``part`` and the logits of a stripe's ``columns``."""
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
-    columns = first + tile
-    s, t = load_sides(rows, columns, TEACHER, splits_label(DIVERGENCE), MASKED)
-    max_s, max_t, arg_s, arg_t = tl.maximum(part.max_s, lane_max(s)), part.max_t, part.arg_s, part.arg_t
-    if TEACHER:
-        max_t = tl.maximum(max_t, lane_max(t))
-    if METRICS:
-        arg_s = _first(s, max_s, part.max_s, arg_s, columns)
-        if TEACHER:
-            arg_t = _first(t, max_t, part.max_t, arg_t, columns)
-    part = moved(part, max_s, max_t, scales, DIVERGENCE, UNIT, METRICS, POWER)
-
-    shift_s, shift_t = finite_shift(max_s), finite_shift(max_t)
-    offset = offset_between(shift_s, shift_t, scales)
-    e = raw_entry(
-        s, t, shift_s[None, :, None], shift_t[None, :, None], offset[None, :, None], scales, TEACHER
-    )
-    stream_0, stream_1, stream_2 = streams(e, 0.0, scales, DIVERGENCE)
+    s, t = widen_sides(rows, columns, s, t, splits_label(DIVERGENCE))
+    e = raw_entry(s, t, shifts, scales, TEACHER)
+    stream_0, stream_1, stream_2 = streams(part, e, 0.0, shifts, scales, DIVERGENCE)
     z_1, z_t, logit_sum = part.z_1, part.z_t, part.logit_sum
-    moment_s, moment_t = part.moment_s, part.moment_t
-    if UNIT:
-        z_1 += lane_sum(unit_exp(e.es, s - shift_s[None, :, None], POWER))
+    if UNIT and POWER == 2:
+        z_1 = tl.fma(e.es, e.es, z_1)
+    elif UNIT and POWER == 0:
+        z_1 += unit_exp(e.es, s, shifts, POWER)
     if TEACHER:
-        z_t += lane_sum(e.et)
+        z_t += e.et
     if SMOOTHING:
-        counted = columns < rows.vocab
+        counted = (columns >= rows.begin) & (columns < rows.end)
         if splits_label(DIVERGENCE):
             counted = counted & (columns != rows.label)
-        logit_sum += lane_sum(tl.where(counted, s, 0.0))
+        logit_sum += tl.where(counted, s, 0.0)
+    moment_s, moment_t = part.moment_s, part.moment_t
+    max_s, max_t, arg_s, arg_t = part.max_s, part.max_t, part.arg_s, part.arg_t
     if METRICS:
-        moment_s += lane_sum(times(e.es, e.xs))
+        moment_s += times(e.es, e.xs)
+        arg_s = tl.where(s > max_s, columns, arg_s)
         if TEACHER:
-            moment_t += lane_sum(times(e.et, e.xt))
-    return Statistics(
-        max_s, max_t, part.z_s + lane_sum(e.es), z_t, z_1,
-        part.stream_0 + stream_0, part.stream_1 + stream_1, part.stream_2 + stream_2,
-        logit_sum, moment_s, moment_t, arg_s, arg_t,
+            moment_t += times(e.et, e.xt)
+            arg_t = tl.where(t > max_t, columns, arg_t)
+    if MAXIMA:
+        max_s = tl.maximum(max_s, s)
+        if TEACHER:
+            max_t = tl.maximum(max_t, t)
+    return Sums(
+        part.z_s + e.es, z_t, z_1, stream_0, stream_1, stream_2, logit_sum, moment_s, moment_t,
+        max_s, max_t, arg_s, arg_t,
     )  # fmt: skip
 
 
 @triton.jit
-def _meet(
-    part, scales,
-    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, METRICS: tl.constexpr, POWER: tl.constexpr,
+def _sweep(
+    rows, stripe, shifts, scales,
+    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
+    MAXIMA: tl.constexpr, POWER: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The row's statistics from those of its lanes."""
-    max_s, max_t = tl.max(part.max_s, axis=0), tl.max(part.max_t, axis=0)
-    arg_s = tl.min(tl.where(part.max_s == max_s, part.arg_s, FAR), axis=0)
-    arg_t = tl.min(tl.where(part.max_t == max_t, part.arg_t, FAR), axis=0)
-    part = moved(part, max_s, max_t, scales, DIVERGENCE, UNIT, METRICS, POWER)
-    return Statistics(
-        max_s, max_t,
-        tl.sum(part.z_s, axis=0), tl.sum(part.z_t, axis=0), tl.sum(part.z_1, axis=0),
-        tl.sum(part.stream_0, axis=0), tl.sum(part.stream_1, axis=0), tl.sum(part.stream_2, axis=0),
-        tl.sum(part.logit_sum, axis=0), tl.sum(part.moment_s, axis=0), tl.sum(part.moment_t, axis=0),
-        arg_s.to(tl.int64), arg_t.to(tl.int64),
+    """``Sums`` of the whole row."""
+    STRIPE: tl.constexpr = LANES * WIDTH
+    TILE: tl.constexpr = REPEAT * STRIPE
+    nothing = tl.zeros([LANES, WIDTH], tl.float32)
+    lowest = tl.full([LANES, WIDTH], NEG_INF, tl.float32)
+    nowhere = tl.zeros([LANES, WIDTH], tl.int32)
+    part = Sums(
+        nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing,
+        lowest, lowest, nowhere, nowhere,
     )  # fmt: skip
+    full, lead = edges(rows.begin, rows.end, TILE)
+    for i in range(lead, full):
+        loaded = load_stripes(rows, i * TILE, stripe, STRIPE, REPEAT, reads_teacher(DIVERGENCE))
+        for k in tl.static_range(REPEAT):
+            part = _add(
+                rows, i * TILE + k * STRIPE + stripe, loaded[k][0], loaded[k][1], part, shifts, scales,
+                DIVERGENCE, UNIT, SMOOTHING, METRICS, MAXIMA, POWER,
+            )  # fmt: skip
+    for edge in range(lead * REPEAT + tl.cdiv(rows.end - full * TILE, STRIPE)):
+        columns = tl.where(edge < lead * REPEAT, edge, edge + (full - lead) * REPEAT) * STRIPE + stripe
+        s, t = load_sides(rows, columns, reads_teacher(DIVERGENCE), True)
+        part = _add(
+            rows, columns, s, t, part, shifts, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, MAXIMA, POWER
+        )
+    return part
+
+
+@triton.jit
+def _total(x):
+    return tl.sum(tl.sum(x, axis=1), axis=0)
+
+
+@triton.jit
+def _largest(x):
+    return tl.max(tl.max(x, axis=1), axis=0)
+
+
+@triton.jit
+def _first(x, top, arg):
+    """The first column of the largest."""
+    return tl.min(tl.min(tl.where(x == top, arg, FAR), axis=1), axis=0).to(tl.int64)
+
+
+@triton.jit
+def _statistics(
+    part, shifts, scales,
+    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
+    MAXIMA: tl.constexpr, POWER: tl.constexpr,
+):  # fmt: skip
+    """The row's, from the sums of each place. What the exponents' rounding took away goes into the sums."""
+    by_s, by_t = 0.0 - shifts.rest_s, 0.0 - shifts.rest_t
+    lost_s, lost_t = tl.exp2(by_s), tl.exp2(by_t)
+    sum_s, sum_t = _total(part.z_s), _total(part.z_t)
+    zero = tl.full([], 0.0, tl.float32)
+    stream_0, stream_1, stream_2 = zero, zero, zero
+    a, b = scales.a, scales.b
+    if DIVERGENCE == "alpha_beta":
+        stream_0 = _total(part.stream_0) * tl.exp2((a + b) * by_s + a * (by_t - by_s))
+        stream_1 = _total(part.stream_1) * tl.exp2((a + b) * by_t)
+        stream_2 = _total(part.stream_2) * tl.exp2((a + b) * by_s)
+    elif has_cross(DIVERGENCE):
+        stream_0 = _total(part.stream_0) * tl.exp2(by_s + a * (by_t - by_s))
+    elif DIVERGENCE == "reverse_kl":
+        stream_0 = (_total(part.stream_0) - shifts.offset * sum_s) * lost_s
+    elif DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+        stream_0 = (_total(part.stream_0) - shifts.offset * sum_t) * lost_t
+    if DIVERGENCE == "jeffreys":
+        stream_1 = (_total(part.stream_1) - shifts.offset * sum_s) * lost_s
+    z_1, logit_sum, moment_s, moment_t = zero, zero, zero, zero
+    if UNIT and POWER == 1:
+        z_1 = sum_s * lost_s
+    elif UNIT:
+        z_1 = _total(part.z_1) * tl.exp2(0.0 - unit_rest(shifts, POWER))
+    if SMOOTHING:
+        logit_sum = _total(part.logit_sum)
+    max_s, max_t = shifts.s, shifts.t
+    arg_s, arg_t = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
+    if MAXIMA:
+        max_s, max_t = _largest(part.max_s), _largest(part.max_t)
+    if METRICS:
+        moment_s = (_total(part.moment_s) + by_s * sum_s) * lost_s
+        moment_t = (_total(part.moment_t) + by_t * sum_t) * lost_t
+        arg_s, arg_t = _first(part.max_s, max_s, part.arg_s), _first(part.max_t, max_t, part.arg_t)
+    return Statistics(
+        shifts.s, shifts.t, unit_shift(shifts, POWER), sum_s * lost_s, sum_t * lost_t, z_1,
+        stream_0, stream_1, stream_2, logit_sum, moment_s, moment_t, max_s, max_t, arg_s, arg_t,
+    )  # fmt: skip
+
+
+@triton.jit
+def _maxima(rows, first, stripe, DIVERGENCE: tl.constexpr):
+    s, t = load_sides(rows, first + stripe, reads_teacher(DIVERGENCE), True)
+    s, t = widen_sides(rows, first + stripe, s, t, splits_label(DIVERGENCE))
+    return _largest(s), _largest(t)
 
 
 @triton.jit
 def row_statistics(
-    rows, tile, scales,
+    rows, stripe, scales,
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
-    POWER: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
+    MAXIMA: tl.constexpr, POWER: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The first sweep: ``(Statistics, the exponent of 2 by which a cross sum is divided)``."""
-    nothing = tl.zeros([LANES], tl.float32)
-    lowest = tl.full([LANES], NEG_INF, tl.float32)
-    nowhere = tl.zeros([LANES], tl.int32)
-    part = Statistics(
-        lowest, lowest, nothing, nothing, nothing, nothing, nothing, nothing,
-        nothing, nothing, nothing, nowhere, nowhere,
-    )  # fmt: skip
-    full = rows.vocab // TILE
-    for i in range(full):
-        part = _add(rows, i * TILE, part, tile, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, POWER, False)
-    if full * TILE < rows.vocab:
-        part = _add(rows, full * TILE, part, tile, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, POWER, True)
-    found = _meet(part, scales, DIVERGENCE, UNIT, METRICS, POWER)
+    """The first sweep: ``(Statistics, the exponent of 2 by which a cross sum is divided)``.
+
+    Exponentials are relative to a guess at the largest logit, from the row's first stripe. Float32 forgives a
+    guess that is 60 powers of 2 too low; beyond, the row's largest logits are found and it is swept again.
+    """
+    STRIPE: tl.constexpr = LANES * WIDTH
+    TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
+    CROSS: tl.constexpr = has_cross(DIVERGENCE)
+    headroom = 0.0 if CROSS else (HEADROOM_OF_SQUARES if POWER == 2 else HEADROOM)
+    most = MOST_OF_POWERS if CROSS else MOST
+    max_s, max_t = _maxima(rows, 0, stripe, DIVERGENCE)
+    shift_s, shift_t = shared_shifts(finite_shift(max_s), finite_shift(max_t), scales, TEACHER)
+    shift_1 = finite_shift(max_s) + HEADROOM / LOG2E
+    shift_s += headroom / scales.c_s
+    shift_t += headroom / scales.c_t
+    z = tl.zeros([], tl.float32)
+    found = Statistics(
+        shift_s,
+        shift_t,
+        shift_1,
+        z,
+        z,
+        z,
+        z,
+        z,
+        z,
+        z,
+        z,
+        z,
+        z,
+        z,
+        tl.zeros([], tl.int64),
+        tl.zeros([], tl.int64),
+    )
+    attempts = 0
+    while attempts < 2:
+        shifts = shifts_of(shift_s, shift_t, shift_1, scales)
+        part = _sweep(
+            rows, stripe, shifts, scales,
+            DIVERGENCE, UNIT, SMOOTHING, METRICS, MAXIMA, POWER, REPEAT, LANES, WIDTH,
+        )  # fmt: skip
+        found = _statistics(part, shifts, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, MAXIMA, POWER)
+        guessed = (found.z_s > LEAST) & (found.z_s < most)  # False for NaN
+        if TEACHER:
+            guessed = guessed & (found.z_t > LEAST) & (found.z_t < most)
+        if UNIT and POWER == 0:
+            guessed = guessed & (found.z_1 > LEAST) & (found.z_1 < MOST)
+        if guessed or attempts == 1:
+            attempts = 2
+        else:
+            attempts = 1
+            max_s, max_t = _maxima(rows, 0, stripe, DIVERGENCE)
+            for first in range(STRIPE, rows.end, STRIPE):
+                here_s, here_t = _maxima(rows, first, stripe, DIVERGENCE)
+                max_s, max_t = tl.maximum(max_s, here_s), tl.maximum(max_t, here_t)
+            shift_s, shift_t = shared_shifts(finite_shift(max_s), finite_shift(max_t), scales, TEACHER)
+            shift_1 = finite_shift(max_s)
     cross, cross_shift = found.stream_0, 0.0
-    if has_cross(DIVERGENCE):
+    if CROSS:
         in_range = (cross > 1e-18) & (cross < 1e30)  # False for NaN
         if not in_range:
-            cross, cross_shift = _distant_cross(rows, tile, found, scales, DIVERGENCE, LANES, TILE)
+            cross, cross_shift = _distant_cross(rows, stripe, found, scales, LANES, WIDTH)
     return with_powers(found, cross, found.stream_1, found.stream_2), cross_shift
 
 
@@ -254,33 +287,52 @@ def row_statistics(
 def with_powers(found, stream_0, stream_1, stream_2):
     """``found`` with other sums of powers."""
     return Statistics(
-        found.max_s, found.max_t, found.z_s, found.z_t, found.z_1, stream_0, stream_1, stream_2,
-        found.logit_sum, found.moment_s, found.moment_t, found.arg_s, found.arg_t,
+        found.shift_s, found.shift_t, found.shift_1, found.z_s, found.z_t, found.z_1,
+        stream_0, stream_1, stream_2, found.logit_sum, found.moment_s, found.moment_t,
+        found.max_s, found.max_t, found.arg_s, found.arg_t,
     )  # fmt: skip
 
 
 @triton.jit
-def _distant_cross(
-    rows, tile, found, scales, DIVERGENCE: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr
-):
-    """The sum of ``p**a q**b`` between rows so far apart that its terms over- or underflow: once more,
-    relative to its largest term. Rare, so every tile takes the slow way."""
+def relative_to_maxima(found, scales, DIVERGENCE: tl.constexpr):
+    """``found`` with the row's largest logits as shifts."""
     shift_s, shift_t = finite_shift(found.max_s), finite_shift(found.max_t)
-    offset = offset_between(shift_s, shift_t, scales)
-    tops = tl.full([LANES], NEG_INF, tl.float32)
-    for start in range(0, rows.vocab, TILE):
-        s, t = load_sides(rows, start + tile, True, False, True)
-        e = raw_entry(s, t, shift_s, shift_t, offset, scales, True)
-        exponent = scales.a * e.xt + scales.b * e.xs
-        nowhere = tl.maximum(e.xs, e.xt) == NEG_INF
-        tops = tl.maximum(tops, lane_max(tl.where(nowhere, NEG_INF, exponent)))
-    top = tl.max(tops, axis=0)
+    by_s, by_t = (found.shift_s - shift_s) * scales.c_s, (found.shift_t - shift_t) * scales.c_t
+    stream_0, stream_1, stream_2 = moved_streams(found, shift_s, shift_t, scales, DIVERGENCE)
+    grown_s, grown_t = tl.exp2(by_s), tl.exp2(by_t)
+    z_1 = found.z_1 * tl.exp2((found.shift_1 - shift_s) * LOG2E)
+    moment_s = (found.moment_s + found.z_s * by_s) * grown_s
+    moment_t = (found.moment_t + found.z_t * by_t) * grown_t
+    return Statistics(
+        shift_s, shift_t, shift_s, found.z_s * grown_s, found.z_t * grown_t, z_1,
+        stream_0, stream_1, stream_2, found.logit_sum, moment_s, moment_t,
+        found.max_s, found.max_t, found.arg_s, found.arg_t,
+    )  # fmt: skip
+
+
+@triton.jit
+def _distant_terms(rows, first, stripe, shifts, scales):
+    """Of a stripe, ``a xt + b xs``; -inf where neither side has anything."""
+    s, t = load_sides(rows, first + stripe, True, True)
+    s, t = widen_sides(rows, first + stripe, s, t, False)
+    e = raw_entry(s, t, shifts, scales, True)
+    return exists(e, scales.a * e.xt + scales.b * e.xs, NEG_INF)
+
+
+@triton.jit
+def _distant_cross(rows, stripe, found, scales, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """The sum of ``p**a q**b`` between rows so far apart that its terms over- or underflow: once more,
+    relative to its largest term. Rare, so every stripe takes the slow way."""
+    shifts = shifts_of(found.shift_s, found.shift_t, found.shift_1, scales)
+    tops = tl.full([LANES, WIDTH], NEG_INF, tl.float32)
+    for first in range(0, rows.end, LANES * WIDTH):
+        tops = tl.maximum(tops, _distant_terms(rows, first, stripe, shifts, scales))
+    top = _largest(tops)
     # Infinitely far, or no terms at all: the sum is what it is.
     shift = tl.where(tl.abs(top) == float("inf"), 0.0, top)
-    cross = tl.zeros([LANES], tl.float32)
-    for start in range(0, rows.vocab, TILE):
-        s, t = load_sides(rows, start + tile, True, False, True)
-        e = raw_entry(s, t, shift_s, shift_t, offset, scales, True)
+    cross = tl.zeros([LANES, WIDTH], tl.float32)
+    for first in range(0, rows.end, LANES * WIDTH):
         # As cross_term() has it where there is a shift.
-        cross += lane_sum(exists(e, tl.exp2(scales.a * e.xt + scales.b * e.xs - shift)))
-    return tl.sum(cross, axis=0), shift
+        cross += tl.exp2(_distant_terms(rows, first, stripe, shifts, scales) - shift)
+    by_s, by_t = 0.0 - shifts.rest_s, 0.0 - shifts.rest_t
+    return _total(cross) * tl.exp2(scales.b * by_s + scales.a * by_t), shift

@@ -1,9 +1,8 @@
 """Tiles of one row: how its columns are spread over threads, loaded, reduced and cleared.
 
-A tile is a ``[REPEAT, LANES, WIDTH]`` block of consecutive columns. With one thread per lane, a
-thread holds ``WIDTH`` neighbours (one 16-byte access) in each of ``REPEAT`` stripes, so sums over axes
-0 and 2 stay inside the thread: a sweep keeps one running value per thread and meets the other threads
-only once, at its end.
+A tile is a ``[REPEAT, LANES, WIDTH]`` block of consecutive columns: ``REPEAT`` stripes, of which a lane, one
+thread, holds ``WIDTH`` neighbours (one 16-byte access) each. Sums are kept per place of a stripe, so a sweep
+adds by one instruction an element and meets the other threads only once, at its end.
 """
 
 from __future__ import annotations
@@ -17,13 +16,15 @@ NEG_INF = tl.constexpr(float("-inf"))
 
 
 class Rows(NamedTuple):
-    """The two rows of a program, as it reads them."""
+    """The two rows of a program, as it reads them. Columns count from the last 16-byte boundary before the
+    row, so that rows of an odd vocabulary have wide accesses too: the vocabulary is ``[begin, end)``."""
 
     student: Any  # pointers to column 0; without a teacher the second is that of the student
     teacher: Any
     s_stride: Any
     t_stride: Any
-    vocab: Any
+    begin: Any  # below the width of an access; 0, as a constant, where rows begin on boundaries
+    end: Any
     label: Any  # int32, the label's column; -1 where it is not here
 
 
@@ -36,29 +37,81 @@ def tile_columns(REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr)
 
 
 @triton.jit
-def row_pointer(base, row, inner, outer_stride, inner_stride):
-    """Pointer to column 0 of ``row`` of a 3-D tensor; ``row`` is int64, so no product overflows."""
-    return base + (row // inner) * outer_stride + (row % inner) * inner_stride
+def stripe_columns(LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """int32 ``[LANES, WIDTH]``: the columns of the stripe that starts at column 0."""
+    return tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
-def load_tile(pointer, columns, stride, limit, MASKED: tl.constexpr):
-    """float32 logits of ``columns``; -inf at or past ``limit``."""
+def row_offset(row, inner, outer_stride, inner_stride):
+    """Of ``row`` in a 3-D tensor, in elements; ``row`` is int64, so no product overflows."""
+    return (row // inner) * outer_stride + (row % inner) * inner_stride
+
+
+@triton.jit
+def row_pointer(
+    base, row, inner, outer_stride, inner_stride, stride, begin, WIDE: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Pointer to column 0 of ``row``, whose vocabulary begins at column ``begin``. WIDE: the host has found
+    that this is a multiple of ``WIDTH`` elements away from ``base``."""
+    offset = row_offset(row, inner, outer_stride, inner_stride) - begin * stride
+    if WIDE:
+        offset = offset // WIDTH * WIDTH  # changes nothing but what the compiler knows
+    return base + offset
+
+
+@triton.jit
+def edges(begin, end, TILE: tl.constexpr):
+    """``(full, lead)`` of the tiles that a row's columns touch: those before ``full`` have columns of the row
+    alone, but for the first one, of which ``lead`` says whether some lie before the row."""
+    full = end // TILE
+    lead = ((begin > 0) & (full > 0)).to(tl.int32)
+    return full, lead
+
+
+@triton.jit
+def widen(x):
+    """To float32. A bfloat16 is its upper half: as integers, a pair costs a shift and a mask."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def load_tile(pointer, columns, stride, begin, end, MASKED: tl.constexpr):
+    """Logits of ``columns``; -inf outside ``[begin, end)``."""
     offsets = columns.to(tl.int64) * stride
     if MASKED:
-        x = tl.load(pointer + offsets, mask=columns < limit, other=NEG_INF)
+        return tl.load(pointer + offsets, mask=(columns >= begin) & (columns < end), other=NEG_INF)
     else:
-        x = tl.load(pointer + offsets)
-    return x.to(tl.float32)
+        return tl.load(pointer + offsets)
 
 
 @triton.jit
-def load_sides(rows, columns, TEACHER: tl.constexpr, SPLITS: tl.constexpr, MASKED: tl.constexpr):
-    """``(student, teacher)`` logits; the label's are -inf where the divergence SPLITS it off."""
-    s = load_tile(rows.student, columns, rows.s_stride, rows.vocab, MASKED)
+def load_sides(rows, columns, TEACHER: tl.constexpr, MASKED: tl.constexpr):
+    """``(student, teacher)`` logits as they lie in memory. Converting them waits for them: that is for later,
+    when all loads of a tile are under way."""
+    s = load_tile(rows.student, columns, rows.s_stride, rows.begin, rows.end, MASKED)
     t = s
     if TEACHER:
-        t = load_tile(rows.teacher, columns, rows.t_stride, rows.vocab, MASKED)
+        t = load_tile(rows.teacher, columns, rows.t_stride, rows.begin, rows.end, MASKED)
+    return s, t
+
+
+@triton.jit
+def load_stripes(rows, first, stripe, STRIPE: tl.constexpr, REPEAT: tl.constexpr, TEACHER: tl.constexpr):
+    """A tuple of ``REPEAT`` times ``load_sides``."""
+    loaded = ()
+    for k in tl.static_range(REPEAT):
+        loaded += (load_sides(rows, first + k * STRIPE + stripe, TEACHER, False),)  # type: ignore[assignment]
+    return loaded
+
+
+@triton.jit
+def widen_sides(rows, columns, s, t, SPLITS: tl.constexpr):
+    """float32 ``(student, teacher)`` logits; the label's are -inf where the divergence SPLITS it off."""
+    s, t = widen(s), widen(t)
     if SPLITS:
         s = tl.where(columns == rows.label, NEG_INF, s)
         t = tl.where(columns == rows.label, NEG_INF, t)
@@ -66,42 +119,26 @@ def load_sides(rows, columns, TEACHER: tl.constexpr, SPLITS: tl.constexpr, MASKE
 
 
 @triton.jit
-def store_tile(pointer, columns, stride, limit, x, MASKED: tl.constexpr):
+def store_tile(pointer, columns, stride, begin, end, x, MASKED: tl.constexpr):
     """Round float32 ``x`` to the pointer's dtype, once, and store it."""
     offsets = columns.to(tl.int64) * stride
     x = x.to(pointer.dtype.element_ty)
     if MASKED:
-        tl.store(pointer + offsets, x, mask=columns < limit)
+        tl.store(pointer + offsets, x, mask=(columns >= begin) & (columns < end))
     else:
         tl.store(pointer + offsets, x)
 
 
 @triton.jit
-def clear_columns(pointer, first, last, stride, tile, TILE: tl.constexpr):
-    """Store 0 in the columns ``[first, last)``."""
-    zero = tl.zeros_like(tile).to(tl.float32)
-    full = (last - first) // TILE
-    for i in range(full):
-        store_tile(pointer, first + i * TILE + tile, stride, last, zero, False)
-    store_tile(pointer, first + full * TILE + tile, stride, last, zero, True)
-
-
-@triton.jit
-def lane_sum(x):
-    """``[LANES]``: the sum of a tile inside each lane."""
-    return tl.sum(tl.sum(x, axis=2), axis=0)
-
-
-@triton.jit
-def lane_max(x):
-    """``[LANES]``: the maximum of a tile inside each lane."""
-    return tl.max(tl.max(x, axis=2), axis=0)
-
-
-@triton.jit
-def lane_min(x):
-    """``[LANES]``: the minimum of a tile inside each lane."""
-    return tl.min(tl.min(x, axis=2), axis=0)
+def clear_columns(pointer, begin, end, stride, tile, TILE: tl.constexpr):
+    """Store 0 in the columns ``[begin, end)``."""
+    if begin < end:
+        zero = tl.zeros_like(tile).to(tl.float32)
+        head, tail = begin // TILE, end // TILE
+        for i in range(head, tail + 1, tl.maximum(tail - head, 1)):
+            store_tile(pointer, i * TILE + tile, stride, begin, end, zero, True)
+        for i in range(head + 1, tail):
+            store_tile(pointer, i * TILE + tile, stride, begin, end, zero, False)
 
 
 @triton.jit

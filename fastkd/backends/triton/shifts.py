@@ -1,0 +1,134 @@
+"""Exponentials relative to a shift of each row, and sums of them moved to another one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fastkd.backends.triton.arithmetic import LOG2E
+from fastkd.backends.triton.divergences import Entry, has_cross
+from fastkd.backends.triton.tiles import offset_between
+
+
+class Shifts(NamedTuple):
+    """What is subtracted before the exponential.
+
+    An exponent of 2 is ``fma(logit, c, -k)``, one instruction. ``k`` is the rounded ``shift * c``, so each
+    exponential is ``2**rest`` times the one relative to ``shift``, which sums are corrected for. The rest is
+    below 2**-24 of ``k``: too large for float32 where logits are beyond 1e8 times the temperature.
+    """
+
+    s: Any
+    t: Any
+    one: Any  # of the student's exponentials at temperature 1, where they are no powers of the others
+    k_s: Any
+    k_t: Any
+    k_1: Any
+    rest_s: Any
+    rest_t: Any
+    rest_1: Any
+    offset: Any  # what makes ``t T / T_t - s`` relative to both
+
+
+@triton.jit
+def shared_shifts(shift_s, shift_t, scales, TEACHER: tl.constexpr):
+    """At equal temperatures both rows take the larger one unless they lie far apart (16 powers of two), so
+    that equal logits give bitwise equal exponentials and ``q - p`` keeps its digits."""
+    if TEACHER:
+        share = (scales.c_s == scales.c_t) & (tl.abs(shift_s - shift_t) * scales.c_s < 16.0)
+        larger = tl.maximum(shift_s, shift_t)
+        return tl.where(share, larger, shift_s), tl.where(share, larger, shift_t)
+    else:
+        return shift_s, shift_s
+
+
+@triton.jit
+def shifts_of(shift_s, shift_t, shift_1, scales):
+    k_s, k_t, k_1 = shift_s * scales.c_s, shift_t * scales.c_t, shift_1 * LOG2E
+    return Shifts(
+        shift_s, shift_t, shift_1, k_s, k_t, k_1,
+        tl.fma(shift_s, scales.c_s, 0.0 - k_s),
+        tl.fma(shift_t, scales.c_t, 0.0 - k_t),
+        tl.fma(shift_1, LOG2E, 0.0 - k_1),
+        offset_between(shift_s, shift_t, scales),
+    )  # fmt: skip
+
+
+@triton.jit
+def unit_shift(shifts, POWER: tl.constexpr):
+    """What ``unit_exp`` is relative to."""
+    if POWER == 0:
+        return shifts.one
+    else:
+        return shifts.s
+
+
+@triton.jit
+def unit_rest(shifts, POWER: tl.constexpr):
+    """``Shifts.rest`` of what ``unit_exp`` gives."""
+    if POWER == 0:
+        return shifts.rest_1
+    else:
+        return shifts.rest_s * POWER
+
+
+@triton.jit
+def unit_exp(e, s, shifts, POWER: tl.constexpr):
+    """The exponential at temperature 1, given that of ``s / T``: a power of it where T is 1 or 2."""
+    if POWER == 1:
+        return e
+    elif POWER == 2:
+        return e * e
+    else:
+        return tl.exp2(tl.fma(s, LOG2E, 0.0 - shifts.k_1))
+
+
+@triton.jit
+def raw_entry(s, t, shifts, scales, TEACHER: tl.constexpr):
+    """What the first sweep knows of entries."""
+    xs = tl.fma(s, scales.c_s, 0.0 - shifts.k_s)
+    es = tl.exp2(xs)
+    if TEACHER:
+        xt = tl.fma(t, scales.c_t, 0.0 - shifts.k_t)
+        # From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
+        relative = tl.fma(t, scales.temperatures, 0.0 - s)
+        return Entry(xs, xt, es, tl.exp2(xt), relative, es, es, es, es, es)
+    else:
+        return Entry(xs, xs, es, es, xs, es, es, es, es, es)
+
+
+@triton.jit
+def _moved(weighted, z, rescale, by):
+    """``sum e * x`` after its exponentials changed by a factor and every ``x`` grew ``by``."""
+    return tl.where(rescale == 0.0, 0.0, rescale * (weighted + z * by))
+
+
+@triton.jit
+def _shrunk(power_sum, by):
+    return tl.where(power_sum == 0.0, 0.0, power_sum * tl.exp2(by))
+
+
+@triton.jit
+def moved_streams(found, shift_s, shift_t, scales, DIVERGENCE: tl.constexpr):
+    """The streams of ``Statistics``, relative to other shifts."""
+    by_s = (found.shift_s - shift_s) * scales.c_s
+    by_t = (found.shift_t - shift_t) * scales.c_t
+    stream_0, stream_1, stream_2 = found.stream_0, found.stream_1, found.stream_2
+    if DIVERGENCE == "alpha_beta":
+        power = scales.a + scales.b
+        # Of equal rows the three change by equal factors.
+        stream_0 = _shrunk(stream_0, power * by_s + scales.a * (by_t - by_s))
+        stream_1, stream_2 = _shrunk(stream_1, power * by_t), _shrunk(stream_2, power * by_s)
+    elif has_cross(DIVERGENCE):
+        stream_0 = _shrunk(stream_0, by_s + scales.a * (by_t - by_s))
+    else:
+        by = offset_between(found.shift_s, found.shift_t, scales) - offset_between(shift_s, shift_t, scales)
+        if DIVERGENCE == "reverse_kl":
+            stream_0 = _moved(stream_0, found.z_s, tl.exp2(by_s), by)
+        elif DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+            stream_0 = _moved(stream_0, found.z_t, tl.exp2(by_t), by)
+        if DIVERGENCE == "jeffreys":
+            stream_1 = _moved(stream_1, found.z_s, tl.exp2(by_s), by)
+    return stream_0, stream_1, stream_2
