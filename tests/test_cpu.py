@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from oracle import reference_gradients
+from closeness import assert_gradient, assert_value
+from oracle import CASES, reference_gradients
 
 import fastkd
 from fastkd import _C
@@ -34,6 +35,101 @@ def test_the_environment_chooses_the_isa(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("FASTKD_CPU_ISA", "sse9")
     with pytest.raises(ValueError, match="sse9.*baseline"):
         fastkd.kd_loss(torch.zeros(1, 3), torch.zeros(1, 3), backend="native")
+
+
+def _both_gradients(
+    s: torch.Tensor, t: torch.Tensor, both: bool, **options: object
+) -> tuple[torch.Tensor, ...]:
+    s, t = s.clone().requires_grad_(), t.clone().requires_grad_(both)
+    loss = fastkd.kd_loss(s, t, backend="native", reduction="none", **options)
+    loss.sum().backward()
+    return loss.detach(), s.grad, t.grad
+
+
+def _rising(columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows whose largest logits come late, so that each block's exponentials are kept relative to others.
+
+    Alike; the teacher ahead by more than a shared shift allows, then level; a stretch of -inf on both sides.
+    """
+    rise = torch.linspace(-60, 20, columns)
+    s, t = (torch.randn(3, columns) + rise for _ in range(2))
+    t[0] = s[0] + 0.1 * torch.randn(columns)
+    t[1] = torch.where(torch.arange(columns) < columns // 2, t[1] + 25, t[1])
+    s[2, : columns // 3] = t[2, : columns // 3] = -torch.inf
+    return s, t
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize(("divergence", "parameters"), CASES)
+def test_maxima_that_rise_from_block_to_block(
+    isa: str, divergence: str, parameters: dict[str, float]
+) -> None:
+    s, t = _rising(2600)
+    labels = torch.tensor([2599, 3, 1500])
+    options = {"divergence": divergence, **parameters, "kd_ratio": 0.5, "temperature": 2.0}
+    expected, by_s, by_t = reference_gradients(s, t, labels, reduction="none", **options)
+    with native.forced_isa(isa):
+        for both in (False, True):
+            loss, grad_s, grad_t = _both_gradients(s, t, both, labels=labels, **options)
+            assert_value(loss, expected)
+            assert_gradient(grad_s, by_s)
+            if both:
+                assert_gradient(grad_t, by_t)
+        _, grad_s, grad_t = _both_gradients(s, s, True, divergence=divergence, **parameters, labels=labels)
+        if divergence != "decoupled":  # its label is apart
+            assert (grad_s == 0).all() and (grad_t == 0).all()
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger"])
+def test_rows_too_long_to_keep(divergence: str) -> None:
+    s = torch.randn(1, 530_001)
+    t = s + 0.3 * torch.randn_like(s)
+    expected, by_s, _ = reference_gradients(s, t, reduction="none", divergence=divergence)
+    loss, grad_s, _ = _both_gradients(s, t, False, divergence=divergence)
+    assert_value(loss, expected)
+    assert_gradient(grad_s, by_s)
+
+
+@pytest.mark.parametrize("columns", [110_592, 110_001], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "reverse_kl"])
+@pytest.mark.parametrize("isa", native.cpu_isas()[:-1])  # the baseline has no such stores
+def test_a_gradient_written_past_the_caches_has_the_same_bits(
+    isa: str, divergence: str, columns: int
+) -> None:
+    s, t = torch.randn(40, columns), torch.randn(1, columns).expand(40, columns)
+    labels = torch.arange(40) * 2700
+    options = {"divergence": divergence, "kd_ratio": 0.5}
+    with native.forced_isa(isa):
+        whole = _both_gradients(s, t, False, labels=labels, **options)  # more than 16 MB
+        part = _both_gradients(s[:7], t[:7], False, labels=labels[:7], **options)
+    assert torch.equal(whole[0][:7], part[0])
+    assert torch.equal(whole[1][:7], part[1])
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize("divergence", ["forward_kl", "decoupled"])
+@pytest.mark.parametrize("digits", [0x7FC00000, 0x7FFFF800, 0x7FFFFFFF], ids=hex)
+def test_nan_stays_nan_whatever_its_digits(isa: str, divergence: str, digits: int) -> None:
+    """Rounding to bfloat16 by integers would carry many digits into the sign: -0."""
+    worst = torch.tensor(digits, dtype=torch.int32).view(torch.float32)
+    s = torch.randn(3, 700).bfloat16().requires_grad_()
+    t = torch.randn(3, 700)
+    t[1, 5] = t[2, 9] = worst
+    labels = torch.tensor([5, 0, 9])  # in the last row it is the label's
+    with native.forced_isa(isa):
+        fastkd.kd_loss(s, t, labels, kd_ratio=0.5, divergence=divergence, backend="native").backward()
+    assert s.grad is not None and not s.grad[0].isnan().any()
+    assert s.grad[1].isnan().all()
+    assert s.grad[2].isnan().all() if divergence == "forward_kl" else s.grad[2].isnan().any()
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+def test_bfloat16_gradients_are_rounded_to_nearest(isa: str) -> None:
+    s, t = torch.randn(4, 1003).bfloat16(), torch.randn(4, 1003)
+    with native.forced_isa(isa):
+        _, rounded, _ = _both_gradients(s, t, False)
+        _, exact, _ = _both_gradients(s.float(), t, False)
+    assert torch.equal(rounded, exact.bfloat16())
 
 
 def _most_threads_during(call) -> int:
