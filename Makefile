@@ -84,7 +84,7 @@ lint: $(VENV)/fastkd.stamp
 GPU_PYTHON ?= python3
 GPU_PYTHON_VERSION ?= 3.12
 GPU_JOBS ?= 8
-GPU_LOGS ?= $(or $(OUT),build/gpu-logs)
+GPU_LOGS ?= build/gpu-logs
 GPU_DEPS := build/gpu-deps
 GPU_RUN := PYTHONPATH=$(GPU_DEPS):$$PYTHONPATH $(GPU_PYTHON)
 GPU_PIP := $(PYTHON) -m pip install -qq --no-compile --upgrade --target $(GPU_DEPS) --python-version $(GPU_PYTHON_VERSION) \
