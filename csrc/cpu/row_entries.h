@@ -1,6 +1,8 @@
 // Entries of a block as the divergences see them, a vector of them at a time.
 #pragma once
 
+#include <algorithm>
+
 #include "row_blocks.h"
 
 namespace fastkd {
@@ -43,7 +45,11 @@ inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>
 // For a block whose exponentials were kept relative to other shifts. The factor of the student's is returned.
 template <class V, class Div, class R>
 inline double adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
-  const double by_s = double(kept.s) - row.shift.s, by_t = double(kept.t) - row.shift.t;
+  // Shifts rise, but for two that were shared until their sides parted, and but for the first of a row that
+  // begins without finite exponents, where all that was kept is 0 and its factor has to be finite.
+  constexpr double kMostFall = 32;
+  const double by_s = std::min(double(kept.s) - row.shift.s, kMostFall);
+  const double by_t = std::min(double(kept.t) - row.shift.t, kMostFall);
   const double factor_s = by_s == 0 ? 1 : std::exp2(by_s), factor_t = by_t == 0 ? 1 : std::exp2(by_t);
   if constexpr (kKeepsTerms<Div>) {
     // The powers add up to 1: where the two moved alike, so do the terms.

@@ -36,22 +36,30 @@ struct RowState {
   double stream[kMaxStreams] = {0, 0, 0}, cross_shift = 0;
 };
 
-// -inf everywhere so far: any finite shift will do, and keeps -inf - shift from being NaN.
+// -inf everywhere so far: any finite number will do.
 template <class R>
 inline R finite(R x) {
   return x == kLowest<R> ? R(0) : x;
+}
+
+// The exponent of 2 of a largest logit. Where that is -inf, or so low that it becomes -inf here, any finite
+// shift will do, and keeps -inf - shift from being NaN.
+template <class R>
+inline R exponent_of(R max, R to_exponent) {
+  const R exponent = max * to_exponent;
+  return exponent == kLowest<R> ? R(0) : exponent;
 }
 
 // The shifts that go with the largest logits.
 template <class V, class Div, class R>
 inline Shifts<R> shifts_for(const RowSetup<V, Div>& setup, const RowState<R>& row) {
   Shifts<R> to;
-  to.s = finite(row.max_s) * setup.to_exponent_s;
-  to.t = finite(row.max_t) * setup.to_exponent_t;
+  to.s = exponent_of(row.max_s, R(setup.to_exponent_s));
+  to.t = exponent_of(row.max_t, R(setup.to_exponent_t));
   if (setup.same_temperature && setup.kTeacher && std::fabs(to.s - to.t) < 16)
     to.s = to.t = std::max(to.s, to.t);
-  to.one = setup.soft == Soft::kSeparate ? finite(row.max_s) * setup.to_exponent_1
-           : setup.soft == Soft::kSquare ? 2 * to.s
+  to.one = setup.soft == Soft::kSeparate ? exponent_of(row.max_s, R(setup.to_exponent_1))
+           : setup.soft == Soft::kSquare ? exponent_of(to.s, R(2))
                                          : to.s;
   return to;
 }

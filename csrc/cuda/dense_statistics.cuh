@@ -81,8 +81,8 @@ __device__ __forceinline__ void raise(const AnyRow& r, Partial& part) {
   }
   part.s_sum *= s_factor;
   part.t_sum *= exp2_fast(by_t);
-  part.s_anchor = part.s_max;
-  part.t_anchor = part.t_max;
+  part.s_anchor = anchor_of(part.s_max, args.student_to_log2);
+  part.t_anchor = anchor_of(part.t_max, args.teacher_to_log2);
   part.s_shift = s_to;
   part.t_shift = t_to;
 }
@@ -193,8 +193,8 @@ __device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, int64_
   found.t_label = AnyRow::kSplits ? r.label_logit(r.args.teacher, index) : -INFINITY;
   float max[2] = {part.s_max, part.t_max};
   r.place.template reduce<Max>(max);
-  found.s_max = max[0];
-  found.t_max = max[1];
+  found.s_max = anchor_of(max[0], r.args.student_to_log2);
+  found.t_max = anchor_of(max[1], r.args.teacher_to_log2);
   r.choose_shifts(max[0], max[1]);
 
   const float by_s = change_of(part.s_anchor, part.s_shift, r.row.s_shift);

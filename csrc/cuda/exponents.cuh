@@ -22,9 +22,15 @@ __device__ __forceinline__ float exp2_fast(float x) {
 #endif
 }
 
+// A largest logit, or -inf where its exponent of 2 is: what is so low counts as masked.
+__device__ __forceinline__ float anchor_of(float max, float to_log2) {
+  return __fmul_rn(max, to_log2) == -INFINITY ? -INFINITY : max;
+}
+
 // The shift of a row whose largest logit is `max`; 0 where there is none, so that -inf - shift stays -inf.
 __device__ __forceinline__ float shift_of(float max, float to_log2) {
-  return max == -INFINITY ? 0.0f : __fmul_rn(max, to_log2);
+  const float shift = __fmul_rn(max, to_log2);
+  return shift == -INFINITY ? 0.0f : shift;
 }
 
 // The exponent of 2 that moves sums to another shift; 0 for a part without finite logits, whose sums are 0.
