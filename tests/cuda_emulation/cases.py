@@ -146,9 +146,12 @@ def test_dtypes_alignments_and_padding(
         compare(s, t, labels, spec(vocab, divergence), in_place, metrics=columns == 1000)
 
 
+KERNELS = [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 16)]
+
+
 # More blocks than groups of columns, a whole number of stages, and rows that no number divides.
 @named
-@pytest.mark.parametrize("kernel, blocks", [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 16)])
+@pytest.mark.parametrize("kernel, blocks", KERNELS)
 def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
     for (columns, offset), dtype in itertools.product(((5, 1), (1003, 3), (6144, 0)), DTYPES):
         s, t = logits(4, columns + 2, dtype, offset), logits(4, columns + 10, dtype, offset)
