@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from triton_sass import Instruction, instructions
+from sass import Instruction, instructions
 
 
 def kernels(text: str) -> dict[str, list[Instruction]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cuda_sass import kernels, turns
-from triton_sass import cuobjdump
+from sass import cuobjdump
 
 SOURCES = sorted((Path(__file__).parent.parent / "csrc" / "cuda").glob("*.cu"))
 NVCC = shutil.which("nvcc")

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import pytest
-from triton_sass import cuobjdump, instructions, loops, summary
+from sass import cuobjdump, instructions, loops, summary
 
 pytest.importorskip("triton")
 
