@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     try:
-        return importlib.import_module(COMMANDS[name][0]).main(rest)
+        code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
+        _leave_process_group()
+        return code
     except KeyboardInterrupt:
         print(f"fastkd {name}: interrupted", file=sys.stderr)
         return 130
@@ -61,6 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(f"fastkd {name}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _leave_process_group() -> None:
+    """Under torchrun: threads of a group that was not left may abort a process as it ends."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _usage() -> str:
