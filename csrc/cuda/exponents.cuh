@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "../math/entry.h"
+
 namespace fastkd {
 namespace cuda {
 
@@ -12,15 +14,7 @@ constexpr float kLn2 = 0.693147181f;
 constexpr float kSharedShiftRange = 16.0f;
 
 // 2^x to 2 ulp, equal for equal arguments. Subnormal results become 0, as Entry's products take them anyway.
-__device__ __forceinline__ float exp2_fast(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return std::exp2(x);  // host compilers only, see tests/cuda_emulation
-#endif
-}
+__device__ __forceinline__ float exp2_fast(float x) { return exp2_any(x); }
 
 // A largest logit, or -inf where its exponent of 2 is: what is so low counts as masked.
 __device__ __forceinline__ float anchor_of(float max, float to_log2) {

@@ -1,5 +1,5 @@
 // The vocabulary of the divergence functors. Each functor is written once over a number type F: a SIMD vector
-// on the CPU, a float in a CUDA thread. F offers + - * /, log_positive(F), exp2_any(F), abs(F), times(F, F),
+// on the CPU, a float in a CUDA thread. F offers + - * /, exp2_any(F), abs(F), times(F, F),
 // times_add(F, F, F) and where_le(F, F, F, F).
 #pragma once
 
@@ -39,7 +39,7 @@ struct Entry {
   F p, q;       // of the teacher, of the student
   F q_minus_p;  // formed so that it is exact for equal rows
   F log_ratio;  // log p - log q = ratio + Row::offset
-  F log;        // of a functor with kLog: log_positive(log_argument(entry, rest)) + rest
+  F log;  // of a functor with kLog, log_of(entry); on the CPU the log of log_argument(entry, rest), plus rest
 };
 
 // What the sweeps have found for the row, in nats.
@@ -123,8 +123,6 @@ template <class F>
 FASTKD_HD F divide(const F& x, const F& y) {
   return x / y;
 }
-// log(x) for normal numbers x > 0
-FASTKD_HD float log_positive(float x) { return ::logf(x); }
 FASTKD_HD float abs(float x) { return ::fabsf(x); }
 FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
 // 2^x over the whole range. Subnormal results may be 0.
