@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from closeness import assert_gradient, assert_value
+from closeness import assert_gradient, assert_value, during
 from oracle import CASES, reference_gradients
 
 import fastkd
@@ -78,6 +79,80 @@ def test_maxima_that_rise_from_block_to_block(
         _, grad_s, grad_t = _both_gradients(s, s, True, divergence=divergence, **parameters, labels=labels)
         if divergence != "decoupled":  # its label is apart
             assert (grad_s == 0).all() and (grad_t == 0).all()
+
+
+def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows of several blocks; in a late one of the first row, logits that the short loop does not take."""
+    s, t = torch.randn(2, 2048) * 2, torch.randn(2, 2048) * 2
+    late = slice(1100, 1400)
+    if event == "far above":  # more than an exponent field holds
+        s[0, 1200], t[0, 1200] = 500.0, 498.0
+    elif event == "above":  # within it, but not when squared
+        s[0, late] += 120
+        t[0, late] += 120
+    elif event == "one side above":
+        t[0, late] += 60
+    elif event == "far below":
+        s[0, late] -= 400
+        t[0, late] -= 300
+    elif event == "masked":
+        s[0, late] = t[0, late] = -torch.inf
+    elif event == "student alone masked":
+        s[0, late] = -torch.inf
+    return s.to(dtype), t.to(dtype)
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "event", ["nothing", "far above", "above", "one side above", "far below", "masked", "student alone masked"]
+)
+@pytest.mark.parametrize(
+    "divergence",
+    ["forward_kl", "reverse_kl", "jeffreys", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "decoupled"],
+)
+def test_blocks_of_any_logits(isa: str, dtype: torch.dtype, event: str, divergence: str) -> None:
+    s, t = _with_an_event(event, dtype)
+    labels = torch.tensor([700, 1999])
+    options = {"divergence": divergence, "kd_ratio": 0.5}
+    for temperatures in ({"temperature": 2.0}, {"temperature": 3.0}, {"temperature": 1.0, "teacher_temperature": 2.0}):
+        expected, by_s, _ = reference_gradients(s, t, labels, reduction="none", **options, **temperatures)
+        with native.forced_isa(isa):
+            loss, grad_s, _ = _both_gradients(s, t, False, labels=labels, **options, **temperatures)
+        with during(**temperatures):
+            finite = expected.isfinite()
+            assert torch.equal(loss[~finite].double(), expected[~finite])
+            assert_value(loss[finite], expected[finite])
+            assert_gradient(grad_s[finite], by_s[finite], factor=10)  # of a ratio of some hundreds
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "hellinger"])
+def test_logits_too_large_for_the_short_exponential(isa: str, divergence: str) -> None:
+    s, t = (torch.randn(2, 2048) * 2 + 2.0**21 for _ in range(2))
+    options = {"divergence": divergence, "temperature": math.log2(math.e)}  # exponents of 2 without a rounding
+    expected, by_s, _ = reference_gradients(s, t, reduction="none", **options)
+    with native.forced_isa(isa):
+        loss, grad_s, _ = _both_gradients(s, t, False, **options)
+    assert_value(loss, expected)
+    assert_gradient(grad_s, by_s)
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("side", [0, 1], ids=["student", "teacher"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_no_block_takes_spoils_its_row_alone(
+    isa: str, dtype: torch.dtype, side: int, number: float
+) -> None:
+    rows = _with_an_event("nothing", dtype)
+    clean, _, _ = _both_gradients(*rows, False)
+    rows[side][0, 1500] = number
+    with native.forced_isa(isa):
+        loss, grad, _ = _both_gradients(*rows, False)
+    assert loss[0].isnan() and grad[0].isnan().all()
+    assert_value(loss[1], clean[1])
+    assert grad[1].isfinite().all()
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger"])

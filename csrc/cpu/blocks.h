@@ -144,6 +144,36 @@ inline int64_t store_floats(const typename V::Real* scratch, int64_t i, int64_t 
   return i;
 }
 
+// Where a loop puts its vectors: numbers of the kind that it computes with, or 16-bit ones, two vectors at a
+// time.
+template <class V, bool kStreamed>
+struct ToNumbers {
+  static constexpr int kVectors = 1;
+  typename V::Real* out;
+
+  void put(int64_t i, V x) const {
+    if constexpr (kStreamed) {
+      stream(x, out + i);
+    } else {
+      x.store(out + i);
+    }
+  }
+};
+
+template <class V, bool kStreamed, bool kBf16>
+struct ToHalves {
+  static constexpr int kVectors = 2;
+  uint16_t* out;
+
+  void put(int64_t i, V low, V high) const {
+    if constexpr (kStreamed) {
+      stream16(low, high, out + i, kBf16, false);
+    } else {
+      store16(low, high, out + i, kBf16, false);
+    }
+  }
+};
+
 // The first n numbers of `scratch` to columns [start, start + n). `streamed`: past the caches; `nan`: whether
 // there may be NaN among them that an operand brought along.
 template <class V>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "row_blocks.h"
+#include "shifted_exp2.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -11,21 +12,32 @@ struct ExpSums {
   double first = 0, squares = 0;
 };
 
+// body(f) with f(x) = 2^(x * scale - shift)
+template <class V, class Body>
+inline void with_exp2(typename V::Real scale, typename V::Real shift, const Body& body) {
+  if (ShiftedExp2<V>::takes(scale, shift)) {
+    body(ShiftedExp2<V>(scale, shift));
+  } else {
+    body(PlainExp2<V>(scale, shift));
+  }
+}
+
 // out = 2^(x * scale - shift), and the sums. The row is asked for beforehand at `ahead`: the hardware's
 // prefetcher stops at the page's end, about where a block does. (A prefetch past the row is harmless.)
 template <class V, class R>
 inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, const char* ahead,
                             int64_t step) {
   constexpr int kW = V::kWidth;
-  const V by(scale), less(-shift);
   V first(0), squares(0);
-  for (int64_t i = 0; i < n; i += kW) {
-    const V e = exp2(fma(V::load(x + i), by, less));
-    e.store(out + i);
-    first = first + e;
-    squares = fma(e, e, squares);
-    prefetch(ahead + i * step);
-  }
+  with_exp2<V>(scale, shift, [&](auto exp2_of) {
+    for (int64_t i = 0; i < n; i += kW) {
+      const V e = exp2_of(V::load(x + i));
+      e.store(out + i);
+      first = first + e;
+      squares = fma(e, e, squares);
+      prefetch(ahead + i * step);
+    }
+  });
   return {horizontal_sum(first), horizontal_sum(squares)};
 }
 
@@ -48,14 +60,14 @@ inline ExpSums teacher_exponentials(const RowSetup<V, Div>& setup, const RowStat
 template <class V, class Div, class R>
 inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row, const Block<R>& b,
                                   R* out) {
-  constexpr int kW = V::kWidth;
-  const V by(setup.to_exponent_1), less(-row.shift.one);
   V sum(0);
-  for (int64_t i = 0; i < b.n; i += kW) {
-    const V e = exp2(fma(V::load(b.s + i), by, less));
-    e.store(out + i);
-    sum = sum + e;
-  }
+  with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
+    for (int64_t i = 0; i < b.n; i += V::kWidth) {
+      const V e = exp2_of(V::load(b.s + i));
+      e.store(out + i);
+      sum = sum + e;
+    }
+  });
   return horizontal_sum(sum);
 }
 

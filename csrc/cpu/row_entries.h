@@ -11,7 +11,6 @@ inline namespace FASTKD_ISA {
 // The row's constants as vectors, for one block. The lower ones are known after the first sweep.
 template <class V>
 struct EntryScales {
-  bool same_temperature;
   V to_s, to_t, shift_s, shift_t, to_nats, temperatures, between, cross_shift;
   V offset;              // Row::offset
   V row_r_s, row_r_t;    // from the row's exponentials to probabilities
@@ -28,7 +27,6 @@ inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowStat
   c.to_nats = V(setup.to_nats), c.temperatures = V(setup.temperatures);
   c.between = V(kLn2 * (double(row.shift.s) - row.shift.t));
   c.cross_shift = V(row.cross_shift);
-  c.same_temperature = setup.same_temperature;
   return c;
 }
 
@@ -60,15 +58,19 @@ inline double adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, c
   return factor_s;
 }
 
-// From the logits of the entries from column i of the block on.
-template <class V, class R>
-inline void add_logits(const EntryScales<V>& c, const Block<R>& b, int64_t i, Entry<V>& e) {
-  const V s = V::load(b.s + i), t = V::load(b.t + i);
+template <class V>
+inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
   e.xs = fma(s, c.to_s, c.shift_s);
   e.xt = fma(t, c.to_t, c.shift_t);
   // From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
-  e.ratio = (c.same_temperature ? t - s : fma(t, c.temperatures, V(0) - s)) * c.to_nats;
+  e.ratio = fms(t, c.temperatures, s) * c.to_nats;
   e.relative = e.ratio + c.between;
+}
+
+// From the logits of the entries from column i of the block on.
+template <class V, class R>
+inline void add_logits(const EntryScales<V>& c, const Block<R>& b, int64_t i, Entry<V>& e) {
+  add_logits(c, V::load(b.s + i), V::load(b.t + i), e);
 }
 
 // What the first sweep knows.

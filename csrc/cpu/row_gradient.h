@@ -64,19 +64,15 @@ class RowGradient {
         // Else the middle sweep has left them.
         if (!after_sums) logarithms(setup_.div, c, b, blocks_.e1);
       }
-      const bool direct = grad_s.data != nullptr && takes_vectors(grad_s, b);
-      R* const place = direct ? reinterpret_cast<R*>(grad_s.at(start)) : blocks_.out_s;
-      if (direct && setup_.streamed && !all && is_aligned(place) && !b.holds(state_.label)) {
-        differentiate<kStudentView<Div>, false, true>(c, b, factor, coefficient, place);
-        continue;
-      }
+      if (!all && put_directly(c, b, factor, coefficient, grad_s, nan)) continue;
+      R* const place = takes_vectors(grad_s, b) ? reinterpret_cast<R*>(grad_s.at(start)) : blocks_.out_s;
       R* const out = setup_.streamed ? blocks_.out_s : place;
       if (both) {
-        differentiate<View::kFull, true, false>(c, b, factor, coefficient, out);
+        differentiate<View::kFull, true>(c, b, factor, coefficient, ToNumbers<V, false>{out});
       } else if (kStudentView<Div> != View::kProbabilities && all) {
-        differentiate<View::kFull, false, false>(c, b, factor, coefficient, out);
+        differentiate<View::kFull, false>(c, b, factor, coefficient, ToNumbers<V, false>{out});
       } else {
-        differentiate<kStudentView<Div>, false, false>(c, b, factor, coefficient, out);
+        differentiate<kStudentView<Div>, false>(c, b, factor, coefficient, ToNumbers<V, false>{out});
       }
       add_label(b, out);
       if (grad_s.data != nullptr && out == blocks_.out_s)
@@ -88,13 +84,37 @@ class RowGradient {
  private:
   // Whether the block's gradient is whole vectors of what the kernel computes with.
   static bool takes_vectors(const RowPointer& grad, const Block<R>& b) {
-    return V::kSimd && grad.dtype == Dtype::kFloat32 && grad.dense() && b.n % kW == 0;
+    return V::kSimd && grad.data != nullptr && grad.dtype == Dtype::kFloat32 && grad.dense() && b.n % kW == 0;
   }
 
-  static bool is_aligned(const R* p) { return reinterpret_cast<uintptr_t>(p) % (kW * sizeof(R)) == 0; }
+  // The student's gradient without a buffer between, where that is possible.
+  bool put_directly(const EntryScales<V>& c, const Block<R>& b, double factor, double coefficient,
+                    const RowPointer& grad, bool nan) {
+    if constexpr (V::kSimd) {
+      constexpr int64_t kVector = kW * sizeof(R);
+      if (grad.data == nullptr || !grad.dense() || b.holds(state_.label)) return false;
+      if (setup_.streamed && reinterpret_cast<uintptr_t>(grad.at(b.start)) % kVector != 0) return false;
+      const auto put = [&](auto to) {
+        differentiate<kStudentView<Div>, false>(c, b, factor, coefficient, to);
+        return true;
+      };
+      R* const numbers = reinterpret_cast<R*>(grad.at(b.start));
+      uint16_t* const halves = reinterpret_cast<uint16_t*>(grad.at(b.start));
+      const bool pairs = !nan && b.n % (2 * kW) == 0;
+      if (setup_.streamed) {
+        if (grad.dtype == Dtype::kFloat32 && b.n % kW == 0) return put(ToNumbers<V, true>{numbers});
+        if (grad.dtype == Dtype::kBFloat16 && pairs) return put(ToHalves<V, true, true>{halves});
+        if (grad.dtype == Dtype::kFloat16 && pairs) return put(ToHalves<V, true, false>{halves});
+      } else {
+        if (grad.dtype == Dtype::kBFloat16 && pairs) return put(ToHalves<V, false, true>{halves});
+        if (grad.dtype == Dtype::kFloat16 && pairs) return put(ToHalves<V, false, false>{halves});
+      }
+    }
+    return false;
+  }
 
-  template <View kView, bool kBothSides, bool kStreamed>
-  void differentiate(const EntryScales<V>& c, const Block<R>& b, double factor, double coefficient, R* out) {
+  template <View kView, bool kBothSides, class To>
+  void differentiate(const EntryScales<V>& c, const Block<R>& b, double factor, double coefficient, To to) {
     const V to_s(by_student_), to_t(by_teacher_), spread(spread_);
     // The exponentials at temperature 1: those at hand, or their squares.
     double slope = 0, level = 0;
@@ -112,7 +132,7 @@ class RowGradient {
     }
     const V by_square(slope), by_one(level);
     const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * factor : 0);
-    for (int64_t i = 0; i < b.n; i += kW) {
+    const auto gradient = [&](int64_t i) {
       const V x1 = V::load(one + i);
       V grad = fma(fma(x1, by_square, by_one), x1, spread);
       if constexpr (Setup::kTeacher) {
@@ -126,10 +146,14 @@ class RowGradient {
       } else if constexpr (Setup::kSparse) {
         grad = fma(to_q, V::load(b.es + i), grad);
       }
-      if constexpr (kStreamed) {
-        stream(grad, out + i);
+      return grad;
+    };
+    constexpr int64_t kStep = To::kVectors * kW;
+    for (int64_t i = (b.n - 1) / kStep * kStep; i >= 0; i -= kStep) {
+      if constexpr (To::kVectors == 2) {
+        to.put(i, gradient(i), gradient(i + kW));
       } else {
-        grad.store(out + i);
+        to.put(i, gradient(i));
       }
     }
   }

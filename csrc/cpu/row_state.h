@@ -1,8 +1,8 @@
 // What the sweeps have found of a row so far.
 //
-// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is the row's maximum. With equal
-// temperatures and maxima near each other both rows take the same one: equal logits then give equal
-// exponentials, and q - p is right to the last digits however alike the models are.
+// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is the row's maximum, to the nearest
+// integer. With equal temperatures and maxima near each other both rows take the same one: equal logits then give
+// equal exponentials, and q - p is right to the last digits however alike the models are.
 #pragma once
 
 #include <algorithm>
@@ -42,11 +42,11 @@ inline R finite(R x) {
   return x == kLowest<R> ? R(0) : x;
 }
 
-// The exponent of 2 of a largest logit. Where that is -inf, or so low that it becomes -inf here, any finite
-// shift will do, and keeps -inf - shift from being NaN.
+// The exponent of 2 of a largest logit, rounded. Where that is -inf, or so low that it becomes -inf here, any
+// finite shift will do, and keeps -inf - shift from being NaN.
 template <class R>
 inline R exponent_of(R max, R to_exponent) {
-  const R exponent = max * to_exponent;
+  const R exponent = std::nearbyint(max * to_exponent);
   return exponent == kLowest<R> ? R(0) : exponent;
 }
 

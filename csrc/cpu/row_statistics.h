@@ -2,7 +2,7 @@
 // memory, keeping a running maximum from block to block.
 #pragma once
 
-#include "exponentials.h"
+#include "plain_block.h"
 #include "row_cross.h"
 
 namespace fastkd {
@@ -20,9 +20,11 @@ class RowStatistics {
 
   void find() {
     row_.columns = static_cast<double>(setup_.params.vocab);
+    const bool plain = is_plain_row();
     for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
+      if (plain && add_plain(blocks_.at(start))) continue;
       const Block<R> b = blocks_.load(start, row_.label);
-      raise_shifts(b);
+      raise_shifts(b, largest<V>(b.s, b.n), Setup::kTeacher ? largest<V>(b.t, b.n) : kLowest<R>);
       add_exponentials(b);
       if constexpr (Div::kStreams > 0) add_streams(b, raw_scales_of(setup_, row_));
       if (setup_.params.metrics != nullptr) add_moments(b);
@@ -38,8 +40,47 @@ class RowStatistics {
     return i;
   }
 
-  void raise_shifts(const Block<R>& b) {
-    const R top_s = largest<V>(b.s, b.n), top_t = Setup::kTeacher ? largest<V>(b.t, b.n) : kLowest<R>;
+  // Whether blocks may go through plain_block.h.
+  bool is_plain_row() const {
+    if (!V::kSimd || Div::kCross || setup_.params.metrics != nullptr || setup_.smoothed) return false;
+    if (!blocks_.s.dense() || blocks_.s.dtype == Dtype::kFloat64) return false;
+    return !Setup::kTeacher || (blocks_.t.dense() && blocks_.t.dtype == blocks_.s.dtype);
+  }
+
+  // Relative to the shifts of the blocks before. False if the block is not plain, or its logits are too large for
+  // them.
+  bool add_plain(const Block<R>& b) {
+    bool added = false;
+    if constexpr (V::kSimd && !Div::kCross) {
+      const Shifts<R>& shift = row_.shift;
+      const bool one = setup_.softmax && setup_.soft == Soft::kSeparate;
+      if (row_.max_s == kLowest<R> || (Setup::kTeacher && row_.max_t == kLowest<R>) || b.n % kW != 0 ||
+          (Setup::kSplits && b.holds(row_.label)) ||
+          !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
+          !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t) ||
+          (one && !ShiftedExp2<V>::takes(setup_.to_exponent_1, shift.one)))
+        return false;
+      with_memory(blocks_, b, [&](auto s, auto t) {
+        const bool alike = setup_.same_temperature && shift.s == shift.t;
+        const PlainSums sums = alike ? plain_sums<true>(setup_, row_, blocks_, b, s, t)
+                                     : plain_sums<false>(setup_, row_, blocks_, b, s, t);
+        if (!sums.valid) return;
+        row_.z_s += sums.s;
+        row_.z_t += sums.t;
+        for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += sums.stream[k];
+        if (blocks_.keeps) blocks_.shift(b) = shift;
+        if (one) {
+          row_.z_1 += plain_sum_at<V>(setup_.to_exponent_1, shift.one, b.n, s);
+        } else if (setup_.softmax) {
+          row_.z_1 += setup_.soft == Soft::kSame ? sums.s : sums.squares;
+        }
+        added = true;
+      });
+    }
+    return added;
+  }
+
+  void raise_shifts(const Block<R>& b, R top_s, R top_t) {
     if (!(top_s > row_.max_s) && !(top_t > row_.max_t) && b.start != 0) return;
     if (top_s > row_.max_s) {
       row_.max_s = top_s;

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "polynomials.h"
+#include "shifted_exp2.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -26,8 +27,13 @@ struct Vec {
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static Vec load16(const uint16_t* p, bool bf16) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    if (bf16) return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-    return _mm256_cvtph_ps(h);
+    if (!bf16) return _mm256_cvtph_ps(h);
+    // One shuffle within each half of both; a widening instruction crosses them and takes three times as long.
+    constexpr char kZero = -128;
+    const __m256i upper = _mm256_setr_epi8(
+        kZero, kZero, 0, 1, kZero, kZero, 2, 3, kZero, kZero, 4, 5, kZero, kZero, 6, 7,  //
+        kZero, kZero, 8, 9, kZero, kZero, 10, 11, kZero, kZero, 12, 13, kZero, kZero, 14, 15);
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(h), upper));
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
 };
@@ -37,6 +43,7 @@ inline Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
 inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+inline Vec fms(Vec a, Vec b, Vec c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
 // a <= b ? yes : no, each lane for itself
@@ -50,7 +57,10 @@ inline Vec times(Vec weight, Vec x) {
 }
 
 // sum + weight * x, where 0 * anything = 0
-inline Vec times_add(Vec weight, Vec x, Vec sum) { return sum + times(weight, x); }
+inline Vec times_add(Vec weight, Vec x, Vec sum) {
+  const __m256 keep = _mm256_cmp_ps(weight.v, _mm256_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm256_fmadd_ps(weight.v, _mm256_and_ps(keep, x.v), sum.v);
+}
 
 inline double horizontal_sum(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -63,40 +73,79 @@ inline float horizontal_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// 2^x as power * (1 + rest).
+// Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits; with 127 more it is an exponent
+// field.
+constexpr float kToExponent = 12582912.0f + 127.0f;
+
+// 2^(n + f) as power * (1 + rest), of such a sum for n.
 struct Exp2Parts {
   __m256 power, rest;
 };
 
-inline Exp2Parts exp2_parts(Vec x) {
-  // Adding 1.5 * 2^21 rounds to quarters, whose number then stands in the low bits: the last two choose from
-  // a table, the others, with 127 more, are an exponent field.
-  const __m256 bias = _mm256_set1_ps(3145728.0f + 127.0f);
-  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN passes
-  const __m256 rounded = _mm256_add_ps(bounded, bias);
-  const __m256 f = _mm256_sub_ps(bounded, _mm256_sub_ps(rounded, bias));
-  const __m256i quarters = _mm256_castps_si256(rounded);
-  const __m256 table = _mm256_castsi256_ps(
-      _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kQuarterPower))));
-  const __m256 lost = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(kQuarterLost));
-  const __m256i quarter = _mm256_castps_si256(_mm256_permutevar_ps(table, quarters));
-  __m256 y = _mm256_set1_ps(kExp2Quarter[0]);
-  for (int i = 1; i < kExp2QuarterTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2Quarter[i]));
-  y = _mm256_fmadd_ps(y, f, _mm256_permutevar_ps(lost, quarters));
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(quarters, 21), quarter)), y};
+inline Exp2Parts exp2_parts(__m256 n, __m256 f) {
+  __m256 y = _mm256_set1_ps(kExp2Centered[0]);
+  for (int i = 1; i < kExp2CenteredTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2Centered[i]));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)), _mm256_mul_ps(y, f)};
 }
 
-// 2^x within 1 ulp for x below 127.75; 0 below the normal numbers, NaN at NaN.
+inline Exp2Parts exp2_parts(Vec x) {
+  const __m256 to_exponent = _mm256_set1_ps(kToExponent);
+  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN passes
+  const __m256 n = _mm256_add_ps(bounded, to_exponent);
+  return exp2_parts(n, _mm256_sub_ps(bounded, _mm256_sub_ps(n, to_exponent)));
+}
+
+// 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
 inline Vec exp2(Vec x) {
   const Exp2Parts e = exp2_parts(x);
   return _mm256_fmadd_ps(e.power, e.rest, e.power);
 }
 
-// The same for any x: infinite from 127.875 on. (A fused infinity would be NaN.)
+// The same for any x: infinite from 127.5 on. (A fused infinity would be NaN.)
 inline Vec exp2_any(Vec x) {
   const Exp2Parts e = exp2_parts(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v));
   return _mm256_mul_ps(e.power, _mm256_add_ps(e.rest, _mm256_set1_ps(1.0f)));
 }
+
+// With an integral shift, rounding the exponent and shifting it are one operation.
+template <>
+class ShiftedExp2<Vec> {
+ public:
+  static bool takes(float scale, float shift) {
+    return std::fabs(shift) < 1048576.0f && lowest(scale, shift) > std::numeric_limits<float>::lowest();
+  }
+
+  ShiftedExp2(float scale, float shift)
+      : by_(_mm256_set1_ps(scale)),
+        to_exponent_(_mm256_set1_ps(kToExponent - shift)),
+        lowest_(_mm256_set1_ps(lowest(scale, shift))) {}
+
+  Vec operator()(Vec x) const {
+    const __m256 bounded = _mm256_max_ps(lowest_, x.v);
+    return at(bounded, _mm256_fmadd_ps(bounded, by_, to_exponent_));
+  }
+
+  // An exponent out of bounds sets bits of `seen` that others do not have, those of NaN and infinity included.
+  Vec near(Vec x, Vec& seen) const {
+    const __m256 n = _mm256_fmadd_ps(x.v, by_, to_exponent_);
+    seen.v = _mm256_or_ps(seen.v, n);
+    return at(x.v, n);
+  }
+  static bool was_near(Vec seen) {
+    constexpr int kExponent = 0xff, kRounds = 0x4b400000;  // 1.5 * 2^23
+    return _mm256_testc_si256(_mm256_set1_epi32(kRounds | kExponent), _mm256_castps_si256(seen.v)) != 0;
+  }
+
+ private:
+  Vec at(__m256 x, __m256 n) const {
+    const Exp2Parts e = exp2_parts(n, _mm256_fmsub_ps(x, by_, _mm256_sub_ps(n, to_exponent_)));
+    return _mm256_fmadd_ps(e.power, e.rest, e.power);
+  }
+
+  static float lowest(float scale, float shift) { return (shift - 127.0f) / scale; }
+
+  __m256 by_, to_exponent_, lowest_;
+};
 
 // Natural logarithm of normal numbers x > 0; NaN at NaN.
 inline Vec log_positive(Vec x) {
@@ -114,12 +163,11 @@ inline Vec log_positive(Vec x) {
   return _mm256_blendv_ps(y, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
 }
 
-// bfloat16 in the upper halves. Rounding could carry a NaN's digits into the sign, unless `nan` is looked
-// for.
+// bfloat16 in the upper halves, to the nearest; of two as near the one further from zero, which takes a third
+// of the instructions of the even one. Rounding could carry a NaN's digits into the sign, unless `nan` is
+// looked for.
 inline __m256i round_bf16(Vec x, bool nan) {
-  const __m256i bits = _mm256_castps_si256(x.v);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i rounded = _mm256_add_epi32(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x8000));
   if (!nan) return rounded;
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
   return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "polynomials.h"
+#include "shifted_exp2.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -37,6 +38,7 @@ inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
 inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+inline Vec fms(Vec a, Vec b, Vec c) { return _mm512_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
 // a <= b ? yes : no, each lane for itself
@@ -68,6 +70,26 @@ inline Vec exp2(Vec x) {
   return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
 }
 
+// Nothing is shorter here, but -inf has to be told.
+template <>
+class ShiftedExp2<Vec> {
+ public:
+  static constexpr bool takes(float, float) { return true; }
+
+  ShiftedExp2(float scale, float shift) : scale_(scale), less_(-shift) {}
+  Vec operator()(Vec x) const { return exp2(fma(x, scale_, less_)); }
+
+  Vec near(Vec x, Vec& seen) const {
+    const Vec y = fma(x, scale_, less_);
+    seen = _mm512_min_ps(seen.v, y.v);
+    return exp2(y);
+  }
+  static bool was_near(Vec seen) { return _mm512_reduce_min_ps(seen.v) >= -1000.0f; }
+
+ private:
+  Vec scale_, less_;
+};
+
 // The same for any x. At +inf, x - floor(x) is NaN.
 inline Vec exp2_any(Vec x) { return exp2(Vec(_mm512_min_ps(_mm512_set1_ps(1000.0f), x.v))); }
 
@@ -83,30 +105,31 @@ inline Vec log_positive(Vec x) {
   return _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
 }
 
-inline __m256i to16(Vec x, bool bf16) {
+// bfloat16 to the nearest, of two as near to the one further from zero. Rounding could carry a NaN's digits
+// into the sign, unless `nan` is looked for.
+inline __m256i to16(Vec x, bool bf16, bool nan) {
   if (!bf16) return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x8000));
+  if (nan) {
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q),
+                                    _mm512_set1_epi32(0x7fc00000));
+  }
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
 // Two vectors in 16 bits.
-inline __m512i to16(Vec low, Vec high, bool bf16) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16)), to16(high, bf16), 1);
+inline __m512i to16(Vec low, Vec high, bool bf16, bool nan) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16, nan)), to16(high, bf16, nan), 1);
 }
 
-// NaN is always looked for: with masks that costs little.
-inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool) {
-  _mm512_storeu_si512(p, to16(low, high, bf16));
+inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm512_storeu_si512(p, to16(low, high, bf16, nan));
 }
 
 // Past the caches, for memory that nobody reads soon; `p` is aligned to 64 bytes.
 inline void stream(Vec x, float* p) { _mm512_stream_ps(p, x.v); }
-inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool) {
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to16(low, high, bf16));
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to16(low, high, bf16, nan));
 }
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "half.h"
+#include "shifted_exp2.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -60,6 +61,11 @@ inline VecOf<R> operator/(VecOf<R> a, VecOf<R> b) {
 template <class R>
 inline VecOf<R> fma(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
   return lanes<R>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+// a * b - c
+template <class R>
+inline VecOf<R> fms(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
+  return lanes<R>([&](int i) { return a.v[i] * b.v[i] - c.v[i]; });
 }
 template <class R>
 inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {
