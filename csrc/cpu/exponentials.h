@@ -56,29 +56,5 @@ inline ExpSums teacher_exponentials(const RowSetup<V, Div>& setup, const RowStat
                          blocks.t.step);
 }
 
-// The student's at temperature 1, where they have to be made.
-template <class V, class Div, class R>
-inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row, const Block<R>& b,
-                                  R* out) {
-  V sum(0);
-  with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
-    for (int64_t i = 0; i < b.n; i += V::kWidth) {
-      const V e = exp2_of(V::load(b.s + i));
-      e.store(out + i);
-      sum = sum + e;
-    }
-  });
-  return horizontal_sum(sum);
-}
-
-// For the later sweeps: the block's exponentials, unless the first sweep has kept them.
-template <class V, class Div, class R>
-inline void need_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                              RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {
-  if (blocks.keeps) return;
-  student_exponentials(setup, row, blocks, b, toward);
-  if constexpr (RowSetup<V, Div>::kTeacher) teacher_exponentials(setup, row, blocks, b, toward);
-}
-
 }  // namespace FASTKD_ISA
 }  // namespace fastkd

@@ -1,5 +1,4 @@
-// Sweep 1 over a block of finite logits, none far from the others, in whole vectors in memory: one loop, in which
-// each is read, converted and used while it is in a register. Whether the block is one shows when it is done.
+// Blocks whose logits lie in memory as whole vectors, and are converted where they are used.
 #pragma once
 
 #include "exponentials.h"
@@ -14,7 +13,7 @@ struct Floats {
   static constexpr int64_t kBytes = sizeof(typename V::Real);
   const typename V::Real* x;
 
-  explicit Floats(const char* p) : x(reinterpret_cast<const typename V::Real*>(p)) {}
+  explicit Floats(const void* p) : x(static_cast<const typename V::Real*>(p)) {}
   V at(int64_t i) const { return V::load(x + i); }
 };
 
@@ -23,7 +22,7 @@ struct Halves {
   static constexpr int64_t kBytes = 2;
   const uint16_t* x;
 
-  explicit Halves(const char* p) : x(reinterpret_cast<const uint16_t*>(p)) {}
+  explicit Halves(const void* p) : x(static_cast<const uint16_t*>(p)) {}
   V at(int64_t i) const { return V::load16(x + i, kBf16); }
 };
 
@@ -41,6 +40,13 @@ inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, cons
   }
 }
 
+// body(s, t): the same, or what the block has been loaded to, for a view that asks for logits.
+template <View kView, class V, class Div, class R, class Body>
+inline void with_logits(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
+  if (kView != View::kFull || b.s != nullptr) return body(Floats<V>(b.s), Floats<V>(b.t));
+  if constexpr (V::kSimd && kView == View::kFull) with_memory(blocks, b, body);
+}
+
 // Of which 0 times any is 0.
 template <class V>
 struct Finite {
@@ -53,12 +59,14 @@ inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
   return fma(weight.v, x.v, sum.v);
 }
 
+// Sweep 1 over a block of finite logits, none far from the others. Whether it is one shows when it is done.
 struct PlainSums {
   bool valid;
   double s, squares, t, stream[kMaxStreams];
 };
 
-// `kAlike`: both sides have the same scale and shift. One set of constants then fits in registers, two do not.
+// `kAlike`: both sides have the same scale and shift. One set of constants then fits in registers, two do
+// not.
 template <bool kAlike, class V, class Div, class R, class Memory>
 inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                             const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
@@ -101,13 +109,59 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   return sums;
 }
 
-// At temperature 1, where that is neither of the two sums.
-template <class V, class R, class Memory>
-inline double plain_sum_at(R scale, R shift, int64_t n, Memory s) {
-  const ShiftedExp2<V> exp2_of(scale, shift);
+// The student's exponentials at temperature 1, where they have to be made.
+template <class V, class Div, class R>
+inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                                  const RowBlocks<V, Div>& blocks, const Block<R>& b, R* out) {
   V sum(0);
-  for (int64_t i = 0; i < n; i += V::kWidth) sum = sum + exp2_of(s.at(i));
+  with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
+    with_logits<View::kFull>(blocks, b, [&](auto s, auto) {
+      for (int64_t i = 0; i < b.n; i += V::kWidth) {
+        const V e = exp2_of(s.at(i));
+        e.store(out + i);
+        sum = sum + e;
+      }
+    });
+  });
   return horizontal_sum(sum);
+}
+
+template <class V, class R, class Memory>
+inline void plain_exponentials(ShiftedExp2<V> exp2_of, Memory x, int64_t n, R* out, const char* ahead) {
+  for (int64_t i = 0; i < n; i += V::kWidth) {
+    exp2_of(x.at(i)).store(out + i);
+    prefetch(ahead + i * Memory::kBytes);
+  }
+}
+
+// For the later sweeps: a block with its exponentials, unless the first sweep has kept them. `logits`:
+// whether with_logits() will be asked for it; `toward`: columns to the block that comes next.
+template <class V, class Div, class R>
+inline Block<R> with_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                                  RowBlocks<V, Div>& blocks, int64_t start, bool logits, int64_t toward) {
+  constexpr bool kTeacher = RowSetup<V, Div>::kTeacher, kSplits = RowSetup<V, Div>::kSplits;
+  const Block<R> bare = blocks.at(start);
+  const R scale_s = setup.to_exponent_s, scale_t = setup.to_exponent_t;
+  const Shifts<R>& shift = row.shift;
+  if (blocks.keeps && !logits) return bare;
+  if constexpr (V::kSimd) {
+    const bool plain = blocks.plain() && bare.n % V::kWidth == 0 && !(kSplits && bare.holds(row.label));
+    if (plain && blocks.keeps) return bare;
+    if (plain && ShiftedExp2<V>::takes(scale_s, shift.s) && ShiftedExp2<V>::takes(scale_t, shift.t)) {
+      with_memory(blocks, bare, [&](auto s, auto t) {
+        plain_exponentials(ShiftedExp2<V>(scale_s, shift.s), s, bare.n, bare.es, blocks.s.at(start + toward));
+        if constexpr (kTeacher)
+          plain_exponentials(ShiftedExp2<V>(scale_t, shift.t), t, bare.n, bare.et,
+                             blocks.t.at(start + toward));
+      });
+      return bare;
+    }
+  }
+  const Block<R> b = blocks.load(start, row.label);
+  if (blocks.keeps) return b;
+  student_exponentials(setup, row, blocks, b, toward);
+  if constexpr (kTeacher) teacher_exponentials(setup, row, blocks, b, toward);
+  return b;
 }
 
 }  // namespace FASTKD_ISA

@@ -11,9 +11,9 @@ constexpr int kExp2Terms = 7;
 constexpr float kExp2[kExp2Terms] = {
     0.000216129212f, 0.00124678448f, 0.00967545173f, 0.0554852805f, 0.240229306f, 0.693147044f, 1.0f};
 
-// (2^f - 1) / f on [-1/2, 1/2]: minimax with the constant held at ln 2, relative error of 2^f 1.1e-7. An error
-// is the same for all like arguments and would show at high temperatures; there they are near 0, where this one
-// vanishes.
+// (2^f - 1) / f on [-1/2, 1/2]: minimax with the constant held at ln 2, relative error of 2^f 1.1e-7. An
+// error is the same for all like arguments and would show at high temperatures; there they are near 0, where
+// this one vanishes.
 constexpr int kExp2CenteredTerms = 5;
 constexpr float kExp2Centered[kExp2CenteredTerms] = {0.00133006054f, 0.00966969132f, 0.0555055849f,
                                                      0.240222827f, 0.693147182f};

@@ -50,6 +50,12 @@ class RowBlocks {
               params.vocab),
         shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
 
+  // Whether the logits of both sides lie in memory as vectors of one kind.
+  bool plain() const {
+    if (!V::kSimd || !s.dense() || s.dtype == Dtype::kFloat64) return false;
+    return !Setup::kTeacher || (t.dense() && t.dtype == s.dtype);
+  }
+
   int64_t last() const { return (vocab_ - 1) / kBlock * kBlock; }
 
   // The block without its logits.

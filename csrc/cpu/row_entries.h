@@ -122,11 +122,12 @@ constexpr View kStudentView =
     : kKeepsTerms<Div> ? View::kTerm
                        : View::kFull;
 
-template <View kView, class V, class Div, class R>
-inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+// `s`, `t`: the block's logits, where the view is full.
+template <View kView, class Div, class V, class R, class Logits>
+inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, Logits s, Logits t) {
   Entry<V> e = probabilities<V, Div>(c, b, i);
   if constexpr (kView == View::kFull) {
-    add_logits(c, b, i, e);
+    add_logits(c, s.at(i), t.at(i), e);
     e.log_ratio = e.ratio + c.offset;
   } else if constexpr (kView == View::kStudentLog) {
     e.log_ratio = V(0);

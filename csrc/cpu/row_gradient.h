@@ -1,7 +1,7 @@
 // The last sweep, back to front, so that it finds in the caches what was read or written most recently.
 #pragma once
 
-#include "exponentials.h"
+#include "plain_block.h"
 #include "row_logarithms.h"
 #include "row_value.h"
 
@@ -53,90 +53,85 @@ class RowGradient {
     const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
     const bool all =
         both || kStudentView<Div> == View::kFull || (kStudentView<Div> != View::kProbabilities && !left);
-    const bool with_logits = all || !blocks_.keeps || (by_softmax_ != 0 && setup_.soft == Soft::kSeparate);
+    const bool separate = by_softmax_ != 0 && setup_.soft == Soft::kSeparate;
+    const bool directly = grad_s.data != nullptr && !both && (!all || kStudentView<Div> == View::kFull);
     const double labels = Setup::kSplits ? double(state_.label_s) + state_.label_t : 0;
     const bool nan = std::isnan(state_.z_s + state_.z_t + labels + scale_ + coefficient);
     for (int64_t start = blocks_.last(); start >= 0; start -= kBlock) {
-      const Block<R> b = with_logits ? blocks_.load(start, state_.label) : blocks_.at(start);
-      need_exponentials(setup_, state_, blocks_, b, -kBlock);
+      const Block<R> b = with_exponentials(setup_, state_, blocks_, start, all || separate, -kBlock);
       const double factor = blocks_.keeps ? adapt(setup_.div, c, state_, blocks_.shift(b)) : 1;
       if constexpr (Div::kLog) {
         // Else the middle sweep has left them.
         if (!after_sums) logarithms(setup_.div, c, b, blocks_.e1);
       }
-      if (!all && put_directly(c, b, factor, coefficient, grad_s, nan)) continue;
-      R* const place = takes_vectors(grad_s, b) ? reinterpret_cast<R*>(grad_s.at(start)) : blocks_.out_s;
-      R* const out = setup_.streamed ? blocks_.out_s : place;
+      if (separate) exponentials_at_one(setup_, state_, blocks_, b, blocks_.e1);
+      const R* const one = separate ? blocks_.e1 : b.es;
+      if (directly && put(b, grad_s, nan, [&](auto to) {
+            differentiate<kStudentView<Div>, false>(c, b, one, factor, coefficient, to);
+          }))
+        continue;
+      const ToNumbers<V, false> to{blocks_.out_s};
       if (both) {
-        differentiate<View::kFull, true>(c, b, factor, coefficient, ToNumbers<V, false>{out});
-      } else if (kStudentView<Div> != View::kProbabilities && all) {
-        differentiate<View::kFull, false>(c, b, factor, coefficient, ToNumbers<V, false>{out});
+        differentiate<View::kFull, true>(c, b, one, factor, coefficient, to);
+      } else if (all) {
+        differentiate<View::kFull, false>(c, b, one, factor, coefficient, to);
       } else {
-        differentiate<kStudentView<Div>, false>(c, b, factor, coefficient, ToNumbers<V, false>{out});
+        differentiate<kStudentView<Div>, false>(c, b, one, factor, coefficient, to);
       }
-      add_label(b, out);
-      if (grad_s.data != nullptr && out == blocks_.out_s)
-        store_block<V>(out, b.n, grad_s, start, setup_.streamed, nan);
+      add_label(b);
+      if (grad_s.data != nullptr) store_block<V>(blocks_.out_s, b.n, grad_s, start, setup_.streamed, nan);
       if (grad_t.data != nullptr) store_block<V>(blocks_.out_t, b.n, grad_t, start, setup_.streamed, nan);
     }
   }
 
  private:
-  // Whether the block's gradient is whole vectors of what the kernel computes with.
-  static bool takes_vectors(const RowPointer& grad, const Block<R>& b) {
-    return V::kSimd && grad.data != nullptr && grad.dtype == Dtype::kFloat32 && grad.dense() && b.n % kW == 0;
-  }
-
-  // The student's gradient without a buffer between, where that is possible.
-  bool put_directly(const EntryScales<V>& c, const Block<R>& b, double factor, double coefficient,
-                    const RowPointer& grad, bool nan) {
+  // Calls `differentiate` with where to put the student's gradient. False where it needs a buffer first.
+  template <class Body>
+  bool put(const Block<R>& b, const RowPointer& grad, bool nan, const Body& differentiate) const {
     if constexpr (V::kSimd) {
       constexpr int64_t kVector = kW * sizeof(R);
-      if (grad.data == nullptr || !grad.dense() || b.holds(state_.label)) return false;
+      if (!grad.dense() || b.n % (2 * kW) != 0 || b.holds(state_.label)) return false;
       if (setup_.streamed && reinterpret_cast<uintptr_t>(grad.at(b.start)) % kVector != 0) return false;
-      const auto put = [&](auto to) {
-        differentiate<kStudentView<Div>, false>(c, b, factor, coefficient, to);
-        return true;
-      };
       R* const numbers = reinterpret_cast<R*>(grad.at(b.start));
       uint16_t* const halves = reinterpret_cast<uint16_t*>(grad.at(b.start));
-      const bool pairs = !nan && b.n % (2 * kW) == 0;
-      if (setup_.streamed) {
-        if (grad.dtype == Dtype::kFloat32 && b.n % kW == 0) return put(ToNumbers<V, true>{numbers});
-        if (grad.dtype == Dtype::kBFloat16 && pairs) return put(ToHalves<V, true, true>{halves});
-        if (grad.dtype == Dtype::kFloat16 && pairs) return put(ToHalves<V, true, false>{halves});
-      } else {
-        if (grad.dtype == Dtype::kBFloat16 && pairs) return put(ToHalves<V, false, true>{halves});
-        if (grad.dtype == Dtype::kFloat16 && pairs) return put(ToHalves<V, false, false>{halves});
+      if (grad.dtype == Dtype::kFloat32) {
+        if (setup_.streamed) return differentiate(ToNumbers<V, true>{numbers}), true;
+        return differentiate(ToNumbers<V, false>{numbers}), true;
+      }
+      if (nan) return false;
+      if (grad.dtype == Dtype::kBFloat16) {
+        if (setup_.streamed) return differentiate(ToHalves<V, true, true>{halves}), true;
+        return differentiate(ToHalves<V, false, true>{halves}), true;
+      }
+      if (grad.dtype == Dtype::kFloat16) {
+        if (setup_.streamed) return differentiate(ToHalves<V, true, false>{halves}), true;
+        return differentiate(ToHalves<V, false, false>{halves}), true;
       }
     }
     return false;
   }
 
+  // `one`: exponentials at temperature 1, or those at hand, of which they are the squares.
   template <View kView, bool kBothSides, class To>
-  void differentiate(const EntryScales<V>& c, const Block<R>& b, double factor, double coefficient, To to) {
+  void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double factor,
+                     double coefficient, To to) {
     const V to_s(by_student_), to_t(by_teacher_), spread(spread_);
-    // The exponentials at temperature 1: those at hand, or their squares.
     double slope = 0, level = 0;
-    const R* one = b.es;
     if (by_softmax_ != 0) {
       level = by_softmax_ * (Setup::kSplits ? std::exp2(state_.shift.one - lse_ * kLog2e) : 1 / state_.z_1);
       if (setup_.soft == Soft::kSquare) {
         slope = level * factor * factor, level = 0;
       } else if (setup_.soft == Soft::kSame) {
         level *= factor;
-      } else {
-        exponentials_at_one(setup_, state_, b, blocks_.e1);
-        one = blocks_.e1;
       }
     }
     const V by_square(slope), by_one(level);
     const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * factor : 0);
-    const auto gradient = [&](int64_t i) {
+    const auto gradient = [&](int64_t i, auto s, auto t) {
       const V x1 = V::load(one + i);
       V grad = fma(fma(x1, by_square, by_one), x1, spread);
       if constexpr (Setup::kTeacher) {
-        const Entry<V> x = entry_as<kView, V, Div>(c, b, i);
+        const Entry<V> x = entry_as<kView, Div>(c, b, i, s, t);
         if constexpr (kView == View::kTerm) {
           grad = fma(to_s, setup_.div.student(x, V::load(b.left + i) * c.factor_term, row_), grad);
         } else {
@@ -148,19 +143,22 @@ class RowGradient {
       }
       return grad;
     };
-    constexpr int64_t kStep = To::kVectors * kW;
-    for (int64_t i = (b.n - 1) / kStep * kStep; i >= 0; i -= kStep) {
-      if constexpr (To::kVectors == 2) {
-        to.put(i, gradient(i), gradient(i + kW));
-      } else {
-        to.put(i, gradient(i));
+    with_logits<kView>(blocks_, b, [&](auto s, auto t) {
+      constexpr int64_t kStep = To::kVectors * kW;
+      for (int64_t i = (b.n - 1) / kStep * kStep; i >= 0; i -= kStep) {
+        if constexpr (To::kVectors == 2) {
+          to.put(i, gradient(i, s, t), gradient(i + kW, s, t));
+        } else {
+          to.put(i, gradient(i, s, t));
+        }
       }
-    }
+    });
   }
 
   // In full precision, before the one rounding.
-  void add_label(const Block<R>& b, R* out) {
+  void add_label(const Block<R>& b) {
     if (!b.holds(state_.label)) return;
+    R* const out = blocks_.out_s;
     const int64_t place = state_.label - b.start;
     if constexpr (Setup::kSplits) {
       const double soft = by_softmax_ != 0 ? by_softmax_ * std::exp(state_.label_s - lse_) : 0;

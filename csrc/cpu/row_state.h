@@ -1,8 +1,8 @@
 // What the sweeps have found of a row so far.
 //
-// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is the row's maximum, to the nearest
-// integer. With equal temperatures and maxima near each other both rows take the same one: equal logits then give
-// equal exponentials, and q - p is right to the last digits however alike the models are.
+// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is the row's maximum, to the
+// nearest integer. With equal temperatures and maxima near each other both rows take the same one: equal
+// logits then give equal exponentials, and q - p is right to the last digits however alike the models are.
 #pragma once
 
 #include <algorithm>

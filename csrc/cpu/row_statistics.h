@@ -20,7 +20,8 @@ class RowStatistics {
 
   void find() {
     row_.columns = static_cast<double>(setup_.params.vocab);
-    const bool plain = is_plain_row();
+    const bool plain =
+        blocks_.plain() && !Div::kCross && setup_.params.metrics == nullptr && !setup_.smoothed;
     for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
       if (plain && add_plain(blocks_.at(start))) continue;
       const Block<R> b = blocks_.load(start, row_.label);
@@ -40,25 +41,16 @@ class RowStatistics {
     return i;
   }
 
-  // Whether blocks may go through plain_block.h.
-  bool is_plain_row() const {
-    if (!V::kSimd || Div::kCross || setup_.params.metrics != nullptr || setup_.smoothed) return false;
-    if (!blocks_.s.dense() || blocks_.s.dtype == Dtype::kFloat64) return false;
-    return !Setup::kTeacher || (blocks_.t.dense() && blocks_.t.dtype == blocks_.s.dtype);
-  }
-
-  // Relative to the shifts of the blocks before. False if the block is not plain, or its logits are too large for
-  // them.
+  // Relative to the shifts of the blocks before. False if the block is not plain, or its logits are too large
+  // for them.
   bool add_plain(const Block<R>& b) {
     bool added = false;
     if constexpr (V::kSimd && !Div::kCross) {
       const Shifts<R>& shift = row_.shift;
       const bool one = setup_.softmax && setup_.soft == Soft::kSeparate;
       if (row_.max_s == kLowest<R> || (Setup::kTeacher && row_.max_t == kLowest<R>) || b.n % kW != 0 ||
-          (Setup::kSplits && b.holds(row_.label)) ||
-          !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
-          !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t) ||
-          (one && !ShiftedExp2<V>::takes(setup_.to_exponent_1, shift.one)))
+          (Setup::kSplits && b.holds(row_.label)) || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
+          !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t))
         return false;
       with_memory(blocks_, b, [&](auto s, auto t) {
         const bool alike = setup_.same_temperature && shift.s == shift.t;
@@ -70,7 +62,7 @@ class RowStatistics {
         for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += sums.stream[k];
         if (blocks_.keeps) blocks_.shift(b) = shift;
         if (one) {
-          row_.z_1 += plain_sum_at<V>(setup_.to_exponent_1, shift.one, b.n, s);
+          row_.z_1 += exponentials_at_one(setup_, row_, blocks_, b, blocks_.e1);
         } else if (setup_.softmax) {
           row_.z_1 += setup_.soft == Soft::kSame ? sums.s : sums.squares;
         }
@@ -101,7 +93,7 @@ class RowStatistics {
     if (!setup_.softmax) return;
     row_.z_1 += setup_.soft == Soft::kSame     ? of_student.first
                 : setup_.soft == Soft::kSquare ? of_student.squares
-                                               : exponentials_at_one(setup_, row_, b, blocks_.e1);
+                                               : exponentials_at_one(setup_, row_, blocks_, b, blocks_.e1);
   }
 
   void add_streams(const Block<R>& b, const EntryScales<V>& c) {

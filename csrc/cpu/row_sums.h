@@ -1,7 +1,7 @@
 // The middle sweep of divergences whose sums need both log-sum-exps first.
 #pragma once
 
-#include "exponentials.h"
+#include "plain_block.h"
 #include "row_logarithms.h"
 
 namespace fastkd {
@@ -15,21 +15,21 @@ template <class V, class Div, class R>
 inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
                       bool student_alone, double* sums) {
   EntryScales<V> c = scales_of(setup, row);
-  const bool with_logits = kSumsView<Div> == View::kFull || !blocks.keeps;
   for (int k = 0; k < kMaxSums; ++k) sums[k] = 0;
   for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
-    const Block<R> b = with_logits ? blocks.load(start, row.label) : blocks.at(start);
-    need_exponentials(setup, row, blocks, b, kBlock);
+    const Block<R> b = with_exponentials(setup, row, blocks, start, kSumsView<Div> == View::kFull, kBlock);
     if (blocks.keeps) adapt(setup.div, c, row, blocks.shift(b));
     if constexpr (Div::kLog) logarithms(setup.div, c, b, blocks.e1);
     V sum[kMaxSums] = {V(0), V(0)};
-    for (int64_t i = 0; i < b.n; i += V::kWidth) {
-      const Entry<V> e = entry_as<kSumsView<Div>, V, Div>(c, b, i);
-      setup.div.sums(e, sum);
-      if constexpr (kStudentView<Div> == View::kStudentLog) {
-        if (student_alone) (V(0) - Mixture<V>::log_q(e)).store(b.left + i);
+    with_logits<kSumsView<Div>>(blocks, b, [&](auto s, auto t) {
+      for (int64_t i = 0; i < b.n; i += V::kWidth) {
+        const Entry<V> e = entry_as<kSumsView<Div>, Div>(c, b, i, s, t);
+        setup.div.sums(e, sum);
+        if constexpr (kStudentView<Div> == View::kStudentLog) {
+          if (student_alone) (V(0) - Mixture<V>::log_q(e)).store(b.left + i);
+        }
       }
-    }
+    });
     for (int k = 0; k < Div::kSums; ++k) sums[k] += horizontal_sum(sum[k]);
   }
 }

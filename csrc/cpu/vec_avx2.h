@@ -28,7 +28,8 @@ struct Vec {
   static Vec load16(const uint16_t* p, bool bf16) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     if (!bf16) return _mm256_cvtph_ps(h);
-    // One shuffle within each half of both; a widening instruction crosses them and takes three times as long.
+    // One shuffle within each half of both; a widening instruction crosses them and takes three times as
+    // long.
     constexpr char kZero = -128;
     const __m256i upper = _mm256_setr_epi8(
         kZero, kZero, 0, 1, kZero, kZero, 2, 3, kZero, kZero, 4, 5, kZero, kZero, 6, 7,  //
@@ -125,7 +126,8 @@ class ShiftedExp2<Vec> {
     return at(bounded, _mm256_fmadd_ps(bounded, by_, to_exponent_));
   }
 
-  // An exponent out of bounds sets bits of `seen` that others do not have, those of NaN and infinity included.
+  // An exponent out of bounds sets bits of `seen` that others do not have, those of NaN and infinity
+  // included.
   Vec near(Vec x, Vec& seen) const {
     const __m256 n = _mm256_fmadd_ps(x.v, by_, to_exponent_);
     seen.v = _mm256_or_ps(seen.v, n);
