@@ -75,6 +75,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   const ShiftedExp2<V> exp2_s(setup.to_exponent_s, row.shift.s);
   const ShiftedExp2<V> exp2_t = kAlike ? exp2_s : ShiftedExp2<V>(setup.to_exponent_t, row.shift.t);
   const char *const ahead_s = blocks.s.at(b.start + kBlock), *const ahead_t = blocks.t.at(b.start + kBlock);
+  const bool stored = V::kKeeps || setup.power > 2;
   // Copies, which no store can reach.
   R *const out_s = b.es, *const out_t = b.et;
   const int64_t n = b.n;
@@ -85,7 +86,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
     const V logit_s = s.at(i), es = exp2_s.near(logit_s, seen);
     of_s = of_s + es;
     squares = fma(es, es, squares);
-    if constexpr (V::kKeeps) es.store(out_s + i);
+    if (stored) es.store(out_s + i);
     prefetch(ahead_s + i * Memory::kBytes);
     if constexpr (kTeacher) {
       const V logit_t = t.at(i), et = exp2_t.near(logit_t, seen);
@@ -102,27 +103,38 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
     }
   }
   // NaN is not less than anything.
-  constexpr double kMost = kBlock * 256.0;
   PlainSums sums{false, horizontal_sum(of_s), horizontal_sum(squares), horizontal_sum(of_t), {0, 0, 0}};
-  sums.valid = sums.s <= kMost && sums.t <= kMost && ShiftedExp2<V>::was_near(seen);
+  sums.valid = sums.s <= setup.most && sums.t <= setup.most && ShiftedExp2<V>::was_near(seen);
   for (int k = 0; k < Div::kStreams; ++k) sums.stream[k] = horizontal_sum(stream[k].v);
   return sums;
 }
 
-// The student's exponentials at temperature 1, where they have to be made.
+// The student's exponentials at temperature 1, where they are neither those at hand nor their squares.
 template <class V, class Div, class R>
 inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row,
                                   const RowBlocks<V, Div>& blocks, const Block<R>& b, R* out) {
   V sum(0);
-  with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
-    with_logits<View::kFull>(blocks, b, [&](auto s, auto) {
-      for (int64_t i = 0; i < b.n; i += V::kWidth) {
-        const V e = exp2_of(s.at(i));
-        e.store(out + i);
-        sum = sum + e;
-      }
+  const auto add = [&](int64_t i, V e) {
+    e.store(out + i);
+    sum = sum + e;
+  };
+  if (setup.power == 3) {
+    for (int64_t i = 0; i < b.n; i += V::kWidth) {
+      const V e = V::load(b.es + i);
+      add(i, e * e * e);
+    }
+  } else if (setup.power == 4) {
+    for (int64_t i = 0; i < b.n; i += V::kWidth) {
+      const V e = V::load(b.es + i), square = e * e;
+      add(i, square * square);
+    }
+  } else {
+    with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
+      with_logits<View::kFull>(blocks, b, [&](auto s, auto) {
+        for (int64_t i = 0; i < b.n; i += V::kWidth) add(i, exp2_of(s.at(i)));
+      });
     });
-  });
+  }
   return horizontal_sum(sum);
 }
 

@@ -53,12 +53,13 @@ class RowGradient {
     const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
     const bool all =
         both || kStudentView<Div> == View::kFull || (kStudentView<Div> != View::kProbabilities && !left);
-    const bool separate = by_softmax_ != 0 && setup_.soft == Soft::kSeparate;
+    const bool separate = by_softmax_ != 0 && setup_.power != 1 && setup_.power != 2;
     const bool directly = grad_s.data != nullptr && !both && (!all || kStudentView<Div> == View::kFull);
     const double labels = Setup::kSplits ? double(state_.label_s) + state_.label_t : 0;
     const bool nan = std::isnan(state_.z_s + state_.z_t + labels + scale_ + coefficient);
     for (int64_t start = blocks_.last(); start >= 0; start -= kBlock) {
-      const Block<R> b = with_exponentials(setup_, state_, blocks_, start, all || separate, -kBlock);
+      const Block<R> b =
+          with_exponentials(setup_, state_, blocks_, start, all || (separate && setup_.power == 0), -kBlock);
       const double factor = blocks_.keeps ? adapt(setup_.div, c, state_, blocks_.shift(b)) : 1;
       if constexpr (Div::kLog) {
         // Else the middle sweep has left them.
@@ -119,11 +120,8 @@ class RowGradient {
     double slope = 0, level = 0;
     if (by_softmax_ != 0) {
       level = by_softmax_ * (Setup::kSplits ? std::exp2(state_.shift.one - lse_ * kLog2e) : 1 / state_.z_1);
-      if (setup_.soft == Soft::kSquare) {
-        slope = level * factor * factor, level = 0;
-      } else if (setup_.soft == Soft::kSame) {
-        level *= factor;
-      }
+      level *= std::pow(factor, setup_.power);
+      if (setup_.power == 2) std::swap(slope, level);
     }
     const V by_square(slope), by_one(level);
     const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * factor : 0);

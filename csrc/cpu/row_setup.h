@@ -1,6 +1,8 @@
 // What is the same for all rows of a call.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -9,9 +11,6 @@
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
-
-// Whence the exponentials at temperature 1 come.
-enum class Soft { kSame, kSquare, kSeparate };
 
 template <class V, class Div>
 struct RowSetup {
@@ -24,10 +23,13 @@ struct RowSetup {
   const Div div;
   const bool streamed;  // gradients go past the caches
   const bool same_temperature, cross_entropy, needs_label, softmax, smoothed;
-  const Soft soft;
+  const int power;  // of an exponential that is the one at temperature 1: T where that is 1 to 4, else 0
   // from logits to exponents of 2: the student's, the teacher's, the student's at temperature 1
   const R to_exponent_s, to_exponent_t, to_exponent_1;
   const R to_nats, temperatures;  // 1 / T; T / T_t
+  // What a block's exponentials may add up to before the shift has to follow. Those at temperature 1 that are
+  // made apart have to stay finite.
+  const double most;
 
   RowSetup(const DenseParams& p, Div divergence, bool past_caches)
       : params(p),
@@ -38,14 +40,15 @@ struct RowSetup {
         needs_label(p.labels != nullptr && (cross_entropy || kSplits || p.metrics != nullptr)),
         softmax(cross_entropy || p.z_loss != 0 || (p.metrics != nullptr && p.labels != nullptr)),
         smoothed(p.label_smoothing != 0 && p.labels != nullptr),
-        soft(p.temperature == 1   ? Soft::kSame
-             : p.temperature == 2 ? Soft::kSquare
-                                  : Soft::kSeparate),
+        power(p.temperature == 1 || p.temperature == 2 || p.temperature == 3 || p.temperature == 4
+                  ? static_cast<int>(p.temperature)
+                  : 0),
         to_exponent_s(static_cast<R>(kLog2e / p.temperature)),
         to_exponent_t(static_cast<R>(kLog2e / p.teacher_temperature)),
         to_exponent_1(static_cast<R>(kLog2e)),
         to_nats(static_cast<R>(1 / p.temperature)),
-        temperatures(static_cast<R>(p.temperature / p.teacher_temperature)) {}
+        temperatures(static_cast<R>(p.temperature / p.teacher_temperature)),
+        most(std::exp2(softmax && power == 0 ? std::min(17.0, 118 / p.temperature - 1) : 17.0)) {}
 };
 
 }  // namespace FASTKD_ISA

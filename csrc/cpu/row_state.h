@@ -58,9 +58,8 @@ inline Shifts<R> shifts_for(const RowSetup<V, Div>& setup, const RowState<R>& ro
   to.t = exponent_of(row.max_t, R(setup.to_exponent_t));
   if (setup.same_temperature && setup.kTeacher && std::fabs(to.s - to.t) < 16)
     to.s = to.t = std::max(to.s, to.t);
-  to.one = setup.soft == Soft::kSeparate ? exponent_of(row.max_s, R(setup.to_exponent_1))
-           : setup.soft == Soft::kSquare ? exponent_of(to.s, R(2))
-                                         : to.s;
+  to.one =
+      setup.power == 0 ? exponent_of(row.max_s, R(setup.to_exponent_1)) : exponent_of(to.s, R(setup.power));
   return to;
 }
 

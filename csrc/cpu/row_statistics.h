@@ -20,8 +20,8 @@ class RowStatistics {
 
   void find() {
     row_.columns = static_cast<double>(setup_.params.vocab);
-    const bool plain =
-        blocks_.plain() && !Div::kCross && setup_.params.metrics == nullptr && !setup_.smoothed;
+    const bool plain = blocks_.plain() && !Div::kCross && setup_.params.metrics == nullptr &&
+                       !setup_.smoothed && setup_.most >= kBlock;
     for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
       if (plain && add_plain(blocks_.at(start))) continue;
       const Block<R> b = blocks_.load(start, row_.label);
@@ -47,7 +47,6 @@ class RowStatistics {
     bool added = false;
     if constexpr (V::kSimd && !Div::kCross) {
       const Shifts<R>& shift = row_.shift;
-      const bool one = setup_.softmax && setup_.soft == Soft::kSeparate;
       if (row_.max_s == kLowest<R> || (Setup::kTeacher && row_.max_t == kLowest<R>) || b.n % kW != 0 ||
           (Setup::kSplits && b.holds(row_.label)) || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
           !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t))
@@ -61,11 +60,7 @@ class RowStatistics {
         row_.z_t += sums.t;
         for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += sums.stream[k];
         if (blocks_.keeps) blocks_.shift(b) = shift;
-        if (one) {
-          row_.z_1 += exponentials_at_one(setup_, row_, blocks_, b, blocks_.e1);
-        } else if (setup_.softmax) {
-          row_.z_1 += setup_.soft == Soft::kSame ? sums.s : sums.squares;
-        }
+        add_softmax(b, sums.s, sums.squares);
         added = true;
       });
     }
@@ -90,10 +85,14 @@ class RowStatistics {
     row_.z_s += of_student.first;
     if constexpr (Setup::kTeacher) row_.z_t += teacher_exponentials(setup_, row_, blocks_, b, kBlock).first;
     if (blocks_.keeps) blocks_.shift(b) = row_.shift;
+    add_softmax(b, of_student.first, of_student.squares);
+  }
+
+  void add_softmax(const Block<R>& b, double first, double squares) {
     if (!setup_.softmax) return;
-    row_.z_1 += setup_.soft == Soft::kSame     ? of_student.first
-                : setup_.soft == Soft::kSquare ? of_student.squares
-                                               : exponentials_at_one(setup_, row_, blocks_, b, blocks_.e1);
+    row_.z_1 += setup_.power == 1   ? first
+                : setup_.power == 2 ? squares
+                                    : exponentials_at_one(setup_, row_, blocks_, b, blocks_.e1);
   }
 
   void add_streams(const Block<R>& b, const EntryScales<V>& c) {
