@@ -30,6 +30,7 @@ enum class Phase : int { kAll, kStatistics, kSums, kFinish };
 
 // A row's record, as doubles. Sums of exponentials are relative to the row's largest logits in it: of 2^(s *
 // log2(e) / T - max_s * log2(e) / T) for `z_s`, and so on; 0 where all logits are -inf, with max -inf.
+// Without metrics, which ask for the largest, it may be one that others exceed by a little.
 namespace record {
 enum Column : int {
   kMaxS,     // largest logit of the student

@@ -26,10 +26,16 @@ struct Halves {
   V at(int64_t i) const { return V::load16(x + i, kBf16); }
 };
 
+// Where the teacher's logits lie, if there is one.
+template <class V, class Div>
+inline const char* teacher_at(const RowBlocks<V, Div>& blocks, int64_t column) {
+  return RowSetup<V, Div>::kTeacher ? blocks.t.at(column) : nullptr;
+}
+
 // body(s, t): the block's logits of both sides.
 template <class V, class Div, class R, class Body>
 inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
-  const char *const s = blocks.s.at(b.start), *const t = blocks.t.at(b.start);
+  const char *const s = blocks.s.at(b.start), *const t = teacher_at(blocks, b.start);
   switch (blocks.s.dtype) {
     case Dtype::kBFloat16:
       return body(Halves<V, true>(s), Halves<V, true>(t));
@@ -74,7 +80,8 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   const EntryScales<V> c = raw_scales_of(setup, row);
   const ShiftedExp2<V> exp2_s(setup.to_exponent_s, row.shift.s);
   const ShiftedExp2<V> exp2_t = kAlike ? exp2_s : ShiftedExp2<V>(setup.to_exponent_t, row.shift.t);
-  const char *const ahead_s = blocks.s.at(b.start + kBlock), *const ahead_t = blocks.t.at(b.start + kBlock);
+  const char* const ahead_s = blocks.s.at(b.start + kBlock);
+  const char* const ahead_t = teacher_at(blocks, b.start + kBlock);
   const bool stored = V::kKeeps || setup.power > 2;
   // Copies, which no store can reach.
   R *const out_s = b.es, *const out_t = b.et;
@@ -151,13 +158,13 @@ inline void plain_exponentials(ShiftedExp2<V> exp2_of, Memory x, int64_t n, R* o
 template <class V, class Div, class R>
 inline Block<R> with_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
                                   RowBlocks<V, Div>& blocks, int64_t start, bool logits, int64_t toward) {
-  constexpr bool kTeacher = RowSetup<V, Div>::kTeacher, kSplits = RowSetup<V, Div>::kSplits;
+  constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
   const Block<R> bare = blocks.at(start);
   const R scale_s = setup.to_exponent_s, scale_t = setup.to_exponent_t;
   const Shifts<R>& shift = row.shift;
   if (blocks.keeps && !logits) return bare;
   if constexpr (V::kSimd) {
-    const bool plain = blocks.plain() && bare.n % V::kWidth == 0 && !(kSplits && bare.holds(row.label));
+    const bool plain = blocks.is_plain(bare, row.label);
     if (plain && blocks.keeps) return bare;
     if (plain && ShiftedExp2<V>::takes(scale_s, shift.s) && ShiftedExp2<V>::takes(scale_t, shift.t)) {
       with_memory(blocks, bare, [&](auto s, auto t) {

@@ -50,9 +50,10 @@ class RowBlocks {
               params.vocab),
         shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
 
-  // Whether the logits of both sides lie in memory as vectors of one kind.
-  bool plain() const {
-    if (!V::kSimd || !s.dense() || s.dtype == Dtype::kFloat64) return false;
+  // Whether the block's logits lie in memory as whole vectors, of one kind on both sides.
+  bool is_plain(const Block<R>& b, int64_t label) const {
+    if (!V::kSimd || b.n % kW != 0 || (Setup::kSplits && b.holds(label))) return false;
+    if (!s.dense() || s.dtype == Dtype::kFloat64) return false;
     return !Setup::kTeacher || (t.dense() && t.dtype == s.dtype);
   }
 

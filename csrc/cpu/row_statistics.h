@@ -20,8 +20,8 @@ class RowStatistics {
 
   void find() {
     row_.columns = static_cast<double>(setup_.params.vocab);
-    const bool plain = blocks_.plain() && !Div::kCross && setup_.params.metrics == nullptr &&
-                       !setup_.smoothed && setup_.most >= kBlock;
+    const bool plain =
+        !Div::kCross && setup_.params.metrics == nullptr && !setup_.smoothed && setup_.most >= kBlock;
     for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
       if (plain && add_plain(blocks_.at(start))) continue;
       const Block<R> b = blocks_.load(start, row_.label);
@@ -47,8 +47,8 @@ class RowStatistics {
     bool added = false;
     if constexpr (V::kSimd && !Div::kCross) {
       const Shifts<R>& shift = row_.shift;
-      if (row_.max_s == kLowest<R> || (Setup::kTeacher && row_.max_t == kLowest<R>) || b.n % kW != 0 ||
-          (Setup::kSplits && b.holds(row_.label)) || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
+      if (row_.max_s == kLowest<R> || (Setup::kTeacher && row_.max_t == kLowest<R>) ||
+          !blocks_.is_plain(b, row_.label) || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
           !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t))
         return false;
       with_memory(blocks_, b, [&](auto s, auto t) {
