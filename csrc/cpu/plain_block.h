@@ -53,6 +53,14 @@ inline void with_logits(const RowBlocks<V, Div>& blocks, const Block<R>& b, cons
   if constexpr (V::kSimd && kView == View::kFull) with_memory(blocks, b, body);
 }
 
+// NaN is passed over.
+template <class V, class Memory>
+inline typename V::Real plain_largest(Memory x, int64_t n) {
+  V top(kLowest<typename V::Real>);
+  for (int64_t i = 0; i < n; i += V::kWidth) top = max(x.at(i), top);
+  return horizontal_max(top);
+}
+
 // Of which 0 times any is 0.
 template <class V>
 struct Finite {

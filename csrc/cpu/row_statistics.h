@@ -46,12 +46,15 @@ class RowStatistics {
   bool add_plain(const Block<R>& b) {
     bool added = false;
     if constexpr (V::kSimd && !Div::kCross) {
+      if (!blocks_.is_plain(b, row_.label)) return false;
       const Shifts<R>& shift = row_.shift;
-      if (row_.max_s == kLowest<R> || (Setup::kTeacher && row_.max_t == kLowest<R>) ||
-          !blocks_.is_plain(b, row_.label) || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
-          !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t))
-        return false;
       with_memory(blocks_, b, [&](auto s, auto t) {
+        if (!has_finite()) {
+          raise_shifts(b, plain_largest<V>(s, b.n), Setup::kTeacher ? plain_largest<V>(t, b.n) : kLowest<R>);
+        }
+        if (!has_finite() || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
+            !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t))
+          return;
         const bool alike = setup_.same_temperature && shift.s == shift.t;
         const PlainSums sums = alike ? plain_sums<true>(setup_, row_, blocks_, b, s, t)
                                      : plain_sums<false>(setup_, row_, blocks_, b, s, t);
@@ -65,6 +68,11 @@ class RowStatistics {
       });
     }
     return added;
+  }
+
+  // Whether a finite logit of each side has been seen.
+  bool has_finite() const {
+    return row_.max_s != kLowest<R> && (!Setup::kTeacher || row_.max_t != kLowest<R>);
   }
 
   void raise_shifts(const Block<R>& b, R top_s, R top_t) {
