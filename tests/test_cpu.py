@@ -82,7 +82,7 @@ def test_maxima_that_rise_from_block_to_block(
 
 
 def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two rows of several blocks; in a late one of the first row, logits that the short loop does not take."""
+    """Two rows of several blocks; late in the first one, logits that the short loop does not take."""
     s, t = torch.randn(2, 2048) * 2, torch.randn(2, 2048) * 2
     late = slice(1100, 1400)
     if event == "far above":  # more than an exponent field holds
@@ -107,7 +107,17 @@ def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("isa", native.cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "event", ["nothing", "far above", "above", "one above", "one side above", "far below", "masked", "student alone masked"]
+    "event",
+    [
+        "nothing",
+        "far above",
+        "above",
+        "one above",
+        "one side above",
+        "far below",
+        "masked",
+        "student alone masked",
+    ],
 )
 @pytest.mark.parametrize(
     "divergence",
@@ -135,7 +145,8 @@ def test_blocks_of_any_logits(isa: str, dtype: torch.dtype, event: str, divergen
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "hellinger"])
 def test_logits_too_large_for_the_short_exponential(isa: str, divergence: str) -> None:
     s, t = (torch.randn(2, 2048) * 2 + 2.0**21 for _ in range(2))
-    options = {"divergence": divergence, "temperature": math.log2(math.e)}  # exponents of 2 without a rounding
+    # Exponents of 2 without a rounding.
+    options = {"divergence": divergence, "temperature": math.log2(math.e)}
     expected, by_s, _ = reference_gradients(s, t, reduction="none", **options)
     with native.forced_isa(isa):
         loss, grad_s, _ = _both_gradients(s, t, False, **options)
