@@ -57,7 +57,8 @@ class RowBlocks {
     return !Setup::kTeacher || (t.dense() && t.dtype == s.dtype);
   }
 
-  int64_t last() const { return (vocab_ - 1) / kBlock * kBlock; }
+  // Where the last block starts; below 0 in an empty shard of the vocabulary, which has none.
+  int64_t last() const { return (vocab_ + kBlock - 1) / kBlock * kBlock - kBlock; }
 
   // The block without its logits.
   Block<R> at(int64_t start) {
