@@ -56,6 +56,10 @@ PYBIND11_MODULE(_C, m) {
       .value("statistics", Phase::kStatistics)
       .value("sums", Phase::kSums)
       .value("finish", Phase::kFinish);
+  py::enum_<Tail>(m, "Tail")
+      .value("renormalize", Tail::kRenormalize)
+      .value("bucket", Tail::kBucket)
+      .value("drop", Tail::kDrop);
   m.attr("record_columns") = static_cast<int>(record::kCount);
   m.attr("metric_columns") = static_cast<int>(metric::kCount);
 
@@ -87,6 +91,19 @@ PYBIND11_MODULE(_C, m) {
           },
           py::kw_only(), py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
           py::arg("metrics"), py::arg("coefficient"), py::arg("record"), py::arg("wide"))
+      .def(
+          "set_sparse",
+          [](DenseParams& p, uintptr_t indices, uintptr_t logprobs, uintptr_t grad, int64_t entries,
+             Tail tail, Divergence divergence) {
+            p.sparse = {reinterpret_cast<const int64_t*>(indices),
+                        reinterpret_cast<const void*>(logprobs),
+                        reinterpret_cast<void*>(grad),
+                        entries,
+                        tail,
+                        divergence};
+          },
+          py::kw_only(), py::arg("indices"), py::arg("logprobs"), py::arg("grad"), py::arg("entries"),
+          py::arg("tail"), py::arg("divergence"))
       .def_readwrite("phase", &DenseParams::phase)
       .def_readwrite("sharded", &DenseParams::sharded)
       .def_readwrite("cluster", &DenseParams::cluster)

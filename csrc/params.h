@@ -9,7 +9,7 @@ enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 enum class Divergence : int {
   kNone,        // cross-entropy alone: the teacher is not read
-  kOffSupport,  // a sparse teacher's divergence, of which the kernel sees the student's side alone
+  kOffSupport,  // a sparse teacher's divergence, of which the sweeps see the student's side alone
   kForwardKL,
   kReverseKL,
   kJeffreys,
@@ -73,6 +73,20 @@ struct Rows {
   int64_t columns = 0;
 };
 
+// What a sparse teacher says of the columns that it does not name, see fastkd.SparseTeacher.
+enum class Tail : int { kRenormalize, kBucket, kDrop };
+
+// A sparse teacher's entries, `entries` to a row; one whose log-probability is -inf does not exist. In a row
+// that is read each names another column of the vocabulary.
+struct SparseTeacher {
+  const int64_t* indices = nullptr;
+  const void* logprobs = nullptr;  // float, or double where the call is wide
+  void* grad = nullptr;            // like logprobs, or none
+  int64_t entries = 0;
+  Tail tail = Tail::kRenormalize;
+  Divergence divergence = Divergence::kForwardKL;
+};
+
 struct DenseParams {
   int64_t rows = 0;
   int64_t inner = 1;
@@ -83,8 +97,11 @@ struct DenseParams {
   const void* loss_scale = nullptr;
   const void* grad_scale = nullptr;
   void* row_loss = nullptr;
-  void* metrics = nullptr;            // metric::kCount per row, or none
-  const void* coefficient = nullptr;  // of kOffSupport, one per row
+  void* metrics = nullptr;  // metric::kCount per row, or none
+  // Of kOffSupport: where a call is of one phase, one per row; where it is of all, which the CPU alone can
+  // do, the teacher.
+  const void* coefficient = nullptr;
+  SparseTeacher sparse;
   bool wide = false;
 
   Phase phase = Phase::kAll;

@@ -20,6 +20,11 @@ class Phase:
     sums: ClassVar[Phase]
     finish: ClassVar[Phase]
 
+class Tail:
+    renormalize: ClassVar[Tail]
+    bucket: ClassVar[Tail]
+    drop: ClassVar[Tail]
+
 class Rows:
     def __init__(
         self,
@@ -65,6 +70,16 @@ class DenseParams:
         coefficient: int,
         record: int,
         wide: bool,
+    ) -> None: ...
+    def set_sparse(
+        self,
+        *,
+        indices: int,
+        logprobs: int,
+        grad: int,
+        entries: int,
+        tail: Tail,
+        divergence: Divergence,
     ) -> None: ...
 
 class ScaleParams:

@@ -4,6 +4,7 @@
 #include "plain_block.h"
 #include "row_logarithms.h"
 #include "row_value.h"
+#include "sparse_row.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -83,6 +84,16 @@ class RowGradient {
       if (grad_s.data != nullptr) store_block<V>(blocks_.out_s, b.n, grad_s, start, setup_.streamed, nan);
       if (grad_t.data != nullptr) store_block<V>(blocks_.out_t, b.n, grad_t, start, setup_.streamed, nan);
     }
+  }
+
+  // A sparse teacher's entries once more, each rounded once.
+  void write_entries(const SparseRow<R>& sparse, const RowPointer& grad_s) const {
+    sparse.visit([&](int64_t column, double logit, double by_student) {
+      double grad = by_student_ * by_student + spread_;
+      if (by_softmax_ != 0) grad += by_softmax_ * std::exp(logit - lse_);
+      if (column == state_.label) grad -= hot_;
+      store_one(static_cast<R>(grad), grad_s.at(column), grad_s.dtype);
+    });
   }
 
  private:

@@ -7,6 +7,7 @@
 #include "row_record.h"
 #include "row_statistics.h"
 #include "row_sums.h"
+#include "sparse_row.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -18,7 +19,7 @@ class RowKernel {
 
  public:
   RowKernel(const DenseParams& params, Div div, bool streamed)
-      : params_(params), setup_(params, div, streamed), blocks_(params) {}
+      : params_(params), setup_(params, div, streamed), blocks_(params), sparse_(params) {}
 
   template <class NextRow>
   void run_all(const NextRow& next) {
@@ -72,6 +73,7 @@ class RowKernel {
     const RowPointer grad_s = row_of(params_.grad_student, params_.inner, r);
     const RowPointer grad_t = row_of(params_.grad_teacher, params_.inner, r);
     static_cast<R*>(params_.row_loss)[r] = 0;
+    if (sees_sparse()) sparse_.skip(r);
     if (params_.metrics != nullptr) {
       for (int k = 0; k < metric::kCount; ++k) static_cast<R*>(params_.metrics)[r * metric::kCount + k] = 0;
     }
@@ -85,13 +87,26 @@ class RowKernel {
       divergence = setup_.div.value(row);
       loss += params_.kd_weight * divergence;
     }
+    double coefficient = 0;
+    if constexpr (Setup::kSparse) {
+      if (sees_sparse()) {
+        sparse_.find(r, blocks_.s, kLn2 * (double(state_.shift.s) + std::log2(state_.z_s)));
+        sparse_.write_gradient(r, params_.kd_weight * grad_scale);
+        loss += params_.kd_weight * sparse_.value;
+        coefficient = sparse_.coefficient;
+      } else if (params_.coefficient != nullptr) {
+        coefficient = static_cast<const R*>(params_.coefficient)[r];
+      }
+    }
     const double lse = setup_.softmax ? lse_at_one(setup_, state_) : 0;
     const double nll = setup_.needs_label && setup_.softmax ? cross_entropy(setup_, state_, lse) : 0;
     if (setup_.cross_entropy) loss += params_.ce_weight * nll;
     if (params_.z_loss != 0) loss += params_.z_loss * lse * lse;
     static_cast<R*>(params_.row_loss)[r] = loss_scale == 0 ? R(0) : static_cast<R>(loss_scale * loss);
     if (params_.metrics != nullptr) {
-      write_metrics(setup_, state_, divergence, nll, static_cast<R*>(params_.metrics) + r * metric::kCount);
+      R* const metrics = static_cast<R*>(params_.metrics) + r * metric::kCount;
+      write_metrics(setup_, state_, divergence, nll, metrics);
+      if (sees_sparse()) sparse_.write_metrics(state_.max_s, metrics);
     }
 
     const RowPointer grad_s = row_of(params_.grad_student, params_.inner, r);
@@ -100,16 +115,21 @@ class RowKernel {
       zero_columns(grad_t, Setup::kTeacher ? params_.vocab : 0, params_.grad_teacher.columns);
     if (!Setup::kTeacher) grad_t.data = nullptr;
     if (grad_s.data != nullptr || grad_t.data != nullptr) {
-      const double coefficient = Setup::kSparse ? static_cast<const R*>(params_.coefficient)[r] : 0;
-      RowGradient<V, Div>(setup_, state_, blocks_, row, grad_scale, lse).write(grad_s, grad_t, coefficient);
+      RowGradient<V, Div> gradient(setup_, state_, blocks_, row, grad_scale, lse);
+      gradient.write(grad_s, grad_t, coefficient);
+      if (sees_sparse()) gradient.write_entries(sparse_, grad_s);
     }
     if (grad_s.data != nullptr) zero_columns(grad_s, params_.vocab, params_.grad_student.columns);
   }
+
+  // Whether the sparse teacher itself is here, not its coefficients.
+  bool sees_sparse() const { return Setup::kSparse && params_.phase == Phase::kAll; }
 
   const DenseParams& params_;
   const Setup setup_;
   RowState<R> state_;
   RowBlocks<V, Div> blocks_;
+  SparseRow<R> sparse_;
 };
 
 // Rows of a call, one after the other, until `next` gives no more.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastkd import _settings
-from fastkd.backends.base import Call
+from fastkd.backends.base import Call, SparseRows
 from fastkd.backends.kernels import KernelBackend, Phase
 from fastkd.backends.record import COLUMNS
 from fastkd.spec import METRICS
@@ -100,6 +100,12 @@ class NativeBackend(KernelBackend):
             _C.cpu_advise_huge_pages(_address(out), out.numel() * out.element_size())
         return out
 
+    def _sparse(self, call: Call) -> None:
+        if call.student.device.type == "cpu" and call.shards is None:
+            self.launch(call)  # the teacher's entries, too, while a row is in the caches
+        else:
+            super()._sparse(call)
+
     def launch(
         self,
         call: Call,
@@ -126,7 +132,18 @@ class NativeBackend(KernelBackend):
         )
         params.phase = getattr(_C.Phase, phase)
         params.sharded = call.shards is not None
-        params.divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
+        divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
+        params.divergence = divergence
+        if isinstance(call.teacher, SparseRows) and phase == "all" and spec.kd_weight != 0:
+            params.divergence = _C.Divergence.off_support
+            params.set_sparse(
+                indices=_address(call.teacher.indices),
+                logprobs=_address(call.teacher.logprobs),
+                grad=_address(call.teacher.grad),
+                entries=call.teacher.indices.shape[1],
+                tail=getattr(_C.Tail, call.teacher.tail),
+                divergence=divergence,
+            )
         params.alpha, params.beta = spec.alpha, spec.beta
         params.kd_weight, params.kd_metric, params.ce_weight = spec.kd_weight, spec.kd_metric, spec.ce_weight
         # Without a divergence only a metric, the entropy, asks for the student's temperature.
@@ -175,13 +192,17 @@ def _check(call: Call, teacher: Tensor | None, record: Tensor | None, coefficien
     widths = [x.shape[2] for x in (student, teacher) if x is not None]
     if not 0 <= call.spec.vocab_size <= min(widths):
         raise AssertionError("vocab_size outside the rows")
+    sparse = call.teacher if isinstance(call.teacher, SparseRows) else None
     if (
         teacher is None
         and call.spec.kd_weight != 0
-        and (coefficient is None and call.spec.divergence != "off_support")
+        and (coefficient is None and sparse is None and call.spec.divergence != "off_support")
     ):
         raise AssertionError("a divergence without a teacher")
+    entries = 0 if sparse is None else sparse.indices.shape[1]
     per_row = (
+        *(((sparse.indices, torch.int64, entries),) if sparse else ()),
+        *(((x, wide, entries) for x in (sparse.logprobs, sparse.grad)) if sparse else ()),
         (call.labels, torch.int64, 1),
         (call.loss_scale, wide, 1),
         (call.grad_scale, wide, 1),

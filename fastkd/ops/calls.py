@@ -54,8 +54,8 @@ class Tokens:
         self.labels = None if labels is None else labels.reshape(-1).contiguous()
         self.indices = self.logprobs = None
         if indices is not None:
-            self.indices = indices.reshape(-1, indices.shape[-1]).long()
-            self.logprobs = logprobs.reshape(self.indices.shape).to(loss_scale.dtype)
+            self.indices = indices.reshape(-1, indices.shape[-1]).long().contiguous()
+            self.logprobs = logprobs.reshape(self.indices.shape).to(loss_scale.dtype).contiguous()
         self.shards = None
         total: int | Tensor = spec.vocab_size
         if group is not None:

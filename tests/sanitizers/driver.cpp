@@ -180,6 +180,40 @@ struct Results {
         grad_teacher(c.rows, c.vocab, c.teacher, c.layout) {}
 };
 
+// Entries of a sparse teacher, the last of each row in the last column. Every third does not exist, nor do
+// those of ignored rows, and their indices lie far outside.
+struct Entries {
+  static constexpr Tail kTails[] = {Tail::kRenormalize, Tail::kBucket, Tail::kDrop};
+  static constexpr Divergence kDivergences[] = {Divergence::kForwardKL, Divergence::kReverseKL,
+                                                Divergence::kJSD};
+  int64_t entries;
+  Array<int64_t> indices;
+  Reals logprobs, grad;
+  SparseTeacher teacher;
+
+  Entries(const Case& c, bool wide)
+      : entries(c.vocab < 5 ? c.vocab : 5),
+        indices(c.rows * entries, int64_t(1) << 60),
+        logprobs(c.rows * entries, wide, -kInf),
+        grad(c.rows * entries, wide, NAN) {
+    for (int64_t r = 0; r < c.rows; ++r) {
+      for (int64_t k = 0; k < entries; ++k) {
+        if (!exists(r, k)) continue;
+        indices.data()[r * entries + k] = k == entries - 1 ? c.vocab - 1 : k * (c.vocab / entries);
+        logprobs.set(r * entries + k, -2.0 - double(k));
+      }
+    }
+    teacher.indices = indices.data();
+    teacher.logprobs = logprobs.data();
+    teacher.grad = c.bare ? nullptr : grad.data();
+    teacher.entries = entries;
+    teacher.tail = kTails[c.vocab % 3];
+    teacher.divergence = teacher.tail == Tail::kDrop ? Divergence::kForwardKL : kDivergences[c.rows % 3];
+  }
+
+  static bool exists(int64_t r, int64_t k) { return r % 3 != 1 && r != 8 && k % 3 != 1; }
+};
+
 void run(const Case& c, const std::string& isa, int threads, Results& out) {
   const bool wide = c.student == Dtype::kFloat64 || c.teacher == Dtype::kFloat64;
   Matrix student(c.rows, c.vocab, c.student, c.layout), teacher(c.rows, c.vocab, c.teacher, c.layout);
@@ -232,6 +266,10 @@ void run(const Case& c, const std::string& isa, int threads, Results& out) {
     if (c.rows > 8) student.poison_row(8), teacher.poison_row(8);
   }
 
+  const Entries sparse(c, wide);
+  const bool has_entries = c.divergence == Divergence::kOffSupport && !c.phases;
+  if (has_entries) p.sparse = sparse.teacher, p.coefficient = nullptr;
+
   if (c.phases) {
     Array<double> record(c.rows * record::kCount);
     p.record = record.data();
@@ -254,6 +292,11 @@ void run(const Case& c, const std::string& isa, int threads, Results& out) {
     const Matrix& grad = c.in_place ? student : out.grad_student;
     for (int64_t v = ignored ? 0 : c.vocab; v < grad.view().columns; ++v) {
       REQUIRE(grad.zero(r, v), "a gradient where there is none");
+    }
+    for (int64_t k = 0; has_entries && !c.bare && k < sparse.entries; ++k) {
+      const double by_entry = sparse.grad.at(r * sparse.entries + k);
+      REQUIRE(sparse.exists(r, k) || by_entry == 0, "a gradient of an entry that does not exist");
+      REQUIRE(!sparse.exists(r, k) || by_entry != 0, "no gradient of an entry");
     }
     if (p.grad_teacher.data == nullptr) continue;
     const Matrix& other = c.in_place ? teacher : out.grad_teacher;

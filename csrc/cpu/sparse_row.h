@@ -1,0 +1,180 @@
+// A sparse teacher's divergence of one row, in float64: its entries, and all other columns as one class more.
+// The same in torch, for what cannot take a row at once: fastkd/backends/sparse.py.
+#pragma once
+
+#include <vector>
+
+#include "isa.h"
+#include "row_value.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// The logarithm of what a mass leaves. Below float32's rounding of a sum near 1 it is not told from 0.
+inline double log_rest(double mass) {
+  constexpr double kLeast = 0x1p-24;
+  const double rest = 1 - mass;
+  return std::log(rest < kLeast ? kLeast : rest);
+}
+
+// A thread's, used for one row after another.
+template <class R>
+class SparseRow {
+ public:
+  explicit SparseRow(const DenseParams& params) : params_(params), teacher_(params.sparse) {
+    if (teacher_.entries == 0) return;
+    const size_t classes = static_cast<size_t>(teacher_.entries) + 1;
+    entry_.resize(classes);
+    for (auto* x : {&logit_, &log_p_, &log_q_, &by_student_, &by_teacher_}) x->resize(classes);
+  }
+
+  double value = 0;
+  double coefficient = 0;  // of q in the gradient by s / T, everywhere but at the entries
+
+  // Reads the entries of row r. `lse`: of its logits over the temperature.
+  void find(int64_t r, const RowPointer& s, double lse) {
+    value = coefficient = 0;
+    row_ = r;
+    count_ = classes_ = 0;
+    for (int64_t k = 0; k < teacher_.entries; ++k) {
+      const double logprob = logprob_at(k);
+      if (logprob == kLowest<double>) continue;
+      entry_[count_] = k;
+      log_p_[count_] = logprob / params_.teacher_temperature;
+      logit_[count_] = load_one<double>(s.at(column_at(k)), s.dtype);
+      log_q_[count_] = logit_[count_] / params_.temperature - lse;
+      ++count_;
+    }
+    classes_ = count_;
+    if (count_ == 0) return;
+    if (teacher_.tail == Tail::kDrop) {
+      find_dropped();
+    } else {
+      find_classes();
+    }
+  }
+
+  // body(column, its logit, the gradient by s / T) for each entry.
+  template <class Body>
+  void visit(const Body& body) const {
+    for (int64_t i = 0; i < count_; ++i) body(column_at(entry_[i]), logit_[i], by_student_[i]);
+  }
+
+  // `scale`: of the divergence. Entries that do not exist have none.
+  void write_gradient(int64_t r, double scale) const {
+    if (teacher_.grad == nullptr) return;
+    R* const grad = static_cast<R*>(teacher_.grad) + r * teacher_.entries;
+    std::fill_n(grad, teacher_.entries, R(0));
+    for (int64_t i = 0; i < count_; ++i) grad[entry_[i]] = static_cast<R>(scale * by_teacher_[i]);
+  }
+
+  void skip(int64_t r) {
+    count_ = 0;
+    write_gradient(r, 0);
+  }
+
+  // `max_s`: the student's largest logit.
+  void write_metrics(double max_s, R* out) const {
+    double z = 0, moment = 0;
+    int64_t best = 0;
+    for (int64_t i = 0; i < classes_; ++i) {
+      if (i < count_ && log_p_[i] > log_p_[best]) best = i;
+      const double p = std::exp(log_p_[i]);
+      z += p;
+      moment += times(p, log_p_[i]);
+    }
+    out[metric::kKd] = static_cast<R>(params_.kd_metric * value);
+    out[metric::kTeacherEntropy] = static_cast<R>(count_ == 0 ? 0 : std::log(z) - moment / z);
+    out[metric::kAgreement] = static_cast<R>(count_ != 0 && logit_[best] == max_s);
+  }
+
+ private:
+  int64_t column_at(int64_t k) const { return teacher_.indices[row_ * teacher_.entries + k]; }
+  double logprob_at(int64_t k) const {
+    return static_cast<const R*>(teacher_.logprobs)[row_ * teacher_.entries + k];
+  }
+  static double times(double weight, double x) { return weight == 0 ? 0 : weight * x; }
+
+  void find_classes() {
+    const bool bucket = teacher_.tail == Tail::kBucket;
+    const bool whole = bucket || teacher_.divergence == Divergence::kForwardKL;
+    const int64_t rest = count_;
+    if (whole) {
+      double mass_p = 0, mass_q = 0;
+      for (int64_t i = 0; i < count_; ++i) {
+        mass_p += std::exp(log_p_[i]);
+        mass_q += std::exp(log_q_[i]);
+      }
+      log_p_[rest] = bucket ? log_rest(mass_p) : kLowest<double>;
+      log_q_[rest] = log_rest(mass_q);
+      ++classes_;
+    }
+    solve();
+    if (whole) coefficient = by_student_[rest] / std::exp(log_q_[rest]);
+    for (int64_t i = 0; i < count_; ++i) {
+      if (bucket) {
+        // The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
+        by_teacher_[i] -= std::exp(log_p_[i]) * (by_teacher_[rest] / std::exp(log_p_[rest]));
+      } else {
+        by_teacher_[i] /= params_.teacher_temperature;
+      }
+    }
+  }
+
+  // The divergence of the classes, which is a dense one of few columns.
+  void solve() {
+    const double one = 1;
+    DenseParams p;
+    p.rows = 1;
+    p.vocab = classes_;
+    p.student = few(log_q_);
+    p.teacher = few(log_p_);
+    p.grad_student = few(by_student_);
+    p.grad_teacher = few(by_teacher_);
+    p.loss_scale = p.grad_scale = &one;
+    p.row_loss = &value;
+    p.wide = true;
+    p.divergence = teacher_.divergence;
+    p.alpha = params_.alpha;
+    p.beta = params_.beta;
+    int64_t rows = 1;
+    kDoubleKernels.dense_rows(
+        p, false,
+        [](void* left, int64_t* begin, int64_t* end) {
+          *begin = 0;
+          *end = *static_cast<int64_t*>(left);
+          *static_cast<int64_t*>(left) = 0;
+          return *end > 0;
+        },
+        &rows);
+  }
+
+  Rows few(std::vector<double>& x) const {
+    Rows rows;
+    rows.data = x.data();
+    rows.dtype = Dtype::kFloat64;
+    rows.columns = classes_;
+    return rows;
+  }
+
+  // What is left out is left out: the forward KL's terms of the entries, with their weights as they are.
+  void find_dropped() {
+    for (int64_t i = 0; i < count_; ++i) coefficient += std::exp(log_p_[i]);
+    for (int64_t i = 0; i < count_; ++i) {
+      const double weight = std::exp(log_p_[i]), ratio = log_p_[i] - log_q_[i];
+      value += times(weight, ratio);
+      by_student_[i] = coefficient * std::exp(log_q_[i]) - weight;
+      by_teacher_[i] = weight * (ratio + 1);
+    }
+  }
+
+  const DenseParams& params_;
+  const SparseTeacher& teacher_;
+  int64_t row_ = 0, count_ = 0, classes_ = 0;
+  // Of the entries that exist, in their order; the class of all other columns after them.
+  std::vector<int64_t> entry_;
+  std::vector<double> logit_, log_p_, log_q_, by_student_, by_teacher_;
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
