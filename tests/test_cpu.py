@@ -17,6 +17,9 @@ from oracle import CASES, reference_gradients
 import fastkd
 from fastkd import _C
 from fastkd.backends import native
+from fastkd.backends.base import Call
+from fastkd.backends.record import COLUMNS
+from fastkd.spec import LossSpec
 
 
 def test_every_isa_can_be_forced_and_agrees() -> None:
@@ -221,6 +224,32 @@ def test_bfloat16_gradients_are_rounded_to_nearest(isa: str) -> None:
         _, rounded, _ = _both_gradients(s, t, False)
         _, exact, _ = _both_gradients(s.float(), t, False)
     assert torch.equal(rounded, exact.bfloat16())
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
+def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
+    """A process whose columns are all padding: what lies beside them in memory is not its own."""
+    columns, rows = 3, 2
+    memory = torch.full((rows, 64), math.nan)
+    spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0, -100, 0)
+    call = Call(
+        student=torch.randn(1, rows, columns),
+        teacher=torch.randn(1, rows, columns),
+        labels=torch.full((rows,), -1),
+        loss_scale=torch.ones(rows),
+        grad_scale=torch.ones(rows),
+        spec=spec,
+        row_loss=torch.zeros(rows),
+        grad_student=memory[None, :, :columns],
+        shards=object(),  # type: ignore[arg-type]  only its being there counts
+    )
+    record = torch.zeros(rows, len(COLUMNS), dtype=torch.float64)
+    with native.forced_isa(isa):
+        native.NativeBackend().launch(call, "statistics", record)
+        record[:, COLUMNS.index("z_s")] = record[:, COLUMNS.index("z_t")] = 1.0
+        record[:, COLUMNS.index("z_one")] = 1.0
+        native.NativeBackend().launch(call, "finish", record)
+    assert (memory[:, :columns] == 0).all() and memory[:, columns:].isnan().all()
 
 
 def _most_threads_during(call) -> int:

@@ -112,6 +112,18 @@ def test_sparse_teachers(target: Target, tail: str) -> None:
     assert found.agreement.item() == pytest.approx((s.argmax(-1) == top).float().mean().item())
 
 
+def test_the_entropy_of_a_cold_sparse_teacher(target: Target) -> None:
+    """At a hundredth of the temperature no entry's exponential is more than 0 by itself."""
+    s = torch.randn(2, 40, device=target.device)
+    indices = torch.tensor([[3, 9, 20], [0, 1, 39]], device=target.device)
+    logprobs = torch.tensor([[-9.0, -9.01, -11.0], [-8.0, -8.02, -8.03]], device=target.device)
+    teacher = fastkd.SparseTeacher(indices, logprobs)
+    _, found = fastkd.kd_loss(s, teacher, teacher_temperature=0.01, return_metrics=True, **target.options)
+    held = torch.softmax(logprobs.double() / 0.01, -1)
+    entropy = -torch.special.xlogy(held, held).sum(-1).mean().float()
+    torch.testing.assert_close(found.teacher_entropy, entropy, rtol=1e-4, atol=1e-6)
+
+
 def test_under_compile() -> None:
     t, labels = torch.randn(4, 30), torch.randint(0, 30, (4,))
 

@@ -75,13 +75,16 @@ class SparseRow {
 
   // `max_s`: the student's largest logit.
   void write_metrics(double max_s, R* out) const {
-    double z = 0, moment = 0;
     int64_t best = 0;
+    for (int64_t i = 1; i < count_; ++i) {
+      if (log_p_[i] > log_p_[best]) best = i;
+    }
+    // Relative to the best, since all may be too small for an exponential of their own.
+    double z = 0, moment = 0;
     for (int64_t i = 0; i < classes_; ++i) {
-      if (i < count_ && log_p_[i] > log_p_[best]) best = i;
-      const double p = std::exp(log_p_[i]);
-      z += p;
-      moment += times(p, log_p_[i]);
+      const double away = log_p_[i] - log_p_[best], e = std::exp(away);
+      z += e;
+      moment += times(e, away);
     }
     out[metric::kKd] = static_cast<R>(params_.kd_metric * value);
     out[metric::kTeacherEntropy] = static_cast<R>(count_ == 0 ? 0 : std::log(z) - moment / z);
@@ -93,7 +96,6 @@ class SparseRow {
   double logprob_at(int64_t k) const {
     return static_cast<const R*>(teacher_.logprobs)[row_ * teacher_.entries + k];
   }
-  static double times(double weight, double x) { return weight == 0 ? 0 : weight * x; }
 
   void find_classes() {
     const bool bucket = teacher_.tail == Tail::kBucket;

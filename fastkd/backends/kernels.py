@@ -28,7 +28,8 @@ class KernelBackend(Backend):
     ) -> None:
         """Run one phase of every row.
 
-        ``"all"`` fills the results of ``call``. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))``
+        ``"all"`` fills the results of ``call``; a backend that takes sparse teachers so says so by a
+        ``_sparse`` of its own. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))``
         float64, zeros before; rows that are not read stay so); ``"sums"`` reads it and writes its last two
         columns; ``"finish"`` reads it and fills the results of ``call``. Where ``call.spec.divergence`` is
         ``"off_support"`` the teacher is not read, the student's gradient of the divergence is

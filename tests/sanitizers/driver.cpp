@@ -208,7 +208,8 @@ struct Entries {
     teacher.grad = c.bare ? nullptr : grad.data();
     teacher.entries = entries;
     teacher.tail = kTails[c.vocab % 3];
-    teacher.divergence = teacher.tail == Tail::kDrop ? Divergence::kForwardKL : kDivergences[c.rows % 3];
+    const int turn = int(c.layout) + int(c.student);
+    teacher.divergence = teacher.tail == Tail::kDrop ? Divergence::kForwardKL : kDivergences[turn % 3];
   }
 
   static bool exists(int64_t r, int64_t k) { return r % 3 != 1 && r != 8 && k % 3 != 1; }
