@@ -68,8 +68,8 @@ def _rising(columns: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_maxima_that_rise_from_block_to_block(
     isa: str, divergence: str, parameters: dict[str, float]
 ) -> None:
-    s, t = _rising(2600)
-    labels = torch.tensor([2599, 3, 1500])
+    s, t = _rising(5200)
+    labels = torch.tensor([5199, 3, 3000])
     options = {"divergence": divergence, **parameters, "kd_ratio": 0.5, "temperature": 2.0}
     expected, by_s, by_t = reference_gradients(s, t, labels, reduction="none", **options)
     with native.forced_isa(isa):
@@ -85,21 +85,29 @@ def test_maxima_that_rise_from_block_to_block(
 
 
 def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two rows of several blocks; late in the first one, logits that the short loop does not take."""
-    s, t = torch.randn(2, 2048) * 2, torch.randn(2, 2048) * 2
-    late = slice(1100, 1400)
+    """Two rows of several blocks; somewhere in the first one, logits that the short loop does not take."""
+    s, t = torch.randn(2, 4096) * 2, torch.randn(2, 4096) * 2
+    first, late = slice(0, 100), slice(2200, 2700)  # those that the row's shifts are guessed by; a later block
     if event == "far above":  # more than an exponent field holds
-        s[0, 1200], t[0, 1200] = 500.0, 498.0
+        s[0, 2400], t[0, 2400] = 500.0, 498.0
     elif event == "above":  # within it, but not when squared
         s[0, late] += 120
         t[0, late] += 120
     elif event == "one above":  # within it at a high temperature, but not at temperature 1
-        s[0, 1200], t[0, 1200] = 97.0, 96.0
+        s[0, 2400], t[0, 2400] = 97.0, 96.0
     elif event == "one side above":
         t[0, late] += 60
     elif event == "far below":
         s[0, late] -= 400
         t[0, late] -= 300
+    elif event == "above to begin with":
+        s[0, first] += 300
+        t[0, first] += 400
+    elif event == "below to begin with":
+        s[0, first] -= 60
+        t[0, first] -= 400
+    elif event == "masked to begin with":
+        s[0, first] = t[0, first] = -torch.inf
     elif event == "masked":
         s[0, late] = t[0, late] = -torch.inf
     elif event == "student alone masked":
@@ -118,6 +126,9 @@ def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
         "one above",
         "one side above",
         "far below",
+        "above to begin with",
+        "below to begin with",
+        "masked to begin with",
         "masked",
         "student alone masked",
     ],
@@ -128,7 +139,7 @@ def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
 )
 def test_blocks_of_any_logits(isa: str, dtype: torch.dtype, event: str, divergence: str) -> None:
     s, t = _with_an_event(event, dtype)
-    labels = torch.tensor([700, 1999])
+    labels = torch.tensor([700, 3999])
     options = {"divergence": divergence, "kd_ratio": 0.5}
     for temperatures in [
         *({"temperature": temperature} for temperature in (2.0, 3.0, 4.0, 8.0, 16.0)),
@@ -166,7 +177,7 @@ def test_what_no_block_takes_spoils_its_row_alone(
 ) -> None:
     rows = _with_an_event("nothing", dtype)
     clean, _, _ = _both_gradients(*rows, False)
-    rows[side][0, 1500] = number
+    rows[side][0, 3000] = number
     with native.forced_isa(isa):
         loss, grad, _ = _both_gradients(*rows, False)
     assert loss[0].isnan() and grad[0].isnan().all()
@@ -219,7 +230,7 @@ def test_nan_stays_nan_whatever_its_digits(isa: str, divergence: str, digits: in
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
 def test_bfloat16_gradients_are_rounded_to_nearest(isa: str) -> None:
-    s, t = torch.randn(4, 1003).bfloat16(), torch.randn(4, 1003)
+    s, t = torch.randn(4, 2051).bfloat16(), torch.randn(4, 2051)
     with native.forced_isa(isa):
         _, rounded, _ = _both_gradients(s, t, False)
         _, exact, _ = _both_gradients(s.float(), t, False)

@@ -10,6 +10,7 @@ inline namespace FASTKD_ISA {
 // Logits as they lie in memory.
 template <class V>
 struct Floats {
+  using Exp2 = ShiftedExp2<V>;
   static constexpr int64_t kBytes = sizeof(typename V::Real);
   const typename V::Real* x;
 
@@ -19,6 +20,7 @@ struct Floats {
 
 template <class V, bool kBf16>
 struct Halves {
+  using Exp2 = ShiftedExp2<V, true>;
   static constexpr int64_t kBytes = 2;
   const uint16_t* x;
 
@@ -80,14 +82,15 @@ struct PlainSums {
 };
 
 // `kAlike`: both sides have the same scale and shift. One set of constants then fits in registers, two do
-// not.
+// not, and ratios need no scale before they are added up.
 template <bool kAlike, class V, class Div, class R, class Memory>
 inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                             const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
   constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
   const EntryScales<V> c = raw_scales_of(setup, row);
-  const ShiftedExp2<V> exp2_s(setup.to_exponent_s, row.shift.s);
-  const ShiftedExp2<V> exp2_t = kAlike ? exp2_s : ShiftedExp2<V>(setup.to_exponent_t, row.shift.t);
+  using Exp2 = typename Memory::Exp2;
+  const Exp2 exp2_s(setup.to_exponent_s, row.shift.s);
+  const Exp2 exp2_t = kAlike ? exp2_s : Exp2(setup.to_exponent_t, row.shift.t);
   const char* const ahead_s = blocks.s.at(b.start + kBlock);
   const char* const ahead_t = teacher_at(blocks, b.start + kBlock);
   const bool stored = V::kKeeps || setup.power > 2;
@@ -109,18 +112,19 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
       if constexpr (V::kKeeps) et.store(out_t + i);
       prefetch(ahead_t + i * Memory::kBytes);
       if constexpr (Div::kStreams > 0) {
-        Entry<V> logits;
-        add_logits(c, logit_s, logit_t, logits);
         Entry<Finite<V>> e;
-        e.es = es, e.et = et, e.ratio = logits.ratio;
+        e.es = es, e.et = et;
+        e.ratio = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
         div.stream(e, Finite<V>(V(0)), stream);
       }
     }
   }
   // NaN is not less than anything.
   PlainSums sums{false, horizontal_sum(of_s), horizontal_sum(squares), horizontal_sum(of_t), {0, 0, 0}};
-  sums.valid = sums.s <= setup.most && sums.t <= setup.most && ShiftedExp2<V>::was_near(seen);
-  for (int k = 0; k < Div::kStreams; ++k) sums.stream[k] = horizontal_sum(stream[k].v);
+  sums.valid = sums.s <= setup.most && sums.t <= setup.most && Exp2::was_near(seen);
+  for (int k = 0; k < Div::kStreams; ++k) {
+    sums.stream[k] = horizontal_sum(stream[k].v) * (kAlike ? setup.to_nats : R(1));
+  }
   return sums;
 }
 
@@ -154,7 +158,8 @@ inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<
 }
 
 template <class V, class R, class Memory>
-inline void plain_exponentials(ShiftedExp2<V> exp2_of, Memory x, int64_t n, R* out, const char* ahead) {
+inline void plain_exponentials(typename Memory::Exp2 exp2_of, Memory x, int64_t n, R* out,
+                               const char* ahead) {
   for (int64_t i = 0; i < n; i += V::kWidth) {
     exp2_of(x.at(i)).store(out + i);
     prefetch(ahead + i * Memory::kBytes);
@@ -176,10 +181,10 @@ inline Block<R> with_exponentials(const RowSetup<V, Div>& setup, const RowState<
     if (plain && blocks.keeps) return bare;
     if (plain && ShiftedExp2<V>::takes(scale_s, shift.s) && ShiftedExp2<V>::takes(scale_t, shift.t)) {
       with_memory(blocks, bare, [&](auto s, auto t) {
-        plain_exponentials(ShiftedExp2<V>(scale_s, shift.s), s, bare.n, bare.es, blocks.s.at(start + toward));
+        using Exp2 = typename decltype(s)::Exp2;
+        plain_exponentials<V>(Exp2(scale_s, shift.s), s, bare.n, bare.es, blocks.s.at(start + toward));
         if constexpr (kTeacher)
-          plain_exponentials(ShiftedExp2<V>(scale_t, shift.t), t, bare.n, bare.et,
-                             blocks.t.at(start + toward));
+          plain_exponentials<V>(Exp2(scale_t, shift.t), t, bare.n, bare.et, blocks.t.at(start + toward));
       });
       return bare;
     }

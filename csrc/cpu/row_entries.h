@@ -12,11 +12,13 @@ inline namespace FASTKD_ISA {
 template <class V>
 struct EntryScales {
   V to_s, to_t, shift_s, shift_t, to_nats, temperatures, between, cross_shift;
-  V offset;              // Row::offset
-  V row_r_s, row_r_t;    // from the row's exponentials to probabilities
-  V r_s, r_t;            // from the block's, which may be relative to other shifts
-  V factor_s, factor_t;  // from the block's to the row's
-  V factor_term;         // from the block's cross terms to the row's
+  V offset;                       // Row::offset
+  V row_r_s, row_r_t;             // from the row's exponentials to probabilities
+  V r_s, r_t;                     // from the block's, which may be relative to other shifts
+  V factor_s, factor_t;           // from the block's to the row's
+  V factor_term;                  // from the block's cross terms to the row's
+  double factor;                  // factor_s as a number
+  Shifts<typename V::Real> kept;  // what the block's are relative to
 };
 
 template <class V, class Div, class R>
@@ -30,19 +32,24 @@ inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowStat
   return c;
 }
 
+// `offset`: Row::offset
 template <class V, class Div, class R>
-inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row, double offset) {
   EntryScales<V> c = raw_scales_of(setup, row);
   c.factor_term = c.factor_s = c.factor_t = V(1);
+  c.factor = 1;
+  c.kept = row.shift;
   c.r_s = c.row_r_s = V(reciprocal<Div>(row.z_s));
   c.r_t = c.row_r_t = V(reciprocal<Div>(row.z_t));
-  c.offset = V(ratio_offset(row));
+  c.offset = V(offset);
   return c;
 }
 
-// For a block whose exponentials were kept relative to other shifts. The factor of the student's is returned.
+// For a block whose exponentials were kept relative to other shifts.
 template <class V, class Div, class R>
-inline double adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
+inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
+  if (!(kept != c.kept)) return;
+  c.kept = kept;
   // Shifts rise, but for two that were shared until their sides parted, and but for the first of a row that
   // begins without finite exponents, where all that was kept is 0 and its factor has to be finite.
   constexpr double kMostFall = 32;
@@ -55,15 +62,20 @@ inline double adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, c
   }
   c.factor_s = V(factor_s), c.factor_t = V(factor_t);
   c.r_s = V(reciprocal<Div>(row.z_s) * factor_s), c.r_t = V(reciprocal<Div>(row.z_t) * factor_t);
-  return factor_s;
+  c.factor = factor_s;
+}
+
+// From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
+template <class V>
+inline V ratio_of(const EntryScales<V>& c, V s, V t) {
+  return fms(t, c.temperatures, s) * c.to_nats;
 }
 
 template <class V>
 inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
   e.xs = fma(s, c.to_s, c.shift_s);
   e.xt = fma(t, c.to_t, c.shift_t);
-  // From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
-  e.ratio = fms(t, c.temperatures, s) * c.to_nats;
+  e.ratio = ratio_of(c, s, t);
   e.relative = e.ratio + c.between;
 }
 
@@ -127,8 +139,9 @@ template <View kView, class Div, class V, class R, class Logits>
 inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, Logits s, Logits t) {
   Entry<V> e = probabilities<V, Div>(c, b, i);
   if constexpr (kView == View::kFull) {
-    add_logits(c, s.at(i), t.at(i), e);
-    e.log_ratio = e.ratio + c.offset;
+    const V logit_s = s.at(i), logit_t = t.at(i);
+    add_logits(c, logit_s, logit_t, e);
+    e.log_ratio = fma(fms(logit_t, c.temperatures, logit_s), c.to_nats, c.offset);
   } else if constexpr (kView == View::kStudentLog) {
     e.log_ratio = V(0);
   }

@@ -42,13 +42,15 @@ class RowGradient {
     by_teacher_ = params.kd_weight / params.teacher_temperature * scale;
     const double ce = setup.cross_entropy ? params.ce_weight : 0;
     by_softmax_ = ce != 0 || params.z_loss != 0 ? (ce + 2 * params.z_loss * lse) * scale : 0;
+    level_ = by_softmax_;
+    if (level_ != 0) level_ *= Setup::kSplits ? std::exp2(state.shift.one - lse * kLog2e) : 1 / state.z_1;
     spread_ = -ce * params.label_smoothing / state.columns * scale;
     hot_ = ce * (1 - params.label_smoothing) * scale;
   }
 
   // `coefficient`: of q in a sparse teacher's gradient.
   void write(const RowPointer& grad_s, const RowPointer& grad_t, double coefficient) {
-    EntryScales<V> c = scales_of(setup_, state_);
+    EntryScales<V> c = scales_of(setup_, state_, found_.offset);
     const bool both = Setup::kTeacher && grad_t.data != nullptr;
     const bool after_sums = setup_.params.phase == Phase::kAll;
     const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
@@ -61,7 +63,7 @@ class RowGradient {
     for (int64_t start = blocks_.last(); start >= 0; start -= kBlock) {
       const Block<R> b =
           with_exponentials(setup_, state_, blocks_, start, all || (separate && setup_.power == 0), -kBlock);
-      const double factor = blocks_.keeps ? adapt(setup_.div, c, state_, blocks_.shift(b)) : 1;
+      if (blocks_.keeps) adapt(setup_.div, c, state_, blocks_.shift(b));
       if constexpr (Div::kLog) {
         // Else the middle sweep has left them.
         if (!after_sums) logarithms(setup_.div, c, b, blocks_.e1);
@@ -69,16 +71,16 @@ class RowGradient {
       if (separate) exponentials_at_one(setup_, state_, blocks_, b, blocks_.e1);
       const R* const one = separate ? blocks_.e1 : b.es;
       if (directly && put(b, grad_s, nan, [&](auto to) {
-            differentiate<kStudentView<Div>, false>(c, b, one, factor, coefficient, to);
+            differentiate<kStudentView<Div>, false>(c, b, one, coefficient, to);
           }))
         continue;
       const ToNumbers<V, false> to{blocks_.out_s};
       if (both) {
-        differentiate<View::kFull, true>(c, b, one, factor, coefficient, to);
+        differentiate<View::kFull, true>(c, b, one, coefficient, to);
       } else if (all) {
-        differentiate<View::kFull, false>(c, b, one, factor, coefficient, to);
+        differentiate<View::kFull, false>(c, b, one, coefficient, to);
       } else {
-        differentiate<kStudentView<Div>, false>(c, b, one, factor, coefficient, to);
+        differentiate<kStudentView<Div>, false>(c, b, one, coefficient, to);
       }
       add_label(b);
       if (grad_s.data != nullptr) store_block<V>(blocks_.out_s, b.n, grad_s, start, setup_.streamed, nan);
@@ -102,7 +104,7 @@ class RowGradient {
   bool put(const Block<R>& b, const RowPointer& grad, bool nan, const Body& differentiate) const {
     if constexpr (V::kSimd) {
       constexpr int64_t kVector = kW * sizeof(R);
-      if (!grad.dense() || b.n % (2 * kW) != 0 || b.holds(state_.label)) return false;
+      if (!grad.dense() || b.n % (2 * kW) != 0 || (Setup::kSplits && b.holds(state_.label))) return false;
       if (setup_.streamed && reinterpret_cast<uintptr_t>(grad.at(b.start)) % kVector != 0) return false;
       R* const numbers = reinterpret_cast<R*>(grad.at(b.start));
       uint16_t* const halves = reinterpret_cast<uint16_t*>(grad.at(b.start));
@@ -125,56 +127,84 @@ class RowGradient {
 
   // `one`: exponentials at temperature 1, or those at hand, of which they are the squares.
   template <View kView, bool kBothSides, class To>
-  void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double factor,
-                     double coefficient, To to) {
-    const V to_s(by_student_), to_t(by_teacher_), spread(spread_);
-    double slope = 0, level = 0;
-    if (by_softmax_ != 0) {
-      level = by_softmax_ * (Setup::kSplits ? std::exp2(state_.shift.one - lse_ * kLog2e) : 1 / state_.z_1);
-      level *= std::pow(factor, setup_.power);
-      if (setup_.power == 2) std::swap(slope, level);
+  void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double coefficient, To to) {
+    double slope = 0, level = level_;
+    if (c.factor != 1) level *= std::pow(c.factor, setup_.power);
+    if (setup_.power == 2) std::swap(slope, level);
+    if (level == 0 && spread_ == 0) {
+      return differentiate<kView, kBothSides, true>(c, b, one, slope, level, coefficient, to);
     }
-    const V by_square(slope), by_one(level);
-    const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * factor : 0);
+    differentiate<kView, kBothSides, false>(c, b, one, slope, level, coefficient, to);
+  }
+
+  // `kSquares`: slope is all there is of the softmax.
+  template <View kView, bool kBothSides, bool kSquares, class To>
+  void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double slope, double level,
+                     double coefficient, To to) {
+    constexpr bool kLinear = Div::kLinear && kView == View::kProbabilities;
+    const V to_s(by_student_), to_t(by_teacher_), spread(spread_), by_square(slope), by_one(level);
+    const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * c.factor : 0);
+    const V scaled_s = c.r_s * to_s, scaled_t = c.r_t * to_s;
     const auto gradient = [&](int64_t i, auto s, auto t) {
       const V x1 = V::load(one + i);
-      V grad = fma(fma(x1, by_square, by_one), x1, spread);
-      if constexpr (Setup::kTeacher) {
+      const V soft = kSquares ? x1 * by_square : fma(x1, by_square, by_one);
+      if constexpr (!Setup::kTeacher) {
+        const V grad = kSquares ? soft * x1 : fma(soft, x1, spread);
+        return Setup::kSparse ? fma(to_q, V::load(b.es + i), grad) : grad;
+      } else if constexpr (kLinear) {
+        Entry<V> x;
+        x.q = V::load(b.es + i) * scaled_s;
+        x.p = V::load(b.et + i) * scaled_t;
+        x.q_minus_p = x.q - x.p;
+        const V hard = setup_.div.student(x, row_);
+        return fma(soft, x1, kSquares ? hard : hard + spread);
+      } else {
         const Entry<V> x = entry_as<kView, Div>(c, b, i, s, t);
-        if constexpr (kView == View::kTerm) {
-          grad = fma(to_s, setup_.div.student(x, V::load(b.left + i) * c.factor_term, row_), grad);
-        } else {
-          grad = fma(to_s, setup_.div.student(x, row_), grad);
-        }
         if constexpr (kBothSides) (to_t * setup_.div.teacher(x, row_)).store(blocks_.out_t + i);
-      } else if constexpr (Setup::kSparse) {
-        grad = fma(to_q, V::load(b.es + i), grad);
-      }
-      return grad;
-    };
-    with_logits<kView>(blocks_, b, [&](auto s, auto t) {
-      constexpr int64_t kStep = To::kVectors * kW;
-      for (int64_t i = (b.n - 1) / kStep * kStep; i >= 0; i -= kStep) {
-        if constexpr (To::kVectors == 2) {
-          to.put(i, gradient(i, s, t), gradient(i + kW, s, t));
+        V hard;
+        if constexpr (kView == View::kTerm) {
+          hard = setup_.div.student(x, V::load(b.left + i) * c.factor_term, row_);
         } else {
-          to.put(i, gradient(i, s, t));
+          hard = setup_.div.student(x, row_);
         }
+        return fma(to_s, hard, kSquares ? soft * x1 : fma(soft, x1, spread));
+      }
+    };
+    constexpr int64_t kStep = To::kVectors * kW;
+    const int64_t label = !Setup::kSplits && b.holds(state_.label) ? state_.label - b.start : -1;
+    with_logits<kView>(blocks_, b, [&](auto s, auto t) {
+      int64_t i = (b.n - 1) / kStep * kStep;
+      for (int64_t stop = label < 0 ? 0 : label / kStep * kStep + kStep;; stop = 0) {
+        for (; i >= stop; i -= kStep) {
+          if constexpr (To::kVectors == 2) {
+            to.put(i, gradient(i, s, t), gradient(i + kW, s, t));
+          } else {
+            to.put(i, gradient(i, s, t));
+          }
+        }
+        if (i < 0) break;
+        // The label's, before the one rounding.
+        R part[kStep];
+        for (int64_t k = 0; k < kStep; k += kW) gradient(i + k, s, t).store(part + k);
+        part[label - i] -= static_cast<R>(hot_);
+        if constexpr (To::kVectors == 2) {
+          to.put(i, V::load(part), V::load(part + kW));
+        } else {
+          to.put(i, V::load(part));
+        }
+        i -= kStep;
       }
     });
   }
 
-  // In full precision, before the one rounding.
+  // Where the label is not among the exponentials: in full precision, before the one rounding.
   void add_label(const Block<R>& b) {
-    if (!b.holds(state_.label)) return;
-    R* const out = blocks_.out_s;
+    if (!Setup::kSplits || !b.holds(state_.label)) return;
     const int64_t place = state_.label - b.start;
-    if constexpr (Setup::kSplits) {
-      const double soft = by_softmax_ != 0 ? by_softmax_ * std::exp(state_.label_s - lse_) : 0;
-      out[place] = static_cast<R>(by_student_ * setup_.div.label_student(found_) + soft + spread_);
-      blocks_.out_t[place] = static_cast<R>(by_teacher_ * setup_.div.label_teacher(found_));
-    }
-    out[place] -= static_cast<R>(hot_);
+    const double soft = by_softmax_ != 0 ? by_softmax_ * std::exp(state_.label_s - lse_) : 0;
+    blocks_.out_s[place] =
+        static_cast<R>(by_student_ * setup_.div.label_student(found_) + soft + spread_ - hot_);
+    blocks_.out_t[place] = static_cast<R>(by_teacher_ * setup_.div.label_teacher(found_));
   }
 
   const Setup& setup_;
@@ -184,6 +214,7 @@ class RowGradient {
   const Row<V> row_;
   const double scale_, lse_;
   double by_student_, by_teacher_, by_softmax_, spread_, hot_;
+  double level_;  // of the softmax, from the row's exponentials at temperature 1
 };
 
 }  // namespace FASTKD_ISA

@@ -57,7 +57,7 @@ class RowKernel {
       row.sum[0] = record[record::kSum0];
       row.sum[1] = record[record::kSum1];
     } else if (Div::kSums > 0) {
-      find_sums(setup_, state_, blocks_, params_.grad_teacher.data == nullptr, row.sum);
+      find_sums(setup_, state_, blocks_, params_.grad_teacher.data == nullptr, row);
       if (params_.phase == Phase::kSums) {
         record[record::kSum0] = row.sum[0];
         record[record::kSum1] = row.sum[1];

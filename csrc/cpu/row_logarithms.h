@@ -21,14 +21,14 @@ constexpr double kEven = 0.6, kLeastShare = 0.08;
 template <bool kPieces, class V, class R>
 inline void series_logarithms(double share, const EntryScales<V>& c, const Block<R>& b, R* pieces) {
   constexpr double kPiece = 0.2, kFrom = 0.4;
-  const V of_student(1 - share), of_teacher(share), none(0);
+  const V of_teacher(share), of_student(share - 1);
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
     const V p = V::load(b.et + i) * c.r_t, q = V::load(b.es + i) * c.r_s;
-    const V d = q - p, larger = max(p, q), lost = where_le(d, none, of_student, of_teacher) * abs(d);
+    const V d = q - p, larger = max(p, q), lost = max(of_teacher * d, of_student * d);
     if constexpr (kPieces) {
       const V least = V(kFrom) * larger, m = larger - lost;
-      const V less = where_le(least, m, none, V(1 - kPiece));
-      where_le(least, m, none, V(-1.6094379124341003)).store(pieces + i);  // log(kPiece)
+      const V less = where_le(least, m, V(0), V(1 - kPiece));
+      where_le(least, m, V(0), V(-1.6094379124341003)).store(pieces + i);  // log(kPiece)
       ((lost - less * larger) / ((V(2) - less) * larger - lost)).store(b.left + i);
     } else {
       (lost / (V(2) * larger - lost)).store(b.left + i);

@@ -20,6 +20,8 @@ constexpr R kLowest = -std::numeric_limits<R>::infinity();
 template <class R>
 struct Shifts {
   R s = 0, t = 0, one = 0;  // of the student, of the teacher, of the student at temperature 1
+
+  bool operator!=(const Shifts& x) const { return s != x.s || t != x.t || one != x.one; }
 };
 
 template <class R>
@@ -91,12 +93,6 @@ inline void move_to(const RowSetup<V, Div>& setup, RowState<R>& row, const Shift
 template <class Div>
 inline double reciprocal(double z) {
   return Div::kSplitsLabel && z == 0 ? 0 : 1 / z;
-}
-
-// log p - log q less the ratio of the logits, in nats
-template <class R>
-inline double ratio_offset(const RowState<R>& row) {
-  return kLn2 * (std::log2(row.z_s / row.z_t) + (double(row.shift.s) - row.shift.t));
 }
 
 }  // namespace FASTKD_ISA

@@ -35,6 +35,8 @@ class RowStatistics {
   }
 
  private:
+  static constexpr int64_t kSample = 64;
+
   static int64_t first_of(const R* x, int64_t n, R value) {
     int64_t i = 0;
     while (i + 1 < n && x[i] != value) ++i;
@@ -50,11 +52,11 @@ class RowStatistics {
       const Shifts<R>& shift = row_.shift;
       with_memory(blocks_, b, [&](auto s, auto t) {
         if (!has_finite()) {
-          raise_shifts(b, plain_largest<V>(s, b.n), Setup::kTeacher ? plain_largest<V>(t, b.n) : kLowest<R>);
+          // Any logits that are not far from the block's others will do to begin with.
+          const int64_t n = std::min(b.n, kSample);
+          raise_shifts(b, plain_largest<V>(s, n), Setup::kTeacher ? plain_largest<V>(t, n) : kLowest<R>);
         }
-        if (!has_finite() || !ShiftedExp2<V>::takes(setup_.to_exponent_s, shift.s) ||
-            !ShiftedExp2<V>::takes(setup_.to_exponent_t, shift.t))
-          return;
+        if (!has_finite() || !takes_) return;
         const bool alike = setup_.same_temperature && shift.s == shift.t;
         const PlainSums sums = alike ? plain_sums<true>(setup_, row_, blocks_, b, s, t)
                                      : plain_sums<false>(setup_, row_, blocks_, b, s, t);
@@ -86,6 +88,8 @@ class RowStatistics {
       if (setup_.params.metrics != nullptr) row_.arg_t = b.start + first_of(b.t, b.n, top_t);
     }
     move_to(setup_, row_, shifts_for(setup_, row_));
+    takes_ = ShiftedExp2<V>::takes(setup_.to_exponent_s, row_.shift.s) &&
+             ShiftedExp2<V>::takes(setup_.to_exponent_t, row_.shift.t);
   }
 
   void add_exponentials(const Block<R>& b) {
@@ -174,6 +178,7 @@ class RowStatistics {
   const Setup& setup_;
   RowState<R>& row_;
   RowBlocks<V, Div>& blocks_;
+  bool takes_ = false;  // whether ShiftedExp2 takes the shifts
 };
 
 }  // namespace FASTKD_ISA

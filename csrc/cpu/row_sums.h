@@ -10,12 +10,12 @@ inline namespace FASTKD_ISA {
 template <class Div>
 constexpr View kSumsView = std::is_same<Div, TVD>::value ? View::kProbabilities : View::kFull;
 
-// `student_alone`: no gradient is asked of the teacher's side.
+// Into found.sum. `student_alone`: no gradient is asked of the teacher's side.
 template <class V, class Div, class R>
 inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
-                      bool student_alone, double* sums) {
-  EntryScales<V> c = scales_of(setup, row);
-  for (int k = 0; k < kMaxSums; ++k) sums[k] = 0;
+                      bool student_alone, Row<double>& found) {
+  EntryScales<V> c = scales_of(setup, row, found.offset);
+  for (int k = 0; k < kMaxSums; ++k) found.sum[k] = 0;
   for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
     const Block<R> b = with_exponentials(setup, row, blocks, start, kSumsView<Div> == View::kFull, kBlock);
     if (blocks.keeps) adapt(setup.div, c, row, blocks.shift(b));
@@ -30,7 +30,7 @@ inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, Row
         }
       }
     });
-    for (int k = 0; k < Div::kSums; ++k) sums[k] += horizontal_sum(sum[k]);
+    for (int k = 0; k < Div::kSums; ++k) found.sum[k] += horizontal_sum(sum[k]);
   }
 }
 

@@ -12,12 +12,14 @@ template <class V, class Div, class R>
 inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& state) {
   Row<double> row{};
   if constexpr (!RowSetup<V, Div>::kTeacher) return row;
-  row.offset = ratio_offset(state);
   // By the quotient of the two sums, so that equal rows differ by exactly 0.
   const double bits_s = std::log2(state.z_s), between = std::log2(state.z_t / state.z_s);
+  row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between);
   for (int k = 0; k < Div::kStreams; ++k) {
     const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
-    row.scale[k] = std::exp2((k == 0 ? state.cross_shift : 0) - (a + b) * bits_s - a * between);
+    row.scale[k] = Div::kCross ? std::exp2((k == 0 ? state.cross_shift : 0) - (a + b) * bits_s - a * between)
+                   : a == 1    ? 1 / state.z_t
+                               : 1 / state.z_s;
     row.stream[k] = state.stream[k] * row.scale[k];
   }
   if constexpr (Div::kCross) {

@@ -20,10 +20,11 @@ class PlainExp2 {
   V scale_, less_;
 };
 
-// The same by an instruction set's own way, which then `takes` not all scales and shifts. SIMD sets also have
+// The same by an instruction set's own way, which then `takes` not all scales and shifts. `kBrief`: of logits
+// of 16 bits, for which less precision will do. SIMD sets also have
 //   near(x, seen)   the same where exponents stay above -127 and below 128,
 //   was_near(seen)  whether all have, given that the results are finite.
-template <class V>
+template <class V, bool kBrief = false>
 class ShiftedExp2 : public PlainExp2<V> {
  public:
   using PlainExp2<V>::PlainExp2;

@@ -46,6 +46,7 @@ inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 inline Vec fms(Vec a, Vec b, Vec c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
 // a <= b ? yes : no, each lane for itself
 inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
@@ -83,9 +84,12 @@ struct Exp2Parts {
   __m256 power, rest;
 };
 
+template <bool kBrief>
 inline Exp2Parts exp2_parts(__m256 n, __m256 f) {
-  __m256 y = _mm256_set1_ps(kExp2Centered[0]);
-  for (int i = 1; i < kExp2CenteredTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kExp2Centered[i]));
+  constexpr const float* c = kBrief ? kExp2Brief : kExp2Centered;
+  constexpr int kTerms = kBrief ? kExp2BriefTerms : kExp2CenteredTerms;
+  __m256 y = _mm256_set1_ps(c[0]);
+  for (int i = 1; i < kTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(c[i]));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)), _mm256_mul_ps(y, f)};
 }
 
@@ -93,7 +97,7 @@ inline Exp2Parts exp2_parts(Vec x) {
   const __m256 to_exponent = _mm256_set1_ps(kToExponent);
   const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN passes
   const __m256 n = _mm256_add_ps(bounded, to_exponent);
-  return exp2_parts(n, _mm256_sub_ps(bounded, _mm256_sub_ps(n, to_exponent)));
+  return exp2_parts<false>(n, _mm256_sub_ps(bounded, _mm256_sub_ps(n, to_exponent)));
 }
 
 // 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
@@ -109,8 +113,8 @@ inline Vec exp2_any(Vec x) {
 }
 
 // With an integral shift, rounding the exponent and shifting it are one operation.
-template <>
-class ShiftedExp2<Vec> {
+template <bool kBrief>
+class ShiftedExp2<Vec, kBrief> {
  public:
   static bool takes(float scale, float shift) {
     return std::fabs(shift) < 1048576.0f && lowest(scale, shift) > std::numeric_limits<float>::lowest();
@@ -140,7 +144,7 @@ class ShiftedExp2<Vec> {
 
  private:
   Vec at(__m256 x, __m256 n) const {
-    const Exp2Parts e = exp2_parts(n, _mm256_fmsub_ps(x, by_, _mm256_sub_ps(n, to_exponent_)));
+    const Exp2Parts e = exp2_parts<kBrief>(n, _mm256_fmsub_ps(x, by_, _mm256_sub_ps(n, to_exponent_)));
     return _mm256_fmadd_ps(e.power, e.rest, e.power);
   }
 

@@ -40,6 +40,7 @@ inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 inline Vec fms(Vec a, Vec b, Vec c) { return _mm512_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
 // a <= b ? yes : no, each lane for itself
 inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
@@ -71,8 +72,8 @@ inline Vec exp2(Vec x) {
 }
 
 // Nothing is shorter here, but -inf has to be told.
-template <>
-class ShiftedExp2<Vec> {
+template <bool kBrief>
+class ShiftedExp2<Vec, kBrief> {
  public:
   static constexpr bool takes(float, float) { return true; }
 

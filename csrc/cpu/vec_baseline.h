@@ -72,6 +72,10 @@ inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {
   return lanes<R>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
 template <class R>
+inline VecOf<R> min(VecOf<R> a, VecOf<R> b) {
+  return lanes<R>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+template <class R>
 inline VecOf<R> abs(VecOf<R> a) {
   return lanes<R>([&](int i) { return std::fabs(a.v[i]); });
 }

@@ -1,6 +1,7 @@
 // The vocabulary of the divergence functors. Each functor is written once over a number type F: a SIMD vector
 // on the CPU, a float in a CUDA thread. F offers + - * /, exp2_any(F), abs(F), times(F, F),
-// times_add(F, F, F) and where_le(F, F, F, F).
+// times_add(F, F, F) and where_le(F, F, F, F), a vector also min and max, which give the second of two
+// numbers one of which is NaN.
 #pragma once
 
 #include <cmath>
@@ -63,18 +64,19 @@ struct Row {
 
 // A divergence is a functor with
 //   kStreams     sums of the first sweep, over unnormalised exponentials: stream(entry, cross_shift, sums)
-//   adds
-//                an entry's terms. Where the exponentials shrink by factors f_t and f_s, stream k shrinks by
-//                f_t^teacher_power(k) f_s^student_power(k), and by these powers it is normalised.
+//                adds an entry's terms. But for a cross stream they are linear in the entry's ratio. Where
+//                the exponentials shrink by factors f_t and f_s, stream k shrinks by f_t^teacher_power(k)
+//                f_s^student_power(k), and by these powers it is normalised.
 //   kCross       whether stream 0 is a sum of powers of both sides, cross_term() below.
 //   kSums        sums that need both log-sum-exps first, hence one more sweep: sums(entry, sums).
 //   kLog         whether sums() and the gradients want Entry::log; a CUDA thread takes it from log_of(entry).
 //   kSplitsLabel whether the label is left out of all sums and treated apart.
+//   kLinear      whether student() is linear in p and q and looks at nothing else of the entry.
 //   value(row)   D, from what the sweeps found; fills row.constant.
 //   student, teacher(entry, row)   dD / d(s / T) and dD / d(t / T_t) of one entry.
 struct Functor {
   static constexpr int kStreams = 0, kSums = 0;
-  static constexpr bool kCross = false, kLog = false, kSplitsLabel = false;
+  static constexpr bool kCross = false, kLog = false, kSplitsLabel = false, kLinear = false;
 
   static double teacher_power(int) { return 0; }
   static double student_power(int) { return 0; }

@@ -8,6 +8,7 @@ inline namespace FASTKD_ISA {
 
 struct ForwardKL : Functor {
   static constexpr int kStreams = 1;
+  static constexpr bool kLinear = true;
   static double teacher_power(int) { return 1; }
 
   template <class F>

@@ -30,18 +30,17 @@ struct Mixture {
 
   // log p - log m and log q - log m
   static FASTKD_HD F log_p(const Entry<F>& e) {
-    // Which is the larger goes by what the logarithm went by.
     if constexpr (std::is_same<F, float>::value) {
       return ::fminf(e.log_ratio, 0.0f) - e.log;
     } else {
-      return where_le(e.q_minus_p, F(0), F(0), e.log_ratio) - e.log;
+      return (F(0) - e.log) + min(e.log_ratio, F(0));
     }
   }
   static FASTKD_HD F log_q(const Entry<F>& e) {
     if constexpr (std::is_same<F, float>::value) {
       return -::fmaxf(e.log_ratio, 0.0f) - e.log;
     } else {
-      return where_le(e.q_minus_p, F(0), F(0) - e.log_ratio, F(0)) - e.log;
+      return (F(0) - e.log) - max(e.log_ratio, F(0));
     }
   }
 
