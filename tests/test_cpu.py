@@ -238,6 +238,26 @@ def test_bfloat16_gradients_are_rounded_to_nearest(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize(
+    ("divergence", "temperature"),
+    [
+        *((d, t) for d in ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "tvd") for t in (0.5, 2.0)),
+        ("jsd", 30.0),
+    ],
+)
+def test_near_models_in_16_bits(isa: str, divergence: str, temperature: float) -> None:
+    """What is left between them must not be the error of a short exponential."""
+    s = torch.randn(4, 9000) * 3
+    s, t = s.bfloat16(), (s + 0.05 * torch.randn_like(s)).bfloat16()
+    options = {"divergence": divergence, "temperature": temperature}
+    expected, by_s, _ = reference_gradients(s, t, reduction="none", **options)
+    with native.forced_isa(isa):
+        loss, grad_s, _ = _both_gradients(s, t, False, **options)
+    assert_value(loss, expected, rtol=5e-3 if temperature < 10 else 2e-2, atol=0)
+    assert_gradient(grad_s, by_s)
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
 def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
     """A process whose columns are all padding: what lies beside them in memory is not its own."""
     columns, rows = 3, 2

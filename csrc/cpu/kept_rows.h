@@ -14,8 +14,8 @@ template <class R>
 class KeptRows {
  public:
   // `columns` of each row can be read and written, with some more for the last vector.
-  KeptRows(int rows, int64_t columns) : stride_((columns + 2 * kLine - 1) / kLine * kLine) {
-    const int64_t bytes = rows * stride_ * static_cast<int64_t>(sizeof(R));
+  KeptRows(int rows, int64_t columns) : stride_((columns + kLine + kPage - 1) / kPage * kPage + kApart) {
+    const int64_t bytes = rows == 0 ? 0 : (rows * stride_ + kApart) * static_cast<int64_t>(sizeof(R));
     // Page faults would cost as much as several rows.
     const bool huge = bytes >= kHuge / 2;
     align_ = std::align_val_t(huge ? kHuge : 64);
@@ -29,10 +29,13 @@ class KeptRows {
   KeptRows(const KeptRows&) = delete;
   KeptRows& operator=(const KeptRows&) = delete;
 
-  R* row(int k) const { return data_ + k * stride_; }
+  R* row(int k) const { return data_ + kApart + k * stride_; }
 
  private:
-  static constexpr int64_t kLine = 64 / sizeof(R);
+  static constexpr int64_t kLine = 64 / sizeof(R), kPage = 4096 / sizeof(R);
+  // Where logits are a power of two apart, rows that began where they do in a page would share the caches'
+  // sets with them, and their stores would pass for ones to the logits that are read next.
+  static constexpr int64_t kApart = 21 * kLine;
   static constexpr int64_t kHuge = int64_t(2) << 20;
   int64_t stride_;
   std::align_val_t align_{64};

@@ -10,7 +10,6 @@ inline namespace FASTKD_ISA {
 // Logits as they lie in memory.
 template <class V>
 struct Floats {
-  using Exp2 = ShiftedExp2<V>;
   static constexpr int64_t kBytes = sizeof(typename V::Real);
   const typename V::Real* x;
 
@@ -20,13 +19,16 @@ struct Floats {
 
 template <class V, bool kBf16>
 struct Halves {
-  using Exp2 = ShiftedExp2<V, true>;
   static constexpr int64_t kBytes = 2;
   const uint16_t* x;
 
   explicit Halves(const void* p) : x(static_cast<const uint16_t*>(p)) {}
   V at(int64_t i) const { return V::load16(x + i, kBf16); }
 };
+
+// Logarithms of the exponentials would show a short polynomial's error where models differ little.
+template <class V, class Div, class Memory>
+using Exp2Of = ShiftedExp2<V, Memory::kBytes == 2 && !Div::kLog>;
 
 // Where the teacher's logits lie, if there is one.
 template <class V, class Div>
@@ -88,7 +90,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
                             const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
   constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
   const EntryScales<V> c = raw_scales_of(setup, row);
-  using Exp2 = typename Memory::Exp2;
+  using Exp2 = Exp2Of<V, Div, Memory>;
   const Exp2 exp2_s(setup.to_exponent_s, row.shift.s);
   const Exp2 exp2_t = kAlike ? exp2_s : Exp2(setup.to_exponent_t, row.shift.t);
   const char* const ahead_s = blocks.s.at(b.start + kBlock);
@@ -157,9 +159,8 @@ inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<
   return horizontal_sum(sum);
 }
 
-template <class V, class R, class Memory>
-inline void plain_exponentials(typename Memory::Exp2 exp2_of, Memory x, int64_t n, R* out,
-                               const char* ahead) {
+template <class V, class R, class Exp2, class Memory>
+inline void plain_exponentials(Exp2 exp2_of, Memory x, int64_t n, R* out, const char* ahead) {
   for (int64_t i = 0; i < n; i += V::kWidth) {
     exp2_of(x.at(i)).store(out + i);
     prefetch(ahead + i * Memory::kBytes);
@@ -181,7 +182,7 @@ inline Block<R> with_exponentials(const RowSetup<V, Div>& setup, const RowState<
     if (plain && blocks.keeps) return bare;
     if (plain && ShiftedExp2<V>::takes(scale_s, shift.s) && ShiftedExp2<V>::takes(scale_t, shift.t)) {
       with_memory(blocks, bare, [&](auto s, auto t) {
-        using Exp2 = typename decltype(s)::Exp2;
+        using Exp2 = Exp2Of<V, Div, decltype(s)>;
         plain_exponentials<V>(Exp2(scale_s, shift.s), s, bare.n, bare.es, blocks.s.at(start + toward));
         if constexpr (kTeacher)
           plain_exponentials<V>(Exp2(scale_t, shift.t), t, bare.n, bare.et, blocks.t.at(start + toward));

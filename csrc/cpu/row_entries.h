@@ -118,7 +118,7 @@ inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_
 // How much of an entry a sweep looks at.
 enum class View {
   kProbabilities,  // what the exponentials tell
-  kStudentLog,     // besides, Entry::log such that log q - log m is its negative
+  kStudentLog,     // besides, log q - log m
   kTerm,           // besides, the term of the cross stream
   kFull
 };
@@ -142,10 +142,8 @@ inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, 
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
     e.log_ratio = fma(fms(logit_t, c.temperatures, logit_s), c.to_nats, c.offset);
-  } else if constexpr (kView == View::kStudentLog) {
-    e.log_ratio = V(0);
+    if constexpr (Div::kLog) e.log = V::load(b.left + i);
   }
-  if constexpr (Div::kLog && kView != View::kProbabilities) e.log = V::load(b.left + i);
   return e;
 }
 

@@ -164,6 +164,8 @@ class RowGradient {
         V hard;
         if constexpr (kView == View::kTerm) {
           hard = setup_.div.student(x, V::load(b.left + i) * c.factor_term, row_);
+        } else if constexpr (kView == View::kStudentLog) {
+          hard = setup_.div.student(x, V::load(b.left + i), row_);
         } else {
           hard = setup_.div.student(x, row_);
         }

@@ -35,7 +35,12 @@ struct JSD : Functor {
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return F(1 - beta) * times(e.q, Mixture<F>::log_q(e) - row.sum[1]);
+    return student(e, Mixture<F>::log_q(e), row);
+  }
+  // The same, with log q - log m at hand.
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, F log_q, const Row<F>& row) const {
+    return F(1 - beta) * times(e.q, log_q - row.sum[1]);
   }
 
   template <class F>

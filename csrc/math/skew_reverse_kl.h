@@ -35,6 +35,11 @@ struct SkewReverseKL : SkewForwardKL {
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
     return SkewForwardKL::teacher(exchanged(e), row);
   }
+  // The same, with log q - log m at hand.
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, F log_q, const Row<F>& row) const {
+    return SkewForwardKL::teacher(exchanged(e), log_q, row);
+  }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
