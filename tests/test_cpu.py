@@ -87,7 +87,7 @@ def test_maxima_that_rise_from_block_to_block(
 def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Two rows of several blocks; somewhere in the first one, logits that the short loop does not take."""
     s, t = torch.randn(2, 4096) * 2, torch.randn(2, 4096) * 2
-    first, late = slice(0, 100), slice(2200, 2700)  # those that the row's shifts are guessed by; a later block
+    first, late = slice(0, 100), slice(2200, 2700)  # what the first shifts come from; a later block
     if event == "far above":  # more than an exponent field holds
         s[0, 2400], t[0, 2400] = 500.0, 498.0
     elif event == "above":  # within it, but not when squared
