@@ -17,9 +17,11 @@ namespace {
 
 // A gradient larger than the caches is written past them; a smaller one is read again soon.
 constexpr int64_t kStreamedBytes = int64_t(16) << 20;
-// Work below which another thread costs more than it brings, and the least that one grab takes.
+// Work below which another thread costs more than it brings, and what one grab takes: as much as leaves some
+// grabs for each thread, since threads that change places often are in each other's way.
 constexpr int64_t kElementsPerThread = int64_t(1) << 16;
-constexpr int64_t kElementsPerGrab = int64_t(1) << 15;
+constexpr int64_t kLeastPerGrab = int64_t(1) << 15, kMostPerGrab = int64_t(1) << 18;
+constexpr int64_t kGrabsPerThread = 16;
 
 struct Queue {
   std::atomic<int64_t> next{0};
@@ -38,7 +40,9 @@ template <class Body>
 void on_threads(int64_t rows, int64_t columns, int threads, const Body& body) {
   Queue queue;
   queue.rows = rows;
-  queue.grab = std::max<int64_t>(1, kElementsPerGrab / std::max<int64_t>(1, columns));
+  const int64_t grab =
+      std::clamp(rows * columns / (std::max(1, threads) * kGrabsPerThread), kLeastPerGrab, kMostPerGrab);
+  queue.grab = std::max<int64_t>(1, grab / std::max<int64_t>(1, columns));
   const int64_t useful = std::min(rows, rows * columns / kElementsPerThread);
   const int helpers = static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, useful))) - 1;
   std::vector<std::thread> team;

@@ -13,7 +13,8 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   Row<double> row{};
   if constexpr (!RowSetup<V, Div>::kTeacher) return row;
   // By the quotient of the two sums, so that equal rows differ by exactly 0.
-  const double bits_s = std::log2(state.z_s), between = std::log2(state.z_t / state.z_s);
+  const double between = std::log2(state.z_t / state.z_s);
+  const double bits_s = Div::kCross || Div::kSplitsLabel ? std::log2(state.z_s) : 0;
   row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between);
   for (int k = 0; k < Div::kStreams; ++k) {
     const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
