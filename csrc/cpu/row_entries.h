@@ -48,7 +48,7 @@ inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>
 // For a block whose exponentials were kept relative to other shifts.
 template <class V, class Div, class R>
 inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
-  if (!(kept != c.kept)) return;
+  if (kept == c.kept) return;
   c.kept = kept;
   // Shifts rise, but for two that were shared until their sides parted, and but for the first of a row that
   // begins without finite exponents, where all that was kept is 0 and its factor has to be finite.
@@ -69,6 +69,10 @@ inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, con
 template <class V>
 inline V ratio_of(const EntryScales<V>& c, V s, V t) {
   return fms(t, c.temperatures, s) * c.to_nats;
+}
+template <class V>
+inline V log_ratio_of(const EntryScales<V>& c, V s, V t) {
+  return fma(fms(t, c.temperatures, s), c.to_nats, c.offset);
 }
 
 template <class V>
@@ -141,7 +145,7 @@ inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, 
   if constexpr (kView == View::kFull) {
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
-    e.log_ratio = fma(fms(logit_t, c.temperatures, logit_s), c.to_nats, c.offset);
+    e.log_ratio = log_ratio_of(c, logit_s, logit_t);
     if constexpr (Div::kLog) e.log = V::load(b.left + i);
   }
   return e;

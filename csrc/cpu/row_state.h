@@ -1,8 +1,9 @@
 // What the sweeps have found of a row so far.
 //
-// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is the row's maximum, to the
-// nearest integer. With equal temperatures and maxima near each other both rows take the same one: equal
-// logits then give equal exponentials, and q - p is right to the last digits however alike the models are.
+// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is an integer near the row's
+// maximum: that of the columns which asked for it. With equal temperatures and maxima near each other both
+// rows take the same one: equal logits then give equal exponentials, and q - p is right to the last digits
+// however alike the models are.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +22,7 @@ template <class R>
 struct Shifts {
   R s = 0, t = 0, one = 0;  // of the student, of the teacher, of the student at temperature 1
 
-  bool operator!=(const Shifts& x) const { return s != x.s || t != x.t || one != x.one; }
+  bool operator==(const Shifts& x) const { return s == x.s && t == x.t && one == x.one; }
 };
 
 template <class R>
