@@ -99,22 +99,28 @@ inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<R>& b, int64_t i)
   return e;
 }
 
-// What the exponentials alone tell.
-template <class V, class Div, class R>
-inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+// `r_s`, `r_t`: from exponentials to probabilities, or to multiples of them.
+template <class V, class R>
+inline Entry<V> shares(const Block<R>& b, int64_t i, V r_s, V r_t) {
   Entry<V> e;
   e.es = V::load(b.es + i);
   e.et = V::load(b.et + i);
-  if constexpr (Div::kCross) {
-    // In two steps, as the terms of the cross stream are made.
-    e.es = e.es * c.factor_s;
-    e.et = e.et * c.factor_t;
-    e.q = e.es * c.row_r_s;
-    e.p = e.et * c.row_r_t;
-  } else {
-    e.q = e.es * c.r_s;
-    e.p = e.et * c.r_t;
-  }
+  e.q = e.es * r_s;
+  e.p = e.et * r_t;
+  e.q_minus_p = e.q - e.p;
+  return e;
+}
+
+// What the exponentials alone tell.
+template <class V, class Div, class R>
+inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+  if constexpr (!Div::kCross) return shares(b, i, c.r_s, c.r_t);
+  // In two steps, as the terms of the cross stream are made.
+  Entry<V> e;
+  e.es = V::load(b.es + i) * c.factor_s;
+  e.et = V::load(b.et + i) * c.factor_t;
+  e.q = e.es * c.row_r_s;
+  e.p = e.et * c.row_r_t;
   e.q_minus_p = e.q - e.p;
   return e;
 }

@@ -152,11 +152,7 @@ class RowGradient {
         const V grad = kSquares ? soft * x1 : fma(soft, x1, spread);
         return Setup::kSparse ? fma(to_q, V::load(b.es + i), grad) : grad;
       } else if constexpr (kLinear) {
-        Entry<V> x;
-        x.q = V::load(b.es + i) * scaled_s;
-        x.p = V::load(b.et + i) * scaled_t;
-        x.q_minus_p = x.q - x.p;
-        const V hard = setup_.div.student(x, row_);
+        const V hard = setup_.div.student(shares(b, i, scaled_s, scaled_t), row_);
         return fma(soft, x1, kSquares ? hard : hard + spread);
       } else {
         const Entry<V> x = entry_as<kView, Div>(c, b, i, s, t);
@@ -174,26 +170,23 @@ class RowGradient {
     };
     constexpr int64_t kStep = To::kVectors * kW;
     const int64_t label = !Setup::kSplits && b.holds(state_.label) ? state_.label - b.start : -1;
+    const auto put = [&](int64_t i, const auto& vector_at) {
+      if constexpr (To::kVectors == 2) {
+        to.put(i, vector_at(i), vector_at(i + kW));
+      } else {
+        to.put(i, vector_at(i));
+      }
+    };
     with_logits<kView>(blocks_, b, [&](auto s, auto t) {
       int64_t i = (b.n - 1) / kStep * kStep;
       for (int64_t stop = label < 0 ? 0 : label / kStep * kStep + kStep;; stop = 0) {
-        for (; i >= stop; i -= kStep) {
-          if constexpr (To::kVectors == 2) {
-            to.put(i, gradient(i, s, t), gradient(i + kW, s, t));
-          } else {
-            to.put(i, gradient(i, s, t));
-          }
-        }
+        for (; i >= stop; i -= kStep) put(i, [&](int64_t k) { return gradient(k, s, t); });
         if (i < 0) break;
         // The label's, before the one rounding.
         R part[kStep];
         for (int64_t k = 0; k < kStep; k += kW) gradient(i + k, s, t).store(part + k);
         part[label - i] -= static_cast<R>(hot_);
-        if constexpr (To::kVectors == 2) {
-          to.put(i, V::load(part), V::load(part + kW));
-        } else {
-          to.put(i, V::load(part));
-        }
+        put(i, [&](int64_t k) { return V::load(part + k - i); });
         i -= kStep;
       }
     });
