@@ -28,6 +28,47 @@ Rows make_rows(uintptr_t data, Dtype dtype, int64_t outer_stride, int64_t inner_
   return {reinterpret_cast<void*>(data), dtype, outer_stride, inner_stride, column_stride, columns};
 }
 
+DenseParams make_dense_params(int64_t rows, int64_t inner, int64_t vocab, const Rows& student,
+                              const Rows& teacher, const Rows& grad_student, const Rows& grad_teacher,
+                              uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale,
+                              uintptr_t row_loss, uintptr_t metrics, uintptr_t coefficient, uintptr_t record,
+                              bool wide, Phase phase, bool sharded, int cluster, Divergence divergence,
+                              double alpha, double beta, double temperature, double teacher_temperature,
+                              double kd_weight, double kd_metric, double ce_weight, double label_smoothing,
+                              double z_loss, int64_t ignore_index) {
+  DenseParams p;
+  p.rows = rows;
+  p.inner = inner;
+  p.vocab = vocab;
+  p.student = student;
+  p.teacher = teacher;
+  p.grad_student = grad_student;
+  p.grad_teacher = grad_teacher;
+  p.labels = reinterpret_cast<const int64_t*>(labels);
+  p.loss_scale = reinterpret_cast<const void*>(loss_scale);
+  p.grad_scale = reinterpret_cast<const void*>(grad_scale);
+  p.row_loss = reinterpret_cast<void*>(row_loss);
+  p.metrics = reinterpret_cast<void*>(metrics);
+  p.coefficient = reinterpret_cast<const void*>(coefficient);
+  p.record = reinterpret_cast<double*>(record);
+  p.wide = wide;
+  p.phase = phase;
+  p.sharded = sharded;
+  p.cluster = cluster;
+  p.divergence = divergence;
+  p.alpha = alpha;
+  p.beta = beta;
+  p.temperature = temperature;
+  p.teacher_temperature = teacher_temperature;
+  p.kd_weight = kd_weight;
+  p.kd_metric = kd_metric;
+  p.ce_weight = ce_weight;
+  p.label_smoothing = label_smoothing;
+  p.z_loss = z_loss;
+  p.ignore_index = ignore_index;
+  return p;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -63,34 +104,22 @@ PYBIND11_MODULE(_C, m) {
   m.attr("record_columns") = static_cast<int>(record::kCount);
   m.attr("metric_columns") = static_cast<int>(metric::kCount);
 
-  py::class_<Rows>(m, "Rows").def(py::init(&make_rows), py::kw_only(), py::arg("data"), py::arg("dtype"),
+  m.attr("CLUSTER_NONE") = 0;
+  m.attr("CLUSTER_CHOSEN") = +DenseParams::kChoose;
+  m.attr("CLUSTER_ANY") = +DenseParams::kCluster;
+
+  py::class_<Rows>(m, "Rows").def(py::init(&make_rows), py::arg("data"), py::arg("dtype"),
                                   py::arg("outer_stride"), py::arg("inner_stride"), py::arg("column_stride"),
                                   py::arg("columns"));
 
   py::class_<DenseParams>(m, "DenseParams")
-      .def(py::init<>())
-      .def_readwrite("rows", &DenseParams::rows)
-      .def_readwrite("inner", &DenseParams::inner)
-      .def_readwrite("vocab", &DenseParams::vocab)
-      .def_readwrite("student", &DenseParams::student)
-      .def_readwrite("teacher", &DenseParams::teacher)
-      .def_readwrite("grad_student", &DenseParams::grad_student)
-      .def_readwrite("grad_teacher", &DenseParams::grad_teacher)
-      .def(
-          "set_rows",
-          [](DenseParams& p, uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss,
-             uintptr_t metrics, uintptr_t coefficient, uintptr_t record, bool wide) {
-            p.labels = reinterpret_cast<const int64_t*>(labels);
-            p.loss_scale = reinterpret_cast<const void*>(loss_scale);
-            p.grad_scale = reinterpret_cast<const void*>(grad_scale);
-            p.row_loss = reinterpret_cast<void*>(row_loss);
-            p.metrics = reinterpret_cast<void*>(metrics);
-            p.coefficient = reinterpret_cast<const void*>(coefficient);
-            p.record = reinterpret_cast<double*>(record);
-            p.wide = wide;
-          },
-          py::kw_only(), py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
-          py::arg("metrics"), py::arg("coefficient"), py::arg("record"), py::arg("wide"))
+      .def(py::init(&make_dense_params), py::kw_only(), py::arg("rows"), py::arg("inner"), py::arg("vocab"),
+           py::arg("student"), py::arg("teacher"), py::arg("grad_student"), py::arg("grad_teacher"),
+           py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
+           py::arg("metrics"), py::arg("coefficient"), py::arg("record"), py::arg("wide"), py::arg("phase"),
+           py::arg("sharded"), py::arg("cluster"), py::arg("divergence"), py::arg("alpha"), py::arg("beta"),
+           py::arg("temperature"), py::arg("teacher_temperature"), py::arg("kd_weight"), py::arg("kd_metric"),
+           py::arg("ce_weight"), py::arg("label_smoothing"), py::arg("z_loss"), py::arg("ignore_index"))
       .def(
           "set_sparse",
           [](DenseParams& p, uintptr_t indices, uintptr_t logprobs, uintptr_t grad, int64_t entries,
@@ -103,21 +132,7 @@ PYBIND11_MODULE(_C, m) {
                         divergence};
           },
           py::kw_only(), py::arg("indices"), py::arg("logprobs"), py::arg("grad"), py::arg("entries"),
-          py::arg("tail"), py::arg("divergence"))
-      .def_readwrite("phase", &DenseParams::phase)
-      .def_readwrite("sharded", &DenseParams::sharded)
-      .def_readwrite("cluster", &DenseParams::cluster)
-      .def_readwrite("divergence", &DenseParams::divergence)
-      .def_readwrite("alpha", &DenseParams::alpha)
-      .def_readwrite("beta", &DenseParams::beta)
-      .def_readwrite("temperature", &DenseParams::temperature)
-      .def_readwrite("teacher_temperature", &DenseParams::teacher_temperature)
-      .def_readwrite("kd_weight", &DenseParams::kd_weight)
-      .def_readwrite("kd_metric", &DenseParams::kd_metric)
-      .def_readwrite("ce_weight", &DenseParams::ce_weight)
-      .def_readwrite("label_smoothing", &DenseParams::label_smoothing)
-      .def_readwrite("z_loss", &DenseParams::z_loss)
-      .def_readwrite("ignore_index", &DenseParams::ignore_index);
+          py::arg("tail"), py::arg("divergence"));
 
   py::class_<ScaleParams>(m, "ScaleParams")
       .def(py::init([](int64_t rows, int64_t columns, uintptr_t grad, uintptr_t out, Dtype dtype,
@@ -143,6 +158,12 @@ PYBIND11_MODULE(_C, m) {
       "cpu_advise_huge_pages",
       [](uintptr_t data, int64_t bytes) { cpu::advise_huge_pages(reinterpret_cast<void*>(data), bytes); },
       py::arg("data"), py::arg("bytes"));
+  m.def(
+      "cpu_first_bad_label",
+      [](uintptr_t labels, int64_t rows, int64_t total, int64_t ignore_index) {
+        return cpu::first_bad_label(reinterpret_cast<const int64_t*>(labels), rows, total, ignore_index);
+      },
+      py::arg("labels"), py::arg("rows"), py::arg("total"), py::arg("ignore_index"));
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),

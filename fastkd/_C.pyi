@@ -28,7 +28,6 @@ class Tail:
 class Rows:
     def __init__(
         self,
-        *,
         data: int,
         dtype: Dtype,
         outer_stride: int,
@@ -38,30 +37,16 @@ class Rows:
     ) -> None: ...
 
 class DenseParams:
-    rows: int
-    inner: int
-    vocab: int
-    student: Rows
-    teacher: Rows
-    grad_student: Rows
-    grad_teacher: Rows
-    phase: Phase
-    sharded: bool
-    cluster: int
-    divergence: Divergence
-    alpha: float
-    beta: float
-    temperature: float
-    teacher_temperature: float
-    kd_weight: float
-    kd_metric: float
-    ce_weight: float
-    label_smoothing: float
-    z_loss: float
-    ignore_index: int
-    def set_rows(
+    def __init__(
         self,
         *,
+        rows: int,
+        inner: int,
+        vocab: int,
+        student: Rows,
+        teacher: Rows,
+        grad_student: Rows,
+        grad_teacher: Rows,
         labels: int,
         loss_scale: int,
         grad_scale: int,
@@ -70,6 +55,20 @@ class DenseParams:
         coefficient: int,
         record: int,
         wide: bool,
+        phase: Phase,
+        sharded: bool,
+        cluster: int,
+        divergence: Divergence,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        teacher_temperature: float,
+        kd_weight: float,
+        kd_metric: float,
+        ce_weight: float,
+        label_smoothing: float,
+        z_loss: float,
+        ignore_index: int,
     ) -> None: ...
     def set_sparse(
         self,
@@ -100,9 +99,13 @@ class ScaleParams:
 
 def cpu_isas() -> list[str]: ...
 def cpu_advise_huge_pages(data: int, bytes: int) -> None: ...
+def cpu_first_bad_label(labels: int, rows: int, total: int, ignore_index: int) -> int: ...
 def cpu_dense_rows(params: DenseParams, isa: str, threads: int) -> None: ...
 def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
 
+CLUSTER_NONE: int
+CLUSTER_CHOSEN: int
+CLUSTER_ANY: int
 record_columns: int
 metric_columns: int
 built_with_cuda: bool

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple, get_type_hints
+
+from torch import Tensor
 
 DIVERGENCES = (
     "forward_kl",
@@ -23,13 +26,14 @@ DIVERGENCES = (
 METRICS = ("kd", "ce", "student_entropy", "teacher_entropy", "agreement")
 
 
-@dataclass(frozen=True)
-class LossSpec:
+class LossSpec(NamedTuple):
     """``L = kd_weight * D(p, q) + ce_weight * CE + z_loss * logsumexp(s)**2`` for one token.
 
     ``p = softmax(t / teacher_temperature)`` and ``q = softmax(s / temperature)`` over the first
     ``vocab_size`` columns; CE and the z-loss are at temperature 1. Where ``kd_weight`` is 0 the teacher is
     not read. ``kd_metric`` is the factor of ``D`` in the metrics.
+
+    An op takes the fields of type float as one list, see :data:`SPEC_SCHEMA`.
     """
 
     divergence: str
@@ -44,3 +48,34 @@ class LossSpec:
     z_loss: float
     ignore_index: int
     vocab_size: int
+
+    @property
+    def names(self) -> tuple[str | int, ...]:
+        """The fields that are not floats."""
+        return (*self[: NUMBERS.start], *self[NUMBERS.stop :])
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The fields that are floats."""
+        return self[NUMBERS]  # type: ignore[return-value]
+
+
+_TYPES = get_type_hints(LossSpec)
+_FLOATS = [place for place, kind in enumerate(_TYPES.values()) if kind is float]
+NUMBERS = slice(_FLOATS[0], _FLOATS[-1] + 1)
+# The part of an op's schema that a LossSpec is passed as. `changing` (float64, on the CPU) stands in place of
+# `numbers` where torch.compile traces a number that changes from step to step: as a tensor it needs no new graph.
+SPEC_SCHEMA = ", ".join(
+    [
+        *(f"{kind.__name__} {name}" for name, kind in _TYPES.items() if kind is not float),
+        "float[] numbers, Tensor? changing",
+    ]
+)
+
+
+def spec_of(names: Sequence[str | int], numbers: Sequence[float], changing: Tensor | None) -> LossSpec:
+    """The :class:`LossSpec` that was passed to an op as :data:`SPEC_SCHEMA`."""
+    if changing is not None:
+        numbers = tuple(memoryview(changing.numpy()))
+    before = NUMBERS.start
+    return LossSpec(*names[:before], *numbers, *names[before:])  # type: ignore[arg-type]

@@ -254,7 +254,6 @@ def metrics(
     teacher: Tensor,
     labels: Tensor | None = None,
     *,
-    kd_ratio: float = 1.0,
     temperature: float = 1.0,
     teacher_temperature: float | None = None,
     t_squared: bool = True,
@@ -274,8 +273,9 @@ def metrics(
     t_t = temperature if teacher_temperature is None else teacher_temperature
     log_p, log_q = F.log_softmax(t / t_t, -1), F.log_softmax(s / temperature, -1)
     nan = s.new_full((), math.nan)
+    options.pop("kd_ratio", None)  # the metrics are the same whatever it is
     name = options.pop("divergence", "forward_kl")
-    kd = divergence(name, log_p, log_q, labels=labels, **options) if kd_ratio else nan  # type: ignore[arg-type]
+    kd = divergence(name, log_p, log_q, labels=labels, **options)  # type: ignore[arg-type]
     ce = nan
     if labels is not None:
         ce = F.cross_entropy(s, labels, label_smoothing=label_smoothing)
@@ -283,8 +283,8 @@ def metrics(
         "kd": kd.mean() * (temperature**2 if t_squared else 1),
         "ce": ce,
         "student_entropy": -_sum_of(log_q.exp(), log_q).mean(),
-        "teacher_entropy": -_sum_of(log_p.exp(), log_p).mean() if kd_ratio else nan,
-        "agreement": (s.argmax(-1) == t.argmax(-1)).double().mean() if kd_ratio else nan,
+        "teacher_entropy": -_sum_of(log_p.exp(), log_p).mean(),
+        "agreement": (s.argmax(-1) == t.argmax(-1)).double().mean(),
         "num_valid": valid.sum(),
     }
 

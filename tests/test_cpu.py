@@ -15,7 +15,7 @@ from closeness import assert_gradient, assert_value, during
 from oracle import CASES, reference_gradients
 
 import fastkd
-from fastkd import _C
+from fastkd import _C, _settings
 from fastkd.backends import native
 from fastkd.backends.base import Call
 from fastkd.backends.record import COLUMNS
@@ -34,11 +34,16 @@ def test_every_isa_can_be_forced_and_agrees() -> None:
 
 
 def test_the_environment_chooses_the_isa(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTKD_CPU_ISA", "baseline")
-    assert native.cpu_isa() == "baseline"
-    monkeypatch.setenv("FASTKD_CPU_ISA", "sse9")
-    with pytest.raises(ValueError, match="sse9.*baseline"):
-        fastkd.kd_loss(torch.zeros(1, 3), torch.zeros(1, 3), backend="native")
+    try:
+        monkeypatch.setenv("FASTKD_CPU_ISA", "baseline")
+        _settings.cpu_isa.cache_clear()
+        assert native.cpu_isa() == "baseline"
+        monkeypatch.setenv("FASTKD_CPU_ISA", "sse9")
+        _settings.cpu_isa.cache_clear()
+        with pytest.raises(ValueError, match="sse9.*baseline"):
+            fastkd.kd_loss(torch.zeros(1, 3), torch.zeros(1, 3), backend="native")
+    finally:
+        _settings.cpu_isa.cache_clear()
 
 
 def _both_gradients(

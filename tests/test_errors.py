@@ -100,9 +100,38 @@ def test_wrong_linear_calls(error, match, args, options) -> None:
         fastkd.linear_kd_loss(*args, **options)
 
 
-def test_a_hidden_teacher_goes_with_the_linear_loss() -> None:
-    with pytest.raises(TypeError, match="linear_kd_loss"):
-        fastkd.kd_loss(S, fastkd.HiddenTeacher(torch.randn(3, 4), torch.randn(10, 4)))
+def test_no_teacher_goes_with_no_share_of_it() -> None:
+    with pytest.raises(TypeError, match="must be a tensor"):
+        fastkd.kd_loss(S, None, Y, kd_ratio=0.5)
+    expected = torch.nn.functional.cross_entropy(S, Y)
+    torch.testing.assert_close(fastkd.kd_loss(S, None, Y, kd_ratio=0), expected)
+
+
+@pytest.mark.parametrize("module", [fastkd.KDLoss, fastkd.LinearKDLoss])
+@pytest.mark.parametrize(
+    ("error", "match", "options"),
+    [
+        (TypeError, "no option 'divergance'.*did you mean 'divergence'", {"divergance": "jsd"}),
+        (ValueError, "did you mean 'jsd'", {"divergence": "jds"}),
+        (ValueError, "temperature", {"temperature": -1.0}),
+        (ValueError, "beta", {"divergence": "jsd", "beta": 2.0}),
+        (ValueError, "reduction", {"reduction": "average"}),
+        (ValueError, "backend", {"backend": "cuda"}),
+    ],
+    ids=str,
+)
+def test_modules_check_their_options(module, error, match, options) -> None:
+    with pytest.raises(error, match=match):
+        module(**options)
+
+
+def test_each_module_has_its_own_options() -> None:
+    fastkd.LinearKDLoss(chunk_size=3, logit_softcap=30.0)
+    with pytest.raises(TypeError, match="kd_loss has no option 'chunk_size'"):
+        fastkd.KDLoss(chunk_size=3)
+    fastkd.KDLoss(inplace=True)
+    with pytest.raises(TypeError, match="linear_kd_loss has no option 'inplace'"):
+        fastkd.LinearKDLoss(inplace=True)
 
 
 def test_a_missing_backend_says_why_and_what_to_do() -> None:

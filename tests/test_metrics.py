@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_gradient
 from oracle import metrics as expected_metrics
 from targets import Target
 
@@ -58,10 +59,32 @@ def test_what_a_call_lacks_is_nan(target: Target) -> None:
     labels = torch.randint(0, 50, (4,), device=target.device)
     _, found = fastkd.kd_loss(s, t, return_metrics=True, **target.options)
     assert_metrics(found, expected_metrics(s, t))
-    _, found = fastkd.kd_loss(
-        s, t, labels, kd_ratio=0.0, temperature=3.0, return_metrics=True, **target.options
+    _, found = fastkd.kd_loss(s, None, labels, kd_ratio=0.0, return_metrics=True, **target.options)
+    expected = expected_metrics(s, t, labels)
+    nothing = dict.fromkeys(("kd", "teacher_entropy", "agreement"), torch.tensor(torch.nan))
+    assert_metrics(found, expected | nothing)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "decoupled"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_divergence_without_a_share_is_measured(target: Target, divergence: str, inplace: bool) -> None:
+    """Loss and gradient at kd_ratio=0 are the cross-entropy's, even where the divergence is infinite."""
+    x, t = torch.randn(4, 50, device=target.device).requires_grad_(), torch.randn(4, 50, device=target.device)
+    labels = torch.randint(0, 50, (4,), device=target.device)
+    options = {"kd_ratio": 0.0, "divergence": divergence, "temperature": 3.0}
+    loss, found = fastkd.kd_loss(
+        x * 1.0, t, labels, inplace=inplace, return_metrics=True, **options, **target.options
     )
-    assert_metrics(found, expected_metrics(s, t, labels, kd_ratio=0.0, temperature=3.0))
+    loss.backward()
+    assert_metrics(found, expected_metrics(x.detach(), t, labels, **options))
+    exact = x.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(exact, labels).backward()
+    assert_gradient(x.grad, exact.grad)
+    x.grad, s = None, x * 1.0
+    s = torch.where(torch.arange(50, device=target.device) == labels[:, None] - 1, -torch.inf, s)
+    loss, found = fastkd.kd_loss(s, t, labels, kd_ratio=0.0, return_metrics=True, **target.options)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(x.grad).all() and found.kd == torch.inf
 
 
 def test_nothing_valid_and_no_weight(target: Target) -> None:

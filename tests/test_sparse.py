@@ -239,7 +239,7 @@ def test_refused() -> None:
 @pytest.mark.parametrize("wrong", ["outside", "repeated"])
 def test_wrong_entries_on_a_gpu_are_nan(wrong: str) -> None:
     """A GPU cannot raise without waiting: the same check, as data, on rows of its own."""
-    from fastkd.ops.calls import Tokens
+    from fastkd.ops.tokens import Tokens
     from fastkd.spec import LossSpec
 
     spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 20)

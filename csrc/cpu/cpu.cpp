@@ -98,6 +98,13 @@ std::vector<std::string> isas() {
   return found;
 }
 
+int64_t first_bad_label(const int64_t* labels, int64_t rows, int64_t total, int64_t ignore_index) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if ((labels[r] < 0 || labels[r] >= total) && labels[r] != ignore_index) return r;
+  }
+  return -1;
+}
+
 void dense_rows(const DenseParams& params, const std::string& isa, int threads) {
   const CpuKernels& run = kernels(isa, params.wide);
   const Rows& out = params.grad_student;

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ class Call:
     Args:
         student: ``(outer, inner, columns)``, any strides; columns at or past ``spec.vocab_size`` are not
             read.
-        teacher: logits of the same rows, or :class:`SparseRows`.
+        teacher: logits of the same rows, :class:`SparseRows`, or None where ``spec.kd_weight`` is 0.
         labels: ``(outer * inner,)`` int64, contiguous, or None. Rows labelled ``spec.ignore_index`` are not
             read; a label outside the vocabulary makes its row NaN (or, with ``shards``, lies in another one).
         loss_scale, grad_scale: ``(outer * inner,)`` float32, or float64 when either input is. Where both are
@@ -52,7 +51,7 @@ class Call:
     """
 
     student: Tensor
-    teacher: Tensor | SparseRows
+    teacher: Tensor | SparseRows | None
     labels: Tensor | None
     loss_scale: Tensor
     grad_scale: Tensor
@@ -70,6 +69,11 @@ class Call:
         return read if self.labels is None else read & (self.labels != self.spec.ignore_index)
 
 
+def bad_labels(labels: Tensor, total: int | Tensor, ignore_index: int) -> Tensor:
+    """``(rows,)`` bool: labels that are neither in ``[0, total)`` nor ignored."""
+    return ((labels < 0) | (labels >= total)) & (labels != ignore_index)
+
+
 class Backend(ABC):
     """Row-wise kernels over logits."""
 
@@ -79,13 +83,36 @@ class Backend(ABC):
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         """Why this backend cannot run there and what would mend it; None when it can."""
 
-    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised contiguous memory of the dtype and device of ``like``, for large results."""
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    def about_to_write(self, x: Tensor | None) -> None:
+        """Say that all of a large, fresh, contiguous ``x`` is going to be written."""
+        return None
 
-    @abstractmethod
+    def first_bad_label(self, labels: Tensor, total: int, ignore_index: int) -> int:
+        """The first of ``(rows,)`` labels on the CPU that is neither in ``[0, total)`` nor ignored, or -1."""
+        bad = bad_labels(labels, total, ignore_index)
+        return int(bad.to(torch.int8).argmax()) if bool(bad.any()) else -1
+
     def rows(self, call: Call) -> None:
         """Fill the results of ``call``."""
+        if call.spec.kd_weight == 0 and call.metrics is not None and call.teacher is not None:
+            # The loss leaves the divergence out, the metrics do not.
+            teacher = call.teacher if isinstance(call.teacher, Tensor) else replace(call.teacher, grad=None)
+            self.compute(
+                replace(
+                    call,
+                    spec=call.spec._replace(kd_weight=1.0),
+                    teacher=teacher,
+                    row_loss=torch.empty_like(call.row_loss),
+                    grad_student=None,
+                    grad_teacher=None,
+                )
+            )
+            call = replace(call, metrics=None)
+        self.compute(call)
+
+    @abstractmethod
+    def compute(self, call: Call) -> None:
+        """Fill the results of ``call``; where ``spec.kd_weight`` is 0 the teacher need not be read."""
 
     @abstractmethod
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:

@@ -37,7 +37,7 @@ class KernelBackend(Backend):
         shard where ``call.shards`` is set.
         """
 
-    def rows(self, call: Call) -> None:
+    def compute(self, call: Call) -> None:
         if isinstance(call.teacher, SparseRows) and call.spec.kd_weight != 0:
             self._sparse(call)
         elif call.shards is None:
@@ -63,7 +63,7 @@ class KernelBackend(Backend):
         assert isinstance(teacher, SparseRows)
         # The entries' logits, before the gradient may overwrite them.
         support = sparse.Support(call, teacher)
-        student_side = replace(call, spec=replace(call.spec, divergence="off_support"))
+        student_side = replace(call, spec=call.spec._replace(divergence="off_support"))
         record = self._statistics(student_side)
         found = sparse.divergence(call, teacher, support, record)
         self.launch(student_side, "finish", record, found.coefficient)

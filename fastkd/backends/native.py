@@ -5,7 +5,8 @@ Tensors are checked here once more, since a wrong address does not raise: it cor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +28,9 @@ else:
     if (_C.record_columns, _C.metric_columns) != (len(COLUMNS), len(METRICS)):
         raise ImportError("fastkd._C was built from other sources: reinstall with 'pip install .'")
 
+# Elements of a tensor from which huge pages may help: each has 2 MiB.
+HUGE_PAGES_FROM = 2**20
+
 _forced_isa: list[str] = []
 _forced_cluster: list[int] = []
 
@@ -38,7 +42,11 @@ def cpu_isas() -> list[str]:
 
 def cpu_isa() -> str:
     """The instruction set in use: forced by a test, by ``FASTKD_CPU_ISA``, or the best."""
-    wanted = _forced_isa[-1] if _forced_isa else _settings.cpu_isa()
+    return _runnable(_forced_isa[-1] if _forced_isa else _settings.cpu_isa())
+
+
+@functools.cache
+def _runnable(wanted: str | None) -> str:
     available = cpu_isas()
     if wanted is None:
         return available[0]
@@ -64,7 +72,7 @@ def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
     The cluster is of ``blocks`` blocks, or of as many as it would choose. Calls that have one kernel only,
     which are those with phases, metrics or two dtypes, keep it; others raise where theirs cannot run.
     """
-    _forced_cluster.append({"stream": 0, "cluster": blocks or -2}[name])
+    _forced_cluster.append({"stream": _C.CLUSTER_NONE, "cluster": blocks or _C.CLUSTER_ANY}[name])
     try:
         yield
     finally:
@@ -94,11 +102,14 @@ class NativeBackend(KernelBackend):
             return "the CUDA kernels have no float64: use backend='reference'"
         return _C.cuda_missing(device.index if device.index is not None else 0)
 
-    def empty(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        out = super().empty(shape, like)
-        if out.device.type == "cpu":
-            _C.cpu_advise_huge_pages(_address(out), out.numel() * out.element_size())
-        return out
+    def about_to_write(self, x: Tensor | None) -> None:
+        if x is not None and x.device.type == "cpu" and x.numel() >= HUGE_PAGES_FROM:
+            _C.cpu_advise_huge_pages(_address(x), x.numel() * x.element_size())
+
+    def first_bad_label(self, labels: Tensor, total: int, ignore_index: int) -> int:
+        if labels.dtype != torch.int64 or not labels.is_contiguous():
+            raise AssertionError("labels are not contiguous int64")
+        return _C.cpu_first_bad_label(_address(labels), labels.numel(), total, ignore_index)
 
     def _sparse(self, call: Call) -> None:
         if call.student.device.type == "cpu" and call.shards is None:
@@ -116,11 +127,20 @@ class NativeBackend(KernelBackend):
         spec, student = call.spec, call.student
         teacher = call.teacher if isinstance(call.teacher, Tensor) and spec.kd_weight != 0 else None
         _check(call, teacher, record, coefficient)
-        params = _C.DenseParams()
-        params.rows, params.inner, params.vocab = call.row_loss.numel(), student.shape[1], spec.vocab_size
-        params.student, params.teacher = _rows(student), _rows(teacher)
-        params.grad_student, params.grad_teacher = _rows(call.grad_student), _rows(call.grad_teacher)
-        params.set_rows(
+        divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
+        sparse = call.teacher if isinstance(call.teacher, SparseRows) and phase == "all" else None
+        if spec.kd_weight == 0:
+            sparse = None
+        # Without a divergence only a metric, the entropy, asks for the student's temperature.
+        cooled = spec.kd_weight != 0 or call.metrics is not None
+        params = _C.DenseParams(
+            rows=call.row_loss.numel(),
+            inner=student.shape[1],
+            vocab=spec.vocab_size,
+            student=_rows(student),
+            teacher=_rows(teacher),
+            grad_student=_rows(call.grad_student),
+            grad_teacher=_rows(call.grad_teacher),
             labels=_address(call.labels),
             loss_scale=_address(call.loss_scale),
             grad_scale=_address(call.grad_scale),
@@ -129,31 +149,30 @@ class NativeBackend(KernelBackend):
             coefficient=_address(coefficient),
             record=_address(record),
             wide=call.row_loss.dtype == torch.float64,
+            phase=getattr(_C.Phase, phase),
+            sharded=call.shards is not None,
+            cluster=_forced_cluster[-1] if _forced_cluster else _C.CLUSTER_CHOSEN,
+            divergence=divergence if sparse is None else _C.Divergence.off_support,
+            alpha=spec.alpha,
+            beta=spec.beta,
+            temperature=spec.temperature if cooled else 1.0,
+            teacher_temperature=spec.teacher_temperature,
+            kd_weight=spec.kd_weight,
+            kd_metric=spec.kd_metric,
+            ce_weight=spec.ce_weight,
+            label_smoothing=spec.label_smoothing,
+            z_loss=spec.z_loss,
+            ignore_index=spec.ignore_index,
         )
-        params.phase = getattr(_C.Phase, phase)
-        params.sharded = call.shards is not None
-        divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
-        params.divergence = divergence
-        if isinstance(call.teacher, SparseRows) and phase == "all" and spec.kd_weight != 0:
-            params.divergence = _C.Divergence.off_support
+        if sparse is not None:
             params.set_sparse(
-                indices=_address(call.teacher.indices),
-                logprobs=_address(call.teacher.logprobs),
-                grad=_address(call.teacher.grad),
-                entries=call.teacher.indices.shape[1],
-                tail=getattr(_C.Tail, call.teacher.tail),
+                indices=_address(sparse.indices),
+                logprobs=_address(sparse.logprobs),
+                grad=_address(sparse.grad),
+                entries=sparse.indices.shape[1],
+                tail=getattr(_C.Tail, sparse.tail),
                 divergence=divergence,
             )
-        params.alpha, params.beta = spec.alpha, spec.beta
-        params.kd_weight, params.kd_metric, params.ce_weight = spec.kd_weight, spec.kd_metric, spec.ce_weight
-        # Without a divergence only a metric, the entropy, asks for the student's temperature.
-        cooled = spec.kd_weight != 0 or call.metrics is not None
-        params.temperature = spec.temperature if cooled else 1.0
-        params.teacher_temperature = spec.teacher_temperature
-        params.label_smoothing, params.z_loss = spec.label_smoothing, spec.z_loss
-        params.ignore_index = spec.ignore_index
-        if _forced_cluster:
-            params.cluster = _forced_cluster[-1]
         if student.device.type == "cpu":
             _C.cpu_dense_rows(params, cpu_isa(), torch.get_num_threads())
         else:
@@ -169,7 +188,7 @@ class NativeBackend(KernelBackend):
             columns=grad.shape[1],
             grad=_address(grad),
             out=_address(out),
-            dtype=_dtype(grad),
+            dtype=_DTYPES[grad.dtype],
             grad_stride=grad.stride(0),
             out_stride=out.stride(0),
             factor=_address(factor),
@@ -232,24 +251,23 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _dtype(x: Tensor) -> _C.Dtype:
-    return getattr(_C.Dtype, str(x.dtype).removeprefix("torch."))
+_DTYPES = (
+    {}
+    if _C is None
+    else {
+        torch.float32: _C.Dtype.float32,
+        torch.bfloat16: _C.Dtype.bfloat16,
+        torch.float16: _C.Dtype.float16,
+        torch.float64: _C.Dtype.float64,
+    }
+)
+_NO_ROWS = None if _C is None else _C.Rows(0, _C.Dtype.float32, 0, 0, 1, 0)
 
 
 def _rows(x: Tensor | None) -> _C.Rows:
     if x is None:
-        return _C.Rows(
-            data=0, dtype=_C.Dtype.float32, outer_stride=0, inner_stride=0, column_stride=1, columns=0
-        )
-    outer, inner, column = x.stride()
-    return _C.Rows(
-        data=_address(x),
-        dtype=_dtype(x),
-        outer_stride=outer,
-        inner_stride=inner,
-        column_stride=column,
-        columns=x.shape[2],
-    )
+        return _NO_ROWS
+    return _C.Rows(_address(x), _DTYPES[x.dtype], *x.stride(), x.shape[2])
 
 
 def _place(device: torch.device) -> tuple[int, int]:

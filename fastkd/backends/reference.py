@@ -97,9 +97,9 @@ class ReferenceBackend(KernelBackend):
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         return None
 
-    def rows(self, call: Call) -> None:
+    def compute(self, call: Call) -> None:
         if isinstance(call.teacher, SparseRows):
-            super().rows(call)  # only here does something come between the sweeps
+            super().compute(call)  # only here does something come between the sweeps
         else:
             self.launch(call)
 

@@ -55,12 +55,36 @@ def logits_like(name: str, x: object, what: str = "(..., V)", *, empty: bool = F
     return x
 
 
-def overwritable(x: Tensor) -> None:
-    """Raise unless a gradient may be written over ``x``."""
-    if x.is_leaf and x.requires_grad:
+def head(side: str, hidden: object, weight: object, bias: object) -> None:
+    """Check the types and shapes of hidden states ``(..., H)``, a weight ``(V, H)`` and a bias ``(V,)``."""
+    hidden = logits_like(f"{side}_hidden", hidden, "(..., H)")
+    weight = logits_like(f"{side}_weight", weight, "(V, H)")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
-            "inplace=True would overwrite a leaf that requires grad: pass a model's logits, or inplace=False"
+            f"{side}_weight must have shape (V, {hidden.shape[-1]}) to match {side}_hidden, "
+            f"got {tuple(weight.shape)}"
         )
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
+        raise ValueError(f"{side}_bias must be a tensor of shape ({weight.shape[0]},)")
+
+
+def head_dtypes(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise unless a head has one dtype."""
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != hidden.dtype:
+            raise TypeError(
+                f"{side}_{name} is {x.dtype} but {side}_hidden is {hidden.dtype}: cast one, for example "
+                f"{side}_hidden.to({side}_{name}.dtype)"
+            )
+
+
+def overwritable(x: Tensor) -> None:
+    """Raise unless a gradient may be written over ``x``, which may be a view."""
+    for owner in (x, x._base):
+        if owner is not None and owner.is_leaf and owner.requires_grad:
+            raise ValueError(
+                "inplace=True would overwrite a leaf that requires grad: pass a model's logits, or inplace=False"
+            )
     if not x.is_contiguous():
         raise ValueError(
             "inplace=True needs contiguous student_logits: pass inplace=False for a strided view"
@@ -139,7 +163,9 @@ def shards(
 ) -> tuple[int, str | None]:
     """``(vocab_size or -1, the group's name)`` for a vocabulary that lies across a group, or may not."""
     if group is None:
-        return vocabulary(student_columns, teacher_columns or student_columns, vocab_size), None
+        if teacher_columns is None:
+            teacher_columns = student_columns
+        return vocabulary(student_columns, teacher_columns, vocab_size), None
     if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
         raise TypeError(f"group must be a torch.distributed process group, not {type(group).__name__}")
     if teacher_columns not in (None, student_columns):
@@ -198,14 +224,17 @@ def parameters(divergence: str, alpha: float | None, beta: float | None) -> tupl
     if divergence == "jsd":
         number("beta", b, 0.0, 1.0)
         # The limits that TRL gives these two names; the formula itself tends to 0 there.
-        divergence = {0.0: "forward_kl", 1.0: "reverse_kl"}.get(b, divergence)
+        if b == 0:
+            divergence = "forward_kl"
+        elif b == 1:
+            divergence = "reverse_kl"
     elif divergence in ("skew_forward_kl", "skew_reverse_kl"):
         if not 0 <= b < 1:
             raise ValueError(f"beta must be in [0, 1) for divergence={divergence!r}, got {beta}")
         if b == 0:
             divergence = divergence.removeprefix("skew_")
-    elif divergence == "alpha" and a in (0.0, 1.0):
-        limit = {0.0: "reverse_kl", 1.0: "forward_kl"}[a]
+    elif divergence == "alpha" and (a == 0 or a == 1):
+        limit = "reverse_kl" if a == 0 else "forward_kl"
         raise ValueError(f"alpha must not be {a:g}: the alpha-divergence tends to divergence={limit!r} there")
     elif divergence == "renyi" and (a <= 0 or a == 1):
         hint = ": the Renyi divergence tends to divergence='forward_kl' there" if a == 1 else ""
@@ -218,7 +247,6 @@ def parameters(divergence: str, alpha: float | None, beta: float | None) -> tupl
 
 
 def row_spec(
-    *,
     kd_ratio: float,
     divergence: str,
     alpha: float | None,
@@ -230,7 +258,6 @@ def row_spec(
     label_smoothing: float,
     z_loss: float,
     vocab_size: int,
-    labels: Tensor | None,
 ) -> LossSpec:
     """Check the arithmetic's numbers and fold them into a :class:`LossSpec`."""
     one_of("divergence", divergence, DIVERGENCES)
@@ -239,18 +266,14 @@ def row_spec(
     teacher_t = student_t
     if teacher_temperature is not None:
         teacher_t = number("teacher_temperature", teacher_temperature, 0.0, math.inf, open_low=True)
-    if ratio < 1 and labels is None:
-        raise ValueError(
-            f"kd_ratio={kd_ratio} gives cross-entropy a share, which needs labels (or pass kd_ratio=1)"
-        )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
-    if divergence == "decoupled" and labels is None:
-        raise ValueError("divergence='decoupled' treats the label apart: pass labels, or another divergence")
     divergence, a, b = parameters(divergence, alpha, beta)
     factor = student_t * student_t if t_squared else 1.0
     return LossSpec(
         divergence=divergence,
+        ignore_index=ignore_index,
+        vocab_size=vocab_size,
         alpha=a,
         beta=b,
         temperature=student_t,
@@ -260,6 +283,16 @@ def row_spec(
         ce_weight=1.0 - ratio,
         label_smoothing=number("label_smoothing", label_smoothing, 0.0, 1.0),
         z_loss=number("z_loss", z_loss, 0.0, math.inf),
-        ignore_index=ignore_index,
-        vocab_size=vocab_size,
     )
+
+
+def needs_labels(divergence: str, kd_ratio: float, labels: Tensor | None) -> None:
+    """Raise where there are no labels and the loss reads them."""
+    if labels is not None:
+        return
+    if kd_ratio < 1:
+        raise ValueError(
+            f"kd_ratio={kd_ratio} gives cross-entropy a share, which needs labels (or pass kd_ratio=1)"
+        )
+    if divergence == "decoupled":
+        raise ValueError("divergence='decoupled' treats the label apart: pass labels, or another divergence")

@@ -1,145 +1,21 @@
-"""``kd_loss``: the distillation loss from the logits of both sides."""
+"""``kd_loss``: the distillation loss from the student's logits."""
 
 from __future__ import annotations
 
-from dataclasses import astuple
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-import fastkd.ops.dense  # noqa: F401  registers the ops
-from fastkd.backends import registry
-from fastkd.losses import checks, reduction as reductions
-from fastkd.losses.gradient import times_upstream
-from fastkd.losses.metrics import mean_metrics
-from fastkd.ops.rows import wide
+from fastkd.losses import checks
+from fastkd.losses.options import Options
+from fastkd.losses.run import Side, run
 from fastkd.teachers import HiddenTeacher, SparseTeacher
-
-
-class _DenseKD(torch.autograd.Function):
-    """Row losses whose gradient comes out of the same pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor | None,
-        unhold: Tensor | None,
-        call: _Call,
-    ) -> tuple[Tensor, Tensor]:
-        wanted = (student.requires_grad, teacher.requires_grad)
-        row_loss, grad_student, grad_teacher, metrics = call(
-            student, teacher, labels, loss_scale, grad_scale, *wanted
-        )
-        ctx.save_for_backward(grad_student, grad_teacher, unhold)
-        ctx.wanted, ctx.backend = wanted, call.backend
-        ctx.mark_non_differentiable(metrics)
-        return row_loss, metrics
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
-        grad_student, grad_teacher, unhold = ctx.saved_tensors
-        factor = upstream if unhold is None else upstream * unhold
-        by_student = times_upstream(grad_student, factor, ctx.backend) if ctx.wanted[0] else None
-        by_teacher = times_upstream(grad_teacher, factor, ctx.backend) if ctx.wanted[1] else None
-        return by_student, by_teacher, None, None, None, None, None
-
-
-class _DenseKDInPlace(torch.autograd.Function):
-    """The same, the student's gradient written over its logits."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor | None,
-        unhold: Tensor | None,
-        call: _Call,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.wanted, ctx.backend = teacher.requires_grad, call.backend
-        row_loss, grad_teacher, metrics = call.in_place(
-            student, teacher, labels, loss_scale, grad_scale, ctx.wanted
-        )
-        ctx.mark_dirty(student)
-        ctx.mark_non_differentiable(metrics)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(student, grad_teacher, unhold)
-        return row_loss, metrics, student
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, upstream: Tensor | None, _: Tensor | None, later: Tensor | None
-    ) -> tuple[Any, ...]:
-        if later is not None:
-            raise RuntimeError(
-                "student_logits were used after kd_loss(..., inplace=True) had overwritten them with their "
-                "gradient: use them before, or pass inplace=False"
-            )
-        if upstream is None:
-            return (None,) * 7
-        grad_student, grad_teacher, unhold = ctx.saved_tensors
-        factor = upstream if unhold is None else upstream * unhold
-        by_student = times_upstream(grad_student.detach(), factor, ctx.backend)
-        by_teacher = times_upstream(grad_teacher, factor, ctx.backend) if ctx.wanted else None
-        return by_student, by_teacher, None, None, None, None, None
-
-
-class _Call(NamedTuple):
-    """The op with everything bound but tensors that may need a gradient and those of the reduction."""
-
-    indices: Tensor | None
-    tail: str | None
-    metrics: bool
-    group: str | None
-    backend: str | None
-    arithmetic: tuple[Any, ...]
-
-    def __call__(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor | None,
-        student_grad: bool,
-        teacher_grad: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return torch.ops.fastkd.dense_kd(
-            *(student, teacher, self.indices, self.tail, labels, loss_scale, grad_scale),
-            *(student_grad, teacher_grad, self.metrics, self.group, self.backend),
-            *self.arithmetic,
-        )
-
-    def in_place(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        labels: Tensor | None,
-        loss_scale: Tensor,
-        grad_scale: Tensor | None,
-        teacher_grad: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.fastkd.dense_kd_(
-            *(student, teacher, self.indices, self.tail, labels, loss_scale, grad_scale),
-            *(teacher_grad, self.metrics, self.group, self.backend),
-            *self.arithmetic,
-        )
 
 
 def kd_loss(
     student_logits: Tensor,
-    teacher: Tensor | SparseTeacher,
+    teacher: Tensor | HiddenTeacher | SparseTeacher | None,
     labels: Tensor | None = None,
     *,
     kd_ratio: float = 1.0,
@@ -175,9 +51,10 @@ def kd_loss(
     Args:
         student_logits: ``(..., V_s)``, float32, bfloat16, float16 or float64, any strides.
         teacher: logits ``(..., V_t)`` of the same leading shape; the dtype may differ. A gradient flows to
-            it if it requires one. Or a :class:`fastkd.SparseTeacher`.
+            it if it requires one. Or a :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`, whose
+            logits exist a few rows at a time. None where ``kd_ratio`` is 0.
         labels: ``(...)`` int64, aligned with the logits (the caller shifts). Needed when ``kd_ratio < 1``.
-        kd_ratio: ``r`` in [0, 1], the divergence's share. At 0 the teacher is not read.
+        kd_ratio: ``r`` in [0, 1], the divergence's share. At 0 the teacher is read for the metrics only.
         divergence: ``D(p, q)``, in nats (``docs/losses.md`` has the gradients and when to use which):
 
             - ``"forward_kl"`` sum p (log p - log q);
@@ -213,10 +90,11 @@ def kd_loss(
         vocab_size: columns at or past it do not exist, on either side; needed when ``V_s != V_t``. With
             ``group`` it counts the columns of all shards, and on a GPU its use waits for the device once a
             call.
-        inplace: write the gradient over ``student_logits`` (contiguous, and not a leaf), which saves the
-            memory of a gradient. They hold no logits afterwards: a backward through any other use of them
-            raises. Without effect where no student gradient is wanted, and under ``torch.compile``, whose
-            planner decides on memory.
+        inplace: write the gradient over ``student_logits`` (contiguous, and neither a leaf nor a view of one),
+            which saves the memory of a gradient. They hold no logits afterwards: a backward through any later
+            use of them (of anything that they are a view of, too) raises. float16 logits are overwritten in the
+            backward, others at once. Without effect where no student gradient is wanted, under
+            ``torch.compile``, whose planner decides on memory, and under ``torch.func``'s transforms.
         group: process group across which the vocabulary lies, a range of columns on each process in rank
             order, of any widths (the head of a tensor-parallel model). ``student_logits`` and ``teacher`` are
             this process's columns, ``labels`` (the same everywhere) count those of the whole vocabulary. The
@@ -235,58 +113,24 @@ def kd_loss(
             cannot run. All before any memory is touched.
     """
     checks.logits_like("student_logits", student_logits, empty=group is not None)
-    if isinstance(teacher, HiddenTeacher):
-        raise TypeError("teacher must be a tensor of logits: a HiddenTeacher goes with fastkd.linear_kd_loss")
-    leading, device = student_logits.shape[:-1], student_logits.device
-    indices = tail = teacher_columns = None
-    if isinstance(teacher, SparseTeacher):
-        checks.sparse_teacher(teacher, leading, device, divergence, temperature, teacher_temperature)
-        teacher_rows, indices, tail = teacher.logprobs, teacher.indices, teacher.tail
-    else:
-        teacher_rows = checks.logits_like("teacher", teacher, empty=group is not None)
-        teacher_columns = teacher.shape[-1]
-        checks.leading_shape("teacher", teacher.shape[:-1], leading)
-        checks.same_device(device, teacher=teacher)
-    checks.per_token(labels, token_weights, leading, device)
-    reductions.check(reduction, num_items)
-    registry.check_name(backend)
-    columns, group_name = checks.shards(student_logits.shape[-1], teacher_columns, vocab_size, group)
-    spec = checks.row_spec(
-        kd_ratio=kd_ratio,
-        divergence=divergence,
-        alpha=alpha,
-        beta=beta,
-        temperature=temperature,
-        teacher_temperature=teacher_temperature,
-        t_squared=t_squared,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        vocab_size=columns,
-        labels=labels,
-    )
-    scale = reductions.row_scale(
+    options = Options(
+        kd_ratio,
+        divergence,
+        beta,
+        alpha,
+        temperature,
+        teacher_temperature,
+        t_squared,
         reduction,
-        labels,
-        ignore_index,
-        token_weights,
         num_items,
-        student_logits,
-        wide(student_logits, teacher_rows),
+        token_weights,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        vocab_size,
+        group,
+        backend,
+        return_metrics,
     )
-    held, unhold = reductions.held_scale(scale, spec, student_logits.dtype, teacher_rows.dtype)
-    call = _Call(indices, tail, return_metrics, group_name, backend, astuple(spec))
-    inputs = (student_logits, teacher_rows, labels, scale, held)
-    in_place = inplace and torch.is_grad_enabled() and student_logits.requires_grad
-    if in_place:
-        checks.overwritable(student_logits)
-    if in_place and not torch.compiler.is_compiling():
-        rows, metrics, _ = _DenseKDInPlace.apply(*inputs, unhold, call)
-    elif torch.is_grad_enabled() and (student_logits.requires_grad or teacher_rows.requires_grad):
-        rows, metrics = _DenseKD.apply(*inputs, unhold, call)
-    else:
-        rows, _, _, metrics = call(*inputs, False, False)
-    loss = rows.view(leading) if reduction == "none" else rows.sum()
-    if not return_metrics:
-        return loss
-    return loss, mean_metrics(metrics, reductions.valid(labels, ignore_index, token_weights, student_logits))
+    student = Side(student_logits, columns=student_logits.shape[-1])
+    return run(student, teacher, labels, options, inplace=inplace)

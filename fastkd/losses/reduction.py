@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fastkd.losses.checks import REDUCTIONS, number, one_of
-from fastkd.spec import LossSpec
 
 
 def check(reduction: str, num_items: int | Tensor | None) -> None:
@@ -40,20 +39,27 @@ def row_scale(
     Invalid tokens weigh 0. Nothing here waits for the device.
     """
     tokens = student.shape[:-1].numel()
-    if token_weights is None:
-        scale = torch.ones(tokens, dtype=dtype, device=student.device)
-    else:
+    weighted = token_weights is not None
+    if token_weights is not None:
         scale = token_weights.detach().reshape(tokens).to(dtype)
-    if labels is not None:
-        scale = torch.where(labels.reshape(tokens) != ignore_index, scale, 0.0)
+        if labels is not None:
+            scale = torch.where(labels.reshape(tokens) != ignore_index, scale, 0.0)
+    elif labels is not None:
+        scale = (labels.reshape(tokens) != ignore_index).to(dtype)
+    else:
+        scale = torch.ones(tokens, dtype=dtype, device=student.device)
     if reduction == "batchmean":
         return scale / (student.shape[0] if student.dim() > 1 else 1)
-    if reduction == "mean":
-        total = scale.sum() if num_items is None else torch.as_tensor(num_items).to(dtype)
-        # Nothing to average is a loss of 0, not 0 / 0. (num_items may be a scalar on the CPU for logits on a
-        # GPU: as a factor it costs no copy.)
+    if reduction != "mean":
+        return scale
+    # Nothing to average is a loss of 0, not 0 / 0.
+    if num_items is None and not weighted:
+        return scale / (max(tokens, 1) if labels is None else scale.sum().clamp(min=1))
+    if isinstance(num_items, Tensor) or num_items is None:
+        # num_items may be on the CPU for logits on a GPU: as a 0-d factor it costs no copy.
+        total = scale.sum() if num_items is None else num_items.to(dtype)
         return scale * torch.where(total == 0, 0.0, 1.0 / total)
-    return scale
+    return scale * (1.0 / num_items if num_items != 0 else 0.0)
 
 
 def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None, student: Tensor) -> Tensor:
@@ -65,42 +71,3 @@ def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None
     if token_weights is not None:
         counted = counted & (token_weights.detach().reshape(tokens) != 0)
     return counted
-
-
-def _largest_gradient(spec: LossSpec) -> float:
-    """About the largest element that a divergence's gradient has for models that are not far apart."""
-    a, b = spec.alpha, spec.beta
-    weights: dict[str, float] = {
-        "alpha": max(1 / abs(a or 1), 1 / abs(1 - a or 1)),
-        "renyi": max(1.0, abs(a / (1 - a or 1))),
-        "alpha_beta": max(1 / abs(a or 1), 1 / abs(b or 1)),
-        "decoupled": 1 + b,
-        "jeffreys": 2.0,
-    }
-    return weights.get(spec.divergence, 1.0)
-
-
-def _unbounded(spec: LossSpec) -> bool:
-    """Whether a power of a probability may be negative, and its gradient as large as that makes it."""
-    a, b = spec.alpha, spec.beta
-    if spec.divergence in ("alpha", "renyi"):
-        return not 0 < a < 1
-    return spec.divergence == "alpha_beta" and min(a, b) < 0
-
-
-def held_scale(scale: Tensor, spec: LossSpec, *dtypes: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """The weights of the stored gradient, and the factor that turns it into the gradient.
-
-    float16 keeps few digits below 6e-5 and none below 6e-8, where a probability over 100,000 words divided
-    by a batch of tokens lies. So a float16 gradient is held near 1 and meets its true weight only in the
-    backward, together with the upstream gradient (a GradScaler's, say). Other dtypes need no such care:
-    None, None.
-    """
-    if torch.float16 not in dtypes or scale.numel() == 0:
-        return None, None
-    by_kd = spec.kd_weight / min(spec.temperature, spec.teacher_temperature) * _largest_gradient(spec)
-    largest = by_kd + spec.ce_weight + 40 * spec.z_loss
-    lift = 1.0 if _unbounded(spec) else 2.0 ** (10 - math.ceil(math.log2(max(largest, 1.0))))
-    top = scale.abs().amax()
-    top = torch.where(top == 0, 1.0, top)
-    return scale / top * lift, top / lift

@@ -6,207 +6,90 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
-from fastkd.ops.calls import SPEC_SCHEMA, Tokens
 from fastkd.ops.rows import as_rows, same_rows
-from fastkd.spec import METRICS, LossSpec
+from fastkd.ops.tokens import Tokens
+from fastkd.spec import SPEC_SCHEMA, spec_of
 
 LIBRARY = torch.library.Library("fastkd", "FRAGMENT")
-# `teacher` holds logits, or with `indices` the log-probabilities of a sparse teacher. The last result is
-# (rows, len(METRICS)), or empty without `metrics`.
+DEVICES = ("CPU", "CUDA", "XPU", "MPS")
+
+# `teacher` holds logits, or with `indices` the log-probabilities of a sparse teacher.
 TEACHER_SCHEMA = (
-    "Tensor teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
+    "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
 )
+# The caller allocates the results: `row_loss` (rows,) and `metrics` (rows, len(METRICS)) of the dtype of
+# loss_scale. A gradient is contiguous, of its input's shape and dtype, or absent where it is not wanted.
 LIBRARY.define(
-    f"dense_kd(Tensor student, {TEACHER_SCHEMA}, bool student_grad, bool teacher_grad, bool metrics, "
-    f"str? group, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"dense_kd(Tensor student, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, str? group, str? backend, Tensor(a!) row_loss, "
+    "Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_teacher) -> ()",
 )
-LIBRARY.define(
-    f"dense_kd_(Tensor(a!) student, {TEACHER_SCHEMA}, bool teacher_grad, bool metrics, "
-    f"str? group, str? backend, {SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor)"
-)
-LIBRARY.define("scale_rows(Tensor grad, Tensor factor, str? backend) -> Tensor")
-LIBRARY.define("scale_rows_(Tensor(a!) grad, Tensor factor, str? backend) -> ()")
+LIBRARY.define("scale_rows(Tensor grad, Tensor factor, str? backend, Tensor(a!) out) -> ()")
 
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
-def _run(
-    student: Tensor,
-    teacher: Tensor,
-    indices: Tensor | None,
-    tail: str | None,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    student_grad: bool,
-    teacher_grad: bool,
-    metrics: bool,
-    group: str | None,
-    backend: str | None,
-    arithmetic: tuple[float | str, ...],
-    in_place: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check, choose a backend and compute; ``in_place`` the student's gradient is ``student`` itself."""
-    spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
-    tokens = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, student.shape[-1], spec, group)
-    sparse = indices is not None
-    runner = registry.choose(
-        backend, student.device, student.dtype, loss_scale.dtype if sparse else teacher.dtype
-    )
-    rows = loss_scale.numel()
-    row_loss = torch.empty_like(loss_scale)
-    found = loss_scale.new_empty((rows, len(METRICS)) if metrics else 0)
-    by_student = student if in_place else student.new_empty(0)
-    if student_grad and not in_place:
-        by_student = runner.empty(student.shape, student)
-    by_teacher = teacher.new_empty(0)
-    if teacher_grad:
-        by_teacher = (
-            torch.zeros_like(teacher, memory_format=torch.contiguous_format)
-            if sparse
-            else (runner.empty(teacher.shape, teacher))
-        )
-    if rows == 0:
-        return row_loss, by_student, by_teacher, found
-    given = None
-    if sparse:
-        s = as_rows(student)
-        into = None if not teacher_grad else loss_scale.new_zeros(rows, teacher.shape[-1])
-    else:
-        s, given = same_rows(student, teacher)
-        into = by_teacher.view(given.shape) if teacher_grad else None
-    runner.rows(
-        tokens.call(
-            0,
-            rows,
-            s,
-            given,
-            row_loss,
-            (s if in_place else by_student.view(s.shape)) if student_grad else None,
-            into,
-            found if metrics else None,
-        )
-    )
-    if sparse and into is not None:
-        by_teacher.view(into.shape).copy_(into)
-    return row_loss, by_student, by_teacher, found
-
-
 def _dense_kd(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     indices: Tensor | None,
     tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
     grad_scale: Tensor | None,
-    student_grad: bool,
-    teacher_grad: bool,
-    metrics: bool,
+    divergence: str,
+    ignore_index: int,
+    vocab_size: int,
+    numbers: list[float],
+    changing: Tensor | None,
     group: str | None,
     backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    source = (teacher, indices, tail, labels, loss_scale, grad_scale)
-    return _run(student, *source, student_grad, teacher_grad, metrics, group, backend, arithmetic, False)
-
-
-def _dense_kd_in_place(
-    student: Tensor,
-    teacher: Tensor,
-    indices: Tensor | None,
-    tail: str | None,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    teacher_grad: bool,
-    metrics: bool,
-    group: str | None,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    source = (teacher, indices, tail, labels, loss_scale, grad_scale)
-    row_loss, _, by_teacher, found = _run(
-        student, *source, True, teacher_grad, metrics, group, backend, arithmetic, True
+    row_loss: Tensor,
+    metrics: Tensor | None,
+    grad_student: Tensor | None,
+    grad_teacher: Tensor | None,
+) -> None:
+    """Check the data, choose a backend and compute. ``grad_student`` may be ``student`` itself."""
+    spec = spec_of((divergence, ignore_index, vocab_size), numbers, changing)
+    given = teacher if indices is None else None
+    runner = registry.choose(
+        backend, student.device, student.dtype, loss_scale.dtype if given is None else given.dtype
     )
-    return row_loss, by_teacher, found
+    columns = student.shape[-1]
+    tokens = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, columns, spec, group, runner)
+    rows = loss_scale.numel()
+    if rows == 0:
+        return
+    by_teacher = None
+    if given is None:
+        s = as_rows(student)
+        if grad_teacher is not None:
+            by_teacher = loss_scale.new_zeros(rows, grad_teacher.shape[-1])
+    else:
+        s, given = same_rows(student, given)
+        by_teacher = None if grad_teacher is None else grad_teacher.view(given.shape)
+    by_student = None if grad_student is None else grad_student.view(s.shape)
+    if grad_student is not student:
+        runner.about_to_write(grad_student)
+    runner.about_to_write(grad_teacher)
+    runner.rows(tokens.call(0, rows, s, given, row_loss, by_student, by_teacher, metrics))
+    if given is None and grad_teacher is not None and by_teacher is not None:
+        # The gradient by the log-probabilities, which is made in the dtype of the arithmetic.
+        grad_teacher.view(by_teacher.shape).copy_(by_teacher)
 
 
-def _fake_gradient(logits: Tensor, wanted: bool) -> Tensor:
-    return logits.new_empty(logits.shape if wanted else 0)
-
-
-def fake_metrics(loss_scale: Tensor, wanted: bool) -> Tensor:
-    return loss_scale.new_empty((loss_scale.numel(), len(METRICS)) if wanted else 0)
-
-
-def _dense_kd_fake(
-    student: Tensor,
-    teacher: Tensor,
-    indices: Tensor | None,
-    tail: str | None,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    student_grad: bool,
-    teacher_grad: bool,
-    metrics: bool,
-    group: str | None,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(loss_scale),
-        _fake_gradient(student, student_grad),
-        _fake_gradient(teacher, teacher_grad),
-        fake_metrics(loss_scale, metrics),
-    )
-
-
-def _dense_kd_in_place_fake(
-    student: Tensor,
-    teacher: Tensor,
-    indices: Tensor | None,
-    tail: str | None,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    teacher_grad: bool,
-    metrics: bool,
-    group: str | None,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(loss_scale),
-        _fake_gradient(teacher, teacher_grad),
-        fake_metrics(loss_scale, metrics),
-    )
-
-
-def _scale_rows(grad: Tensor, factor: Tensor, backend: str | None) -> Tensor:
-    out = torch.empty_like(grad)
+def _scale_rows(grad: Tensor, factor: Tensor, backend: str | None, out: Tensor) -> None:
     if grad.numel():
         registry.choose(backend, grad.device, grad.dtype).scale_rows(_flat(grad), factor, _flat(out))
-    return out
 
 
-def _scale_rows_in_place(grad: Tensor, factor: Tensor, backend: str | None) -> None:
-    if grad.numel():
-        rows = _flat(grad)
-        registry.choose(backend, grad.device, grad.dtype).scale_rows(rows, factor, rows)
+def no_results(*_: object) -> None:
+    """The fake implementation of an op that returns nothing."""
 
 
-for key in ("CPU", "CUDA", "XPU", "MPS"):
+for key in DEVICES:
     LIBRARY.impl("dense_kd", _dense_kd, key)
-    LIBRARY.impl("dense_kd_", _dense_kd_in_place, key)
     LIBRARY.impl("scale_rows", _scale_rows, key)
-    LIBRARY.impl("scale_rows_", _scale_rows_in_place, key)
-torch.library.register_fake("fastkd::dense_kd", _dense_kd_fake, lib=LIBRARY)
-torch.library.register_fake("fastkd::dense_kd_", _dense_kd_in_place_fake, lib=LIBRARY)
-torch.library.register_fake(
-    "fastkd::scale_rows", lambda grad, factor, backend: torch.empty_like(grad), lib=LIBRARY
-)
-torch.library.register_fake("fastkd::scale_rows_", lambda grad, factor, backend: None, lib=LIBRARY)
+for name in ("dense_kd", "scale_rows"):
+    torch.library.register_fake(f"fastkd::{name}", no_results, lib=LIBRARY)

@@ -2,7 +2,8 @@
 
 Per chunk of rows: two head GEMMs, the row kernel turning the student's logits into their gradient in
 place, two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists. The teacher's
-head may take a chunk in parts, since its logits are of no use after the row kernel.
+head may take a chunk in parts, since its logits are of no use after the row kernel. Without a student's weight
+the student's logits are given, and only the teacher has a head.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
-from fastkd.ops.calls import SPEC_SCHEMA, Tokens
-from fastkd.ops.dense import LIBRARY, TEACHER_SCHEMA, fake_metrics
-from fastkd.ops.head import Head, row_pitch
-from fastkd.ops.rows import as_rows, wide
-from fastkd.spec import METRICS, LossSpec
+from fastkd.ops.dense import DEVICES, LIBRARY, TEACHER_SCHEMA, no_results
+from fastkd.ops.given import GivenLogits
+from fastkd.ops.head import Head, row_bytes
+from fastkd.ops.rows import wide
+from fastkd.ops.tokens import Tokens
+from fastkd.spec import SPEC_SCHEMA, spec_of
 
 # Large enough that the GEMMs run at full speed, small beside the logits of a training batch.
 SCRATCH_BYTES = 384 * 2**20
@@ -27,14 +29,17 @@ SCRATCH_BYTES = 384 * 2**20
 GPU_SCRATCH_BYTES = 2**30
 GPU_TILE = 128
 
-# Where others wait for each chunk, all must cut alike, and nobody knows the others' widths.
+# With a group every process must cut alike without knowing the widths of the others, so the size is fixed.
 SHARDED_CHUNK, GPU_SHARDED_CHUNK = 512, 2048
 
+# As in dense_kd, but gradients may be wider than their inputs.
 LIBRARY.define(
-    "linear_kd(Tensor hidden, Tensor weight, Tensor? bias, float logit_scale, float? logit_softcap, "
-    "Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, float? teacher_softcap, "
-    f"{TEACHER_SCHEMA}, bool[] wanted, bool metrics, int? chunk_size, str? group, str? backend, "
-    f"{SPEC_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "linear_kd(Tensor student, Tensor? student_weight, Tensor? student_bias, float student_scale, "
+    "float? student_softcap, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, "
+    f"float? teacher_softcap, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, SymInt? chunk_size, str? group, str? backend, "
+    "Tensor(a!) row_loss, Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_student_weight, "
+    "Tensor(e!)? grad_student_bias, Tensor(f!)? grad_teacher, Tensor(g!)? grad_teacher_weight, "
+    "Tensor(h!)? grad_teacher_bias) -> ()"
 )
 
 
@@ -80,174 +85,152 @@ def _whole_tiles(size: int, bytes_per_row: int) -> int:
     return max(GPU_TILE, size // max(bytes_per_row, 1) // GPU_TILE * GPU_TILE)
 
 
-def _given(teacher: Tensor) -> Tensor:
-    """Logits as ``(outer, inner, V)``, ``outer`` being 1 wherever strides allow."""
-    return teacher.view(1, -1, teacher.shape[-1]) if teacher.is_contiguous() else as_rows(teacher)
+def chunks_of(
+    tokens: int,
+    vocab: int,
+    student_weight: Tensor | None,
+    teacher_weight: Tensor | None,
+    wanted: tuple[bool, bool],
+    chunk_size: int | None,
+    sharded: bool,
+) -> Chunks:
+    """How many rows of a call go through the heads at once.
 
-
-def _teacher_rows(teacher: Tensor, start: int, stop: int) -> Tensor:
-    """Rows of ``(outer, inner, V)`` logits as ``(1, n, V)``, without a copy where one slice holds them."""
-    inner = teacher.shape[1]
-    if teacher.shape[0] == 1:
-        return teacher[:, start:stop]
-    index = torch.arange(start, stop, device=teacher.device)
-    return teacher[index // inner, index % inner][None]
+    Args:
+        student_weight, teacher_weight: None where the logits are given.
+        wanted: whether the gradients by these weights are.
+        chunk_size: the user's choice.
+    """
+    weight = student_weight if student_weight is not None else teacher_weight
+    assert weight is not None
+    device_type = weight.device.type
+    if chunk_size is not None:
+        chunks = Chunks(chunk_size, chunk_size)
+    elif sharded:
+        chunks = Chunks(*[SHARDED_CHUNK if device_type == "cpu" else GPU_SHARDED_CHUNK] * 2)
+    else:
+        sums = 0
+        for x, want in zip((student_weight, teacher_weight), wanted, strict=True):
+            if x is not None and want:
+                sums += x.numel() * (wide(x).itemsize - x.element_size())
+        bytes_of = row_bytes(student_weight, vocab), row_bytes(teacher_weight, vocab)
+        chunks = default_chunks(tokens, *bytes_of, device_type, sums)
+    return Chunks(*(min(rows, max(tokens, 1)) for rows in chunks))
 
 
 def _linear_kd(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    logit_scale: float,
-    logit_softcap: float | None,
+    student: Tensor,
+    student_weight: Tensor | None,
+    student_bias: Tensor | None,
+    student_scale: float,
+    student_softcap: float | None,
     teacher_weight: Tensor | None,
     teacher_bias: Tensor | None,
     teacher_scale: float,
     teacher_softcap: float | None,
-    teacher: Tensor,
+    teacher: Tensor | None,
     indices: Tensor | None,
     tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
     grad_scale: Tensor | None,
-    wanted: list[bool],
-    metrics: bool,
+    divergence: str,
+    ignore_index: int,
+    vocab_size: int,
+    numbers: list[float],
+    changing: Tensor | None,
     chunk_size: int | None,
     group: str | None,
     backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, ...]:
-    spec = LossSpec(*arithmetic)  # type: ignore[arg-type]
-    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, weight.shape[0], spec, group)
-    spec = tokens_of.spec
+    row_loss: Tensor,
+    metrics: Tensor | None,
+    grad_student: Tensor | None,
+    grad_student_weight: Tensor | None,
+    grad_student_bias: Tensor | None,
+    grad_teacher: Tensor | None,
+    grad_teacher_weight: Tensor | None,
+    grad_teacher_bias: Tensor | None,
+) -> None:
+    spec = spec_of((divergence, ignore_index, vocab_size), numbers, changing)
+    columns = student.shape[-1] if student_weight is None else student_weight.shape[0]
     runner = registry.choose(
-        backend, hidden.device, hidden.dtype, teacher.dtype if indices is None else loss_scale.dtype
+        backend,
+        student.device,
+        student.dtype,
+        loss_scale.dtype if teacher is None or indices is not None else teacher.dtype,
     )
+    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, columns, spec, group, runner)
+    spec, read = tokens_of.spec, tokens_of.read
     tokens, vocab = loss_scale.numel(), spec.vocab_size
-    row_loss = torch.empty_like(loss_scale)
-    found = loss_scale.new_empty((tokens, len(METRICS)) if metrics else 0)
-    on = hidden.device.type
-    if chunk_size is not None:
-        chunks = Chunks(chunk_size, chunk_size)
-    elif group:
-        chunks = Chunks(*[SHARDED_CHUNK if on == "cpu" else GPU_SHARDED_CHUNK] * 2)
-    else:
-        weights = (weight if wanted[1] else None, teacher_weight if wanted[4] else None)
-        chunks = default_chunks(
-            tokens,
-            row_pitch(vocab, hidden) * hidden.element_size(),
-            0 if teacher_weight is None else row_pitch(vocab, teacher) * teacher.element_size(),
-            on,
-            sum(w.numel() * (wide(w).itemsize - w.element_size()) for w in weights if w is not None),
-        )
-    chunk, part = (min(rows, max(tokens, 1)) for rows in chunks)
-    head = Head(runner, hidden, weight, bias, logit_scale, logit_softcap, vocab, chunk, wanted[:3])
-
-    teacher_head, given, by_given = None, None, teacher.new_empty(0)
-    # A teacher that the loss does not read needs no logits either.
-    if teacher_weight is not None and spec.kd_weight != 0:
-        scales = (teacher_scale, teacher_softcap, vocab, part, wanted[3:])
-        teacher_head = Head(runner, teacher, teacher_weight, teacher_bias, *scales)
-    elif indices is not None:
-        by_given = loss_scale.new_zeros((tokens, teacher.shape[-1]) if wanted[3] else 0)
-    elif teacher_weight is None:
-        given = _given(teacher)
-        if wanted[3]:
-            by_given = runner.empty(teacher.shape, teacher)
-
-    def loss_of(start: int, stop: int, s: Tensor) -> None:
-        """Losses of these rows; their student's logits become the gradient where it is wanted."""
-        t, slope, into = None, None, None
-        if teacher_head is not None:
-            t = teacher_head.forward(start, stop)
-            if teacher_head.wanted:
-                slope, into = teacher_head.slope(t), t
-        elif given is not None:
-            t = _teacher_rows(given, start, stop)
-            if wanted[3]:
-                into = by_given.view(1, tokens, -1)[:, start:stop]
-        elif indices is not None and wanted[3]:
-            into = by_given[start:stop]
-        into_student = s if head.wanted else None
-        shown = found if metrics else None
-        runner.rows(tokens_of.call(start, stop, s, t, row_loss, into_student, into, shown))
-        if teacher_head is not None and teacher_head.wanted and t is not None:
-            teacher_head.backward(start, stop, t, slope)
-
-    def one_chunk(start: int, stop: int) -> None:
-        s = head.forward(start, stop)
-        slope = head.slope(s) if head.wanted else None
-        step = stop - start
-        if teacher_head is not None:
-            step = equal_parts(step, part, 1 if on == "cpu" else GPU_TILE)
-        for first in range(start, stop, step):
-            last = min(first + step, stop)
-            loss_of(first, last, s[:, first - start : last - start])
-        if head.wanted:
-            head.backward(start, stop, s, slope)
-
-    for start in range(0, tokens, chunk):
-        one_chunk(start, min(start + chunk, tokens))
-    head.release()
-    if teacher_head is not None:
-        teacher_head.release()
-
-    if teacher_head is not None:
-        by_teacher = teacher_head.gradients()
-    elif teacher_weight is None:
-        by_teacher = [by_given.to(teacher.dtype), teacher.new_empty(0), teacher.new_empty(0)]
-        if wanted[3]:
-            by_teacher[0] = by_teacher[0].view(teacher.shape)
-    else:
-        inputs = (teacher.reshape(-1, teacher.shape[-1]), teacher_weight, teacher_bias)
-        by_teacher = [
-            torch.zeros_like(x) if x is not None and want else teacher.new_empty(0)
-            for x, want in zip(inputs, wanted[3:], strict=True)
-        ]
-    return (row_loss, *head.gradients(), *by_teacher, found)
-
-
-def _linear_kd_fake(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    logit_scale: float,
-    logit_softcap: float | None,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    teacher_scale: float,
-    teacher_softcap: float | None,
-    teacher: Tensor,
-    indices: Tensor | None,
-    tail: str | None,
-    labels: Tensor | None,
-    loss_scale: Tensor,
-    grad_scale: Tensor | None,
-    wanted: list[bool],
-    metrics: bool,
-    chunk_size: int | None,
-    group: str | None,
-    backend: str | None,
-    *arithmetic: float | str,
-) -> tuple[Tensor, ...]:
-    def gradient(x: Tensor | None, want: bool, like: Tensor, flat: bool) -> Tensor:
-        if x is None or not want:
-            return like.new_empty(0)
-        shape = (loss_scale.numel(), x.shape[-1]) if flat else x.shape
-        return torch.empty(shape, dtype=x.dtype, device=x.device)
-
-    return (
-        torch.empty_like(loss_scale),
-        gradient(hidden, wanted[0], hidden, True),
-        gradient(weight, wanted[1], hidden, False),
-        gradient(bias, wanted[2], hidden, False),
-        gradient(teacher, wanted[3], teacher, teacher_weight is not None),
-        gradient(teacher_weight, wanted[4], teacher, False),
-        gradient(teacher_bias, wanted[5], teacher, False),
-        fake_metrics(loss_scale, metrics),
+    wanted = grad_student_weight is not None, grad_teacher_weight is not None
+    chunk, part = chunks_of(
+        tokens, vocab, student_weight, teacher_weight, wanted, chunk_size, group is not None
     )
 
+    student_side: GivenLogits | Head
+    teacher_side: GivenLogits | Head | None = None
+    if student_weight is None:
+        student_side = GivenLogits(student, grad_student)
+    else:
+        head = (student, student_weight, student_bias, student_scale, student_softcap, vocab, chunk, read)
+        student_side = Head(*head, (grad_student, grad_student_weight, grad_student_bias))
+    by_logprobs = None  # a sparse teacher's gradient, in the dtype of the arithmetic
+    if indices is not None or teacher is None:
+        if grad_teacher is not None:
+            by_logprobs = loss_scale.new_zeros(tokens, grad_teacher.shape[-1])
+    elif teacher_weight is None:
+        teacher_side = GivenLogits(teacher, grad_teacher)
+    elif spec.kd_weight != 0 or metrics is not None:
+        head = (teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap, vocab, part, read)
+        teacher_side = Head(*head, (grad_teacher, grad_teacher_weight, grad_teacher_bias))
+    else:
+        # A teacher that is not read needs no logits.
+        for grad in (grad_teacher, grad_teacher_weight, grad_teacher_bias):
+            if grad is not None:
+                grad.zero_()
 
-for key in ("CPU", "CUDA", "XPU", "MPS"):
-    LIBRARY.impl("linear_kd", _linear_kd, key)
-torch.library.register_fake("fastkd::linear_kd", _linear_kd_fake, lib=LIBRARY)
+    def loss_of(start: int, stop: int, s: Tensor, by_student: Tensor | None) -> None:
+        """Losses of these rows, and the gradients by both sides' logits where they are wanted."""
+        t = slope = by_teacher = None
+        if teacher_side is not None:
+            t, by_teacher = teacher_side.forward(start, stop), teacher_side.gradient(start, stop)
+            slope = teacher_side.slope(t) if isinstance(teacher_side, Head) and teacher_side.wanted else None
+        elif by_logprobs is not None:
+            by_teacher = by_logprobs[start:stop]
+        runner.rows(tokens_of.call(start, stop, s, t, row_loss, by_student, by_teacher, metrics))
+        if isinstance(teacher_side, Head) and by_teacher is not None:
+            teacher_side.backward(start, stop, by_teacher, slope)
+
+    for side in (student_side, teacher_side):
+        if side is not None:
+            side.announce(runner)
+    for start in range(0, tokens, chunk):
+        stop = min(start + chunk, tokens)
+        s, by_student = student_side.forward(start, stop), student_side.gradient(start, stop)
+        slope = student_side.slope(s) if isinstance(student_side, Head) and student_side.wanted else None
+        step = stop - start
+        if isinstance(teacher_side, Head):
+            step = equal_parts(step, part, 1 if student.device.type == "cpu" else GPU_TILE)
+        for first in range(start, stop, step):
+            rows = slice(first - start, min(first + step, stop) - start)
+            into = None if by_student is None else by_student[:, rows]
+            loss_of(first, min(first + step, stop), s[:, rows], into)
+        if isinstance(student_side, Head) and by_student is not None:
+            student_side.backward(start, stop, by_student, slope)
+
+    for side in (student_side, teacher_side):
+        if isinstance(side, Head):
+            side.finish()
+    if grad_teacher is not None and by_logprobs is not None:
+        grad_teacher.view(by_logprobs.shape).copy_(by_logprobs)
+
+
+def _linear_kd_without_autocast(student: Tensor, *arguments: object) -> None:
+    # The caller has cast the heads as autocast asks for; what is computed of them is not cast again.
+    with torch.autocast(student.device.type, enabled=False):
+        _linear_kd(student, *arguments)  # type: ignore[arg-type]
+
+
+for key in DEVICES:
+    LIBRARY.impl("linear_kd", _linear_kd_without_autocast, key)
+torch.library.register_fake("fastkd::linear_kd", no_results, lib=LIBRARY)

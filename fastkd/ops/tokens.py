@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastkd.backends.base import Call, SparseRows
+from fastkd.backends.base import Backend, Call, SparseRows, bad_labels
 from fastkd.backends.shards import Shards
 from fastkd.spec import LossSpec
-
-# Ends every schema whose kernel computes rows; LossSpec's fields in their order.
-SPEC_SCHEMA = (
-    "str divergence, float alpha, float beta, float temperature, float teacher_temperature, float kd_weight, "
-    "float kd_metric, float ce_weight, float label_smoothing, float z_loss, int ignore_index, int vocab_size"
-)
 
 # What labels become among shards, whose own numbers may collide with any ignore_index.
 IGNORED, ELSEWHERE = -100, -1
@@ -34,46 +27,49 @@ class Tokens:
         columns: width of the student's logits here.
         spec: ``vocab_size`` counts the columns that exist; with a group those of all shards, or -1 for all.
         group: name of the process group across which the columns lie, in rank order.
+        runner: the backend that is going to run the call.
     """
 
     def __init__(
         self,
         labels: Tensor | None,
         indices: Tensor | None,
-        logprobs: Tensor,
+        logprobs: Tensor | None,
         tail: str | None,
         loss_scale: Tensor,
         grad_scale: Tensor | None,
         columns: int,
         spec: LossSpec,
         group: str | None,
+        runner: Backend,
     ) -> None:
         self.spec, self.tail = spec, tail
         self.loss_scale = loss_scale.contiguous()
         self.grad_scale = self.loss_scale if grad_scale is None else grad_scale.contiguous()
         self.labels = None if labels is None else labels.reshape(-1).contiguous()
         self.indices = self.logprobs = None
-        if indices is not None:
+        if indices is not None and logprobs is not None:
             self.indices = indices.reshape(-1, indices.shape[-1]).long().contiguous()
             self.logprobs = logprobs.reshape(self.indices.shape).to(loss_scale.dtype).contiguous()
         self.shards = None
         total: int | Tensor = spec.vocab_size
         if group is not None:
             self.shards, total = self._shard(columns, group)
-        self._refuse(self._bad_labels(total), lambda token: self._label_error(token, total))
-        self._refuse(self._bad_indices(total), lambda token: self._index_error(token, total))
+        if self.labels is not None:
+            self._check_labels(self.labels, total, runner)
+        self._refuse(self._bad_indices(total), self._index_error, total)
         if self.shards is not None:
             self._localise(self.shards)
 
     def _shard(self, columns: int, group: str) -> tuple[Shards, int | Tensor]:
         shards = Shards(_resolve(group), columns, self.loss_scale.device)
         if self.spec.vocab_size < 0:
-            self.spec = replace(self.spec, vocab_size=columns)
+            self.spec = self.spec._replace(vocab_size=columns)
             return shards, shards.total
         # The only number here that the host must know; on a GPU it waits for it.
         here = min(max(self.spec.vocab_size - int(shards.first), 0), columns)
         total = self.spec.vocab_size
-        self.spec = replace(self.spec, vocab_size=here)
+        self.spec = self.spec._replace(vocab_size=here)
         return shards, total
 
     def _localise(self, shards: Shards) -> None:
@@ -82,23 +78,33 @@ class Tokens:
             inside = (local >= 0) & (local < self.spec.vocab_size)
             local = torch.where(inside, local, ELSEWHERE)
             self.labels = torch.where(self.labels == self.spec.ignore_index, IGNORED, local)
-            self.spec = replace(self.spec, ignore_index=IGNORED)
+            self.spec = self.spec._replace(ignore_index=IGNORED)
         if self.indices is not None:
             self.indices = shards.local(self.indices)
 
-    def _read(self) -> Tensor:
+    @property
+    def read(self) -> Tensor:
+        """``(rows,)`` bool: the rows that are read."""
         read = (self.loss_scale != 0) | (self.grad_scale != 0)
         return read if self.labels is None else read & (self.labels != self.spec.ignore_index)
 
-    def _bad_labels(self, total: int | Tensor) -> Tensor | None:
-        if self.labels is None:
-            return None
-        return (self.labels != self.spec.ignore_index) & ((self.labels < 0) | (self.labels >= total))
+    def _check_labels(self, labels: Tensor, total: int | Tensor, runner: Backend) -> None:
+        if labels.device.type == "cpu":
+            token = runner.first_bad_label(labels, int(total), self.spec.ignore_index)
+            if token >= 0:
+                raise IndexError(
+                    f"label {int(labels[token])} at token {token} is outside [0, {int(total)}) and is not "
+                    f"ignore_index ({self.spec.ignore_index}): mask it with ignore_index or check the tokenizer "
+                    "against vocab_size"
+                )
+        else:
+            bad = bad_labels(labels, total, self.spec.ignore_index)
+            self._refuse(bad, self._index_error, total)
 
     def _bad_indices(self, total: int | Tensor) -> Tensor | None:
         if self.indices is None or self.logprobs is None or self.spec.kd_weight == 0:
             return None
-        present = self._read()[:, None] & ~torch.isneginf(self.logprobs)
+        present = self.read[:, None] & ~torch.isneginf(self.logprobs)
         # Absent entries get numbers of their own below 0, so that they repeat nothing.
         absent = torch.arange(-self.indices.shape[1], 0, device=self.indices.device)
         order = torch.where(present, self.indices, absent).sort(-1).values
@@ -106,24 +112,21 @@ class Tokens:
         outside = present & ((self.indices < 0) | (self.indices >= total))
         return outside.any(-1) | repeated
 
-    def _refuse(self, bad: Tensor | None, error: Callable[[int], Exception]) -> None:
+    def _refuse(
+        self,
+        bad: Tensor | None,
+        error: Callable[[int, int | Tensor], Exception],
+        total: int | Tensor,
+    ) -> None:
         """Raise on a CPU; elsewhere, where the host would have to wait, make the rows' results NaN."""
         if bad is None:
             return
         if bad.device.type == "cpu":
             if bool(bad.any()):
-                raise error(int(bad.nonzero()[0, 0]))
+                raise error(int(bad.nonzero()[0, 0]), total)
             return
         self.loss_scale = torch.where(bad, torch.nan, self.loss_scale)
         self.grad_scale = torch.where(bad, torch.nan, self.grad_scale)
-
-    def _label_error(self, token: int, total: int | Tensor) -> Exception:
-        assert self.labels is not None
-        return IndexError(
-            f"label {int(self.labels[token])} at token {token} is outside [0, {int(total)}) and is not "
-            f"ignore_index ({self.spec.ignore_index}): mask it with ignore_index or check the tokenizer "
-            "against vocab_size"
-        )
 
     def _index_error(self, token: int, total: int | Tensor) -> Exception:
         assert self.indices is not None and self.logprobs is not None
@@ -156,27 +159,29 @@ class Tokens:
     ) -> Call:
         """The rows ``[start, stop)``, which ``student`` and ``teacher`` hold as ``(outer, inner, columns)``.
 
-        For a sparse teacher ``teacher`` is None and ``grad_teacher`` ``(rows, K)`` of the arithmetic's dtype.
+        For a sparse teacher ``teacher`` is None, as for none, and ``grad_teacher`` ``(rows, K)`` of the arithmetic's dtype.
         """
-        rows = slice(start, stop)
-        source: Tensor | SparseRows
+        whole = start == 0 and stop == row_loss.shape[0]
+
+        def of(x: Tensor) -> Tensor:
+            return x if whole else x[start:stop]
+
+        source: Tensor | SparseRows | None = teacher
         if self.indices is not None and self.logprobs is not None:
             assert self.tail is not None
-            source = SparseRows(self.indices[rows], self.logprobs[rows], self.tail, grad_teacher)
+            source = SparseRows(of(self.indices), of(self.logprobs), self.tail, grad_teacher)
             grad_teacher = None
-        else:
-            source = student if teacher is None else teacher
         return Call(
             student=student,
             teacher=source,
-            labels=None if self.labels is None else self.labels[rows],
-            loss_scale=self.loss_scale[rows],
-            grad_scale=self.grad_scale[rows],
+            labels=None if self.labels is None else of(self.labels),
+            loss_scale=of(self.loss_scale),
+            grad_scale=of(self.grad_scale),
             spec=self.spec,
-            row_loss=row_loss[rows],
+            row_loss=of(row_loss),
             grad_student=grad_student,
             grad_teacher=grad_teacher,
-            metrics=None if metrics is None else metrics[rows],
+            metrics=None if metrics is None else of(metrics),
             shards=self.shards,
         )
 

@@ -1,0 +1,336 @@
+"""How the losses take part in autograd: the gradient is computed in the forward pass, or in the backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from fastkd.losses.request import DIFFERENTIABLE, NO_GRADIENT, Inputs, Request
+from fastkd.ops.rows import wide
+
+try:  # private, so its absence only costs memory
+    from torch._C._autograd import _get_current_graph_task_keep_graph as _keeps_graph
+except ImportError:
+
+    def _keeps_graph() -> bool:
+        return True
+
+
+# Gradients by a function's arguments that have none: its settings come first, the tensors of the rows last.
+SETTINGS = (None,) * 3
+ROW_TENSORS = (None,) * (len(Inputs._fields) - DIFFERENTIABLE)
+ARGUMENTS = len(SETTINGS) + len(Inputs._fields)
+
+SECOND_DERIVATIVE = (
+    "the second derivative of a fastkd loss was asked for, and only first derivatives are there: for a gradient "
+    "penalty or a Hessian compute the loss in plain torch, as F.kl_div(F.log_softmax(s, -1), F.softmax(t, -1))"
+)
+OVERWRITTEN = (
+    "student_logits were used after kd_loss(..., inplace=True) had overwritten them with their gradient: use them "
+    "before, or pass inplace=False"
+)
+
+
+def under_transforms() -> bool:
+    """Whether torch.func's transforms or forward-mode AD are at work, which ask more of a function."""
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # Traced by torch.compile, they take an op's gradient for 0.
+            raise RuntimeError("torch.compile cannot trace torch.func's transforms of a fastkd loss")
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _batched(x: Tensor) -> bool:
+    """Whether ``x`` stands for many at once: under torch.func.vmap, or is_grads_batched=True, which has its own."""
+    return under_transforms() or (
+        not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
+    )
+
+
+@dataclass
+class Overwritten:
+    """The student's logits once their gradient is in their memory.
+
+    Attributes:
+        logits: outside autograd, the same memory.
+        version: their version counter after that; a later change in place moves it on.
+    """
+
+    logits: Tensor
+    version: int = -1
+
+    def gradient(self) -> Tensor:
+        if self.logits._version != self.version:
+            raise RuntimeError(
+                "student_logits were modified by an inplace operation after kd_loss(..., inplace=True) had put "
+                "their gradient there: pass inplace=False"
+            )
+        return self.logits
+
+
+class Fused(torch.autograd.Function):
+    """The loss, with gradients from the same pass; the backward multiplies them by the upstream gradient.
+
+    The last result is empty. It leads from the backward's gradients to this node, so that a second derivative
+    raises where it would otherwise be left out.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, request: Request, wanted: tuple[bool, ...], overwritten: Overwritten | None, *inputs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        into = None if overwritten is None else overwritten.logits
+        row_loss, metrics, gradients = request.compute(Inputs(*inputs), wanted, into_student=into)
+        anchor = row_loss.new_empty(0)
+        ctx.save_for_backward(anchor, *(gradients if overwritten is None else (None, *gradients[1:])))
+        ctx.dtypes = [None if g is None else x.dtype for g, x in zip(gradients, inputs, strict=False)]
+        ctx.backend, ctx.overwritten = request.backend, overwritten
+        if metrics is not None:
+            ctx.mark_non_differentiable(metrics)
+        ctx.set_materialize_grads(False)
+        return row_loss if request.per_token else row_loss.sum(), metrics, anchor
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None, second: Tensor | None) -> Any:
+        if second is not None and not torch.compiler.is_compiling():
+            raise RuntimeError(SECOND_DERIVATIVE)
+        if upstream is None:
+            return (None,) * ARGUMENTS
+        anchor, *gradients = ctx.saved_tensors
+        if ctx.overwritten is not None:
+            gradients[0] = ctx.overwritten.gradient()
+        found = [
+            None if g is None else times_upstream(g, upstream, dtype, ctx.backend)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = [None if g is None else _FirstOrder.apply(g, anchor) for g in found]
+        return (*SETTINGS, *found, *ROW_TENSORS)
+
+
+class Deferred(torch.autograd.Function):
+    """The loss alone; the backward makes the gradients, knowing the upstream gradient.
+
+    A float16 gradient is computed so: with its true factor (a GradScaler's is in the upstream gradient) it is
+    rounded once, to numbers that float16 has, and is infinite only where it is too large in truth. The gradient
+    of a head's weight is, too, where the upstream gradient differs from token to token.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, request: Request, wanted: tuple[bool, ...], inplace: bool, *inputs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        row_loss, metrics, _ = request.compute(Inputs(*inputs), NO_GRADIENT)
+        anchor = row_loss.new_empty(0)
+        _save(ctx, anchor, *inputs)
+        ctx.request, ctx.wanted, ctx.inplace = request, wanted, inplace
+        if metrics is not None:
+            ctx.mark_non_differentiable(metrics)
+        ctx.set_materialize_grads(False)
+        return row_loss if request.per_token else row_loss.sum(), metrics, anchor
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None, second: Tensor | None) -> Any:
+        if second is not None and not torch.compiler.is_compiling():
+            raise RuntimeError(SECOND_DERIVATIVE)
+        if upstream is None:
+            return (None,) * ARGUMENTS
+        anchor, *tensors = _saved(ctx)
+        if _batched(upstream):
+            found = _unscaled_gradients(ctx.request, ctx.wanted, tensors)
+            dtypes = [None if x is None else x.dtype for x in tensors]
+            found = [
+                None if g is None else times_upstream(g, upstream, dtype, ctx.request.backend)
+                for g, dtype in zip(found, dtypes, strict=False)
+            ]
+        else:
+            found = _gradients(ctx.request, ctx.wanted, upstream, tensors, ctx.inplace and not _keeps_graph())
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            found = [None if g is None else _FirstOrder.apply(g, anchor, upstream) for g in found]
+        return (*SETTINGS, *found, *ROW_TENSORS)
+
+
+class Overwrite(torch.autograd.Function):
+    """Tells autograd that the logits are overwritten, so that a later use of them raises in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.mark_dirty(logits)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise RuntimeError(OVERWRITTEN)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """A gradient as it is; its own gradient leads to the node that made it, where it raises.
+
+    Args:
+        refused: further tensors that the gradient depends on in a way that is not there.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, anchor: Tensor, *refused: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.refused = len(inputs) - 2
+
+    @staticmethod
+    def backward(ctx: Any, by_gradient: Tensor | None) -> Any:
+        if ctx.refused:
+            raise RuntimeError(SECOND_DERIVATIVE)
+        if by_gradient is None:
+            return None, None
+        return by_gradient, by_gradient.new_zeros(0)
+
+    @staticmethod
+    def jvp(ctx: Any, by_gradient: Tensor | None, by_anchor: Tensor | None, *_: Any) -> Tensor | None:
+        if by_anchor is not None or ctx.refused:
+            raise RuntimeError(SECOND_DERIVATIVE)
+        return None if by_gradient is None else by_gradient.view_as(by_gradient)
+
+
+class Transformed(torch.autograd.Function):
+    """:class:`Fused` as torch.func's transforms and forward-mode AD ask for it, on logits.
+
+    Its gradients are results too: the forward of such a function may save nothing else.
+    """
+
+    @staticmethod
+    def forward(request: Request, wanted: tuple[bool, ...], *inputs: Any) -> tuple[Tensor, ...]:
+        row_loss, metrics, gradients = request.compute(Inputs(*inputs), wanted)
+        nothing = row_loss.new_empty(0)
+        return (
+            row_loss if request.per_token else row_loss.sum(),
+            nothing if metrics is None else metrics,
+            row_loss.new_empty(0),
+            *(nothing.clone() if g is None else g for g in gradients),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        request, wanted, *_ = inputs
+        _, metrics, anchor, *gradients = output
+        ctx.mark_non_differentiable(metrics, *gradients)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(anchor, *gradients)
+        ctx.save_for_forward(anchor, *gradients)
+        ctx.request, ctx.wanted = request, wanted
+        ctx.dtypes = [getattr(x, "dtype", None) for x in inputs[2 : 2 + DIFFERENTIABLE]]
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Any, second: Tensor | None, *__: Any) -> Any:
+        if second is not None:
+            raise RuntimeError(SECOND_DERIVATIVE)
+        arguments = DIFFERENTIABLE + len(ROW_TENSORS)
+        if upstream is None:
+            return (None,) * (2 + arguments)
+        anchor, *gradients = ctx.saved_tensors
+        found = [
+            _FirstOrder.apply(times_upstream(g, upstream, dtype, ctx.request.backend), anchor)
+            if want
+            else None
+            for g, dtype, want in zip(gradients, ctx.dtypes, ctx.wanted, strict=True)
+        ]
+        return (None, None, *found, *ROW_TENSORS)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        anchor, *gradients = ctx.saved_tensors
+        by_row: Tensor | None = None
+        for g, tangent in zip(gradients, tangents[2 : 2 + DIFFERENTIABLE], strict=True):
+            if tangent is not None:
+                along = (_FirstOrder.apply(g, anchor).to(wide(g)) * tangent).sum(-1).flatten()
+                by_row = along if by_row is None else by_row + along
+        if by_row is None:
+            return (None,) * (3 + DIFFERENTIABLE)
+        by_loss = by_row if ctx.request.per_token else by_row.sum()
+        return (by_loss, None, by_row.new_zeros(0), *(None,) * DIFFERENTIABLE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return one_by_one(Transformed, info.batch_size, in_dims, arguments)
+
+
+def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
+    """``grad * upstream`` in ``dtype``; ``upstream`` is 0-d, or ``(rows,)`` over ``grad``'s leading shape.
+
+    The stored gradient may be overwritten when this backward is its last reader; with ``retain_graph=True`` it
+    is copied, so that a second backward does not rescale twice.
+    """
+    rows = grad.shape[:-1].numel()
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(upstream):
+        # In plain torch, which can be differentiated by `upstream`, batched and fused.
+        factor = upstream if upstream.dim() == 0 else upstream.view(*grad.shape[:-1], 1)
+        return (grad.to(upstream.dtype) * factor).to(dtype)
+    if dtype != grad.dtype:
+        return (grad * upstream).to(dtype)
+    keep = _keeps_graph()
+    # Reading a number waits for nothing on a CPU. (A fake tensor, which has none, is of another type.)
+    if upstream.device.type == "cpu" and upstream.dim() == 0 and type(upstream) is Tensor:
+        if float(upstream) == 1.0:
+            return grad.clone() if keep else grad
+    out = torch.empty_like(grad) if keep else grad
+    torch.ops.fastkd.scale_rows(grad, upstream.expand(rows), backend, out)
+    return out
+
+
+def _gradients(
+    request: Request, wanted: tuple[bool, ...], upstream: Tensor, tensors: Any, inplace: bool
+) -> list[Tensor | None]:
+    """The gradients of a call whose upstream gradient is known."""
+    inputs = Inputs(*tensors)
+    scale = inputs.loss_scale
+    grad_scale = torch.where(scale == 0, 0.0, scale * upstream)
+    into = inputs.student.detach() if inplace else None
+    found = request.compute(inputs, wanted, grad_scale, into_student=into, metrics=False).gradients
+    return [None if g is None else g.to(x.dtype) for g, x in zip(found, inputs, strict=False)]
+
+
+def _unscaled_gradients(request: Request, wanted: tuple[bool, ...], tensors: Any) -> list[Tensor | None]:
+    """The gradients of a call for an upstream gradient of 1, of float16 tensors in float32."""
+    if request.head_scales is not None:
+        raise RuntimeError(
+            "the gradients of linear_kd_loss(..., reduction='none'), and of float16 logits beside a HiddenTeacher, "
+            "cannot be batched (is_grads_batched=True, vectorize=True): call backward for one upstream gradient "
+            "after the other"
+        )
+    widened = [x.float() if x is not None and x.dtype == torch.float16 else x for x in tensors]
+    return list(request.compute(Inputs(*widened), wanted, metrics=False).gradients)
+
+
+def one_by_one(function: Any, batch_size: int, in_dims: Any, arguments: Any) -> tuple[Any, Any]:
+    """A batching rule: the function of each element of the batch, and the results stacked."""
+    leaves, structure = pytree.tree_flatten(arguments)
+    dims = pytree.tree_flatten(in_dims)[0]
+    results = []
+    for i in range(batch_size):
+        element = [x if dim is None else x.select(dim, i) for x, dim in zip(leaves, dims, strict=True)]
+        results.append(function.apply(*pytree.tree_unflatten(element, structure)))
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Keep tensors for the backward: those made in inference mode, which nothing can change, outside autograd."""
+    if torch.compiler.is_compiling():
+        ctx.unsaved = [None] * len(tensors)
+    else:
+        ctx.unsaved = [x if x is not None and x.is_inference() else None for x in tensors]
+    ctx.save_for_backward(*(None if y is not None else x for x, y in zip(tensors, ctx.unsaved, strict=True)))
+
+
+def _saved(ctx: Any) -> list[Tensor | None]:
+    return [x if y is None else y for x, y in zip(ctx.saved_tensors, ctx.unsaved, strict=True)]

@@ -1,0 +1,64 @@
+"""The keyword arguments that ``kd_loss`` and ``linear_kd_loss`` share."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastkd.backends import registry
+from fastkd.losses import checks, reduction as reductions
+from fastkd.spec import LossSpec
+
+
+class Options(NamedTuple):
+    """See :func:`fastkd.kd_loss` for what each means."""
+
+    kd_ratio: float = 1.0
+    divergence: str = "forward_kl"
+    beta: float | None = None
+    alpha: float | None = None
+    temperature: float = 1.0
+    teacher_temperature: float | None = None
+    t_squared: bool = True
+    reduction: str = "mean"
+    num_items: int | Tensor | None = None
+    token_weights: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    vocab_size: int | None = None
+    group: dist.ProcessGroup | None = None
+    backend: str | None = None
+    return_metrics: bool = False
+
+    def check(self, columns: int = -1) -> LossSpec:
+        """Check all that can be without tensors, and return the arithmetic for a vocabulary of ``columns``."""
+        reductions.check(self.reduction, self.num_items)
+        registry.check_name(self.backend)
+        numbers = (
+            self.kd_ratio,
+            self.divergence,
+            self.alpha,
+            self.beta,
+            self.temperature,
+            self.teacher_temperature,
+            self.t_squared,
+            self.ignore_index,
+            self.label_smoothing,
+            self.z_loss,
+            columns,
+        )
+        if not torch.compiler.is_compiling():
+            # A value that cannot be looked up is a wrong one, and row_spec says how.
+            with contextlib.suppress(TypeError):
+                return _known_spec(*numbers)
+        return checks.row_spec(*numbers)
+
+
+# A training run asks for the same few again and again.
+_known_spec = functools.lru_cache(maxsize=64, typed=True)(checks.row_spec)

@@ -1,0 +1,162 @@
+"""One call of a loss, checked: its tensors and its settings, and the op that they go to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+import fastkd.ops.dense
+import fastkd.ops.linear  # noqa: F401  registers the ops, as the line above
+from fastkd.ops.linear import chunks_of
+from fastkd.ops.rows import wide
+from fastkd.spec import METRICS, LossSpec
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call; the first :data:`DIFFERENTIABLE` may get a gradient.
+
+    Attributes:
+        student: logits ``(..., V)``, or hidden states ``(..., H)`` where ``student_weight`` is set.
+        teacher: logits, hidden states where ``teacher_weight`` is set, a sparse teacher's
+            log-probabilities, or None.
+        indices: of a sparse teacher, like its log-probabilities.
+        labels: ``(...)`` int64 or None.
+        loss_scale: ``(rows,)``, see :func:`fastkd.losses.reduction.row_scale`.
+    """
+
+    student: Tensor
+    student_weight: Tensor | None
+    student_bias: Tensor | None
+    teacher: Tensor | None
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    indices: Tensor | None
+    labels: Tensor | None
+    loss_scale: Tensor
+
+
+DIFFERENTIABLE = 6
+NO_GRADIENT = (False,) * DIFFERENTIABLE
+
+
+class HeadScales(NamedTuple):
+    """The arithmetic of both heads behind their products, see :func:`fastkd.linear_kd_loss`."""
+
+    student_scale: float = 1.0
+    student_softcap: float | None = None
+    teacher_scale: float = 1.0
+    teacher_softcap: float | None = None
+
+
+class Results(NamedTuple):
+    """``row_loss`` ``(rows,)``, ``metrics`` ``(rows, len(METRICS))``, and the gradients, None where not wanted."""
+
+    row_loss: Tensor
+    metrics: Tensor | None
+    gradients: tuple[Tensor | None, ...]
+
+
+class Request(NamedTuple):
+    """The settings of a call.
+
+    Attributes:
+        tail: of a sparse teacher.
+        per_token: whether the loss is ``(rows,)`` and not their sum.
+        head_scales: None where neither side has a head.
+    """
+
+    spec: LossSpec
+    tail: str | None
+    per_token: bool
+    metrics: bool
+    head_scales: HeadScales | None
+    chunk_size: int | None
+    group: str | None
+    backend: str | None
+
+    def compute(
+        self,
+        inputs: Inputs,
+        wanted: tuple[bool, ...],
+        grad_scale: Tensor | None = None,
+        *,
+        into_student: Tensor | None = None,
+        metrics: bool = True,
+    ) -> Results:
+        """Run the op.
+
+        Args:
+            wanted: which of the differentiable inputs get a gradient.
+            grad_scale: ``(rows,)``, the weights of the gradients; None for ``loss_scale``.
+            into_student: where the gradient by the student's logits goes; None for new memory.
+            metrics: False to leave out those that the request asks for.
+        """
+        gradients = [self._empty(inputs, place) if want else None for place, want in enumerate(wanted)]
+        if into_student is not None:
+            gradients[0] = into_student
+        row_loss = torch.empty_like(inputs.loss_scale)
+        found = row_loss.new_empty(len(row_loss), len(METRICS)) if self.metrics and metrics else None
+        source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, grad_scale)
+        spec = (*self.spec.names, *_numbers(self.spec))
+        if self.head_scales is None:
+            torch.ops.fastkd.dense_kd(
+                *(inputs.student, *source, *spec, self.group, self.backend),
+                *(row_loss, found, gradients[0], gradients[3]),
+            )
+        else:
+            student_scales, teacher_scales = self.head_scales[:2], self.head_scales[2:]
+            torch.ops.fastkd.linear_kd(
+                *(*inputs[:3], *student_scales, *inputs[4:6], *teacher_scales, *source, *spec),
+                *(self.chunk_size, self.group, self.backend, row_loss, found, *gradients),
+            )
+        return Results(row_loss, found, tuple(gradients))
+
+    def _empty(self, inputs: Inputs, place: int) -> Tensor:
+        """Memory for the gradient by ``inputs[place]``."""
+        x = inputs[place]
+        assert x is not None
+        return torch.empty(x.shape, dtype=self._gradient_dtype(inputs, place), device=x.device)
+
+    def _gradient_dtype(self, inputs: Inputs, place: int) -> torch.dtype:
+        """The dtype in which a gradient waits for its upstream gradient.
+
+        That by logits has its input's. A head's are sums: in float16 they are float32 until the upstream
+        gradient is known (a sum over tokens may be too large before, or too small), and in bfloat16 those that
+        are summed over several chunks stay as they were summed.
+        """
+        x, weight = inputs[place], inputs[1 if place < 3 else 4]
+        assert x is not None
+        if weight is None or x.dtype not in (torch.float16, torch.bfloat16):
+            return x.dtype
+        if x.dtype == torch.float16:
+            return torch.float32
+        if place in (0, 3):
+            return x.dtype
+        tokens = len(inputs.loss_scale)
+        wanted = (place < 3, place >= 3)
+        weights = (inputs.student_weight, inputs.teacher_weight)
+        chunks = chunks_of(
+            tokens, self._columns(inputs), *weights, wanted, self.chunk_size, self.group is not None
+        )
+        return x.dtype if chunks[place // 3] >= tokens else wide(x)
+
+    def _columns(self, inputs: Inputs) -> int:
+        if self.spec.vocab_size >= 0:
+            return self.spec.vocab_size
+        return (inputs.student if inputs.student_weight is None else inputs.student_weight.t()).shape[-1]
+
+
+# More than any number that a LossSpec holds, and so a bound that no check implies.
+HUGE = 1e300
+
+
+def _numbers(spec: LossSpec) -> tuple[tuple[float, ...], Tensor | None]:
+    """The spec's numbers as an op takes them: as they are, or as a tensor where torch.compile knows them not."""
+    numbers = spec.numbers
+    if not torch.compiler.is_compiling() or all([statically_known_true(x < HUGE) for x in numbers]):
+        return numbers, None
+    ones = torch.ones(len(numbers), dtype=torch.float64, device="cpu")
+    return (), torch.stack([ones[i] * x for i, x in enumerate(numbers)])
