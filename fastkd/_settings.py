@@ -1,4 +1,4 @@
-"""The environment variables of fastkd, all read here and nowhere else, and those that every call asks for once."""
+"""The environment variables of fastkd, all read here. What every call asks for is read once."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class KDLoss(nn.Module):
         TypeError: an option that ``kd_loss`` has not. Its own errors for a value out of range.
     """
 
-    function = staticmethod(kd_loss)
+    function: Callable[..., Any] = staticmethod(kd_loss)
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

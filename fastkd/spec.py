@@ -52,7 +52,7 @@ class LossSpec(NamedTuple):
     @property
     def names(self) -> tuple[str | int, ...]:
         """The fields that are not floats."""
-        return (*self[: NUMBERS.start], *self[NUMBERS.stop :])
+        return (*self[: NUMBERS.start], *self[NUMBERS.stop :])  # type: ignore[arg-type]
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -64,7 +64,7 @@ _TYPES = get_type_hints(LossSpec)
 _FLOATS = [place for place, kind in enumerate(_TYPES.values()) if kind is float]
 NUMBERS = slice(_FLOATS[0], _FLOATS[-1] + 1)
 # The part of an op's schema that a LossSpec is passed as. `changing` (float64, on the CPU) stands in place of
-# `numbers` where torch.compile traces a number that changes from step to step: as a tensor it needs no new graph.
+# `numbers` where torch.compile traces one that changes from step to step: a tensor needs no new graph.
 SPEC_SCHEMA = ", ".join(
     [
         *(f"{kind.__name__} {name}" for name, kind in _TYPES.items() if kind is not float),
@@ -76,6 +76,6 @@ SPEC_SCHEMA = ", ".join(
 def spec_of(names: Sequence[str | int], numbers: Sequence[float], changing: Tensor | None) -> LossSpec:
     """The :class:`LossSpec` that was passed to an op as :data:`SPEC_SCHEMA`."""
     if changing is not None:
-        numbers = tuple(memoryview(changing.numpy()))
+        numbers = tuple(memoryview(changing.numpy()))  # type: ignore[arg-type]
     before = NUMBERS.start
     return LossSpec(*names[:before], *numbers, *names[before:])  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""float16: no gradient is lost or infinite that float16 can hold, and mixed-precision training is that of float32.
+"""float16: no gradient that it can hold is lost or infinite, and mixed-precision training is that of float32.
 
-A float16 number is at most 65,504, and below 6e-5 it has ever fewer digits. A gradient over a vocabulary, divided by a
-batch of tokens and multiplied by a GradScaler's 65,536, passes through all of that range.
+A float16 number is at most 65,504, and below 6e-5 it has ever fewer digits. A gradient over a vocabulary,
+divided by a batch of tokens and multiplied by a GradScaler's 65,536, passes through all of that range.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def test_a_logit_scale(target: Target, scale: float) -> None:
 
 
 def test_products_of_half_operands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of a GPU whose float16 products are float32: gradients near 1 in float16 whatever their size."""
+    """The path of a GPU whose float16 products are float32: gradients near 1 in float16 in every case."""
 
     def product(a: Tensor, b: Tensor, out: Tensor) -> None:
         assert a.dtype == b.dtype == torch.float16 and out.dtype == torch.float32

@@ -267,7 +267,8 @@ _NO_ROWS = None if _C is None else _C.Rows(0, _C.Dtype.float32, 0, 0, 1, 0)
 def _rows(x: Tensor | None) -> _C.Rows:
     if x is None:
         return _NO_ROWS
-    return _C.Rows(_address(x), _DTYPES[x.dtype], *x.stride(), x.shape[2])
+    outer, inner, column = x.stride()
+    return _C.Rows(_address(x), _DTYPES[x.dtype], outer, inner, column, x.shape[2])
 
 
 def _place(device: torch.device) -> tuple[int, int]:

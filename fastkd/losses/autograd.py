@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,13 @@ ROW_TENSORS = (None,) * (len(Inputs._fields) - DIFFERENTIABLE)
 ARGUMENTS = len(SETTINGS) + len(Inputs._fields)
 
 SECOND_DERIVATIVE = (
-    "the second derivative of a fastkd loss was asked for, and only first derivatives are there: for a gradient "
-    "penalty or a Hessian compute the loss in plain torch, as F.kl_div(F.log_softmax(s, -1), F.softmax(t, -1))"
+    "the second derivative of a fastkd loss was asked for, and only first derivatives are there: for a "
+    "gradient penalty or a Hessian compute the loss in plain torch, as F.kl_div(F.log_softmax(s, -1), "
+    "F.softmax(t, -1))"
 )
 OVERWRITTEN = (
-    "student_logits were used after kd_loss(..., inplace=True) had overwritten them with their gradient: use them "
-    "before, or pass inplace=False"
+    "student_logits were used after kd_loss(..., inplace=True) had overwritten them with their gradient: use "
+    "them before, or pass inplace=False"
 )
 
 
@@ -47,7 +49,7 @@ def under_transforms() -> bool:
 
 
 def _batched(x: Tensor) -> bool:
-    """Whether ``x`` stands for many at once: under torch.func.vmap, or is_grads_batched=True, which has its own."""
+    """Whether ``x`` stands for many at once: under torch.func.vmap, or with is_grads_batched=True."""
     return under_transforms() or (
         not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
     )
@@ -68,8 +70,8 @@ class Overwritten:
     def gradient(self) -> Tensor:
         if self.logits._version != self.version:
             raise RuntimeError(
-                "student_logits were modified by an inplace operation after kd_loss(..., inplace=True) had put "
-                "their gradient there: pass inplace=False"
+                "student_logits were modified by an inplace operation after kd_loss(..., inplace=True) had "
+                "put their gradient there: pass inplace=False"
             )
         return self.logits
 
@@ -89,7 +91,7 @@ class Fused(torch.autograd.Function):
         row_loss, metrics, gradients = request.compute(Inputs(*inputs), wanted, into_student=into)
         anchor = row_loss.new_empty(0)
         ctx.save_for_backward(anchor, *(gradients if overwritten is None else (None, *gradients[1:])))
-        ctx.dtypes = [None if g is None else x.dtype for g, x in zip(gradients, inputs, strict=False)]
+        ctx.dtypes = _dtypes(inputs)
         ctx.backend, ctx.overwritten = request.backend, overwritten
         if metrics is not None:
             ctx.mark_non_differentiable(metrics)
@@ -117,9 +119,9 @@ class Fused(torch.autograd.Function):
 class Deferred(torch.autograd.Function):
     """The loss alone; the backward makes the gradients, knowing the upstream gradient.
 
-    A float16 gradient is computed so: with its true factor (a GradScaler's is in the upstream gradient) it is
-    rounded once, to numbers that float16 has, and is infinite only where it is too large in truth. The gradient
-    of a head's weight is, too, where the upstream gradient differs from token to token.
+    A float16 gradient is made this way: with its true factor (a GradScaler's is in the upstream gradient) it
+    is rounded once, to numbers that float16 has, and is infinite only where it is too large in truth. The
+    gradient of a head's weight needs it, too, where the upstream gradient differs from token to token.
     """
 
     @staticmethod
@@ -144,10 +146,9 @@ class Deferred(torch.autograd.Function):
         anchor, *tensors = _saved(ctx)
         if _batched(upstream):
             found = _unscaled_gradients(ctx.request, ctx.wanted, tensors)
-            dtypes = [None if x is None else x.dtype for x in tensors]
             found = [
                 None if g is None else times_upstream(g, upstream, dtype, ctx.request.backend)
-                for g, dtype in zip(found, dtypes, strict=False)
+                for g, dtype in zip(found, _dtypes(tensors), strict=True)
             ]
         else:
             found = _gradients(ctx.request, ctx.wanted, upstream, tensors, ctx.inplace and not _keeps_graph())
@@ -228,7 +229,7 @@ class Transformed(torch.autograd.Function):
         ctx.save_for_backward(anchor, *gradients)
         ctx.save_for_forward(anchor, *gradients)
         ctx.request, ctx.wanted = request, wanted
-        ctx.dtypes = [getattr(x, "dtype", None) for x in inputs[2 : 2 + DIFFERENTIABLE]]
+        ctx.dtypes = _dtypes(inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Any, second: Tensor | None, *__: Any) -> Any:
@@ -239,11 +240,10 @@ class Transformed(torch.autograd.Function):
             return (None,) * (2 + arguments)
         anchor, *gradients = ctx.saved_tensors
         found = [
-            _FirstOrder.apply(times_upstream(g, upstream, dtype, ctx.request.backend), anchor)
-            if want
-            else None
+            times_upstream(g, upstream, dtype, ctx.request.backend) if want else None
             for g, dtype, want in zip(gradients, ctx.dtypes, ctx.wanted, strict=True)
         ]
+        found = [None if g is None else _FirstOrder.apply(g, anchor) for g in found]
         return (None, None, *found, *ROW_TENSORS)
 
     @staticmethod
@@ -267,8 +267,8 @@ class Transformed(torch.autograd.Function):
 def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: str | None) -> Tensor:
     """``grad * upstream`` in ``dtype``; ``upstream`` is 0-d, or ``(rows,)`` over ``grad``'s leading shape.
 
-    The stored gradient may be overwritten when this backward is its last reader; with ``retain_graph=True`` it
-    is copied, so that a second backward does not rescale twice.
+    The stored gradient may be overwritten when this backward is its last reader; with ``retain_graph=True``
+    it is copied, so that a second backward does not rescale twice.
     """
     rows = grad.shape[:-1].numel()
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(upstream):
@@ -279,9 +279,9 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
         return (grad * upstream).to(dtype)
     keep = _keeps_graph()
     # Reading a number waits for nothing on a CPU. (A fake tensor, which has none, is of another type.)
-    if upstream.device.type == "cpu" and upstream.dim() == 0 and type(upstream) is Tensor:
-        if float(upstream) == 1.0:
-            return grad.clone() if keep else grad
+    readable = upstream.device.type == "cpu" and upstream.dim() == 0 and type(upstream) is Tensor
+    if readable and float(upstream) == 1.0:
+        return grad.clone() if keep else grad
     out = torch.empty_like(grad) if keep else grad
     torch.ops.fastkd.scale_rows(grad, upstream.expand(rows), backend, out)
     return out
@@ -296,19 +296,24 @@ def _gradients(
     grad_scale = torch.where(scale == 0, 0.0, scale * upstream)
     into = inputs.student.detach() if inplace else None
     found = request.compute(inputs, wanted, grad_scale, into_student=into, metrics=False).gradients
-    return [None if g is None else g.to(x.dtype) for g, x in zip(found, inputs, strict=False)]
+    return [None if g is None else g.to(dtype) for g, dtype in zip(found, _dtypes(inputs), strict=True)]
 
 
 def _unscaled_gradients(request: Request, wanted: tuple[bool, ...], tensors: Any) -> list[Tensor | None]:
     """The gradients of a call for an upstream gradient of 1, of float16 tensors in float32."""
     if request.head_scales is not None:
         raise RuntimeError(
-            "the gradients of linear_kd_loss(..., reduction='none'), and of float16 logits beside a HiddenTeacher, "
-            "cannot be batched (is_grads_batched=True, vectorize=True): call backward for one upstream gradient "
-            "after the other"
+            "the gradients of linear_kd_loss(..., reduction='none'), and of float16 logits beside a "
+            "HiddenTeacher, cannot be batched (is_grads_batched=True, vectorize=True): call backward for one "
+            "upstream gradient after the other"
         )
     widened = [x.float() if x is not None and x.dtype == torch.float16 else x for x in tensors]
     return list(request.compute(Inputs(*widened), wanted, metrics=False).gradients)
+
+
+def _dtypes(inputs: Sequence[Tensor | None]) -> list[torch.dtype]:
+    """The dtypes of the inputs that may get a gradient; any for one that is not there."""
+    return [torch.float32 if x is None else x.dtype for x in inputs[:DIFFERENTIABLE]]
 
 
 def one_by_one(function: Any, batch_size: int, in_dims: Any, arguments: Any) -> tuple[Any, Any]:
@@ -324,7 +329,7 @@ def one_by_one(function: Any, batch_size: int, in_dims: Any, arguments: Any) -> 
 
 
 def _save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Keep tensors for the backward: those made in inference mode, which nothing can change, outside autograd."""
+    """Keep tensors for the backward; autograd cannot save those made in inference mode."""
     if torch.compiler.is_compiling():
         ctx.unsaved = [None] * len(tensors)
     else:

@@ -83,7 +83,8 @@ def overwritable(x: Tensor) -> None:
     for owner in (x, x._base):
         if owner is not None and owner.is_leaf and owner.requires_grad:
             raise ValueError(
-                "inplace=True would overwrite a leaf that requires grad: pass a model's logits, or inplace=False"
+                "inplace=True would overwrite a leaf that requires grad: pass a model's logits, or "
+                "inplace=False"
             )
     if not x.is_contiguous():
         raise ValueError(

@@ -51,8 +51,8 @@ def kd_loss(
     Args:
         student_logits: ``(..., V_s)``, float32, bfloat16, float16 or float64, any strides.
         teacher: logits ``(..., V_t)`` of the same leading shape; the dtype may differ. A gradient flows to
-            it if it requires one. Or a :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`, whose
-            logits exist a few rows at a time. None where ``kd_ratio`` is 0.
+            it if it requires one. Or a :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`,
+            whose logits exist a few rows at a time. None where ``kd_ratio`` is 0.
         labels: ``(...)`` int64, aligned with the logits (the caller shifts). Needed when ``kd_ratio < 1``.
         kd_ratio: ``r`` in [0, 1], the divergence's share. At 0 the teacher is read for the metrics only.
         divergence: ``D(p, q)``, in nats (``docs/losses.md`` has the gradients and when to use which):
@@ -90,11 +90,11 @@ def kd_loss(
         vocab_size: columns at or past it do not exist, on either side; needed when ``V_s != V_t``. With
             ``group`` it counts the columns of all shards, and on a GPU its use waits for the device once a
             call.
-        inplace: write the gradient over ``student_logits`` (contiguous, and neither a leaf nor a view of one),
-            which saves the memory of a gradient. They hold no logits afterwards: a backward through any later
-            use of them (of anything that they are a view of, too) raises. float16 logits are overwritten in the
-            backward, others at once. Without effect where no student gradient is wanted, under
-            ``torch.compile``, whose planner decides on memory, and under ``torch.func``'s transforms.
+        inplace: write the gradient over ``student_logits`` (contiguous, and neither a leaf nor a view of
+            one), which saves the memory of a gradient. They hold no logits afterwards: a backward through any
+            later use of them (of anything that they are a view of, too) raises. float16 logits are
+            overwritten in the backward, others at once. Without effect where no student gradient is wanted,
+            under ``torch.compile``, whose planner decides on memory, and under ``torch.func``'s transforms.
         group: process group across which the vocabulary lies, a range of columns on each process in rank
             order, of any widths (the head of a tensor-parallel model). ``student_logits`` and ``teacher`` are
             this process's columns, ``labels`` (the same everywhere) count those of the whole vocabulary. The

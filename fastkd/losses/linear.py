@@ -43,9 +43,9 @@ def linear_kd_loss(
     r"""Distillation loss from hidden states; the ``(tokens, vocab)`` logits never exist.
 
     Equal to :func:`fastkd.kd_loss` on ``student_hidden @ student_weight.T + student_bias`` (scaled, then
-    capped). The rows go through the heads a chunk at a time, in the inputs' dtype (under autocast in its dtype,
-    as ``F.linear``'s would, so hidden states and weight may differ there); float16 logits are float32.
-    Gradients of the weights are summed over the chunks in float32.
+    capped). The rows go through the heads a chunk at a time, in the inputs' dtype (under autocast in its
+    dtype, as those of ``F.linear``, so hidden states and weight may differ there); float16 logits are
+    float32. Gradients of the weights are summed over the chunks in float32.
 
     Args:
         student_hidden: ``(..., H_s)``.

@@ -37,7 +37,7 @@ class Options(NamedTuple):
     return_metrics: bool = False
 
     def check(self, columns: int = -1) -> LossSpec:
-        """Check all that can be without tensors, and return the arithmetic for a vocabulary of ``columns``."""
+        """Check all that can be without tensors; the arithmetic for a vocabulary of ``columns``."""
         reductions.check(self.reduction, self.num_items)
         registry.check_name(self.backend)
         numbers = (

@@ -52,7 +52,7 @@ class HeadScales(NamedTuple):
 
 
 class Results(NamedTuple):
-    """``row_loss`` ``(rows,)``, ``metrics`` ``(rows, len(METRICS))``, and the gradients, None where not wanted."""
+    """``row_loss`` ``(rows,)``, ``metrics`` ``(rows, len(METRICS))``; a gradient is None where not wanted."""
 
     row_loss: Tensor
     metrics: Tensor | None
@@ -123,9 +123,9 @@ class Request(NamedTuple):
     def _gradient_dtype(self, inputs: Inputs, place: int) -> torch.dtype:
         """The dtype in which a gradient waits for its upstream gradient.
 
-        That by logits has its input's. A head's are sums: in float16 they are float32 until the upstream
-        gradient is known (a sum over tokens may be too large before, or too small), and in bfloat16 those that
-        are summed over several chunks stay as they were summed.
+        The gradient by logits has its input's. A head's are sums: in float16 they are float32 until the
+        upstream gradient is known (a sum over tokens may be too large before, or too small), and in bfloat16
+        those that are summed over several chunks stay as they were summed.
         """
         x, weight = inputs[place], inputs[1 if place < 3 else 4]
         assert x is not None
@@ -154,7 +154,7 @@ HUGE = 1e300
 
 
 def _numbers(spec: LossSpec) -> tuple[tuple[float, ...], Tensor | None]:
-    """The spec's numbers as an op takes them: as they are, or as a tensor where torch.compile knows them not."""
+    """The spec's numbers as an op takes them: as they are, or as a tensor where torch.compile traces them."""
     numbers = spec.numbers
     if not torch.compiler.is_compiling() or all([statically_known_true(x < HUGE) for x in numbers]):
         return numbers, None

@@ -45,7 +45,7 @@ class Side(NamedTuple):
 def head_side(
     name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> Side:
-    """A side given by hidden states ``(..., H)`` and a head, cast as autocast casts ``F.linear``'s arguments."""
+    """A side given by hidden states ``(..., H)`` and a head, cast as autocast casts for ``F.linear``."""
     scale = checks.number("logit_scale", scale, -math.inf, math.inf)
     if softcap is not None:
         softcap = checks.number("logit_softcap", softcap, 0.0, math.inf, open_low=True)
@@ -169,16 +169,11 @@ def _transformed(
     assert s is not None
     s = s.float() if s.dtype == torch.float16 else s
     t = t.float() if t is not None and t.dtype == torch.float16 else t
-    inputs = Inputs(s, None, None, t, None, None, *inputs[DIFFERENTIABLE:])
-    request = request._replace(head_scales=None, chunk_size=None)
-    # Forward-mode AD takes the gradients, too.
-    wanted = (
-        True,
-        False,
-        False,
-        t is not None and (t.requires_grad or request.spec.kd_weight != 0),
-        False,
-        False,
+    inputs = inputs._replace(
+        student=s, student_weight=None, student_bias=None, teacher=t, teacher_weight=None, teacher_bias=None
     )
+    request = request._replace(head_scales=None, chunk_size=None)
+    # Forward-mode AD takes the gradients, too, and does not say beforehand whose.
+    wanted = (True, False, False, t is not None, False, False)
     loss, metrics, *_ = Transformed.apply(request, wanted, *inputs)
     return loss, metrics if request.metrics else None

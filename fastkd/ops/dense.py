@@ -20,8 +20,8 @@ TEACHER_SCHEMA = (
 # The caller allocates the results: `row_loss` (rows,) and `metrics` (rows, len(METRICS)) of the dtype of
 # loss_scale. A gradient is contiguous, of its input's shape and dtype, or absent where it is not wanted.
 LIBRARY.define(
-    f"dense_kd(Tensor student, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, str? group, str? backend, Tensor(a!) row_loss, "
-    "Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_teacher) -> ()",
+    f"dense_kd(Tensor student, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, str? group, str? backend, "
+    "Tensor(a!) row_loss, Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_teacher) -> ()",
 )
 LIBRARY.define("scale_rows(Tensor grad, Tensor factor, str? backend, Tensor(a!) out) -> ()")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastkd.backends.base import Backend
 from fastkd.ops.rows import wide
 
-# Rows of logits on a GPU begin at multiples of this: a cache line, as bulk copies and matrix instructions ask.
+# Rows of logits on a GPU begin at multiples of this: a cache line, for bulk copies and matrix instructions.
 ROW_BYTES = 128
 # The largest element of a float16 gradient once it has been scaled for a matrix product.
 FLOAT16_TOP = 10.0

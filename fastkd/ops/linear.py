@@ -2,8 +2,8 @@
 
 Per chunk of rows: two head GEMMs, the row kernel turning the student's logits into their gradient in
 place, two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists. The teacher's
-head may take a chunk in parts, since its logits are of no use after the row kernel. Without a student's weight
-the student's logits are given, and only the teacher has a head.
+head may take a chunk in parts, since its logits are of no use after the row kernel. Without a student's
+weight the student's logits are given, and only the teacher has a head.
 """
 
 from __future__ import annotations

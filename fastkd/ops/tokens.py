@@ -94,8 +94,8 @@ class Tokens:
             if token >= 0:
                 raise IndexError(
                     f"label {int(labels[token])} at token {token} is outside [0, {int(total)}) and is not "
-                    f"ignore_index ({self.spec.ignore_index}): mask it with ignore_index or check the tokenizer "
-                    "against vocab_size"
+                    f"ignore_index ({self.spec.ignore_index}): mask it with ignore_index or check the "
+                    "tokenizer against vocab_size"
                 )
         else:
             bad = bad_labels(labels, total, self.spec.ignore_index)
@@ -159,7 +159,8 @@ class Tokens:
     ) -> Call:
         """The rows ``[start, stop)``, which ``student`` and ``teacher`` hold as ``(outer, inner, columns)``.
 
-        For a sparse teacher ``teacher`` is None, as for none, and ``grad_teacher`` ``(rows, K)`` of the arithmetic's dtype.
+        For a sparse teacher, as for none, ``teacher`` is None; ``grad_teacher`` is then ``(rows, K)`` of the
+        arithmetic's dtype.
         """
         whole = start == 0 and stop == row_loss.shape[0]
 
