@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from sass import cuobjdump, instructions, loops, summary
+from targets import needs_compiled_triton
 
-pytest.importorskip("triton")
+needs_compiled_triton()
 
 from fastkd.spec import DIVERGENCES
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from closeness import assert_gradient, assert_value, during
 from oracle import reference_gradients
+from targets import needs_compiled_triton
 
-pytest.importorskip("triton")
+needs_compiled_triton()
 
 import fastkd
 from fastkd.backends.triton import launch, tuning
