@@ -2,9 +2,10 @@
 
     python tests/matrix.py python3.10:torch==2.6.0 torch
 
-An entry is a requirement of pip, before it perhaps the interpreter and a colon. Without an interpreter it is
-the one that runs this script, and without a version pip takes the newest torch. An environment lies in ``--folder``; one that is
-complete is used again, one whose making was interrupted is made anew. ``make test-matrix`` calls this.
+An entry is a requirement of pip, before it perhaps an interpreter and a colon. Without an interpreter it is
+the one that runs this script, and without a version pip takes the newest torch. Environments lie in
+``--folder``: a complete one is used again, and one whose making was interrupted is made anew.
+``make test-matrix`` calls this script.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("numpy", "pytest>=8", "hypothesis", "scikit-build-core", "pybind11", "cmake", "ninja")
+TOOLS = ("numpy", "pytest>=8.2", "hypothesis", "scikit-build-core", "pybind11", "cmake", "ninja")
 # Tests that no version of torch makes a difference to, or that need more than torch.
 APART = ("bench", "bench_report", "cuda_build", "cuda_emulation", "layers", "matrix", "readme", "sanitizers")
 ROOM = 8 * 2**30  # bytes of disk: a build of torch with CUDA and what it brings, unpacked and as downloaded
@@ -31,8 +32,8 @@ try:
     triton = importlib.metadata.version("triton")
 except importlib.metadata.PackageNotFoundError:
     triton = "none"
-print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "triton": triton,
-                  "interpreted": fastkd.available_backends()["triton:cpu"]}))
+versions = f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton}"
+print(json.dumps([versions, fastkd.available_backends()["triton:cpu"]]))
 """
 
 
@@ -40,29 +41,38 @@ class Failure(Exception):
     """What went wrong with an entry, and what to do about it."""
 
 
+def execute(*command: str) -> int:
+    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode
+
+
 @dataclass
 class Entry:
+    """A version of torch to test, with the Python to test it on and the folder of its environment."""
+
     requirement: str
     python: Path
     folder: Path
 
-    @property
-    def interpreter(self) -> str:
-        return str(self.folder / "bin" / "python")
+    def run(self, *arguments: str) -> int:
+        """Run the environment's own Python and return its exit status."""
+        return execute(str(self.folder / "bin" / "python"), *arguments)
+
+    def install(self, *arguments: str) -> int:
+        return self.run(
+            *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments)
+        )
 
 
 def find_python(name: str) -> Path:
-    """The interpreter of that name, on PATH or among those of pyenv that are not switched on."""
+    """The interpreter of that name, on PATH or among those that pyenv keeps without switching them on."""
     kept = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/*/bin/{name}"))
-    for candidate in (shutil.which(name), *kept):
-        if (
-            candidate
-            and subprocess.run([candidate, "-c", "import venv"], capture_output=True).returncode == 0
-        ):
+    on_path = shutil.which(name)
+    for candidate in [*([on_path] if on_path else []), *map(str, kept)]:
+        if subprocess.run([candidate, "-c", "import venv"], capture_output=True).returncode == 0:
             return Path(candidate)
     raise Failure(
-        f"there is no {name}: install it (with its venv module), or name another one, "
-        "as in MATRIX='python3.11:torch==2.6.0'"
+        f"there is no {name} with the module venv: install it, or name another one as in "
+        "MATRIX='python3.11:torch==2.6.0'"
     )
 
 
@@ -73,66 +83,38 @@ def parse(text: str, folder: Path) -> Entry:
     return Entry(requirement, python, folder / label)
 
 
-def run(entry: Entry, what: str, advice: str, command: list[str]) -> None:
-    if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode != 0:
-        raise Failure(f"{what} failed; the messages above say why. {advice}")
-
-
 def make(entry: Entry) -> None:
-    """The environment with torch and the tools; nothing where it is complete."""
+    """Make the environment with torch and the tools, unless it is there already."""
     ready = entry.folder / "ready.json"
-    if ready.exists() and json.loads(ready.read_text()) == entry.requirement:
-        print("      the environment is there already", flush=True)
+    if ready.exists():
+        print("      it is there already", flush=True)
         return
     entry.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(entry.folder).free
     if free < ROOM:
+        raise Failure(f"only {free / 2**30:.1f} of {ROOM / 2**30:.0f} GB of disk are free in {entry.folder}")
+    if execute(str(entry.python), "-m", "venv", "--clear", str(entry.folder)) != 0:
         raise Failure(
-            f"{free / 2**30:.1f} GB of disk are free in {entry.folder}, and {ROOM / 2**30:.0f} are needed"
+            f"{entry.python} cannot make an environment. On Debian or Ubuntu: apt install python3-venv"
         )
-    run(
-        entry,
-        f"making an environment of {entry.python}",
-        "On Debian or Ubuntu: apt install python3-venv.",
-        [str(entry.python), "-m", "venv", "--clear", str(entry.folder)],
-    )
-    pip = [entry.interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    run(
-        entry,
-        f"installing {entry.requirement}",
-        "Is the package index reachable, and has it a build for this Python?",
-        [*pip, entry.requirement, *TOOLS],
-    )
+    if entry.install(entry.requirement, *TOOLS) != 0:
+        raise Failure(
+            f"could not install {entry.requirement}; pip says why above. Is the package index reachable, and "
+            "does it have a build for this Python?"
+        )
     ready.write_text(json.dumps(entry.requirement))
 
 
 def build(entry: Entry) -> None:
-    """Compile what has changed and install fastkd in place."""
-    run(
-        entry,
-        "building fastkd",
-        "A C++17 compiler is needed (apt install g++).",
-        [
-            *(
-                entry.interpreter,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--no-input",
-            ),
-            *("--no-build-isolation", "--no-deps", "--editable", "."),
-            "--config-settings=cmake.define.FASTKD_CUDA=OFF",
-            f"--config-settings=build-dir={entry.folder / 'cmake'}",
-        ],
-    )
-    run(
-        entry,
-        "pip check",
-        "The environment does not keep what pyproject.toml promises.",
-        [entry.interpreter, "-m", "pip", "--disable-pip-version-check", "check"],
-    )
+    """Compile what has changed, install fastkd in place, and check its requirements."""
+    settings = {"cmake.define.FASTKD_CUDA": "OFF", "build-dir": str(entry.folder / "cmake")}
+    chosen = [f"--config-settings={name}={value}" for name, value in settings.items()]
+    if entry.install("--no-build-isolation", "--no-deps", *chosen, "--editable", ".") != 0:
+        raise Failure(
+            "could not build fastkd; the messages above say why. It takes a C++17 compiler (apt install g++)"
+        )
+    if entry.run("-m", "pip", "--disable-pip-version-check", "check") != 0:
+        raise Failure("the environment is not what the packages in it require")
 
 
 def quick_tests() -> list[str]:
@@ -141,70 +123,56 @@ def quick_tests() -> list[str]:
 
 
 def test(entry: Entry, arguments: list[str]) -> str:
-    """Run the tests, the interpreted ones beside the others; return what was found."""
-    child = subprocess.run([entry.interpreter, "-c", FOUND], cwd=ROOT, capture_output=True, text=True)
-    interpret = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    beside = subprocess.run(
-        [entry.interpreter, "-c", FOUND], cwd=ROOT, capture_output=True, text=True, env=interpret
-    )
-    if child.returncode or beside.returncode:
-        raise Failure(f"fastkd cannot be imported:\n{child.stderr or beside.stderr}")
-    found = json.loads(beside.stdout)
-    versions = f"Python {found['python']}, torch {found['torch']}, Triton {found['triton']}"
+    """Run the tests, those of the interpreted Triton kernels beside the others; return the versions."""
+    python = str(entry.folder / "bin" / "python")
+    interpreting = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([python, "-c", FOUND], cwd=ROOT, capture_output=True, text=True, env=interpreting)
+    if found.returncode != 0:
+        raise Failure(f"fastkd cannot be imported:\n{found.stderr}")
+    versions, reason = json.loads(found.stdout)
     print(f"      {versions}", flush=True)
-    pytest = [entry.interpreter, "-m", "pytest", "-p", "no:cacheprovider", *quick_tests(), *arguments]
+    pytest = ["-m", "pytest", "-p", "no:cacheprovider", *quick_tests(), *arguments]
     log, interpreted = entry.folder / "triton.log", None
-    if found["interpreted"] == "available":
+    if reason == "available":
         print(
             "      The Triton kernels are interpreted beside all else; what that says comes last.", flush=True
         )
         with log.open("w") as file:
-            interpreted = subprocess.Popen(
-                [*pytest, "-m", "triton_interpret"], cwd=ROOT, env=interpret, stdout=file, stderr=file
-            )
+            command = [python, *pytest, "-m", "triton_interpret"]
+            interpreted = subprocess.Popen(command, cwd=ROOT, env=interpreting, stdout=file, stderr=file)
     else:
-        print(f"      Without the Triton kernels: {found['interpreted']}", flush=True)
+        print(f"      The Triton kernels are left out: {reason}", flush=True)
     try:
-        failed = subprocess.run(
-            [*pytest, "-m", "not slow and not long and not triton_interpret"], cwd=ROOT
-        ).returncode
-        beside_failed = 0 if interpreted is None else interpreted.wait()
+        statuses = {entry.run(*pytest, "-m", "not slow and not long and not gpu and not triton_interpret")}
+        if interpreted is not None:
+            statuses.add(interpreted.wait())
+            print(log.read_text(), flush=True)
     finally:
         if interpreted is not None and interpreted.poll() is None:
             interpreted.kill()
-    if interpreted is not None:
-        print(log.read_text(), flush=True)
-    none_chosen = 5  # of pytest, where the arguments leave no test in one half
-    if failed or beside_failed not in (0, none_chosen):
+    # With more arguments one of the halves may have no test; pytest then exits with 5.
+    if statuses - {0, 5} or 0 not in statuses:
         raise Failure(f"tests failed with {versions}")
     return versions
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "entries", nargs="+", metavar="ENTRY", help="such as torch==2.6.0 or python3.10:torch==2.6.0"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "build" / "matrix", help="where environments lie"
-    )
+    parser.add_argument("entries", nargs="+", metavar="ENTRY", help="torch==2.6.0 or python3.10:torch==2.6.0")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "matrix", help="of the environments")
     parser.add_argument("--remove", action="store_true", help="each environment when its tests have passed")
     parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], help="more arguments for pytest")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     results, status = [], 0
     for number, text in enumerate(options.entries, 1):
-        start = time.monotonic()
-
-        def say(what: str, number: int = number, text: str = text) -> None:
-            print(f"[{number}/{len(options.entries)}] {text}: {what}", flush=True)
-
+        start, step = time.monotonic(), f"[{number}/{len(options.entries)}] {text}:"
         try:
             entry = parse(text, options.folder.resolve())
-            say(f"the environment, in {entry.folder} (a build of torch with CUDA is several GB)")
+            print(f"{step} the environment, {entry.folder} (several GB where torch has CUDA)", flush=True)
             make(entry)
-            say("compiling fastkd (one to two minutes the first time)")
+            print(f"{step} compiling fastkd (one to two minutes the first time)", flush=True)
             build(entry)
-            say("testing")
+            print(f"{step} testing", flush=True)
             result = f"passed with {test(entry, options.pytest)}"
             if options.remove:
                 shutil.rmtree(entry.folder)

@@ -14,13 +14,6 @@ from fastkd.backends import native
 from fastkd.backends.registry import REGISTRY
 
 
-def needs_compiled_triton() -> None:
-    """Skip the module that is being collected, and say why, where Triton's kernels cannot be compiled."""
-    reason = REGISTRY["triton"].missing(torch.device("cuda"))
-    if reason is not None:
-        pytest.skip(reason, allow_module_level=True)
-
-
 @dataclass(frozen=True)
 class Target:
     backend: str
