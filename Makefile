@@ -1,6 +1,7 @@
 # Every target sets up what it needs in $(VENV): only Python 3.10 or newer, make and a C++17 compiler must be there.
-#   make test   make demo   make bench   make lint   make gpu   make clean
-# Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench).
+#   make test   make test-matrix   make demo   make bench   make lint   make gpu   make clean
+# Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
+# MATRIX (what test-matrix tests).
 
 PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
 TORCH ?= torch==2.13.0
@@ -12,10 +13,10 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long demo bench lint gpu gpu-check gpu-build gpu-test gpu-sanitize gpu-bench gpu-deps clean help
+.PHONY: test test-slow test-long test-matrix demo bench lint gpu gpu-check gpu-build gpu-test gpu-sanitize gpu-bench gpu-deps clean help
 
 help:
-	@sed -n '1,3s/^# *//p' Makefile
+	@sed -n '1,4s/^# *//p' Makefile
 
 # --- the environment --------------------------------------------------------------------------------------
 
@@ -63,6 +64,15 @@ test-slow: $(VENV)/fastkd.stamp
 
 test-long: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "long" $(ARGS)
+
+# The losses with other versions of torch, each in an environment of its own in build/matrix; tests/matrix.py says what an
+# entry is. The first one is the oldest Python and torch that pyproject.toml promises, the other the newest torch.
+MATRIX ?= python3.10:torch==2.6.0 torch
+MATRIX_OPTIONS ?=
+
+test-matrix:
+	@test -n "$(PYTHON)" || { echo "No Python found: name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) tests/matrix.py $(MATRIX_OPTIONS) $(MATRIX) --pytest $(ARGS)
 
 demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)

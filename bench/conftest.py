@@ -36,7 +36,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "device_type": device,
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "backends": fastkd.backends(),
+        "backends": fastkd.available_backends(),
     }
 
 

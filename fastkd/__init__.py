@@ -1,6 +1,7 @@
 """Distillation losses at the speed of memory. See :func:`kd_loss` and :func:`linear_kd_loss`."""
 
-from fastkd.backends.registry import backends
+from fastkd import backends
+from fastkd.backends.registry import available_backends
 from fastkd.errors import BackendUnavailable
 from fastkd.losses import KDMetrics, kd_loss, linear_kd_loss
 from fastkd.modules import KDLoss, LinearKDLoss
@@ -14,6 +15,7 @@ __all__ = [
     "KDMetrics",
     "LinearKDLoss",
     "SparseTeacher",
+    "available_backends",
     "backends",
     "kd_loss",
     "linear_kd_loss",

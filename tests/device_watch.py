@@ -193,8 +193,8 @@ class Context:
 
 @functools.cache
 def _guard_devices() -> None:
-    """Give a torch that was built for CPUs the device guard that its indexing asks for, see gpu/guard.cpp."""
-    if torch.backends.cuda.is_built():
+    """Without a GPU give torch the device guard that its indexing asks for, see gpu/guard.cpp."""
+    if torch.cuda.is_available():
         return
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
@@ -203,6 +203,7 @@ def _guard_devices() -> None:
     with tempfile.TemporaryDirectory() as folder:
         library, source = Path(folder) / "guard.so", Path(__file__).parent / "gpu" / "guard.cpp"
         command = [compiler, "-std=c++20", "-shared", "-fPIC", f"-I{home / 'include'}", str(source)]
+        command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
         command += [f"-L{home / 'lib'}", "-lc10", "-o", str(library)]
         subprocess.run(command, check=True, timeout=300)
         ctypes.CDLL(str(library))

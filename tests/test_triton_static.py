@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from sass import cuobjdump, instructions, loops, summary
 
-pytest.importorskip("triton")
+pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
 
 from fastkd.spec import DIVERGENCES
 

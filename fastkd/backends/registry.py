@@ -53,8 +53,12 @@ def choose(name: str | None, device: torch.device, *dtypes: torch.dtype) -> Back
     return REGISTRY["reference"]
 
 
-def backends() -> dict[str, str]:
-    """Every backend on every device type at hand, as ``{"native:cpu": "available" or the reason}``."""
+def available_backends() -> dict[str, str]:
+    """Every backend on the device types ``cpu`` and ``cuda``: whether it can run there, and if not, why.
+
+    Returns:
+        ``"available"`` or the reason, by names such as ``"native:cpu"``, in the order of preference.
+    """
     devices = [torch.device("cpu"), torch.device("cuda")]
     report = {}
     for backend in REGISTRY.values():

@@ -98,7 +98,7 @@ def _describe(selection: plan.Selection, device: Device, command: Sequence[str])
         "date": datetime.date.today().isoformat(),
         "commands": [shlex.join(command)],
         "versions": versions(),
-        "backends": fastkd.backends(),
+        "backends": fastkd.available_backends(),
         "peers": {r.name: r.about for r in selection.routes if not r.ours},
         "absent": selection.absent,
         "temperature": TEMPERATURE,

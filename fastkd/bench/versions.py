@@ -19,4 +19,5 @@ def versions() -> dict[str, str]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
+    found["torch"] = torch.__version__  # with the kind of build, which pip does not know of all versions
     return found

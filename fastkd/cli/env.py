@@ -33,7 +33,7 @@ def collect() -> dict[str, Any]:
         "gpus": gpus,
         "built with CUDA": native.built_with_cuda(),
         "torch's CUDA": torch.version.cuda,
-        "backends": fastkd.backends(),
+        "backends": fastkd.available_backends(),
     }
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging as transformers_logging
 
-from fastkd import backends
+from fastkd import available_backends
 from fastkd.demo import loss_share, picture, text
 from fastkd.trainer import DistillationConfig, report
 from fastkd.trainer.run import control_of, train_one
@@ -200,7 +200,7 @@ def _backend() -> str:
     return next(
         (
             name.split(":")[0]
-            for name, state in backends().items()
+            for name, state in available_backends().items()
             if name.endswith(device) and state == "available"
         ),
         "none",

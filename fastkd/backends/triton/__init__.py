@@ -8,12 +8,17 @@ from torch import Tensor
 from fastkd.backends.base import Call
 from fastkd.backends.kernels import KernelBackend, Phase
 
+_MISSING: str | None
 try:
-    from fastkd.backends.triton import launch
+    import triton  # noqa: F401
 except ImportError as error:  # Triton is not part of every build of torch
-    _IMPORT_ERROR: ImportError | None = error
+    _MISSING = f"Triton cannot be imported ({error}); run `pip install triton`"
 else:
-    _IMPORT_ERROR = None
+    from fastkd.backends.triton import compile_time
+
+    _MISSING = compile_time.lacking
+if _MISSING is None:
+    from fastkd.backends.triton import launch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,8 +29,8 @@ class TritonBackend(KernelBackend):
     name = "triton"
 
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-        if _IMPORT_ERROR is not None:
-            return f"Triton cannot be imported ({_IMPORT_ERROR}); run `pip install triton`"
+        if _MISSING is not None:
+            return _MISSING
         if dtype is not None and dtype not in _DTYPES:
             return f"its kernels take float32, bfloat16 and float16, not {dtype}; use the reference backend"
         if device.type == "cpu" and not launch.INTERPRETED:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LN2, TINY, expm1, log_quotient, times
+from fastkd.backends.triton.compile_time import constexpr_function
 from fastkd.backends.triton.split import two_ways
 from fastkd.backends.triton.tiles import NEG_INF
 
@@ -59,24 +60,24 @@ class Row(NamedTuple):
     scale_q: Any
 
 
-@triton.constexpr_function
+@constexpr_function
 def reads_teacher(divergence):
     return divergence is not None and divergence != "off_support"
 
 
-@triton.constexpr_function
+@constexpr_function
 def has_sums(divergence):
     """Whether it takes a sweep between the first and the last."""
     return divergence in ("jsd", "symmetric_jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
 
 
-@triton.constexpr_function
+@constexpr_function
 def has_cross(divergence):
     """Whether its stream 0 is the sum of ``p**a q**b``."""
     return divergence in ("hellinger", "alpha", "renyi", "alpha_beta")
 
 
-@triton.constexpr_function
+@constexpr_function
 def splits_label(divergence):
     """Whether the label is left out of all sums and treated apart."""
     return divergence == "decoupled"

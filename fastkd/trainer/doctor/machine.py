@@ -31,7 +31,7 @@ def backend(case: Case) -> Iterator[Finding]:
     if chosen.name == "reference":
         reasons = [
             f"{name.split(':')[0]}: {why}"
-            for name, why in fastkd.backends().items()
+            for name, why in fastkd.available_backends().items()
             if name.endswith(f":{device.type}") and why != "available"
         ]
         yield Finding(
@@ -63,7 +63,7 @@ def idle_gpu(case: Case) -> Iterator[Finding]:
                 f"{torch.cuda.get_device_name(0)} is there and use_cpu: true leaves it alone",
                 "set use_cpu: false",
             )
-        elif (why := fastkd.backends()["native:cuda"]) != "available":
+        elif (why := fastkd.available_backends()["native:cuda"]) != "available":
             yield Finding(
                 "warning", "no_cuda_kernels", f"the CUDA kernels cannot run: {why}", "build fastkd with nvcc"
             )

@@ -82,7 +82,7 @@ def machine(args: DistillationConfig) -> dict[str, Any]:
 
 def backend(device: str) -> str:
     """The first backend that runs on a device, which is the one that is chosen."""
-    available = [name for name, state in fastkd.backends().items() if state == "available"]
+    available = [name for name, state in fastkd.available_backends().items() if state == "available"]
     named = (name.partition(":") for name in available)
     return next((name for name, _, where in named if where.endswith(device)), "reference")
 

@@ -1,0 +1,66 @@
+"""``import fastkd`` in a fresh process: whatever Triton there is, and whichever module is asked for first."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+REPORT = "import fastkd, json; print(json.dumps(fastkd.available_backends()))"
+# As if Triton were older than 3.4.
+OLD = (
+    "import triton, triton.language as tl\n"
+    "for module in (triton, tl):\n"
+    "    if hasattr(module, 'constexpr_function'): del module.constexpr_function\n"
+)
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def report(before: str) -> dict[str, str]:
+    child = run(before + REPORT)
+    assert child.returncode == 0, child.stderr
+    found: dict[str, str] = json.loads(child.stdout)
+    return found
+
+
+def test_without_triton() -> None:
+    found = report("import sys; sys.modules['triton'] = None\n")
+    assert found["native:cpu"] == found["reference:cpu"] == "available"
+    assert "cannot be imported" in found["triton:cuda"] and "pip install triton" in found["triton:cuda"]
+
+
+def test_with_an_old_triton() -> None:
+    triton = pytest.importorskip("triton")
+    found = report(OLD)
+    assert found["native:cpu"] == found["reference:cpu"] == "available"
+    for place in ("triton:cuda", "triton:cpu"):
+        assert "Triton 3.4 or newer" in found[place] and triton.__version__ in found[place]
+
+
+def test_a_fault_of_the_kernels_is_not_taken_for_a_missing_triton() -> None:
+    pytest.importorskip("triton")
+    if "3.4 or newer" in report("")["triton:cuda"]:
+        pytest.skip("this Triton is too old for the kernels")
+    child = run("import sys; sys.modules['fastkd.backends.triton.scale'] = None\n" + REPORT)
+    assert child.returncode != 0 and "fastkd.backends.triton.scale" in child.stderr
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import fastkd.backends.registry as registry",
+        "from fastkd.backends import registry",
+        "import fastkd; registry = fastkd.backends.registry",
+    ],
+)
+def test_the_package_of_the_backends_is_a_package_and_a_function(statement: str) -> None:
+    code = f"{statement}\nassert registry.REGISTRY\nimport fastkd\n"
+    child = run(
+        code + "assert fastkd.backends() == fastkd.available_backends() == registry.available_backends()"
+    )
+    assert child.returncode == 0, child.stderr
