@@ -49,16 +49,6 @@ class LossSpec(NamedTuple):
     ignore_index: int
     vocab_size: int
 
-    @property
-    def names(self) -> tuple[str | int, ...]:
-        """The fields that are not floats."""
-        return (*self[: NUMBERS.start], *self[NUMBERS.stop :])  # type: ignore[arg-type]
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """The fields that are floats."""
-        return self[NUMBERS]  # type: ignore[return-value]
-
 
 _TYPES = get_type_hints(LossSpec)
 _FLOATS = [place for place, kind in enumerate(_TYPES.values()) if kind is float]
@@ -71,6 +61,17 @@ SPEC_SCHEMA = ", ".join(
         "float[] numbers, Tensor? changing",
     ]
 )
+
+
+def names_of(spec: LossSpec) -> tuple[str | int, ...]:
+    """The fields that are not floats."""
+    fields = tuple(spec)
+    return (*fields[: NUMBERS.start], *fields[NUMBERS.stop :])  # type: ignore[arg-type]
+
+
+def numbers_of(spec: LossSpec) -> tuple[float, ...]:
+    """The fields that are floats."""
+    return tuple(spec)[NUMBERS]  # type: ignore[return-value]
 
 
 def spec_of(names: Sequence[str | int], numbers: Sequence[float], changing: Tensor | None) -> LossSpec:

@@ -86,15 +86,15 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, request: Request, wanted: tuple[bool, ...], overwritten: Overwritten | None, *inputs: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         into = None if overwritten is None else overwritten.logits
         row_loss, metrics, gradients = request.compute(Inputs(*inputs), wanted, into_student=into)
         anchor = row_loss.new_empty(0)
         ctx.save_for_backward(anchor, *(gradients if overwritten is None else (None, *gradients[1:])))
         ctx.dtypes = _dtypes(inputs)
         ctx.backend, ctx.overwritten = request.backend, overwritten
-        if metrics is not None:
-            ctx.mark_non_differentiable(metrics)
+        metrics = row_loss.new_empty(0) if metrics is None else metrics
+        ctx.mark_non_differentiable(metrics)
         ctx.set_materialize_grads(False)
         return row_loss if request.per_token else row_loss.sum(), metrics, anchor
 
@@ -127,13 +127,13 @@ class Deferred(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, request: Request, wanted: tuple[bool, ...], inplace: bool, *inputs: Any
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         row_loss, metrics, _ = request.compute(Inputs(*inputs), NO_GRADIENT)
         anchor = row_loss.new_empty(0)
         _save(ctx, anchor, *inputs)
         ctx.request, ctx.wanted, ctx.inplace = request, wanted, inplace
-        if metrics is not None:
-            ctx.mark_non_differentiable(metrics)
+        metrics = row_loss.new_empty(0) if metrics is None else metrics
+        ctx.mark_non_differentiable(metrics)
         ctx.set_materialize_grads(False)
         return row_loss if request.per_token else row_loss.sum(), metrics, anchor
 
@@ -313,7 +313,7 @@ def _unscaled_gradients(request: Request, wanted: tuple[bool, ...], tensors: Any
 
 def _dtypes(inputs: Sequence[Tensor | None]) -> list[torch.dtype]:
     """The dtypes of the inputs that may get a gradient; any for one that is not there."""
-    return [torch.float32 if x is None else x.dtype for x in inputs[:DIFFERENTIABLE]]
+    return [torch.float32 if x is None else x.dtype for x in tuple(inputs)[:DIFFERENTIABLE]]
 
 
 def one_by_one(function: Any, batch_size: int, in_dims: Any, arguments: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import fastkd.ops.dense
 import fastkd.ops.linear  # noqa: F401  registers the ops, as the line above
 from fastkd.ops.linear import chunks_of
 from fastkd.ops.rows import wide
-from fastkd.spec import METRICS, LossSpec
+from fastkd.spec import METRICS, LossSpec, names_of, numbers_of
 
 
 class Inputs(NamedTuple):
@@ -100,16 +100,16 @@ class Request(NamedTuple):
         row_loss = torch.empty_like(inputs.loss_scale)
         found = row_loss.new_empty(len(row_loss), len(METRICS)) if self.metrics and metrics else None
         source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, grad_scale)
-        spec = (*self.spec.names, *_numbers(self.spec))
+        spec = (*names_of(self.spec), *_numbers(self.spec))
         if self.head_scales is None:
             torch.ops.fastkd.dense_kd(
                 *(inputs.student, *source, *spec, self.group, self.backend),
                 *(row_loss, found, gradients[0], gradients[3]),
             )
         else:
-            student_scales, teacher_scales = self.head_scales[:2], self.head_scales[2:]
+            scales, tensors = tuple(self.head_scales), tuple(inputs)
             torch.ops.fastkd.linear_kd(
-                *(*inputs[:3], *student_scales, *inputs[4:6], *teacher_scales, *source, *spec),
+                *(*tensors[:3], *scales[:2], *tensors[4:6], *scales[2:], *source, *spec),
                 *(self.chunk_size, self.group, self.backend, row_loss, found, *gradients),
             )
         return Results(row_loss, found, tuple(gradients))
@@ -151,12 +151,16 @@ class Request(NamedTuple):
 
 # More than any number that a LossSpec holds, and so a bound that no check implies.
 HUGE = 1e300
+# Older torch cannot trace the question whether a number changes, and makes a graph for each value.
+TELLS_CHANGING_NUMBERS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 def _numbers(spec: LossSpec) -> tuple[tuple[float, ...], Tensor | None]:
     """The spec's numbers as an op takes them: as they are, or as a tensor where torch.compile traces them."""
-    numbers = spec.numbers
-    if not torch.compiler.is_compiling() or all([statically_known_true(x < HUGE) for x in numbers]):
+    numbers = numbers_of(spec)
+    if not torch.compiler.is_compiling() or not TELLS_CHANGING_NUMBERS:
+        return numbers, None
+    if all([statically_known_true(x < HUGE) for x in numbers]):
         return numbers, None
     ones = torch.ones(len(numbers), dtype=torch.float64, device="cpu")
     return (), torch.stack([ones[i] * x for i, x in enumerate(numbers)])

@@ -104,10 +104,10 @@ def run(
     checks.needs_labels(options.divergence, options.kd_ratio, labels)
     tokens = options.reduction, labels, options.ignore_index, options.token_weights, options.num_items
     scale = reductions.row_scale(*tokens, student.tensor, wide(student.tensor, source.tensor))
-    inputs = Inputs(*student[:3], *source[:3], source.indices, labels, scale)  # type: ignore[arg-type]
+    inputs = Inputs(*tuple(student)[:3], *tuple(source)[:3], source.indices, labels, scale)  # type: ignore[arg-type]
     heads = None
     if student.weight is not None or source.weight is not None:
-        heads = HeadScales(*student[3:5], *source[3:5])
+        heads = HeadScales(student.scale, student.softcap, source.scale, source.softcap)
     request = Request(
         spec=spec,
         tail=source.tail,
@@ -120,7 +120,7 @@ def run(
     )
     wanted = NO_GRADIENT
     if torch.is_grad_enabled():
-        wanted = tuple([x is not None and x.requires_grad for x in inputs[:DIFFERENTIABLE]])
+        wanted = tuple([x is not None and x.requires_grad for x in tuple(inputs)[:DIFFERENTIABLE]])
     if under_transforms():
         loss, metrics = _transformed(request, wanted, inputs, student, source)
     elif True not in wanted:
@@ -151,14 +151,14 @@ def _with_gradients(
         checks.overwritable(inputs.student)
     if half or (request.per_token and request.head_scales is not None):
         loss, metrics, _ = Deferred.apply(request, wanted, inplace, *inputs)
-        return loss, metrics
+        return loss, metrics if request.metrics else None
     overwritten = Overwritten(inputs.student.detach()) if inplace else None
     loss, metrics, _ = Fused.apply(request, wanted, overwritten, *inputs)
     if overwritten is not None:
         base = inputs.student._base
         Overwrite.apply(inputs.student if base is None else base)
         overwritten.version = overwritten.logits._version
-    return loss, metrics
+    return loss, metrics if request.metrics else None
 
 
 def _transformed(
