@@ -91,11 +91,14 @@ PYBIND11_MODULE(_C, m) {
       .value("alpha", Divergence::kAlpha)
       .value("renyi", Divergence::kRenyi)
       .value("alpha_beta", Divergence::kAlphaBeta)
-      .value("decoupled", Divergence::kDecoupled);
+      .value("decoupled", Divergence::kDecoupled)
+      .value("log_acceptance", Divergence::kLogAcceptance)
+      .value("kl_tvd", Divergence::kKLTVD);
   py::enum_<Phase>(m, "Phase")
       .value("all", Phase::kAll)
       .value("statistics", Phase::kStatistics)
       .value("sums", Phase::kSums)
+      .value("distant", Phase::kDistant)
       .value("finish", Phase::kFinish);
   py::enum_<Tail>(m, "Tail")
       .value("renormalize", Tail::kRenormalize)

@@ -21,12 +21,14 @@ enum class Divergence : int {
   kAlpha,
   kRenyi,
   kAlphaBeta,
-  kDecoupled
+  kDecoupled,
+  kLogAcceptance,
+  kKLTVD
 };
 
 // A call does all of a row's sweeps, or one of the parts between which somebody else adds up the rows'
 // records: over the shards of a vocabulary, or with what a sparse teacher holds.
-enum class Phase : int { kAll, kStatistics, kSums, kFinish };
+enum class Phase : int { kAll, kStatistics, kSums, kDistant, kFinish };
 
 // A row's record, as doubles. Sums of exponentials are relative to the row's largest logits in it: of 2^(s *
 // log2(e) / T - max_s * log2(e) / T) for `z_s`, and so on; 0 where all logits are -inf, with max -inf.
@@ -51,7 +53,7 @@ enum Column : int {
   kArgS,  // column of the student's largest logit
   kArgT,
   kColumns,  // how many columns exist
-  kSum0,     // the divergence's sums, written by Phase::kSums
+  kSum0,     // the divergence's sums, written by Phase::kSums; of a distant row, by Phase::kDistant
   kSum1,
   kCount
 };

@@ -18,6 +18,7 @@ class Phase:
     all: ClassVar[Phase]
     statistics: ClassVar[Phase]
     sums: ClassVar[Phase]
+    distant: ClassVar[Phase]
     finish: ClassVar[Phase]
 
 class Tail:

@@ -20,6 +20,8 @@ DIVERGENCES = (
     "renyi",
     "alpha_beta",
     "decoupled",
+    "log_acceptance",
+    "kl_tvd",
 )
 
 # The columns of a row's metrics.

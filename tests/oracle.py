@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 INF = math.inf
-BETA = {"jsd": 0.5, "skew_forward_kl": 0.1, "skew_reverse_kl": 0.1, "alpha_beta": 0.5, "decoupled": 1.0}
+BETA = {
+    "jsd": 0.5,
+    "skew_forward_kl": 0.1,
+    "skew_reverse_kl": 0.1,
+    "alpha_beta": 0.5,
+    "decoupled": 1.0,
+    "kl_tvd": 3.0,
+}
 ALPHA = {"alpha": 0.5, "renyi": 0.5, "alpha_beta": 0.5}
 
 # Every divergence, with the parameters that the suite tries: the defaults first.
@@ -30,6 +37,8 @@ CASES: list[tuple[str, dict[str, float]]] = [
     *(("renyi", alpha) for alpha in ({}, {"alpha": 2.0})),
     *(("alpha_beta", both) for both in ({}, {"alpha": 0.2, "beta": 0.7}, {"alpha": -0.5, "beta": 2.0})),
     *(("decoupled", beta) for beta in ({}, {"beta": 8.0})),
+    ("log_acceptance", {}),
+    *(("kl_tvd", beta) for beta in ({}, {"beta": 0.0}, {"beta": 10.0})),
 ]
 
 
@@ -135,6 +144,12 @@ def divergence(
     if name == "decoupled":
         assert labels is not None
         return _decoupled(log_p, log_q, b, labels)
+    if name == "log_acceptance":
+        return -_log_sum(torch.minimum(log_p, log_q))
+    if name == "kl_tvd":
+        apart = 0.5 * (p - q).abs().sum(-1)
+        weight = torch.exp(-b * (1 - apart)).detach()
+        return weight * _kl(log_p, log_q) + (1 - weight) * apart
     raise ValueError(name)
 
 

@@ -22,7 +22,10 @@ LIMIT_S = 600
 # 128 let it hold 512. csrc/cuda/dense_kernel.cuh says what takes more than 64.
 STREAMING = {
     64: ("none", "off_support", "forward_kl", "reverse_kl", "jeffreys"),
-    80: ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "alpha", "renyi", "decoupled"),
+    80: (
+        *("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "alpha", "renyi", "decoupled"),
+        *("log_acceptance", "kl_tvd"),
+    ),
     128: ("alpha_beta",),
 }
 EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # of the others 96

@@ -72,6 +72,7 @@ def parameters_of(divergence: str) -> st.SearchStrategy[dict[str, float]]:
         "renyi": st.fixed_dictionaries({"alpha": power.map(abs).filter(lambda a: abs(a - 1) > 0.05)}),
         "alpha_beta": both.map(lambda ab: {"alpha": ab[0], "beta": ab[1]}),
         "decoupled": st.fixed_dictionaries({"beta": st.floats(0.01, 10)}),
+        "kl_tvd": st.fixed_dictionaries({"beta": st.one_of(st.floats(0, 10), st.just(0.0))}),
     }.get(divergence, st.just({}))
 
 
@@ -249,11 +250,30 @@ def magnitudes(
         of_x, of_y = 1 + _mean(x, to_m), _mean(y, excess)
         by_x, by_y = _times(x, to_m + of_x + b * excess + of_y), _times(y, excess + of_y)
         return (of_x, by_y, by_x) if forward else (of_x, by_x, by_y)
+    # Where p and q are within their noise of each other, the sign of their difference is anything.
+    unsure = (ratio <= 2 * K * noise) / noise
     if name == "tvd":
-        # Where p and q are within their noise of each other, the sign of their difference is anything.
-        unsure = (ratio <= 2 * K * noise) / noise
         by_q, by_p = (x * (1 + unsure + (x * unsure).sum(-1, keepdim=True)) for x in (q, p))
         return torch.ones_like(p[..., :1]), by_q, by_p
+    if name == "log_acceptance":
+        smaller = torch.minimum(log_p, log_q)
+        log_shared = torch.logsumexp(smaller, -1, keepdim=True)
+        share = torch.where(neither, 0.0, (smaller - log_shared).exp())  # of each entry in sum min(p, q)
+        # Near rows go by the differences, of which 1 - TVD is what is left.
+        lost = torch.where(log_shared < math.log(0.1), 1.0, (-log_shared).exp())
+        by_q, by_p = (
+            torch.where(x <= y * (1 + 2 * K * noise), share, x) * lost * (1 + unsure)
+            + x * lost * (1 + (share * unsure).sum(-1, keepdim=True))
+            for x, y in ((q, p), (p, q))
+        )
+        return lost, by_q, by_p
+    if name == "kl_tvd":
+        forward = 1 + _mean(p, ratio)
+        weight = torch.exp(-b * torch.minimum(p, q).sum(-1, keepdim=True))
+        own = weight * (1 + b)  # and the error of the weight, which is b times that of TVD
+        by_q, by_p = (x * (1 + unsure + (x * unsure).sum(-1, keepdim=True)) for x in (q, p))
+        by_forward = _times(p, K_SUM / K + ratio + forward)
+        return own * forward + 1, own * (p + q) + by_q, own * by_forward + by_p
     if name == "decoupled":
         at = F.one_hot(labels, p.shape[-1]).bool()
         rest = [torch.logsumexp(x.masked_fill(at, -INF), -1, keepdim=True) for x in (log_p, log_q)]

@@ -97,7 +97,7 @@ class Rank:
         self.s = s
 
     def distant_rows(self) -> None:
-        """Renyi's sum of powers over rows that share no mass, each half of it on another rank."""
+        """Rows that share next to no mass, each half of which is on another rank."""
         s, t = torch.zeros(1, 140), torch.zeros(1, 140)
         s[0, 3], t[0, 137] = 400.0, 400.0
         cut = self.mine(WIDTHS[self.size][0])
@@ -107,6 +107,10 @@ class Rank:
             )
             expected = oracle_loss(s.double(), t.double(), divergence="renyi", alpha=alpha)
             torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+        self.s, self.t, before = s[None], t[None], (self.s, self.t)
+        for temperature in (1.0, 7.0):
+            self.check(WIDTHS[self.size][0], None, divergence="log_acceptance", temperature=temperature)
+        self.s, self.t = before
 
     def vocabulary(self) -> None:
         """Padding behind the vocabulary, in the last shards, and labels out of range."""

@@ -125,6 +125,20 @@ inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_
   return e;
 }
 
+template <class V>
+inline Row<V> widened(const Row<double>& row) {
+  Row<V> wide;
+  wide.offset = V(row.offset);
+  for (int k = 0; k < kMaxStreams; ++k) wide.stream[k] = V(row.stream[k]), wide.scale[k] = V(row.scale[k]);
+  for (int k = 0; k < kMaxSums; ++k) wide.sum[k] = V(row.sum[k]);
+  for (int k = 0; k < kMaxConstants; ++k) wide.constant[k] = V(row.constant[k]);
+  wide.cross_shift = V(row.cross_shift);
+  wide.cross_inverse = V(row.cross_inverse);
+  wide.distant = row.distant;
+  wide.bits_s = V(row.bits_s), wide.bits_t = V(row.bits_t);
+  return wide;
+}
+
 // How much of an entry a sweep looks at.
 enum class View {
   kProbabilities,  // what the exponentials tell
@@ -137,7 +151,7 @@ enum class View {
 template <class Div>
 constexpr View kStudentView =
     std::is_same<Div, NoDivergence>::value || std::is_same<Div, OffSupport>::value ||
-            std::is_same<Div, ForwardKL>::value || std::is_same<Div, TVD>::value ||
+            std::is_same<Div, ForwardKL>::value || std::is_base_of<TVD, Div>::value ||
             std::is_same<Div, Decoupled>::value || std::is_same<Div, SkewForwardKL>::value
         ? View::kProbabilities
     : Div::kLog        ? View::kStudentLog

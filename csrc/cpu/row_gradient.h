@@ -9,18 +9,6 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-template <class V>
-inline Row<V> widened(const Row<double>& row) {
-  Row<V> wide;
-  wide.offset = V(row.offset);
-  for (int k = 0; k < kMaxStreams; ++k) wide.stream[k] = V(row.stream[k]), wide.scale[k] = V(row.scale[k]);
-  for (int k = 0; k < kMaxSums; ++k) wide.sum[k] = V(row.sum[k]);
-  for (int k = 0; k < kMaxConstants; ++k) wide.constant[k] = V(row.constant[k]);
-  wide.cross_shift = V(row.cross_shift);
-  wide.cross_inverse = V(row.cross_inverse);
-  return wide;
-}
-
 template <class V, class Div>
 class RowGradient {
   using R = typename V::Real;
@@ -55,7 +43,7 @@ class RowGradient {
     const bool after_sums = setup_.params.phase == Phase::kAll;
     const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
     const bool all =
-        both || kStudentView<Div> == View::kFull || (kStudentView<Div> != View::kProbabilities && !left);
+        both || found_.distant || kStudentView<Div> == View::kFull || (kStudentView<Div> != View::kProbabilities && !left);
     const bool separate = by_softmax_ != 0 && setup_.power != 1 && setup_.power != 2;
     const bool directly = grad_s.data != nullptr && !both && (!all || kStudentView<Div> == View::kFull);
     const double labels = Setup::kSplits ? double(state_.label_s) + state_.label_t : 0;

@@ -2,6 +2,7 @@
 // log-sum-exps first), or one phase of them.
 #pragma once
 
+#include "row_distant.h"
 #include "row_gradient.h"
 #include "row_metrics.h"
 #include "row_record.h"
@@ -53,23 +54,31 @@ class RowKernel {
       read_record(setup_, state_, record);
     }
     Row<double> row = normalised(setup_, state_);
-    if (params_.phase == Phase::kFinish) {
+    const bool sums_known = params_.phase == Phase::kDistant || params_.phase == Phase::kFinish;
+    if (sums_known) {
       row.sum[0] = record[record::kSum0];
       row.sum[1] = record[record::kSum1];
     } else if (Div::kSums > 0) {
       find_sums(setup_, state_, blocks_, params_.grad_teacher.data == nullptr, row);
-      if (params_.phase == Phase::kSums) {
-        record[record::kSum0] = row.sum[0];
-        record[record::kSum1] = row.sum[1];
-        return;
+    }
+    if constexpr (Div::kDistant) {
+      if (params_.phase == Phase::kFinish) {
+        row.distant = row.sum[0] < 0;  // a logarithm
+      } else if (params_.phase != Phase::kSums && setup_.div.is_distant(row.sum)) {
+        find_distant_sums(setup_, state_, blocks_, row);
       }
+    }
+    if (params_.phase == Phase::kSums || params_.phase == Phase::kDistant) {
+      record[record::kSum0] = row.sum[0];
+      record[record::kSum1] = row.sum[1];
+      return;
     }
     finish(r, row, loss_scale, grad_scale);
   }
 
   // A row that is not read.
   void skip(int64_t r) {
-    if (params_.phase == Phase::kStatistics || params_.phase == Phase::kSums) return;
+    if (params_.phase != Phase::kAll && params_.phase != Phase::kFinish) return;
     const RowPointer grad_s = row_of(params_.grad_student, params_.inner, r);
     const RowPointer grad_t = row_of(params_.grad_teacher, params_.inner, r);
     static_cast<R*>(params_.row_loss)[r] = 0;

@@ -8,7 +8,7 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 template <class Div>
-constexpr View kSumsView = std::is_same<Div, TVD>::value ? View::kProbabilities : View::kFull;
+constexpr View kSumsView = std::is_base_of<TVD, Div>::value ? View::kProbabilities : View::kFull;
 
 // Into found.sum. `student_alone`: no gradient is asked of the teacher's side.
 template <class V, class Div, class R>

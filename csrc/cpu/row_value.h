@@ -14,7 +14,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   if constexpr (!RowSetup<V, Div>::kTeacher) return row;
   // By the quotient of the two sums, so that equal rows differ by exactly 0.
   const double between = std::log2(state.z_t / state.z_s);
-  const double bits_s = Div::kCross || Div::kSplitsLabel ? std::log2(state.z_s) : 0;
+  const double bits_s = Div::kCross || Div::kSplitsLabel || Div::kDistant ? std::log2(state.z_s) : 0;
   row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between);
   for (int k = 0; k < Div::kStreams; ++k) {
     const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
@@ -30,6 +30,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
     row.log_cross = kLn2 * (state.cross_shift + std::log2(state.stream[0] / state.z_s) -
                             setup.div.teacher_power(0) * between);
   }
+  if constexpr (Div::kDistant) row.bits_s = bits_s, row.bits_t = bits_s + between;
   if constexpr (Div::kSplitsLabel) {
     const Split student = split(state.label_s * setup.to_exponent_s - double(state.shift.s) - bits_s);
     const Split teacher =

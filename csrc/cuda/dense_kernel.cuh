@@ -66,13 +66,22 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
   float nll = 0, divergence = 0;
   float loss = settle(r, found, &nll);
   if constexpr (D::kSums > 0) {
-    if (phase == Phase::kFinish) {
-      r.row.divergence.sum[0] = static_cast<float>(record[record::kSum0]);
-      r.row.divergence.sum[1] = static_cast<float>(record[record::kSum1]);
+    Row<float>& sums = r.row.divergence;
+    if (phase == Phase::kDistant || phase == Phase::kFinish) {
+      sums.sum[0] = static_cast<float>(record[record::kSum0]);
+      sums.sum[1] = static_cast<float>(record[record::kSum1]);
     } else {
       find_sums(r);
     }
-    if (phase == Phase::kSums) {
+    if constexpr (D::kDistant) {
+      find_bits(r);
+      if (phase == Phase::kFinish) {
+        sums.distant = sums.sum[0] < 0;  // a logarithm
+      } else if (phase != Phase::kSums && r.divergence.is_distant(sums.sum)) {
+        find_distant_sums(r);
+      }
+    }
+    if (phase == Phase::kSums || phase == Phase::kDistant) {
       if (threadIdx.x == 0) {
         record[record::kSum0] = r.row.divergence.sum[0];
         record[record::kSum1] = r.row.divergence.sum[1];

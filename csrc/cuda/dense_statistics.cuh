@@ -304,5 +304,46 @@ __device__ __forceinline__ void find_sums(AnyRow& r) {
   r.row.divergence.sum[1] = sum[1];
 }
 
+// log2 of the sums of exponentials, of a divergence with distant rows.
+template <class AnyRow>
+__device__ __forceinline__ void find_bits(AnyRow& r) {
+  r.row.divergence.bits_s = -log2f(r.row.s_inverse);
+  r.row.divergence.bits_t = -log2f(r.row.t_inverse);
+}
+
+// One more sweep for rows that share little probability, see Functor::kDistant.
+template <class AnyRow>
+__device__ __forceinline__ void find_distant_sums(AnyRow& r) {
+  constexpr int kGroup = AnyRow::kGroup;
+  auto& found = r.row.divergence;
+  found.distant = true;
+  float top[1] = {-INFINITY};
+#pragma unroll 1
+  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    r.load(r.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      top[0] = fmaxf(top[0], r.divergence.distant_exponent(r.entry(s[k], t[k]), found));
+    }
+  }
+  r.place.template reduce<Max>(top);
+  found.sum[0] = found.sum[1] = top[0];
+  if (top[0] == -INFINITY) return;
+  float sum[kMaxSums] = {0, 0};
+#pragma unroll 1
+  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    r.load(r.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      r.divergence.distant_sums(r.entry(s[k], t[k]), found, top[0], sum);
+    }
+  }
+  r.place.template reduce<Sum>(sum);
+  found.sum[0] += log2f(sum[0]);
+  found.sum[1] += log2f(sum[1]);
+}
+
 }  // namespace cuda
 }  // namespace fastkd

@@ -27,7 +27,7 @@ constexpr double kLn2 = 0.6931471805599453;
 
 constexpr int kMaxStreams = 3;
 constexpr int kMaxSums = 2;
-constexpr int kMaxConstants = 3;
+constexpr int kMaxConstants = 6;
 
 // One vocabulary entry of one token. The first sweep knows the upper half.
 template <class F>
@@ -57,6 +57,10 @@ struct Row {
   F cross_shift;    // what its terms' exponents of 2 were reduced by, 0 but for very distant rows
   F cross_inverse;  // 1 / (sum of the terms)
 
+  // Of a divergence with distant rows:
+  bool distant = false;  // whether `sum` holds what distant_sums() makes, as logarithms to base 2
+  F bits_s, bits_t;      // log2 of the sums of 2^xs and 2^xt
+
   // Of a divergence that treats the label apart: p and q above are normalised without it.
   F p_label, q_label, p_others, q_others;
   F label_ratio, others_ratio;  // log p - log q of the two-way split
@@ -70,13 +74,17 @@ struct Row {
 //   kCross       whether stream 0 is a sum of powers of both sides, cross_term() below.
 //   kSums        sums that need both log-sum-exps first, hence one more sweep: sums(entry, sums).
 //   kLog         whether sums() and the gradients want Entry::log; a CUDA thread takes it from log_of(entry).
+//   kDistant     whether rows that share little probability take one more sweep, for sums of small numbers in
+//                place of those that lose them: is_distant(sums) says which rows, distant_exponent(entry, row)
+//                an entry's exponent of 2, distant_sums(entry, row, top, sums) adds its terms over 2^top.
 //   kSplitsLabel whether the label is left out of all sums and treated apart.
 //   kLinear      whether student() is linear in p and q and looks at nothing else of the entry.
 //   value(row)   D, from what the sweeps found; fills row.constant.
 //   student, teacher(entry, row)   dD / d(s / T) and dD / d(t / T_t) of one entry.
 struct Functor {
   static constexpr int kStreams = 0, kSums = 0;
-  static constexpr bool kCross = false, kLog = false, kSplitsLabel = false, kLinear = false;
+  static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false,
+                        kLinear = false;
 
   static double teacher_power(int) { return 0; }
   static double student_power(int) { return 0; }

@@ -9,6 +9,8 @@
 #include "hellinger.h"
 #include "jeffreys.h"
 #include "jsd.h"
+#include "kl_tvd.h"
+#include "log_acceptance.h"
 #include "none.h"
 #include "renyi.h"
 #include "reverse_kl.h"
@@ -50,6 +52,10 @@ inline void visit_divergence(Divergence divergence, double alpha, double beta, c
       return body(AlphaBeta(alpha, beta));
     case Divergence::kDecoupled:
       return body(Decoupled(beta));
+    case Divergence::kLogAcceptance:
+      return body(LogAcceptance{});
+    case Divergence::kKLTVD:
+      return body(KLTVD(beta));
   }
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastkd.backends import record as records, sparse
 from fastkd.backends.base import Backend, Call, SparseRows
 
-Phase = Literal["all", "statistics", "sums", "finish"]
+Phase = Literal["all", "statistics", "sums", "distant", "finish"]
 
 
 class KernelBackend(Backend):
@@ -31,10 +31,11 @@ class KernelBackend(Backend):
         ``"all"`` fills the results of ``call``; a backend that takes sparse teachers so says so by a
         ``_sparse`` of its own. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))``
         float64, zeros before; rows that are not read stay so); ``"sums"`` reads it and writes its last two
-        columns; ``"finish"`` reads it and fills the results of ``call``. Where ``call.spec.divergence`` is
-        ``"off_support"`` the teacher is not read, the student's gradient of the divergence is
-        ``coefficient[row] * q``, and the loss is without it. A label outside the vocabulary lies in another
-        shard where ``call.shards`` is set.
+        columns; ``"distant"``, for a divergence that has distant rows, reads these sums over all shards and
+        replaces them in such rows by the logarithms to base 2 of two others; ``"finish"`` reads it and fills
+        the results of ``call``. Where ``call.spec.divergence`` is ``"off_support"`` the teacher is not read,
+        the student's gradient of the divergence is ``coefficient[row] * q``, and the loss is without it. A
+        label outside the vocabulary lies in another shard where ``call.shards`` is set.
         """
 
     def compute(self, call: Call) -> None:
@@ -46,7 +47,10 @@ class KernelBackend(Backend):
             record = self._statistics(call)
             if records.has_sums(call.spec):
                 self.launch(call, "sums", record)
-                record[:, -2:] = call.shards.sum(record[:, -2:])
+                record[:, -2:] = of_all = call.shards.sum(record[:, -2:])
+                if records.has_distant(call.spec):
+                    self.launch(call, "distant", record)
+                    records.combine_distant(record, of_all, call.shards)
             self.launch(call, "finish", record)
 
     def _statistics(self, call: Call) -> Tensor:

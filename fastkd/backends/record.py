@@ -21,6 +21,8 @@ COLUMNS = (
 LOG2E = math.log2(math.e)
 # Exponents of 2 within which a cross stream needs no shift.
 NEAR = 64.0
+# The sum |q - p| above which a row is distant: 1 - sum |q - p| / 2 would have lost three bits.
+DISTANT = 1.75
 
 
 def stream_powers(spec: LossSpec) -> list[tuple[float, float]]:
@@ -29,6 +31,7 @@ def stream_powers(spec: LossSpec) -> list[tuple[float, float]]:
     powers: dict[str, list[tuple[float, float]]] = {
         "forward_kl": [(1, 0)],
         "decoupled": [(1, 0)],
+        "kl_tvd": [(1, 0)],
         "reverse_kl": [(0, 1)],
         "jeffreys": [(1, 0), (0, 1)],
         "hellinger": [(0.5, 0.5)],
@@ -41,7 +44,13 @@ def stream_powers(spec: LossSpec) -> list[tuple[float, float]]:
 
 def has_sums(spec: LossSpec) -> bool:
     """Whether the divergence takes a sweep between the first and the last."""
-    return spec.kd_weight != 0 and spec.divergence in ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
+    names = ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "log_acceptance", "kl_tvd")
+    return spec.kd_weight != 0 and spec.divergence in names
+
+
+def has_distant(spec: LossSpec) -> bool:
+    """Whether rows that share little probability take a further sweep, whose sums are logarithms."""
+    return spec.kd_weight != 0 and spec.divergence == "log_acceptance"
 
 
 def has_cross(spec: LossSpec) -> bool:
@@ -63,8 +72,21 @@ def _wire(spec: LossSpec, metrics: bool) -> list[str]:
 
 
 def bytes_per_token(spec: LossSpec, metrics: bool = False) -> int:
-    """What a process sends to each other one for a token, in one message or (with sums) two."""
-    return 8 * (len(_wire(spec, metrics)) + 2 * has_sums(spec))
+    """What a process sends to each other one for a token, in one message, or (with sums) two or three."""
+    return 8 * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
+
+
+def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
+    """Make the sums of distant rows those of the whole vocabulary, in place.
+
+    Args:
+        record: ``(rows, len(COLUMNS))``, after the phase ``"distant"``.
+        of_all: ``(rows, 2)``, the sums of the phase before, over all shards.
+        shards: the other processes' parts.
+    """
+    logarithms = shards.gather(record[:, -2:]) / LOG2E
+    distant = of_all[:, :1] > DISTANT
+    record[:, -2:] = torch.where(distant, torch.logsumexp(logarithms, 0) * LOG2E, of_all)
 
 
 def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> None:

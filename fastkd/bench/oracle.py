@@ -18,6 +18,7 @@ from fastkd.bench.cases import TEMPERATURE, Case, Problem
 
 # The gradient of |p - q| turns over where the two meet: nearer than this in log space, rounding decides.
 TIE = 1e-5
+TIED = ("tvd", "log_acceptance", "kl_tvd")  # whose gradients depend on the sign of p - q
 # Elements of one block of logits: 128 MiB in float64, of which the formulas hold a handful.
 BLOCK = 2**24
 FIRST, LAST, RANDOM = 16, 16, 32
@@ -80,7 +81,7 @@ def _answer_dense(problem: Problem) -> Answer:
         s = student[rows].double().requires_grad_()
         part = loss(s, teacher[rows].double(), problem.labels[rows]) * (len(rows) / case.tokens)
         grads.append(torch.autograd.grad(part, s)[0])
-        if case.divergence == "tvd":
+        if case.divergence in TIED:
             ties.append(_ties(s.detach(), teacher[rows].double()))
     return Answer(value, (torch.cat(grads),), checked, torch.cat(ties) if ties else None)
 
@@ -151,7 +152,7 @@ def tolerance(case: Case, ours: bool) -> tuple[float, float]:
     rounded = case.dtype != "float32"
     if not ours:
         return (0.3, 0.1) if rounded else (1e-2, 1e-2)
-    tvd = case.divergence == "tvd"  # a tie turns its entry over, and with it a little of its row
+    tvd = case.divergence in TIED  # a tie turns its entry over, and with it a little of its row
     if not rounded:
         return 1e-5, (1e-2 if case.linear else 1e-3) if tvd else (1e-4 if case.linear else 2e-5)
     # One rounding of the gradient to 8 bits; behind a head, also of the logits.

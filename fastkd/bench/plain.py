@@ -57,6 +57,18 @@ def _tvd(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * (F.softmax(t, -1) - F.softmax(s, -1)).abs().sum(-1).mean()
 
 
+def _log_acceptance(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return -torch.minimum(F.softmax(t, -1), F.softmax(s, -1)).sum(-1).log().mean()
+
+
+def _kl_tvd(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
+    tvd = 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+    forward = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    weight = torch.exp(-3 * (1 - tvd.detach()))
+    return (weight * forward + (1 - weight) * tvd).mean()
+
+
 def _overlap(s: Tensor, t: Tensor, a: float) -> Tensor:
     """sum p^a q^(1-a) of each row."""
     return (a * F.log_softmax(t, -1) + (1 - a) * F.log_softmax(s, -1)).exp().sum(-1)
@@ -104,6 +116,8 @@ DIVERGENCES: dict[str, Divergence] = {
     "renyi": _renyi,
     "alpha_beta": _alpha_beta,
     "decoupled": _decoupled,
+    "log_acceptance": _log_acceptance,
+    "kl_tvd": _kl_tvd,
 }
 
 

@@ -210,6 +210,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "renyi": {"alpha": 0.5},
     "alpha_beta": {"alpha": 0.5, "beta": 0.5},
     "decoupled": {"beta": 1.0},
+    "kl_tvd": {"beta": 3.0},
 }
 
 
@@ -242,7 +243,7 @@ def parameters(divergence: str, alpha: float | None, beta: float | None) -> tupl
         raise ValueError(f"alpha must be positive and not 1 for divergence='renyi', got {a:g}{hint}")
     elif divergence == "alpha_beta" and (a == 0 or b == 0 or a + b == 0):
         raise ValueError(f"alpha, beta and alpha + beta must not be 0, got alpha={a:g}, beta={b:g}")
-    elif divergence == "decoupled":
+    elif divergence in ("decoupled", "kl_tvd"):
         number("beta", b, 0.0, math.inf)
     return divergence, a, b
 

@@ -69,10 +69,13 @@ def kd_loss(
             - ``"renyi"`` log(sum p^a q^(1-a)) / (a - 1);
             - ``"alpha_beta"`` -1/(a b) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) (ABKD, Wang et al.
                 2025);
-            - ``"decoupled"`` TCKD + b NCKD (DKD, Zhao et al. 2022); needs labels.
+            - ``"decoupled"`` TCKD + b NCKD (DKD, Zhao et al. 2022); needs labels;
+            - ``"log_acceptance"`` -log(sum min(p, q)), for draft models (Samarin et al. 2026);
+            - ``"kl_tvd"`` w KL(p, q) + (1 - w) TVD(p, q), w = exp(-b (1 - TVD)) per token, a constant for the
+                gradient (likewise).
         beta: ``b``. ``jsd``: in [0, 1], default 0.5; as in TRL, 0 means forward_kl and 1 reverse_kl, though
             the formula itself tends to 0 there. The skews: in [0, 1), default 0.1. ``decoupled``: >= 0,
-            default 1. ``alpha_beta``: not 0, default 0.5.
+            default 1. ``alpha_beta``: not 0, default 0.5. ``kl_tvd``: >= 0, default 3.
         alpha: ``a``. ``alpha``: not 0 or 1, default 0.5. ``renyi``: > 0 and not 1, default 0.5.
             ``alpha_beta``: not 0, nor ``-beta``, default 0.5.
         temperature: ``T`` > 0 of the student's distribution in the divergence.

@@ -19,6 +19,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ULP = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 SHARES = ("jsd", "skew_forward_kl", "skew_reverse_kl")
 POWERS = ("hellinger", "alpha", "renyi", "alpha_beta")
+# Finite, however little two rows share.
+DISTANT = ("renyi", "log_acceptance")
 # A divergence's name with the parameters that go with it.
 Named = tuple[str, dict[str, float]]
 NAMED: list[Named] = [(name, {}) for name in DIVERGENCES]
@@ -275,10 +277,10 @@ def test_distant_rows_and_extreme_temperatures(divergence: Named, shift: float, 
         assert (ours.double() - exact).norm() <= 2e-4 * exact.norm() + noise
 
 
-@pytest.mark.parametrize("divergence", [d for d in NAMED + OTHERS if d[0] == "renyi"], ids=str)
+@pytest.mark.parametrize("divergence", [d for d in NAMED + OTHERS if d[0] in DISTANT], ids=str)
 @pytest.mark.parametrize("metrics", [False, True])
 def test_rows_without_common_ground(divergence: Named, metrics: bool) -> None:
-    """Each side holds likely what the other puts 400 nats away: sum p^a q^(1 - a) is no float32."""
+    """Each side holds likely what the other puts 400 nats away: what they share is no float32."""
     s, t = logits(2, 900, torch.float32, scale=1.0), logits(2, 900, torch.float32, scale=1.0)
     s[..., :450] += 400
     t[..., 450:] += 400
@@ -367,6 +369,13 @@ def in_shards(call: Call, widths: list[int]) -> list[Tensor]:
         total = torch.stack([record[:, -2:] for record in found]).sum(0)
         for record in found:
             record[:, -2:] = total
+    if records.has_distant(call.spec):
+        for part, record in zip(calls, found, strict=True):
+            KERNEL.launch(part, "distant", record)
+        again = Halves(len(widths))
+        for heard in (False, True):
+            for record in found:
+                records.combine_distant(record if heard else record.clone(), total, again)  # type: ignore[arg-type]
     for part, record in zip(calls, found, strict=True):
         KERNEL.launch(part, "finish", record)
     for part in calls[1:]:
@@ -392,7 +401,7 @@ def test_shards(divergence: Named, temperatures: tuple[float, float]) -> None:
             assert_near(in_shards(call, widths), expected, call.spec)
 
 
-@pytest.mark.parametrize("divergence", [d for d in NAMED + OTHERS if d[0] in POWERS], ids=str)
+@pytest.mark.parametrize("divergence", [d for d in NAMED + OTHERS if d[0] in (*POWERS, *DISTANT)], ids=str)
 def test_shards_without_common_ground(divergence: Named) -> None:
     s, t = logits(2, 800, torch.float32, scale=1.0), logits(2, 800, torch.float32, scale=1.0)
     s[..., :400] += 90

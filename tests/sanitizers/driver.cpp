@@ -274,7 +274,8 @@ void run(const Case& c, const std::string& isa, int threads, Results& out) {
   if (c.phases) {
     Array<double> record(c.rows * record::kCount);
     p.record = record.data();
-    for (const Phase phase : {Phase::kStatistics, Phase::kSums, Phase::kFinish}) {
+    for (const Phase phase : {Phase::kStatistics, Phase::kSums, Phase::kDistant, Phase::kFinish}) {
+      if (phase == Phase::kDistant && c.divergence != Divergence::kLogAcceptance) continue;
       p.phase = phase;
       cpu::dense_rows(p, isa, threads);
     }
@@ -355,7 +356,7 @@ constexpr Dtype kPairs[][2] = {{F32, F32},  {BF16, BF16}, {F16, F16},  {F32, BF1
                                {BF16, F16}, {F64, F64},   {F64, BF16}, {F32, F64}};
 constexpr double kTemperatures[][2] = {{1, 1}, {2, 2}, {1.5, 0.7}};
 constexpr int64_t kColumns[] = {1, 2, 7, 1023, 1024, 1025, 5000};
-constexpr int kDivergences = int(Divergence::kDecoupled) + 1;
+constexpr int kDivergences = int(Divergence::kKLTVD) + 1;
 
 // Every divergence, pair of dtypes, width and layout, by one thread.
 void sweep(const std::string& isa) {

@@ -6,8 +6,24 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.cross_entropy import cross_entropy, unit_inverse, unit_softmax
-from fastkd.backends.triton.divergences import Scales, has_sums, reads_teacher, splits_label, value
-from fastkd.backends.triton.gradient import Factors, Outputs, row_gradients, row_of, row_sums
+from fastkd.backends.triton.divergences import (
+    Scales,
+    has_distant,
+    has_sums,
+    is_distant,
+    reads_teacher,
+    splits_label,
+    value,
+)
+from fastkd.backends.triton.gradient import (
+    Factors,
+    Outputs,
+    gradients_near_or_distant,
+    row_distant_sums,
+    row_gradients,
+    row_of,
+    row_sums,
+)
 from fastkd.backends.triton.metrics import write_metrics
 from fastkd.backends.triton.record import COLUMNS, SUM_0, read_record, write_record
 from fastkd.backends.triton.split import label_splits
@@ -122,12 +138,15 @@ def dense_rows_kernel(
             shared, found = row_of(found, cross_shift, scales, DIVERGENCE)
             sum_0 = 0.0
             sum_1 = 0.0
-            if PHASE == "finish":
+            if PHASE == "distant" or PHASE == "finish":
                 sum_0 = tl.load(record + SUM_0).to(tl.float32)
                 sum_1 = tl.load(record + SUM_0 + 1).to(tl.float32)
             elif has_sums(DIVERGENCE):
                 sum_0, sum_1 = row_sums(rows, stripe, shared, scales, DIVERGENCE, REPEAT, LANES, WIDTH)
-            if PHASE == "sums":
+            if has_distant(DIVERGENCE) and (PHASE == "all" or PHASE == "distant"):  # noqa: SIM102
+                if is_distant(sum_0):
+                    sum_0, sum_1 = row_distant_sums(rows, stripe, shared, scales, LANES, WIDTH)
+            if PHASE == "sums" or PHASE == "distant":
                 tl.store(record + SUM_0, sum_0)
                 tl.store(record + SUM_0 + 1, sum_1)
 
@@ -184,10 +203,16 @@ def dense_rows_kernel(
                 by_unit = by_softmax * unit_inverse(found, unit, shared, POWER, SPLITS)
                 factors = Factors(by_student, by_teacher, by_unit, uniform, hot, at_label_s, at_label_t)
                 outputs = Outputs(grad_student, grad_teacher, gs_stride, gt_stride)
-                row_gradients(
-                    rows, outputs, tile, shared, constants, factors, scales,
-                    DIVERGENCE, CE or Z_LOSS, CE, SMOOTHING, POWER, TILE,
-                )  # fmt: skip
+                if has_distant(DIVERGENCE):
+                    gradients_near_or_distant(
+                        rows, outputs, tile, shared, constants, factors, scales, sum_0 < 0.0,
+                        DIVERGENCE, CE or Z_LOSS, CE, SMOOTHING, POWER, TILE,
+                    )  # fmt: skip
+                else:
+                    row_gradients(
+                        rows, outputs, tile, shared, constants, factors, scales,
+                        DIVERGENCE, CE or Z_LOSS, CE, SMOOTHING, POWER, TILE,
+                    )  # fmt: skip
     elif FINISH:
         tl.store(row_loss + row, 0.0)
         if METRICS:

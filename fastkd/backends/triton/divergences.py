@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LN2, TINY, expm1, log_quotient, times
+from fastkd.backends.triton.arithmetic import LN2, TINY, expm1, log1p, log_quotient, times
 from fastkd.backends.triton.compile_time import constexpr_function
 from fastkd.backends.triton.split import two_ways
 from fastkd.backends.triton.tiles import NEG_INF
@@ -68,7 +68,20 @@ def reads_teacher(divergence):
 @constexpr_function
 def has_sums(divergence):
     """Whether it takes a sweep between the first and the last."""
-    return divergence in ("jsd", "symmetric_jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
+    mixtures = ("jsd", "symmetric_jsd", "skew_forward_kl", "skew_reverse_kl")
+    return divergence in (*mixtures, "tvd", "log_acceptance", "distant_acceptance", "kl_tvd")
+
+
+@constexpr_function
+def has_distant(divergence):
+    """Whether rows that share little probability take one more sweep, for ``distant_sums``."""
+    return divergence == "log_acceptance"
+
+
+@constexpr_function
+def has_forward_stream(divergence):
+    """Whether its stream 0 is that of the forward KL."""
+    return divergence in ("forward_kl", "decoupled", "jeffreys", "kl_tvd")
 
 
 @constexpr_function
@@ -131,7 +144,7 @@ def streams(part, e, shift, shifts, scales, DIVERGENCE: tl.constexpr):
     Its terms are linear in the log-ratio, or powers. ``shift`` is that of ``cross_term``.
     """
     stream_0, stream_1, stream_2 = part.stream_0, part.stream_1, part.stream_2
-    if DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+    if has_forward_stream(DIVERGENCE):
         stream_0 = _plus(stream_0, e.et, e.relative, TINY)
     elif DIVERGENCE == "reverse_kl":
         stream_0 = _plus(stream_0, e.es, e.relative, TINY)
@@ -214,7 +227,7 @@ def sums(sum_0, sum_1, e, row, scales, DIVERGENCE: tl.constexpr):
         _, q_over_m = mixture_ratios(e, b, a)
         return _plus(sum_0, e.q, q_over_m, TINY), _plus(sum_1, e.p, excess(e.q, e.p, a, b), TINY)
     else:  # sum |q - p|, sum q sign(q - p)
-        tl.static_assert(DIVERGENCE == "tvd")
+        tl.static_assert(DIVERGENCE == "tvd" or DIVERGENCE == "log_acceptance" or DIVERGENCE == "kl_tvd")
         return sum_0 + tl.abs(e.gap), tl.fma(e.es, direction(e), sum_1)
 
 
@@ -223,11 +236,51 @@ def normalised_sums(sum_0, sum_1, row, DIVERGENCE: tl.constexpr):
     """Over probabilities."""
     if DIVERGENCE == "symmetric_jsd":
         return sum_0 * row.inverse_t, sum_1 * row.inverse_s
-    elif DIVERGENCE == "tvd":
+    elif DIVERGENCE == "tvd" or DIVERGENCE == "log_acceptance" or DIVERGENCE == "kl_tvd":
         sum_0 *= row.inverse_t
         return sum_0, sum_1 * row.inverse_s + 0.0 * sum_0  # NaN, which has no direction, remains
     else:
         return sum_0, sum_1
+
+
+@triton.jit
+def is_distant(sum_0):
+    """Whether 1 - sum |q - p| / 2 has lost its digits, as ``fastkd/backends/record.py`` has it."""
+    return sum_0 > 1.75
+
+
+@triton.jit
+def distant_exponent(e, row):
+    """The exponent of 2 of the smaller probability."""
+    return tl.where(e.log_ratio > 0.0, e.xs + tl.log2(row.inverse_s), e.xt + tl.log2(row.inverse_t))
+
+
+@triton.jit
+def distant_sums(sum_0, sum_1, e, row, top):
+    """``(u, v)`` over ``2**top``, with those of a tile: the sum of q where q < p, that of p where p < q, and
+    half of a tie in each."""
+    smaller = exists(e, tl.exp2(distant_exponent(e, row) - top), 0.0)
+    to_u = tl.where(e.log_ratio > 0.0, 1.0, tl.where(e.log_ratio < 0.0, 0.0, 0.5))
+    return tl.fma(smaller, to_u, sum_0), tl.fma(smaller, 1.0 - to_u, sum_1)
+
+
+@triton.jit
+def acceptance(sum_0, sum_1, row):
+    """``(D, constants)``. Negative sums are logarithms to base 2 of ``distant_sums``."""
+    distant = sum_0 < 0.0
+    apart = 0.5 * sum_0
+    shared = 1.0 - apart
+    larger = tl.maximum(sum_0, sum_1)
+    disjoint = larger == NEG_INF
+    bits = larger + tl.log2(tl.exp2(sum_0 - larger) + tl.exp2(sum_1 - larger))  # log2 A; NaN if disjoint
+    u, v = tl.where(disjoint, 0.0, tl.exp2(sum_0 - bits)), tl.where(disjoint, 0.0, tl.exp2(sum_1 - bits))
+    rest_u, rest_v = 1.0 - tl.exp2(sum_0), 1.0 - tl.exp2(sum_1)
+    away_s = tl.where(disjoint, NEG_INF, 0.0 - bits) + tl.log2(row.inverse_s)
+    away_t = tl.where(disjoint, NEG_INF, 0.0 - bits) + tl.log2(row.inverse_t)
+    divergence = tl.where(distant, tl.where(disjoint, float("inf"), -LN2 * bits), 0.0 - log1p(0.0 - apart))
+    constants_0, constants_1 = tl.where(distant, u, sum_1), tl.where(distant, v, sum_1 - sum_0)
+    constants_2 = tl.where(distant, rest_u, 1.0 / shared)
+    return divergence, (constants_0, constants_1, constants_2, rest_v, away_s, away_t)
 
 
 @triton.jit
@@ -248,6 +301,8 @@ def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
         return sum_0, (sum_0 + a * sum_1, sum_1, 0.0)
     elif DIVERGENCE == "tvd":
         return 0.5 * sum_0, (sum_1, sum_1 - sum_0, 0.0)
+    elif DIVERGENCE == "log_acceptance":
+        return acceptance(sum_0, sum_1, row)
     elif DIVERGENCE == "alpha_beta":
         c, of_p, of_q = (
             found.stream_0 * row.scale_cross,
@@ -270,6 +325,11 @@ def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
         forward = mean_log_ratio(found.stream_0, found.z_t, log_const, scales)
         if DIVERGENCE == "forward_kl":
             return forward, (forward, 0.0, 0.0)
+        elif DIVERGENCE == "kl_tvd":
+            exponent = 0.0 - b * (1.0 - 0.5 * sum_0)
+            by_forward, by_apart = tl.exp(exponent), 0.0 - expm1(exponent)
+            divergence = times(by_forward, forward) + by_apart * (0.5 * sum_0)
+            return divergence, (sum_1, sum_1 - sum_0, forward, by_forward, by_apart)
         elif DIVERGENCE == "reverse_kl":
             reverse = 0.0 - mean_log_ratio(found.stream_0, found.z_s, log_const, scales)
             return reverse, (reverse, 0.0, 0.0)
@@ -291,7 +351,7 @@ def gradient_units(row, DIVERGENCE: tl.constexpr):
         return row.inverse_t, row.inverse_t
     elif DIVERGENCE == "reverse_kl":
         return row.inverse_s, row.inverse_t
-    elif DIVERGENCE == "symmetric_jsd" or DIVERGENCE == "tvd":
+    elif DIVERGENCE == "symmetric_jsd" or DIVERGENCE == "tvd" or DIVERGENCE == "log_acceptance":
         return 0.5 * row.inverse_s, 0.5 * row.inverse_t
     else:
         return 1.0, 1.0
@@ -329,6 +389,26 @@ def gradients(e, constants, row, scales, DIVERGENCE: tl.constexpr):
     elif DIVERGENCE == "tvd":
         towards = direction(e)
         return e.es * (towards - constants[0]), e.et * (constants[1] - towards)
+    elif DIVERGENCE == "log_acceptance":
+        towards = direction(e)
+        by_student = (constants[2] * e.es) * (towards - constants[0])
+        return by_student, (constants[2] * e.et) * (constants[1] - towards)
+    elif DIVERGENCE == "distant_acceptance":
+        in_s, in_t = tl.exp2(e.xs + constants[4]), tl.exp2(e.xt + constants[5])  # q / A, p / A
+        ratio = e.log_ratio
+        tie_s, tie_t = (0.5 - constants[2]) * in_s, (0.5 - constants[3]) * in_t
+        by_student = tl.where(
+            ratio > 0.0, 0.0 - constants[2] * in_s, tl.where(ratio < 0.0, q * constants[0], tie_s)
+        )
+        by_teacher = tl.where(
+            ratio < 0.0, 0.0 - constants[3] * in_t, tl.where(ratio > 0.0, p * constants[1], tie_t)
+        )
+        return by_student, by_teacher
+    elif DIVERGENCE == "kl_tvd":
+        towards, half = direction(e), 0.5 * constants[4]
+        by_student = constants[3] * (e.gap * row.inverse_t) + (half * q) * (towards - constants[0])
+        by_teacher = constants[3] * times(p, e.log_ratio - constants[2])
+        return by_student, by_teacher + (half * p) * (constants[1] - towards)
     elif DIVERGENCE == "alpha_beta":
         of_student = student_power(e, scales, DIVERGENCE)
         cross = cross_term(e, of_student, row.cross_shift, row.shifts, scales) * row.scale_cross

@@ -11,6 +11,9 @@ from fastkd.backends.triton.arithmetic import LN2, TINY, log_quotient
 from fastkd.backends.triton.divergences import (
     Entry,
     Row,
+    distant_exponent,
+    distant_sums,
+    exists,
     gradient_units,
     gradients,
     has_cross,
@@ -22,7 +25,15 @@ from fastkd.backends.triton.divergences import (
 )
 from fastkd.backends.triton.shifts import moved_streams, raw_entry, shared_shifts, shifts_of, unit_exp
 from fastkd.backends.triton.statistics import with_powers
-from fastkd.backends.triton.tiles import edges, load_sides, load_stripes, store_tile, widen, widen_sides
+from fastkd.backends.triton.tiles import (
+    NEG_INF,
+    edges,
+    load_sides,
+    load_stripes,
+    store_tile,
+    widen,
+    widen_sides,
+)
 
 
 class Outputs(NamedTuple):
@@ -135,6 +146,30 @@ def row_sums(
 
 
 @triton.jit
+def _distant_entry(rows, first, stripe, row, scales):
+    s, t = load_sides(rows, first + stripe, True, True)
+    return entry(widen(s), widen(t), row, scales, True)
+
+
+@triton.jit
+def row_distant_sums(rows, stripe, row, scales, LANES: tl.constexpr, WIDTH: tl.constexpr):
+    """The logarithms to base 2 of ``distant_sums`` over the row. Rare, so every stripe takes the slow way."""
+    tops = tl.full([LANES, WIDTH], NEG_INF, tl.float32)
+    for first in range(0, rows.end, LANES * WIDTH):
+        e = _distant_entry(rows, first, stripe, row, scales)
+        tops = tl.maximum(tops, exists(e, distant_exponent(e, row), NEG_INF))
+    top = tl.max(tl.max(tops, axis=1), axis=0)
+    shift = tl.where(top == NEG_INF, 0.0, top)
+    sum_0 = tl.zeros([LANES, WIDTH], tl.float32)
+    sum_1 = tl.zeros([LANES, WIDTH], tl.float32)
+    for first in range(0, rows.end, LANES * WIDTH):
+        e = _distant_entry(rows, first, stripe, row, scales)
+        sum_0, sum_1 = distant_sums(sum_0, sum_1, e, row, shift)
+    sum_0, sum_1 = tl.sum(tl.sum(sum_0, axis=1), axis=0), tl.sum(tl.sum(sum_1, axis=1), axis=0)
+    return tl.log2(sum_0) + shift, tl.log2(sum_1) + shift
+
+
+@triton.jit
 def _tile_gradients(
     rows, outputs, first, tile, row, constants, factors, scales,
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, SMOOTHING: tl.constexpr,
@@ -195,4 +230,23 @@ def row_gradients(
         _tile_gradients(
             rows, outputs, index * TILE, tile, row, constants, factors, scales,
             DIVERGENCE, UNIT, CE, SMOOTHING, POWER, TILE, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def gradients_near_or_distant(
+    rows, outputs, tile, row, constants, factors, scales, distant,
+    DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, SMOOTHING: tl.constexpr,
+    POWER: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """``row_gradients`` of ``log_acceptance``, whose distant rows have formulas of their own."""
+    if distant:
+        row_gradients(
+            rows, outputs, tile, row, constants, factors, scales,
+            "distant_acceptance", UNIT, CE, SMOOTHING, POWER, TILE,
+        )  # fmt: skip
+    else:
+        row_gradients(
+            rows, outputs, tile, row, constants, factors, scales,
+            DIVERGENCE, UNIT, CE, SMOOTHING, POWER, TILE,
         )  # fmt: skip

@@ -174,7 +174,7 @@ def _launch(
     teacher = call.teacher if reads_teacher(divergence) else None
     assert teacher is None or isinstance(teacher, Tensor)
     grad_student, grad_teacher = call.grad_student, call.grad_teacher
-    if phase in ("statistics", "sums"):
+    if phase in ("statistics", "sums", "distant"):
         grad_student = grad_teacher = None
     elif teacher is None and grad_teacher is not None:
         grad_teacher.zero_()

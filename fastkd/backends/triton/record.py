@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.divergences import has_cross
+from fastkd.backends.triton.divergences import has_cross, has_forward_stream
 from fastkd.backends.triton.statistics import Statistics, relative_to_maxima
 from fastkd.backends.triton.tiles import finite_shift, offset_between
 
@@ -36,7 +36,7 @@ def write_record(
     shift_s, shift_t = found.shift_s, found.shift_t
     offset = offset_between(shift_s, shift_t, scales)
     stream_0, stream_1 = found.stream_0.to(tl.float64), found.stream_1.to(tl.float64)
-    if DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+    if has_forward_stream(DIVERGENCE):
         stream_0 = _absolute(found.stream_0, found.z_t, offset, scales)
     if DIVERGENCE == "reverse_kl":
         stream_0 = _absolute(found.stream_0, found.z_s, offset, scales)

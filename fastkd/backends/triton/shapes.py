@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # What takes few registers per element. The others take logarithms or powers of each.
-LIGHT = (None, "off_support", "forward_kl", "reverse_kl", "jeffreys", "tvd", "symmetric_jsd")
+LIGHT = (None, "off_support", "forward_kl", "reverse_kl", "jeffreys", "tvd", "kl_tvd", "symmetric_jsd")
 
 
 class Shape(NamedTuple):

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LOG2E
-from fastkd.backends.triton.divergences import Entry, has_cross
+from fastkd.backends.triton.divergences import Entry, has_cross, has_forward_stream
 from fastkd.backends.triton.tiles import offset_between
 
 
@@ -127,7 +127,7 @@ def moved_streams(found, shift_s, shift_t, scales, DIVERGENCE: tl.constexpr):
         by = offset_between(found.shift_s, found.shift_t, scales) - offset_between(shift_s, shift_t, scales)
         if DIVERGENCE == "reverse_kl":
             stream_0 = _moved(stream_0, found.z_s, tl.exp2(by_s), by)
-        elif DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+        elif has_forward_stream(DIVERGENCE):
             stream_0 = _moved(stream_0, found.z_t, tl.exp2(by_t), by)
         if DIVERGENCE == "jeffreys":
             stream_1 = _moved(stream_1, found.z_s, tl.exp2(by_s), by)

@@ -8,7 +8,14 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LOG2E, times
-from fastkd.backends.triton.divergences import exists, has_cross, reads_teacher, splits_label, streams
+from fastkd.backends.triton.divergences import (
+    exists,
+    has_cross,
+    has_forward_stream,
+    reads_teacher,
+    splits_label,
+    streams,
+)
 from fastkd.backends.triton.shifts import (
     moved_streams,
     raw_entry,
@@ -180,7 +187,7 @@ def _statistics(
         stream_0 = _total(part.stream_0) * tl.exp2(by_s + a * (by_t - by_s))
     elif DIVERGENCE == "reverse_kl":
         stream_0 = (_total(part.stream_0) - shifts.offset * sum_s) * lost_s
-    elif DIVERGENCE == "forward_kl" or DIVERGENCE == "decoupled" or DIVERGENCE == "jeffreys":
+    elif has_forward_stream(DIVERGENCE):
         stream_0 = (_total(part.stream_0) - shifts.offset * sum_t) * lost_t
     if DIVERGENCE == "jeffreys":
         stream_1 = (_total(part.stream_1) - shifts.offset * sum_s) * lost_s
