@@ -8,8 +8,8 @@ inline namespace FASTKD_ISA {
 
 // In place of found.sum. Few rows come here, so every block takes the slow way, which has its logits.
 template <class V, class Div, class R>
-inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
-                              Row<double>& found) {
+inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                              RowBlocks<V, Div>& blocks, Row<double>& found) {
   const EntryScales<V> c = scales_of(setup, row, found.offset);
   const Row<V> constants = widened<V>(found);
   const auto each = [&](const auto& body) {

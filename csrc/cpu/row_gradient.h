@@ -42,8 +42,8 @@ class RowGradient {
     const bool both = Setup::kTeacher && grad_t.data != nullptr;
     const bool after_sums = setup_.params.phase == Phase::kAll;
     const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
-    const bool all =
-        both || found_.distant || kStudentView<Div> == View::kFull || (kStudentView<Div> != View::kProbabilities && !left);
+    const bool all = both || found_.distant || kStudentView<Div> == View::kFull ||
+                     (kStudentView<Div> != View::kProbabilities && !left);
     const bool separate = by_softmax_ != 0 && setup_.power != 1 && setup_.power != 2;
     const bool directly = grad_s.data != nullptr && !both && (!all || kStudentView<Div> == View::kFull);
     const double labels = Setup::kSplits ? double(state_.label_s) + state_.label_t : 0;

@@ -75,16 +75,16 @@ struct Row {
 //   kSums        sums that need both log-sum-exps first, hence one more sweep: sums(entry, sums).
 //   kLog         whether sums() and the gradients want Entry::log; a CUDA thread takes it from log_of(entry).
 //   kDistant     whether rows that share little probability take one more sweep, for sums of small numbers in
-//                place of those that lose them: is_distant(sums) says which rows, distant_exponent(entry, row)
-//                an entry's exponent of 2, distant_sums(entry, row, top, sums) adds its terms over 2^top.
+//                place of those that lose them: is_distant(sums) says which rows, distant_exponent(entry,
+//                row) an entry's exponent of 2, distant_sums(entry, row, top, sums) adds its terms over
+//                2^top.
 //   kSplitsLabel whether the label is left out of all sums and treated apart.
 //   kLinear      whether student() is linear in p and q and looks at nothing else of the entry.
 //   value(row)   D, from what the sweeps found; fills row.constant.
 //   student, teacher(entry, row)   dD / d(s / T) and dD / d(t / T_t) of one entry.
 struct Functor {
   static constexpr int kStreams = 0, kSums = 0;
-  static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false,
-                        kLinear = false;
+  static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false, kLinear = false;
 
   static double teacher_power(int) { return 0; }
   static double student_power(int) { return 0; }

@@ -7,9 +7,9 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// With A = sum min(p, q) the gradient is TVD's over A. Where p and q share little, 1 - TVD has lost the digits
-// of A, which is then summed by itself, in two parts: u = sum of q where q < p, v = sum of p where p < q, with
-// half of a tie in each.
+// With A = sum min(p, q) the gradient is TVD's over A. Where p and q share little, 1 - TVD has lost the
+// digits of A, which is then summed by itself, in two parts: u = sum of q where q < p, v = sum of p where p <
+// q, with half of a tie in each.
 struct LogAcceptance : TVD {
   static constexpr bool kDistant = true;
 
@@ -63,7 +63,7 @@ struct LogAcceptance : TVD {
     const R infinity = std::numeric_limits<R>::infinity();
     const bool disjoint = larger == -infinity;
     const R bits = disjoint ? larger : larger + ::log2(::exp2(u - larger) + ::exp2(v - larger));  // log2 A
-    row.constant[0] = disjoint ? R(0) : ::exp2(u - bits);                                     // u / A
+    row.constant[0] = disjoint ? R(0) : ::exp2(u - bits);                                         // u / A
     row.constant[1] = disjoint ? R(0) : ::exp2(v - bits);
     row.constant[2] = disjoint ? R(0) : R(1) - ::exp2(u);
     row.constant[3] = disjoint ? R(0) : R(1) - ::exp2(v);

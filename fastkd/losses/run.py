@@ -104,7 +104,7 @@ def run(
     checks.needs_labels(options.divergence, options.kd_ratio, labels)
     tokens = options.reduction, labels, options.ignore_index, options.token_weights, options.num_items
     scale = reductions.row_scale(*tokens, student.tensor, wide(student.tensor, source.tensor))
-    inputs = Inputs(*tuple(student)[:3], *tuple(source)[:3], source.indices, labels, scale)  # type: ignore[arg-type]
+    inputs = Inputs(*tuple(student)[:3], *tuple(source)[:3], source.indices, labels, scale)  # type: ignore[arg-type, call-arg]
     heads = None
     if student.weight is not None or source.weight is not None:
         heads = HeadScales(student.scale, student.softcap, source.scale, source.softcap)
