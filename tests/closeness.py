@@ -41,8 +41,11 @@ def enlargement(options: Mapping[str, object]) -> float:
 
 
 def value_rounding(temperature: float, options: Mapping[str, object]) -> float:
-    """What float32 leaves of a divergence: its sums, near 1, are right to two units of roundoff (an exponential
-    alone may have a systematic error of one, as NumPy's for AVX-512 has), and T^2 multiplies them."""
+    """The absolute error that float32 leaves of a divergence.
+
+    Its sums, near 1, are right to two units of roundoff (an exponential alone may have a systematic error of
+    one, as NumPy's for AVX-512 has), and T^2 multiplies them.
+    """
     return 1e-7 * temperature**2 * enlargement(options)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from closeness import assert_gradient, assert_value, during
+from closeness import assert_gradient, assert_value, during, value_rounding
 from oracle import reference_gradients
 
 pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)

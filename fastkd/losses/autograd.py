@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -270,7 +271,7 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
     The stored gradient may be overwritten when this backward is its last reader; with ``retain_graph=True``
     it is copied, so that a second backward does not rescale twice.
     """
-    rows = grad.shape[:-1].numel()
+    rows = math.prod(grad.shape[:-1])
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(upstream):
         # In plain torch, which can be differentiated by `upstream`, batched and fused.
         factor = upstream if upstream.dim() == 0 else upstream.view(*grad.shape[:-1], 1)
@@ -287,6 +288,7 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
     return out
 
 
+@torch.no_grad()
 def _gradients(
     request: Request, wanted: tuple[bool, ...], upstream: Tensor, tensors: Any, inplace: bool
 ) -> list[Tensor | None]:
@@ -299,6 +301,7 @@ def _gradients(
     return [None if g is None else g.to(dtype) for g, dtype in zip(found, _dtypes(inputs), strict=True)]
 
 
+@torch.no_grad()
 def _unscaled_gradients(request: Request, wanted: tuple[bool, ...], tensors: Any) -> list[Tensor | None]:
     """The gradients of a call for an upstream gradient of 1, of float16 tensors in float32."""
     if request.head_scales is not None:

@@ -38,7 +38,7 @@ def row_scale(
 
     Invalid tokens weigh 0. Nothing here waits for the device.
     """
-    tokens = student.shape[:-1].numel()
+    tokens = math.prod(student.shape[:-1])
     weighted = token_weights is not None
     if token_weights is not None:
         scale = token_weights.detach().reshape(tokens).to(dtype)
@@ -64,7 +64,7 @@ def row_scale(
 
 def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None, student: Tensor) -> Tensor:
     """``(tokens,)`` bool: the tokens that the metrics are means over."""
-    tokens = student.shape[:-1].numel()
+    tokens = math.prod(student.shape[:-1])
     counted = torch.ones(tokens, dtype=torch.bool, device=student.device)
     if labels is not None:
         counted = labels.reshape(tokens) != ignore_index

@@ -98,7 +98,7 @@ class Request(NamedTuple):
         if into_student is not None:
             gradients[0] = into_student
         row_loss = torch.empty_like(inputs.loss_scale)
-        found = row_loss.new_empty(len(row_loss), len(METRICS)) if self.metrics and metrics else None
+        found = row_loss.new_empty(row_loss.shape[0], len(METRICS)) if self.metrics and metrics else None
         source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, grad_scale)
         spec = (*names_of(self.spec), *_numbers(self.spec))
         if self.head_scales is None:
@@ -135,7 +135,7 @@ class Request(NamedTuple):
             return torch.float32
         if place in (0, 3):
             return x.dtype
-        tokens = len(inputs.loss_scale)
+        tokens = inputs.loss_scale.shape[0]
         wanted = (place < 3, place >= 3)
         weights = (inputs.student_weight, inputs.teacher_weight)
         chunks = chunks_of(
