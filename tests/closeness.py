@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +30,20 @@ def assert_gradient(actual: Tensor, expected: Tensor, *, factor: float = 1.0) ->
     assert error <= bound * e.norm() + noise, f"relative error {error / e.norm():.3g}, allowed {bound:.3g}"
     largest = (a - e).abs().max() if a.numel() else torch.zeros(())
     assert largest <= 4 * bound * (e.abs().max() if e.numel() else 0) + noise
+
+
+def enlargement(options: Mapping[str, object]) -> float:
+    """By how much a divergence of powers enlarges the rounding of its sums."""
+    a, b = (float(options.get(name, 0.5)) for name in ("alpha", "beta"))  # type: ignore[arg-type]
+    if options.get("divergence") == "alpha_beta":
+        return max(1.0, 1 / abs(a * b))
+    return max(1.0, 1 / abs(a * (1 - a))) if options.get("divergence") == "alpha" else 1.0
+
+
+def value_rounding(temperature: float, options: Mapping[str, object]) -> float:
+    """What float32 leaves of a divergence: its sums, near 1, are right to two units of roundoff, and T^2
+    multiplies them. (An exponential alone may have a systematic error of one, as NumPy's for AVX-512 has.)"""
+    return 1e-7 * temperature**2 * enlargement(options)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import assert_gradient, assert_value, during
+from closeness import assert_gradient, assert_value, during, enlargement, value_rounding
 from oracle import CASES, reference_gradients
 from targets import Target
 from torch import Tensor
@@ -38,23 +38,14 @@ def check(
     expected, by_s, by_t = reference_gradients(s, t, labels, **options)
     assert loss.dtype == (torch.float64 if torch.float64 in (s.dtype, t.dtype) else torch.float32)
     assert loss.shape == expected.shape
-    # A divergence is right to float32 rounding before T^2 multiplies it.
     temperature = float(options.get("temperature", 1.0))  # type: ignore[arg-type]
-    atol = (1e-6 + 1e-7 * temperature**2) * _divided_by(options)
+    atol = 1e-6 * enlargement(options) + value_rounding(temperature, options)
     assert_value(loss.detach().cpu(), expected.cpu(), atol=atol)
     loss.sum().backward()
     assert s.grad is not None and t.grad is not None
     assert_gradient(s.grad, by_s, factor=factor)
     # At T << 1 a teacher's gradient is p times a large log-ratio minus its mean, which cancel.
     assert_gradient(t.grad, by_t, factor=4 * factor)
-
-
-def _divided_by(options: dict[str, object]) -> float:
-    """By how much a divergence of powers enlarges the rounding of its sums."""
-    a, b = (float(options.get(name, 0.5)) for name in ("alpha", "beta"))  # type: ignore[arg-type]
-    if options.get("divergence") == "alpha_beta":
-        return max(1.0, 1 / abs(a * b))
-    return max(1.0, 1 / abs(a * (1 - a))) if options.get("divergence") == "alpha" else 1.0
 
 
 def test_every_divergence_is_here() -> None:
