@@ -41,11 +41,8 @@ def enlargement(options: Mapping[str, object]) -> float:
 
 
 def value_rounding(temperature: float, options: Mapping[str, object]) -> float:
-    """The absolute error that float32 leaves of a divergence.
-
-    Its sums, near 1, are right to two units of roundoff (an exponential alone may have a systematic error of
-    one, as NumPy's for AVX-512 has), and T^2 multiplies them.
-    """
+    """What float32 leaves of a divergence: its sums, near 1, are right to two units of roundoff, and T^2
+    multiplies them. (An exponential alone may have a systematic error of one, as NumPy's for AVX-512 has.)"""
     return 1e-7 * temperature**2 * enlargement(options)
 
 
