@@ -24,7 +24,7 @@ import triton
 
 from fastkd.spec import DIVERGENCES
 
-# Before Triton 3.8 its compiler spills up to so many bytes in calls with metrics or records, and nowhere else.
+# Triton's compiler before 3.8 spills up to this many bytes in calls with metrics or records, nowhere else.
 OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 SPILLED = {"metrics": 72, "statistics": 8}
 # An MI300 has 512 vector registers per lane, so 168 leave room for three waves per SIMD.
