@@ -134,8 +134,8 @@ class Watch(TorchDispatchMode):
             if x.device != self.device and not (host and x.device.type == "cpu" and x.dim() == 0):
                 raise Refused(f"{func} makes a tensor on {x.device}, not on {self.device}")
             self._see(x)
-        if name in ("mm", "addmm", "addmm_"):
-            a, b = given[:2] if name == "mm" else given[1:3]
+        if name in ("mm", "matmul", "addmm", "addmm_"):
+            a, b = given[1:3] if "add" in name else given[:2]
             self.seen.products.append((a.shape[0], a.shape[1], b.shape[1]))
         elif func.namespace == "aten" and not func.is_view and "empty" not in name:
             self.seen.moved += sum(x.numel() * x.element_size() for x in (*given, *results))

@@ -274,7 +274,9 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
         watch.backward(torch.empty((), device=DEVICE), None)
         assert loss.shape == ()
         gradients = 2 * (h.numel() + w.numel())
-        extra = watch.seen.peak - gradients
+        # Before torch 2.11 the product for the weight's sums is a tensor of its own, in bfloat16.
+        apart = torch.__version__ < (2, 11)
+        extra = watch.seen.peak - gradients - (2 * w.numel() if apart else 0)
         assert 0 < extra < 1.5 * 2**30, f"{extra / 2**20:.0f} MiB beside the gradients"
         # Three chunks of the student's, whole tiles of rows, the teacher's head in parts of them.
         made = [(inner, rows) for rows, inner, columns in watch.seen.products if columns == BIG_VOCAB]
@@ -283,8 +285,9 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
         assert parts == 2 * [1024, 1024, 768] + [896, 896, 768]
         flops = sum(2 * a * b * c for a, b, c in watch.seen.products)
         assert flops == 2 * BIG_TOKENS * BIG_VOCAB * (3 * widths[0] + widths[1]), "a product more than four"
-        # Beside products torch's operators move the sums, rounded to gradients, and per-token scalars.
-        assert watch.seen.moved < 6 * w.numel() + 2**25
+        # Beside products torch's operators move the sums, rounded to gradients, and per-token scalars. A
+        # product apart is added to the sums, 10 bytes for each element and chunk.
+        assert watch.seen.moved < (6 + 3 * 10 * apart) * w.numel() + 2**25
 
 
 def test_one_chunk_where_it_takes_no_more() -> None:
