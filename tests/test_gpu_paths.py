@@ -22,7 +22,7 @@ from torch import Tensor
 
 import fastkd
 from fastkd.backends import shards as sharding
-from fastkd.ops import calls
+from fastkd.ops import tokens as tokens_module
 from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, Chunks, default_chunks
 from fastkd.spec import DIVERGENCES
 
@@ -58,26 +58,23 @@ class Inputs:
         return fastkd.SparseTeacher(self.indices, self.logprobs.requires_grad_(grad), tail)
 
 
-def upstream(loss: Tensor, linear: bool, reduction: str) -> Tensor:
-    """The gradient by what the loss's function returns: a sum over rows where the linear loss is reduced."""
-    shape = () if linear and reduction != "none" else (10,)
-    return torch.empty(shape, device=DEVICE, dtype=loss.dtype)
+def backward(watch: Watch, loss: Any, reduction: str) -> None:
+    """The backward of a call: its function returns a number, or one for each row."""
+    loss = loss[0] if isinstance(loss, tuple) else loss
+    assert loss.device == torch.device(DEVICE)
+    shape = (10,) if reduction == "none" else ()
+    watch.backward(torch.empty(shape, device=DEVICE, dtype=loss.dtype), None, None)
 
 
 def dense(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
     loss = fastkd.kd_loss(given.student, teacher, given.labels, **options)
-    loss = loss[0] if options.get("return_metrics") else loss
-    results = 3 if options.get("inplace") else 2
-    reduction = options.get("reduction", "mean")
-    assert loss.device == torch.device(DEVICE)
-    watch.backward(upstream(loss, False, reduction), *[None] * (results - 1))
+    backward(watch, loss, options.get("reduction", "mean"))
 
 
 def linear(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
     options = {"student_bias": given.bias, "chunk_size": 5, **options}
     loss = fastkd.linear_kd_loss(given.hidden, given.weight, teacher, given.labels, **options)
-    loss = loss[0] if options.get("return_metrics") else loss
-    watch.backward(upstream(loss, True, options.get("reduction", "mean")), None)
+    backward(watch, loss, options.get("reduction", "mean"))
 
 
 def launches_are_placed(watch: Watch, at_least: int = 2) -> None:
@@ -119,11 +116,11 @@ def test_dtypes_and_a_teachers_gradient(dtype: torch.dtype, keep: bool) -> None:
     with watched(DEVICE, keeps_graph=keep) as watch:
         given = Inputs(watch, dtype)
         dense(watch, given.logits.requires_grad_(), given, kd_ratio=0.5, z_loss=1e-3)
-        linear(watch, given.logits, given, kd_ratio=0.5, z_loss=1e-3)
+        linear(watch, given.logits, given, kd_ratio=0.5, z_loss=1e-3, chunk_size=3)
         launches_are_placed(watch)
-        # A second backward needs the stored gradients, which are then copied.
+        # A second backward needs the stored gradients, which are then copied. float16's are not stored.
         gradient = given.student.untyped_storage().nbytes()
-        assert watch.seen.made.count(gradient) == (6 if keep else 3)
+        assert watch.seen.made.count(gradient) == (6 if keep and dtype != torch.float16 else 3)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +159,7 @@ def test_linear(teacher: str, dtype: torch.dtype) -> None:
             source = given.teacher if teacher == "hidden" else vars(given)[teacher]
             options = {"kd_ratio": 0.5, "return_metrics": True, "chunk_size": chunk_size, **HEAD}
             linear(watch, source, given, reduction=reduction, **options)
-            launches_are_placed(watch)
+            launches_are_placed(watch, 1)
             if chunk_size:
                 # None of all tokens' logits; a weight's float32 sum is the largest.
                 assert max(watch.seen.made) < given.student.untyped_storage().nbytes()
@@ -211,7 +208,7 @@ def two_processes() -> Iterator[list[int]]:
         mock.patch.object(sharding.dist, "get_rank", lambda group: 1),
         mock.patch.object(sharding.dist, "get_world_size", lambda group: 2),
         mock.patch.object(sharding.dist, GATHER, gather),
-        mock.patch.object(calls, "_resolve", lambda name: name),
+        mock.patch.object(tokens_module, "_resolve", lambda name: name),
         mock.patch.object(fastkd.losses.checks, "shards", lambda columns, _, vocab, __: (vocab or -1, "tp")),
     ):
         yield sent
@@ -271,7 +268,7 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
         watch.seen.made.clear()
         watch.seen.peak = watch.seen.moved = 0
         loss = fastkd.linear_kd_loss(h, w, teacher, labels, kd_ratio=0.5, temperature=2.0)
-        watch.backward(torch.empty((), device=DEVICE), None)
+        watch.backward(torch.empty((), device=DEVICE), None, None)
         assert loss.shape == ()
         gradients = 2 * (h.numel() + w.numel())
         # Before torch 2.11 the product for the weight's sums is a tensor of its own, in bfloat16.

@@ -277,7 +277,8 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
         factor = upstream if upstream.dim() == 0 else upstream.view(*grad.shape[:-1], 1)
         return (grad.to(upstream.dtype) * factor).to(dtype)
     if dtype != grad.dtype:
-        return (grad * upstream).to(dtype)
+        # A head's sums: multiplied as they are rounded, without a wide tensor between.
+        return torch.mul(grad, upstream, out=torch.empty(grad.shape, dtype=dtype, device=grad.device))
     keep = _keeps_graph()
     # Reading a number waits for nothing on a CPU. (A fake tensor, which has none, is of another type.)
     readable = upstream.device.type == "cpu" and upstream.dim() == 0 and type(upstream) is Tensor

@@ -94,9 +94,10 @@ class Request(NamedTuple):
             into_student: where the gradient by the student's logits goes; None for new memory.
             metrics: False to leave out those that the request asks for.
         """
-        gradients = [self._empty(inputs, place) if want else None for place, want in enumerate(wanted)]
-        if into_student is not None:
-            gradients[0] = into_student
+        gradients = [into_student if wanted[0] else None] + [None] * (DIFFERENTIABLE - 1)
+        for place, want in enumerate(wanted):
+            if want and gradients[place] is None:
+                gradients[place] = self._empty(inputs, place)
         row_loss = torch.empty_like(inputs.loss_scale)
         found = row_loss.new_empty(row_loss.shape[0], len(METRICS)) if self.metrics and metrics else None
         source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, grad_scale)
