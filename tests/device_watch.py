@@ -133,7 +133,9 @@ class Watch(TorchDispatchMode):
             a, b = given[1:3] if "add" in name else given[:2]
             self.seen.products.append((a.shape[0], a.shape[1], b.shape[1]))
         elif func.namespace == "aten" and not func.is_view and "empty" not in name:
-            self.seen.moved += sum(x.numel() * x.element_size() for x in (*given, *results))
+            # A result that the caller has allocated is among the given tensors, too, and not read.
+            read = given if name.endswith("_") else [x for x in given if not any(x is y for y in results)]
+            self.seen.moved += sum(x.numel() * x.element_size() for x in (*read, *results))
 
     def _see(self, x: Tensor) -> None:
         storage = x.untyped_storage()
