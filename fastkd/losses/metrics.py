@@ -17,13 +17,13 @@ class KDMetrics(NamedTuple):
     those of the whole vocabulary.
 
     Attributes:
-        kd: the divergence, with the factor T**2 where the loss has it, without ``kd_ratio``. NaN where the
-            teacher is not read (``kd_ratio=0``).
+        kd: the divergence, with the factor T**2 where the loss has it, without ``kd_ratio`` (measured at
+            ``kd_ratio=0``, too). NaN without a teacher.
         ce: cross-entropy with its label smoothing, whatever its share of the loss. NaN without labels.
         student_entropy, teacher_entropy: of q and p, at their temperatures, in nats. The teacher's is NaN
-            where it is not read; a sparse teacher's is that of what it holds.
-        agreement: share of the tokens on which both sides' largest logit is the same. NaN where the teacher
-            is not read.
+            where there is none; a sparse teacher's is that of what it holds.
+        agreement: share of the tokens on which both sides' largest logit is the same. NaN without a
+            teacher.
         num_valid: how many tokens the means are over.
     """
 

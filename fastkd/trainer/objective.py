@@ -26,18 +26,15 @@ def loss(
 ) -> Any:
     """:func:`fastkd.kd_loss` or :func:`fastkd.linear_kd_loss`, by what the student hands out.
 
-    Without a teacher (``kd_ratio`` is 0) the student stands in for it; the loss does not read it.
+    There may be no teacher where ``kd_ratio`` is 0.
     """
     options = {**options, **more}
     if isinstance(student, Tensor):
-        given = student.detach() if teacher is None else teacher
-        if isinstance(given, HiddenTeacher):
-            raise TypeError("a teacher hands out hidden states only beside a fused student")
-        return kd_loss(student, given, targets, **options)
+        return kd_loss(student, teacher, targets, **options)
     return linear_kd_loss(
         student.hidden,
         student.weight,
-        HiddenTeacher(student.hidden.detach(), student.weight.detach()) if teacher is None else teacher,
+        teacher,
         targets,
         student_bias=student.bias,
         logit_scale=student.logit_scale,
@@ -61,9 +58,8 @@ def measure(
     """
     student, teacher = _detached(student), _detached(teacher)
     ratio, smoothing = 0.0 if teacher is None else options["kd_ratio"], options["label_smoothing"]
-    both = {**options, "label_smoothing": 0.0}
     # The divergence is measured even where it is no part of the loss.
-    both["kd_ratio"] = 0.0 if teacher is None else ratio or 0.5
+    both = {**options, "label_smoothing": 0.0, "kd_ratio": ratio}
     _, metrics = loss(student, teacher, targets, both, return_metrics=True)
     found = {"kd": metrics.kd, "ce": metrics.ce, "student_entropy": metrics.student_entropy}
     found |= {"teacher_entropy": metrics.teacher_entropy, "agreement": metrics.agreement}
