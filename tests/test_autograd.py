@@ -23,7 +23,8 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+# The weight of kl_tvd is a constant for the gradient, which so is not the slope of the value.
+@pytest.mark.parametrize("divergence", [name for name in DIVERGENCES if name != "kl_tvd"])
 @pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("parameters", [0, 1])
 def test_gradcheck(divergence: str, backend: str, parameters: int) -> None:

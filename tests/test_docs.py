@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from fastkd.backends.record import bytes_per_token
 from fastkd.losses.checks import row_spec
@@ -106,7 +105,6 @@ def test_bytes_over_the_network() -> None:
             label_smoothing=0.0,
             z_loss=0.0,
             vocab_size=100,
-            labels=torch.zeros(1, dtype=torch.int64),
         )
         return bytes_per_token(row_spec(**{**settings, **options}), metrics)  # type: ignore[arg-type]
 
