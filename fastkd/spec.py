@@ -55,6 +55,7 @@ class LossSpec(NamedTuple):
 _TYPES = get_type_hints(LossSpec)
 _FLOATS = [place for place, kind in enumerate(_TYPES.values()) if kind is float]
 NUMBERS = slice(_FLOATS[0], _FLOATS[-1] + 1)
+NAMES = [name for name, kind in _TYPES.items() if kind is not float]
 # The part of an op's schema that a LossSpec is passed as. `changing` (float64, on the CPU) stands in place of
 # `numbers` where torch.compile traces one that changes from step to step: a tensor needs no new graph.
 SPEC_SCHEMA = ", ".join(

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastkd.backends import registry
-from fastkd.ops.linear import Chunks, default_chunks
+from fastkd.ops.head import row_bytes
+from fastkd.ops.linear import chunks_of
+from fastkd.spec import NAMES, spec_of
 
 WIDE = 4  # bytes of the float32 that 16-bit sums are kept in
 
@@ -130,31 +132,30 @@ def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int,
     """Bytes that one of our operators takes and gives back within a call, and its arithmetic."""
     if name not in ("linear_kd", "dense_kd"):
         return 0, 0
-    first = given["hidden" if name == "linear_kd" else "student"]
-    tokens, teacher = given["loss_scale"].numel(), given["teacher"]
-    backend = registry.choose(
-        given["backend"], device, first.dtype, teacher.dtype if given["indices"] is None else torch.float32
-    )
+    student, teacher = given["student"], given["teacher"]
+    tokens = given["loss_scale"].numel()
+    logits = torch.float32 if teacher is None or given["indices"] is not None else teacher.dtype
+    backend = registry.choose(given["backend"], device, student.dtype, logits)
     # The plain formulas keep about four float32 copies of the logits of a call.
     spare = 4 * WIDE if backend.name == "reference" else 0
     if name == "dense_kd":
-        return spare * tokens * first.shape[-1], 0
-    weight, teacher_weight = given["weight"], given["teacher_weight"]
-    vocab, hidden = weight.shape
-    size = first.element_size()
-    teacher_size = 0 if teacher_weight is None else teacher.element_size()
-    sums = weight.numel() * (WIDE - size) if given["wanted"][1] and size < WIDE else 0
-    chunks = Chunks(*[given["chunk_size"] or tokens] * 2)
-    if not given["chunk_size"]:
-        chunks = default_chunks(tokens, vocab * size, vocab * teacher_size, device.type, sums)
-    rows, part = (min(n, max(tokens, 1)) for n in chunks)
+        return spare * tokens * student.shape[-1], 0
+    weights = given["student_weight"], given["teacher_weight"]
+    vocab = given["vocab_size"]
+    by_weight = given["grad_student_weight"]
+    wanted = by_weight is not None, given["grad_teacher_weight"] is not None
+    rows, part = chunks_of(tokens, vocab, *weights, wanted, given["chunk_size"], given["group"] is not None)
+    spec = spec_of([given[name] for name in NAMES], given["numbers"], given["changing"])
     # A teacher that the loss does not read is not multiplied out.
-    reads_teacher = teacher_weight is not None and given["kd_weight"] != 0
-    scratch = vocab * (rows * (size + spare) + part * teacher_size * reads_teacher)
-    if sums and rows < tokens:
-        scratch += weight.numel() * WIDE
-    gemms = 1 + given["wanted"][0] + given["wanted"][1]
-    flops = 2 * tokens * vocab * hidden * gemms
+    reads_teacher = weights[1] is not None and (spec.kd_weight != 0 or given["metrics"] is not None)
+    student_bytes, teacher_bytes = (row_bytes(weight, vocab) for weight in weights)
+    scratch = rows * (student_bytes + spare * vocab) + part * teacher_bytes * reads_teacher
+    if by_weight is not None and rows < tokens and by_weight.element_size() < WIDE:
+        scratch += by_weight.numel() * WIDE
+    flops = 0
+    if weights[0] is not None:
+        gemms = 1 + (given["grad_student"] is not None) + wanted[0]
+        flops += 2 * tokens * vocab * weights[0].shape[1] * gemms
     if reads_teacher:
-        flops += 2 * tokens * teacher_weight.numel()
+        flops += 2 * tokens * weights[1].numel()
     return scratch, flops
