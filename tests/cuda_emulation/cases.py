@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -356,7 +355,7 @@ def in_shards(call: Call, widths: list[int]) -> list[Tensor]:
         labels = (
             labels if labels is None else torch.where((labels == -100) & (call.labels != -100), -101, labels)
         )
-        calls.append(call_of(s, t, labels, replace(call.spec, vocab_size=s.shape[2]), metrics=metrics))
+        calls.append(call_of(s, t, labels, call.spec._replace(vocab_size=s.shape[2]), metrics=metrics))
         calls[-1].shards = shards  # type: ignore[assignment]
         found.append(torch.zeros(rows, len(records.COLUMNS), dtype=torch.float64))
         KERNEL.launch(calls[-1], "statistics", found[-1])

@@ -25,6 +25,8 @@ void advise_huge_pages(void*, int64_t) {}
 
 std::vector<std::string> isas() { return {kForwards, kBackwards}; }
 
+int64_t first_bad_label(const int64_t*, int64_t, int64_t, int64_t) { return -1; }
+
 void dense_rows(const DenseParams& params, const std::string& isa, int) {
   emulation::backwards = isa == kBackwards;
   check(cuda::dense_rows(params, 0, nullptr));
