@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def main() -> None:
         kd = F.kl_div(F.log_softmax(logits / 2, -1), F.softmax(t / 2, -1), reduction="batchmean")
         return 2 * kd + 0.5 * F.cross_entropy(logits, labels)
 
-    mixed = {"kd_ratio": 0.5, "temperature": 2.0}
+    mixed: dict[str, Any] = {"kd_ratio": 0.5, "temperature": 2.0}
     rows: dict[str, Callable[[], object]] = {
         "fastkd, KL + CE, forward and backward": lambda: backward(fastkd.kd_loss(x, t, labels, **mixed)),
         "fastkd, KL, forward and backward": lambda: backward(fastkd.kd_loss(x, t, temperature=2.0)),
