@@ -57,7 +57,7 @@ struct Row {
   F cross_shift;    // what its terms' exponents of 2 were reduced by, 0 but for very distant rows
   F cross_inverse;  // 1 / (sum of the terms)
 
-  // Of a divergence with distant rows:
+  // These fields are set for divergences with distant rows only:
   bool distant = false;  // whether `sum` holds what distant_sums() makes, as logarithms to base 2
   F bits_s, bits_t;      // log2 of the sums of 2^xs and 2^xt
 

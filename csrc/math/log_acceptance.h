@@ -18,7 +18,7 @@ struct LogAcceptance : TVD {
     return sum[0] > R(1.75);  // as fastkd/backends/record.py has it
   }
 
-  // Of the smaller probability.
+  // The exponent of 2 of the smaller probability.
   template <class F>
   FASTKD_HD F distant_exponent(const Entry<F>& e, const Row<F>& row) const {
     return where_le(e.log_ratio, F(0), e.xt - row.bits_t, e.xs - row.bits_s);

@@ -72,7 +72,7 @@ def _wire(spec: LossSpec, metrics: bool) -> list[str]:
 
 
 def bytes_per_token(spec: LossSpec, metrics: bool = False) -> int:
-    """What a process sends to each other one for a token, in one message, or (with sums) two or three."""
+    """Bytes per token that a process sends to each other one, in one message, or (with sums) two or three."""
     return 8 * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
 
 

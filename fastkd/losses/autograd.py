@@ -94,10 +94,7 @@ class Fused(torch.autograd.Function):
         ctx.save_for_backward(anchor, *(gradients if overwritten is None else (None, *gradients[1:])))
         ctx.dtypes = _dtypes(inputs)
         ctx.backend, ctx.overwritten = request.backend, overwritten
-        metrics = row_loss.new_empty(0) if metrics is None else metrics
-        ctx.mark_non_differentiable(metrics)
-        ctx.set_materialize_grads(False)
-        return row_loss if request.per_token else row_loss.sum(), metrics, anchor
+        return _returned(ctx, request, row_loss, metrics, anchor)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None, second: Tensor | None) -> Any:
@@ -133,10 +130,7 @@ class Deferred(torch.autograd.Function):
         anchor = row_loss.new_empty(0)
         _save(ctx, anchor, *inputs)
         ctx.request, ctx.wanted, ctx.inplace = request, wanted, inplace
-        metrics = row_loss.new_empty(0) if metrics is None else metrics
-        ctx.mark_non_differentiable(metrics)
-        ctx.set_materialize_grads(False)
-        return row_loss if request.per_token else row_loss.sum(), metrics, anchor
+        return _returned(ctx, request, row_loss, metrics, anchor)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None, second: Tensor | None) -> Any:
@@ -156,6 +150,16 @@ class Deferred(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = [None if g is None else _FirstOrder.apply(g, anchor, upstream) for g in found]
         return (*SETTINGS, *found, *ROW_TENSORS)
+
+
+def _returned(
+    ctx: Any, request: Request, row_loss: Tensor, metrics: Tensor | None, anchor: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of a forward: the loss, the metrics (empty where not asked for), and the anchor."""
+    metrics = row_loss.new_empty(0) if metrics is None else metrics
+    ctx.mark_non_differentiable(metrics)
+    ctx.set_materialize_grads(False)
+    return row_loss if request.per_token else row_loss.sum(), metrics, anchor
 
 
 class Overwrite(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What both losses do with a student and a teacher: check, choose how gradients are made, reduce."""
+"""The common path of both losses: checks, the choice of how gradients are made, and the reduction."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def run(
     if torch.is_grad_enabled():
         wanted = tuple([x is not None and x.requires_grad for x in tuple(inputs)[:DIFFERENTIABLE]])
     if under_transforms():
-        loss, metrics = _transformed(request, wanted, inputs, student, source)
+        loss, metrics = _transformed(request, inputs, student, source)
     elif True not in wanted:
         results = request.compute(inputs, wanted)
         loss, metrics = results.row_loss, results.metrics
@@ -140,7 +140,7 @@ def run(
 def _with_gradients(
     request: Request, wanted: tuple[bool, ...], inputs: Inputs, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
-    # Those that the op writes are final; a head's are sums, which wait for the upstream gradient in float32.
+    # The gradient by given logits is final as the op writes it; a head's is a sum, which waits in float32.
     final = (inputs.student, inputs.student_weight), (inputs.teacher, inputs.teacher_weight)
     half = any(
         want and weight is None and x is not None and x.dtype == torch.float16
@@ -162,7 +162,7 @@ def _with_gradients(
 
 
 def _transformed(
-    request: Request, wanted: tuple[bool, ...], inputs: Inputs, student: Side, teacher: Side
+    request: Request, inputs: Inputs, student: Side, teacher: Side
 ) -> tuple[Tensor, Tensor | None]:
     # On whole logits, in plain torch up to them, and in float32 where a gradient may not fit float16.
     s, t = student.logits(), teacher.logits()

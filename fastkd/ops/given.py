@@ -22,7 +22,6 @@ class GivenLogits:
         # (outer, inner, V), `outer` being 1 wherever strides allow
         self.logits = logits.view(1, -1, columns) if logits.is_contiguous() else as_rows(logits)
         self.by_logits = None if gradient is None else gradient.view(1, -1, columns)
-        self.wanted = gradient is not None
         self.fresh = None if gradient is logits else gradient
 
     def announce(self, runner: Backend) -> None:

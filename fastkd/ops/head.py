@@ -10,7 +10,7 @@ from fastkd.ops.rows import wide
 
 # Rows of logits on a GPU begin at multiples of this: a cache line, for bulk copies and matrix instructions.
 ROW_BYTES = 128
-# The largest element of a float16 gradient once it has been scaled for a matrix product.
+# The exponent of 2 of a float16 gradient's largest element once it has been scaled for a matrix product.
 FLOAT16_TOP = 10.0
 
 
