@@ -126,16 +126,18 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "set_sparse",
           [](DenseParams& p, uintptr_t indices, uintptr_t logprobs, uintptr_t grad, int64_t entries,
-             Tail tail, Divergence divergence) {
+             Tail tail, Divergence divergence, bool has_rest, double class_temperature) {
             p.sparse = {reinterpret_cast<const int64_t*>(indices),
                         reinterpret_cast<const void*>(logprobs),
                         reinterpret_cast<void*>(grad),
                         entries,
                         tail,
-                        divergence};
+                        divergence,
+                        has_rest,
+                        class_temperature};
           },
           py::kw_only(), py::arg("indices"), py::arg("logprobs"), py::arg("grad"), py::arg("entries"),
-          py::arg("tail"), py::arg("divergence"));
+          py::arg("tail"), py::arg("divergence"), py::arg("has_rest"), py::arg("class_temperature"));
 
   py::class_<ScaleParams>(m, "ScaleParams")
       .def(py::init([](int64_t rows, int64_t columns, uintptr_t grad, uintptr_t out, Dtype dtype,

@@ -80,6 +80,8 @@ class DenseParams:
         entries: int,
         tail: Tail,
         divergence: Divergence,
+        has_rest: bool,
+        class_temperature: float,
     ) -> None: ...
 
 class ScaleParams:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HiddenTeacher:
     """A teacher given by its last hidden states and its output head.
 
@@ -30,14 +32,15 @@ class HiddenTeacher:
 
 
 TAILS = ("renormalize", "bucket", "drop")
+SUPPORTS = ("teacher", "student", "union")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseTeacher:
     """A teacher given by ``K`` columns per token, as a cache holds it.
 
-    No ``(tokens, vocab)`` tensor is made of it. It takes ``divergence="forward_kl"`` with every tail, and
-    ``"reverse_kl"`` and ``"jsd"`` with ``bucket`` and ``renormalize``.
+    No ``(tokens, vocab)`` tensor is made of it. It takes every divergence but ``"decoupled"``, with ``drop``
+    ``"forward_kl"`` alone.
 
     Args:
         indices: ``(..., K)`` int64 or int32, the leading shape of the student's logits; with ``group`` the
@@ -47,18 +50,125 @@ class SparseTeacher:
         tail: what the teacher holds of all other columns.
 
             - ``"renormalize"``: nothing. The teacher is ``softmax(logprobs / T_t)`` over its entries.
-              ``forward_kl`` compares it with the student's softmax over the whole vocabulary; ``reverse_kl``
-              and ``jsd`` with the student renormalised over the same entries.
-            - ``"bucket"``: the rest of the mass, as one more class on both sides; only at temperature 1. The
-              rest's mass is 1 less a sum, so below 2**-24 it counts as 2**-24, on either side.
+              Divergences that are finite where the teacher has no probability compare it with the student's
+              softmax over the whole vocabulary (``forward_kl``, the skews, ``tvd``, ``hellinger``, ``renyi``,
+              ``alpha`` for a > 0, ``log_acceptance``, ``kl_tvd``); the others, and ``jsd``, with the student
+              renormalised over the same entries.
+            - ``"bucket"``: the rest of the mass, as one more class on both sides. The classes are formed at
+              temperature 1, where the rest's mass is known: 1 less a sum, at least 2**-24, on either side.
+              At other temperatures the logarithms of the ``K + 1`` masses are divided by ``T_t`` and ``T``
+              and normalised again. Probabilities that sum to more than 1 are refused, but for their rounding.
             - ``"drop"``: nothing, and the weights ``w = exp(logprobs)`` are taken as they are: the divergence
-              is ``sum w (log w - log q)``, only at temperature 1. With the weights of random-sampling KD
-              (Anshumann et al. 2025) its gradient is that of the whole teacher in expectation.
+              is ``sum w (log w - log q)``, only at temperature 1, and may be negative. With the weights of
+              random-sampling KD (Anshumann et al. 2025) its gradient is that of the whole teacher in
+              expectation.
 
-    An index out of range raises ``IndexError`` and a repeated one ``ValueError`` on a CPU; on a GPU either
-    makes that token's loss NaN. A gradient flows to ``logprobs`` if they require one.
+    On a CPU an index out of range raises ``IndexError``, and ``ValueError`` a repeated one or, with
+    ``bucket``, a sum above 1. On a GPU each makes that token's loss NaN. A gradient flows to ``logprobs`` if
+    they require one.
     """
 
     indices: Tensor
     logprobs: Tensor
     tail: str = "renormalize"
+
+    @classmethod
+    def from_logits(
+        cls,
+        teacher: Tensor | HiddenTeacher,
+        k: int,
+        *,
+        student: Tensor | HiddenTeacher | None = None,
+        support: str = "teacher",
+        tail: str = "renormalize",
+        vocab_size: int | None = None,
+    ) -> SparseTeacher:
+        """The ``k`` most likely columns of each token, with the teacher's log-probabilities at temperature 1.
+
+        On-policy distillation by the reverse KL looks at the columns that the student finds likely:
+        ``from_logits(teacher_logits, 64, student=student_logits, support="student", tail="bucket")``.
+
+        Args:
+            teacher: logits ``(..., V_t)``, or a :class:`HiddenTeacher`. A gradient flows to it.
+            k: columns per token and side, at most the vocabulary.
+            student: logits ``(..., V_s)``, or hidden states and a head in a :class:`HiddenTeacher`; needed
+                for the supports ``"student"`` and ``"union"``. They choose columns, and get no gradient.
+            support: whose most likely columns: ``"teacher"``, ``"student"`` or ``"union"`` (``2 k`` entries,
+                those that both sides have once). A column to which the teacher gives no probability does not
+                become an entry.
+            tail: of the result.
+            vocab_size: columns at or past it do not exist; the smaller width by default.
+
+        Raises:
+            ValueError: an unknown support, a ``k`` outside the vocabulary, a missing student, other rows.
+        """
+        return _most_likely(teacher, k, student, support, tail, vocab_size)
+
+
+# Logits that are alive at once while their largest are looked for.
+CHUNK_ELEMENTS = 2**24
+
+
+def _head_of(source: Tensor | HiddenTeacher) -> tuple[Tensor, int]:
+    """``(..., V)`` logits or ``(..., H)`` hidden states, and the number of columns."""
+    if isinstance(source, HiddenTeacher):
+        return source.hidden, source.weight.shape[0]
+    return source, source.shape[-1]
+
+
+def _logits(source: Tensor | HiddenTeacher, rows: slice, vocab: int) -> Tensor:
+    """``(n, vocab)`` logits of these rows in float32 or wider."""
+    flat = _head_of(source)[0].flatten(0, -2)[rows]
+    if isinstance(source, HiddenTeacher):
+        bias = None if source.bias is None else source.bias[:vocab]
+        flat = torch.nn.functional.linear(flat, source.weight[:vocab], bias) * source.logit_scale
+        if source.logit_softcap is not None:
+            flat = source.logit_softcap * torch.tanh(flat / source.logit_softcap)
+    flat = flat[:, :vocab]
+    return flat if flat.dtype == torch.float64 else flat.float()
+
+
+def _most_likely(
+    teacher: Tensor | HiddenTeacher,
+    k: int,
+    student: Tensor | HiddenTeacher | None,
+    support: str,
+    tail: str,
+    vocab_size: int | None,
+) -> SparseTeacher:
+    """See :meth:`SparseTeacher.from_logits`."""
+    from fastkd.losses import checks  # which knows this module's classes
+
+    checks.one_of("support", support, SUPPORTS)
+    checks.one_of("tail", tail, TAILS)
+    hidden, columns = _head_of(teacher)
+    if support != "teacher":
+        if student is None:
+            raise ValueError(f"support={support!r} asks for the student's logits: pass student=")
+        of_student, student_columns = _head_of(student)
+        checks.leading_shape("teacher", hidden.shape[:-1], of_student.shape[:-1])
+        columns = min(columns, student_columns)
+    vocab = columns if vocab_size is None else checks.vocabulary(columns, columns, vocab_size)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocab:
+        raise ValueError(f"k must be an int in [1, {vocab}], got {k!r}")
+    leading, tokens = hidden.shape[:-1], math.prod(hidden.shape[:-1])
+    step = max(1, CHUNK_ELEMENTS // vocab)
+    found = []
+    for start in range(0, max(tokens, 1), step):
+        rows = slice(start, start + step)
+        logits = _logits(teacher, rows, vocab)
+        chosen = []
+        if support != "student":
+            chosen.append(logits.detach().topk(k, -1).indices)
+        if support != "teacher" and student is not None:
+            with torch.no_grad():
+                chosen.append(_logits(student, rows, vocab).topk(k, -1).indices)
+        indices = torch.cat(chosen, -1)
+        logprobs = logits.gather(-1, indices) - torch.logsumexp(logits, -1, keepdim=True)
+        if support == "union":
+            repeated = (chosen[1][:, :, None] == chosen[0][:, None, :]).any(-1)
+            absent = torch.cat([torch.zeros_like(repeated), repeated], -1)
+            logprobs = logprobs.masked_fill(absent, -math.inf)
+        found.append((indices, logprobs))
+    indices, logprobs = (torch.cat(parts).view(*leading, -1) for parts in zip(*found, strict=True))
+    return SparseTeacher(indices, logprobs, tail)

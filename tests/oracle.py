@@ -153,37 +153,53 @@ def divergence(
     raise ValueError(name)
 
 
+# Divergences that compare a renormalized teacher with the whole vocabulary: where p is 0 they are finite. The
+# generalized JSD is, too, but is defined among the entries.
+OVER_VOCABULARY = (
+    *("forward_kl", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "renyi"),
+    *("log_acceptance", "kl_tvd"),
+)
+
+
 def sparse_divergence(
     name: str,
     logits: Tensor,
     teacher: Sparse,
     beta: float | None = None,
+    alpha: float | None = None,
     temperature: float = 1.0,
     teacher_temperature: float = 1.0,
 ) -> Tensor:
     """``D`` of each row, from ``(rows, columns)`` logits and a teacher that names ``K`` columns of each."""
     exists = teacher.logprobs > -INF
     columns = torch.where(exists, teacher.indices.long(), 0)
-    log_q = F.log_softmax(logits / temperature, -1).gather(-1, columns)
-    log_q = torch.where(exists, log_q, -INF)
+    forms_classes = teacher.tail == "bucket"
+    log_student = F.log_softmax(logits / (1.0 if forms_classes else temperature), -1)
+    log_q = torch.where(exists, log_student.gather(-1, columns), -INF)
     if teacher.tail == "renormalize":
         log_p = F.log_softmax(teacher.logprobs / teacher_temperature, -1)
-        if name != "forward_kl":
-            log_q = log_q - _log_sum(log_q)[..., None]
-        return divergence(name, log_p, log_q, beta)
+        if name in OVER_VOCABULARY or (name == "alpha" and (0.5 if alpha is None else alpha) > 0):
+            # Absent entries go to a column past the vocabulary, and every other column has p = 0.
+            past = torch.where(exists, columns, logits.shape[-1])
+            dense = logits.new_full((logits.shape[0], logits.shape[-1] + 1), -INF)
+            dense = dense.scatter(-1, past, log_p)[:, :-1]
+            return divergence(name, dense, log_student, beta, alpha)
+        return divergence(name, log_p, log_q - _log_sum(log_q)[..., None], beta, alpha)
     if teacher.tail == "drop":
         assert name == "forward_kl" and temperature == teacher_temperature == 1
         return _kl(teacher.logprobs, log_q)
-    assert teacher.tail == "bucket" and temperature == teacher_temperature == 1
     named = torch.zeros_like(logits).scatter_add(-1, columns, exists.to(logits.dtype)) > 0
-    other_q = _log_sum(torch.where(named, -INF, F.log_softmax(logits, -1)))
+    other_q = _log_sum(torch.where(named, -INF, log_student))
     left = 1 - teacher.logprobs.exp().sum(-1)
     other_p = torch.where(left > 0, torch.log(torch.where(left > 0, left, 1.0)), -INF)
+    log_p = torch.cat([teacher.logprobs, other_p[..., None]], -1)
+    log_q = torch.cat([log_q, other_q[..., None]], -1)
     return divergence(
         name,
-        torch.cat([teacher.logprobs, other_p[..., None]], -1),
-        torch.cat([log_q, other_q[..., None]], -1),
+        F.log_softmax(log_p / teacher_temperature, -1),
+        F.log_softmax(log_q / temperature, -1),
         beta,
+        alpha,
     )
 
 
@@ -225,7 +241,7 @@ def token_losses(
                 x.reshape(-1, x.shape[-1])[rows] for x in (teacher.indices, teacher.logprobs)
             )
             sparse = Sparse(indices, logprobs, teacher.tail)
-            kd = sparse_divergence(divergence_name, s, sparse, beta, temperature, t_t)
+            kd = sparse_divergence(divergence_name, s, sparse, beta, alpha, temperature, t_t)
         loss = loss + kd_ratio * (temperature**2 if t_squared else 1) * kd
     if kd_ratio < 1:
         nll = F.cross_entropy(s, labels, reduction="none")

@@ -10,18 +10,23 @@ from targets import Target
 from torch import Tensor
 
 import fastkd
+from fastkd.spec import DIVERGENCES
 
 INF = float("inf")
 # Every divergence with every tail that it takes.
 CASES = [
-    ("forward_kl", "renormalize"),
-    ("reverse_kl", "renormalize"),
-    ("jsd", "renormalize"),
-    ("forward_kl", "bucket"),
-    ("reverse_kl", "bucket"),
-    ("jsd", "bucket"),
+    *(
+        (divergence, tail)
+        for tail in ("renormalize", "bucket")
+        for divergence in DIVERGENCES
+        if divergence != "decoupled"
+    ),
     ("forward_kl", "drop"),
 ]
+
+
+# Both ways to the rest, and without one, for what does not depend on the divergence.
+FEW = [("forward_kl", "renormalize"), ("jsd", "renormalize"), ("tvd", "bucket"), ("forward_kl", "drop")]
 
 
 def distinct(rows: int, columns: int, k: int) -> Tensor:
@@ -71,13 +76,24 @@ def test_tails(target: Target, divergence: str, tail: str) -> None:
     check(target, s, indices, logprobs, None, tail, divergence=divergence, z_loss=1e-3, reduction="sum")
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(("divergence", "tail"), CASES[:-1])
 @pytest.mark.parametrize("temperatures", [(2.0, None), (0.5, 1.5)])
-def test_temperatures(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:
+def test_temperatures(
+    target: Target, divergence: str, tail: str, temperatures: tuple[float, float | None]
+) -> None:
     s, indices, logprobs, labels = make(device=target.device)
     t, teacher_t = temperatures
     options = {"divergence": divergence, "temperature": t, "teacher_temperature": teacher_t, "kd_ratio": 0.7}
-    check(target, s, indices, logprobs, labels, "renormalize", factor=2, **options)
+    check(target, s, indices, logprobs, labels, tail, factor=2, **options)
+
+
+@pytest.mark.parametrize("alpha", [-0.7, 0.3, 1.8])
+@pytest.mark.parametrize(
+    ("divergence", "tail"), [("alpha", "renormalize"), ("alpha", "bucket"), ("alpha_beta", "bucket")]
+)
+def test_powers(target: Target, divergence: str, tail: str, alpha: float) -> None:
+    s, indices, logprobs, labels = make(device=target.device)
+    check(target, s, indices, logprobs, labels, tail, factor=2, divergence=divergence, alpha=alpha)
 
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
@@ -89,7 +105,7 @@ def test_dtypes(target: Target, tail: str, dtype: torch.dtype) -> None:
     check(target, s.to(dtype), indices.int(), logprobs, labels, tail, factor=2, kd_ratio=0.5)
 
 
-@pytest.mark.parametrize(("divergence", "tail"), CASES)
+@pytest.mark.parametrize(("divergence", "tail"), FEW)
 def test_entries_that_do_not_exist(target: Target, divergence: str, tail: str) -> None:
     s, indices, logprobs, labels = make(device=target.device)
     logprobs[..., 5:] = -INF
@@ -156,7 +172,7 @@ def test_strides(target: Target, view: str) -> None:
     check(target, strided, indices, logprobs, labels, "bucket", kd_ratio=0.5)
 
 
-@pytest.mark.parametrize(("divergence", "tail"), CASES)
+@pytest.mark.parametrize(("divergence", "tail"), FEW)
 def test_inplace_and_padded_vocabulary(target: Target, divergence: str, tail: str) -> None:
     s, indices, logprobs, labels = make(columns=200, device=target.device)
     padded = torch.full((2, 3, 208), float("nan"), device=target.device)
@@ -172,7 +188,7 @@ def test_inplace_and_padded_vocabulary(target: Target, divergence: str, tail: st
     assert (x.grad[..., 200:] == 0).all()
 
 
-@pytest.mark.parametrize(("divergence", "tail"), CASES)
+@pytest.mark.parametrize(("divergence", "tail"), FEW)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_linear(target: Target, divergence: str, tail: str, reduction: str, chunk_size: int | None) -> None:
@@ -206,14 +222,19 @@ def test_refused() -> None:
 
     with pytest.raises(ValueError, match="did you mean 'bucket'"):
         call(tail="buckets")
-    with pytest.raises(ValueError, match="tvd.*'forward_kl' or 'reverse_kl' or 'jsd'"):
-        call(divergence="tvd")
+    with pytest.raises(ValueError, match="decoupled.*pass all logits"):
+        call(divergence="decoupled")
+    with pytest.raises(ValueError, match="did you mean 'tvd'"):
+        call(divergence="tvdd", tail="drop")
     with pytest.raises(ValueError, match="'drop'.*reverse_kl"):
         call(tail="drop", divergence="reverse_kl")
     for temperatures in ({"temperature": 2.0}, {"teacher_temperature": 2.0}):
-        for tail in ("bucket", "drop"):
-            with pytest.raises(ValueError, match="temperature 1 only"):
-                call(tail=tail, **temperatures)
+        with pytest.raises(ValueError, match="temperature 1 only"):
+            call(tail="drop", **temperatures)
+    with pytest.raises(ValueError, match=r"token 4 sum to 1\.\d+, .*tail='bucket'"):
+        more = logprobs.clone()
+        more[1, 1] += 0.4
+        call(tail="bucket", logprobs=more)
     with pytest.raises(TypeError, match="int64 or int32"):
         call(indices=indices.float())
     with pytest.raises(ValueError, match="must be equal"):
@@ -262,3 +283,84 @@ def test_wrong_entries_on_a_gpu() -> None:
     loss.sum().backward()
     assert loss.isnan().flatten().tolist() == [False, True, False, False, True, False]
     assert torch.isfinite(x.grad[0, 0]).all() and torch.isfinite(x.grad[1, 2]).all()
+
+
+@pytest.mark.parametrize("support", ["teacher", "student", "union"])
+@pytest.mark.parametrize("given", ["logits", "hidden"])
+def test_from_logits(support: str, given: str) -> None:
+    """The entries are the columns asked for, once each, with the whole vocabulary's log-probabilities."""
+    h_s, w_s, h_t, w_t = torch.randn(2, 3, 8), torch.randn(50, 8), torch.randn(2, 3, 12), torch.randn(53, 12)
+    s, t = h_s @ w_s.T, torch.tanh((h_t @ w_t.T)[..., :50] / 5) * 5
+    if given == "logits":
+        teacher, student = t, s
+    else:
+        teacher, student = fastkd.HiddenTeacher(h_t, w_t, logit_softcap=5.0), fastkd.HiddenTeacher(h_s, w_s)
+    sparse = fastkd.SparseTeacher.from_logits(
+        teacher, 7, student=student, support=support, tail="bucket", vocab_size=50
+    )
+    assert sparse.tail == "bucket" and sparse.indices.shape == (2, 3, 14 if support == "union" else 7)
+    every = torch.log_softmax(t, -1)
+    for place in [(i, j) for i in range(2) for j in range(3)]:
+        exists = sparse.logprobs[place] > -INF
+        columns = sparse.indices[place][exists]
+        tops = {"teacher": t[place].topk(7).indices, "student": s[place].topk(7).indices}
+        asked = tops.values() if support == "union" else [tops[support]]
+        assert sorted(columns.tolist()) == sorted({c for top in asked for c in top.tolist()})
+        torch.testing.assert_close(sparse.logprobs[place][exists], every[place][columns])
+
+
+def test_from_logits_in_chunks_with_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    t, s = torch.randn(5, 40, requires_grad=True), torch.randn(5, 40)
+    whole = fastkd.SparseTeacher.from_logits(t, 6, student=s, support="union")
+    monkeypatch.setattr("fastkd.teachers.CHUNK_ELEMENTS", 80)
+    sparse = fastkd.SparseTeacher.from_logits(t, 6, student=s, support="union")
+    assert torch.equal(whole.indices, sparse.indices) and torch.equal(whole.logprobs, sparse.logprobs)
+    fastkd.kd_loss(s, sparse).backward()
+    dense = t.detach().clone().requires_grad_()
+    logprobs = torch.log_softmax(dense, -1).gather(-1, sparse.indices)
+    logprobs = torch.where(sparse.logprobs > -INF, logprobs, -INF)
+    fastkd.kd_loss(s, fastkd.SparseTeacher(sparse.indices, logprobs)).backward()
+    assert_gradient(t.grad, dense.grad)
+
+
+def test_from_logits_refuses() -> None:
+    s, t = torch.randn(2, 9), torch.randn(2, 9)
+    for wrong in (0, 10, True, 2.0):
+        with pytest.raises(ValueError, match=r"k must be an int in \[1, 9\]"):
+            fastkd.SparseTeacher.from_logits(t, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pass student="):
+        fastkd.SparseTeacher.from_logits(t, 3, support="student")
+    with pytest.raises(ValueError, match="did you mean 'union'"):
+        fastkd.SparseTeacher.from_logits(t, 3, student=s, support="unions")
+    with pytest.raises(ValueError, match="leading shape"):
+        fastkd.SparseTeacher.from_logits(t, 3, student=s[:1], support="student")
+
+
+def test_comparing_teachers_is_asking_for_the_same_one() -> None:
+    one, other = (fastkd.SparseTeacher(torch.zeros(2, 3).long(), torch.zeros(2, 3)) for _ in range(2))
+    assert one == one and one != other and len({one, other}) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bucket_takes_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -> None:
+    logprobs = torch.log_softmax(torch.randn(64, 20) * 3, -1).to(dtype)
+    indices = torch.arange(20).expand(64, 20)
+    loss = fastkd.kd_loss(torch.randn(64, 50), fastkd.SparseTeacher(indices, logprobs, "bucket"))
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_metrics_of_a_bucket(target: Target, temperature: float) -> None:
+    """Entropies are those of the student's softmax at the loss's temperature, and of the teacher's classes."""
+    s, indices, logprobs, labels = make(device=target.device)
+    teacher = fastkd.SparseTeacher(indices, logprobs, "bucket")
+    for ratio in (0.5, 0.0):
+        options = {"temperature": temperature, "kd_ratio": ratio, **target.options}
+        _, metrics = fastkd.kd_loss(s, teacher, labels, return_metrics=True, **options)
+        log_q = torch.log_softmax(s.double() / temperature, -1)
+        assert_value(metrics.student_entropy.cpu(), -(log_q.exp() * log_q).sum(-1).mean().cpu())
+        rest = torch.log1p(-logprobs.double().exp().sum(-1, keepdim=True))
+        log_p = torch.log_softmax(torch.cat([logprobs.double(), rest], -1) / temperature, -1)
+        assert_value(metrics.teacher_entropy.cpu(), -(log_p.exp() * log_p).sum(-1).mean().cpu())
+        exact = reference_gradients(s, Sparse(indices, logprobs, "bucket"), temperature=temperature)[0]
+        assert_value(metrics.kd.cpu(), exact.cpu())

@@ -142,7 +142,7 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
         "grad_scale": "fp32",
         "row_loss": "fp32",
         "metrics": "fp32" if variant.get("metrics") else None,
-        "record": "fp64" if variant.get("phase") else None,
+        "record": "fp32" if variant.get("phase") else None,
         "coefficient": "fp32" if divergence == "off_support" else None,
         "grad_student": student if variant.get("grad_student", True) else None,
         "grad_teacher": teacher if variant.get("grad_teacher") else None,

@@ -10,11 +10,11 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// The logarithm of what a mass leaves. Below float32's rounding of a sum near 1 it is not told from 0.
-inline double log_rest(double mass) {
+// 1 less a mass. Below float32's rounding of a sum near 1 it is not told from 0.
+inline double rest_of(double mass) {
   constexpr double kLeast = 0x1p-24;
   const double rest = 1 - mass;
-  return std::log(rest < kLeast ? kLeast : rest);
+  return rest < kLeast ? kLeast : rest;
 }
 
 // A thread's, used for one row after another.
@@ -40,7 +40,7 @@ class SparseRow {
       const double logprob = logprob_at(k);
       if (logprob == kLowest<double>) continue;
       entry_[count_] = k;
-      log_p_[count_] = logprob / params_.teacher_temperature;
+      log_p_[count_] = logprob;
       logit_[count_] = load_one<double>(s.at(column_at(k)), s.dtype);
       log_q_[count_] = logit_[count_] / params_.temperature - lse;
       ++count_;
@@ -99,28 +99,35 @@ class SparseRow {
 
   void find_classes() {
     const bool bucket = teacher_.tail == Tail::kBucket;
-    const bool whole = bucket || teacher_.divergence == Divergence::kForwardKL;
     const int64_t rest = count_;
-    if (whole) {
+    double rest_p = 0, rest_q = 0;  // masses
+    if (teacher_.has_rest) {
       double mass_p = 0, mass_q = 0;
       for (int64_t i = 0; i < count_; ++i) {
         mass_p += std::exp(log_p_[i]);
         mass_q += std::exp(log_q_[i]);
       }
-      log_p_[rest] = bucket ? log_rest(mass_p) : kLowest<double>;
-      log_q_[rest] = log_rest(mass_q);
+      rest_p = rest_of(mass_p);
+      rest_q = rest_of(mass_q);
+      log_p_[rest] = bucket ? std::log(rest_p) : kLowest<double>;
+      log_q_[rest] = std::log(rest_q);
       ++classes_;
     }
-    solve();
-    if (whole) coefficient = by_student_[rest] / std::exp(log_q_[rest]);
-    for (int64_t i = 0; i < count_; ++i) {
-      if (bucket) {
-        // The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
-        by_teacher_[i] -= std::exp(log_p_[i]) * (by_teacher_[rest] / std::exp(log_p_[rest]));
-      } else {
-        by_teacher_[i] /= params_.teacher_temperature;
-      }
+    // The kernel normalises the classes.
+    for (int64_t i = 0; i < classes_; ++i) {
+      log_p_[i] /= params_.teacher_temperature;
+      log_q_[i] /= teacher_.class_temperature;
     }
+    solve();
+    for (int64_t i = 0; i < classes_; ++i) {
+      by_student_[i] /= teacher_.class_temperature;
+      by_teacher_[i] /= params_.teacher_temperature;
+    }
+    if (teacher_.has_rest) coefficient = by_student_[rest] / rest_q;
+    if (!bucket) return;
+    // The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
+    const double by_mass = by_teacher_[rest] / rest_p;
+    for (int64_t i = 0; i < count_; ++i) by_teacher_[i] -= std::exp(logprob_at(entry_[i])) * by_mass;
   }
 
   // The divergence of the classes, which is a dense one of few columns.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.shards import Shards
-from fastkd.spec import LossSpec
+from fastkd.spec import METRICS, LossSpec
 
 
 @dataclass
@@ -21,12 +21,15 @@ class SparseRows:
             ``[0, vocab)``. Entries that do not exist have log-probability -inf and any index.
         logprobs: ``(rows, K)`` of the dtype of the arithmetic.
         tail: ``"renormalize"``, ``"bucket"`` or ``"drop"``, see :class:`fastkd.SparseTeacher`.
+        class_temperature: of ``bucket``, whose classes are formed at temperature 1 (that of the call's spec):
+            their logarithms are then divided by this one, on the student's side, and renormalised.
         grad: like ``logprobs``, receives the gradient with respect to it; or None.
     """
 
     indices: Tensor
     logprobs: Tensor
     tail: str
+    class_temperature: float = 1.0
     grad: Tensor | None = None
 
 
@@ -94,6 +97,26 @@ class Backend(ABC):
 
     def rows(self, call: Call) -> None:
         """Fill the results of ``call``."""
+        if isinstance(call.teacher, SparseRows) and call.teacher.class_temperature != 1.0:
+            self._rows_of_classes(call, call.teacher)
+        else:
+            self._rows(call)
+
+    def _rows_of_classes(self, call: Call, teacher: SparseRows) -> None:
+        """As :meth:`rows`, where the student's entropy has another temperature than the call's spec."""
+        entropy = None
+        if call.metrics is not None:
+            spec = call.spec._replace(temperature=teacher.class_temperature, kd_weight=0.0)
+            scratch, found = torch.empty_like(call.row_loss), torch.empty_like(call.metrics)
+            self.compute(
+                replace(call, spec=spec, teacher=None, row_loss=scratch, metrics=found, grad_student=None)
+            )
+            entropy = found[:, METRICS.index("student_entropy")]
+        self._rows(call)
+        if entropy is not None and call.metrics is not None:
+            call.metrics[:, METRICS.index("student_entropy")] = entropy
+
+    def _rows(self, call: Call) -> None:
         if call.spec.kd_weight == 0 and call.metrics is not None and call.teacher is not None:
             # The loss leaves the divergence out, the metrics do not.
             teacher = call.teacher if isinstance(call.teacher, Tensor) else replace(call.teacher, grad=None)

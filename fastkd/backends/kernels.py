@@ -16,7 +16,13 @@ Phase = Literal["all", "statistics", "sums", "distant", "finish"]
 
 
 class KernelBackend(Backend):
-    """A backend whose kernels take a row through its sweeps, all at once or one at a time."""
+    """A backend whose kernels take a row through its sweeps, all at once or one at a time.
+
+    Attributes:
+        relative_records: whether records are relative, see :mod:`fastkd.backends.record`.
+    """
+
+    relative_records = True
 
     @abstractmethod
     def launch(
@@ -30,7 +36,8 @@ class KernelBackend(Backend):
 
         ``"all"`` fills the results of ``call``; a backend that takes sparse teachers so says so by a
         ``_sparse`` of its own. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))``
-        float64, zeros before; rows that are not read stay so); ``"sums"`` reads it and writes its last two
+        float64, or where records are relative of the arithmetic's dtype; zeros before, and rows that are not
+        read stay so); ``"sums"`` reads it and writes its last two
         columns; ``"distant"``, for a divergence that has distant rows, reads these sums over all shards and
         replaces them in such rows by the logarithms to base 2 of two others; ``"finish"`` reads it and fills
         the results of ``call``. Where ``call.spec.divergence`` is ``"off_support"`` the teacher is not read,
@@ -56,10 +63,12 @@ class KernelBackend(Backend):
     def _statistics(self, call: Call) -> Tensor:
         """The records of all rows, over all shards."""
         shape = (call.row_loss.numel(), len(records.COLUMNS))
-        record = torch.zeros(shape, dtype=torch.float64, device=call.student.device)
+        dtype = call.loss_scale.dtype if self.relative_records else torch.float64
+        record = torch.zeros(shape, dtype=dtype, device=call.student.device)
         self.launch(call, "statistics", record)
         if call.shards is not None:
-            records.combine(record, call.spec, call.shards, call.metrics is not None)
+            metrics = call.metrics is not None
+            records.combine(record, call.spec, call.shards, metrics, self.relative_records)
         return record
 
     def _sparse(self, call: Call) -> None:

@@ -16,6 +16,7 @@ from fastkd import _settings
 from fastkd.backends.base import Call, SparseRows
 from fastkd.backends.kernels import KernelBackend, Phase
 from fastkd.backends.record import COLUMNS
+from fastkd.backends.sparse import has_rest
 from fastkd.spec import METRICS
 
 try:
@@ -88,6 +89,7 @@ class NativeBackend(KernelBackend):
     """C++ on a CPU, CUDA C++ on an NVIDIA GPU."""
 
     name = "native"
+    relative_records = False
 
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         if _C is None:
@@ -172,6 +174,8 @@ class NativeBackend(KernelBackend):
                 entries=sparse.indices.shape[1],
                 tail=getattr(_C.Tail, sparse.tail),
                 divergence=divergence,
+                has_rest=has_rest(sparse.tail, spec),
+                class_temperature=sparse.class_temperature,
             )
         if student.device.type == "cpu":
             _C.cpu_dense_rows(params, cpu_isa(), torch.get_num_threads())

@@ -1,6 +1,9 @@
 """Records of rows: what a kernel's first sweep finds, in a form that the shards of a vocabulary can add up.
 
-The layout is that of ``csrc/params.h``, which says what each column holds.
+The layout is that of ``csrc/params.h``, which says what each column holds. A backend whose device may lack
+float64 keeps *relative* records, in the dtype of the arithmetic: their moments, and their streams that are
+linear in the ratio of the two sides, are sums over logits less the row's largest, so that float32 holds their
+digits.
 """
 
 from __future__ import annotations
@@ -71,9 +74,9 @@ def _wire(spec: LossSpec, metrics: bool) -> list[str]:
     return names
 
 
-def bytes_per_token(spec: LossSpec, metrics: bool = False) -> int:
+def bytes_per_token(spec: LossSpec, metrics: bool = False, relative: bool = False) -> int:
     """Bytes per token that a process sends to each other one, in one message, or (with sums) two or three."""
-    return 8 * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
+    return (4 if relative else 8) * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
 
 
 def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
@@ -89,8 +92,14 @@ def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
     record[:, -2:] = torch.where(distant, torch.logsumexp(logarithms, 0) * LOG2E, of_all)
 
 
-def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> None:
-    """Make each process's ``(rows, len(COLUMNS))`` records those of the whole vocabulary, in place."""
+def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool, relative: bool) -> None:
+    """Make each process's ``(rows, len(COLUMNS))`` records those of the whole vocabulary, in place.
+
+    Args:
+        record: of this process's shard.
+        metrics: whether the call wants metrics.
+        relative: whether the records are relative, see the head of this module.
+    """
     wire = _wire(spec, metrics)
     # Column by column: a list as an index would be copied to the device, for which the host waits.
     found = shards.gather(torch.stack([record[:, COLUMNS.index(name)] for name in wire], -1))
@@ -106,6 +115,15 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> No
     whole["max_s"], by_s = bits(part["max_s"], spec.temperature)
     whole["max_t"], by_t = bits(part["max_t"], spec.teacher_temperature)
     _, by_one = bits(part["max_s"], 1.0)
+    if relative:
+        # Each shard's logits are less its own maximum; now they are to be less the largest.
+        moved_s, moved_t = by_s * (spec.temperature / LOG2E), by_t * (spec.teacher_temperature / LOG2E)
+        part["moment_s"] = part["moment_s"] + part["z_s"] * moved_s
+        part["moment_t"] = part["moment_t"] + part["z_t"] * moved_t
+        if not has_cross(spec):
+            for k, (of_t, _) in enumerate(stream_powers(spec)):
+                weight = part["z_t"] if of_t else part["z_s"]
+                part[f"stream_{k}"] = part[f"stream_{k}"] + weight * ((by_t - by_s) / LOG2E)
     for name, by in (("z_s", by_s), ("moment_s", by_s), ("z_t", by_t), ("moment_t", by_t), ("z_one", by_one)):
         whole[name] = (part[name] * torch.exp2(by)).sum(0)
     whole["cross_shift"] = torch.zeros_like(whole["max_s"])
@@ -123,10 +141,12 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> No
         whole[name] = part[name].sum(0)
     for name in ("label_s", "label_t"):
         whole[name] = part[name].amax(0)
+    owner = {}
     for side in ("s", "t"):
-        # The first shard with the largest logit has it; columns are told apart by shard as well.
-        owner = (part[f"max_{side}"] == whole[f"max_{side}"]).to(torch.int8).argmax(0)
-        arg = part[f"arg_{side}"].gather(0, owner[None])[0]
-        whole[f"arg_{side}"] = owner * 2.0**32 + arg
+        # The first shard with the largest logit has it.
+        owner[side] = (part[f"max_{side}"] == whole[f"max_{side}"]).to(torch.int8).argmax(0)
+        whole[f"arg_{side}"] = part[f"arg_{side}"].gather(0, owner[side][None])[0]
+    # Columns of two shards differ, whatever their numbers are there.
+    whole["arg_t"] = torch.where(owner["s"] == owner["t"], whole["arg_t"], -2.0)
     for name, value in whole.items():
         record[:, COLUMNS.index(name)] = value

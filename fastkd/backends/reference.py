@@ -161,7 +161,7 @@ class ReferenceBackend(KernelBackend):
     @staticmethod
     def _statistics_of(rows: _Rows, record: Tensor) -> None:
         """The student's side of this shard's records, which is all that a sparse teacher asks for."""
-        s, spec, hot = rows.s.double(), rows.spec, rows.hot
+        s, spec, hot = rows.s, rows.spec, rows.hot
         edge = s.new_full((s.shape[0], 1), -math.inf)
         top = torch.cat([s, edge], -1).amax(-1, keepdim=True)
         away = s - torch.where(torch.isinf(top), 0.0, top)
@@ -172,7 +172,7 @@ class ReferenceBackend(KernelBackend):
             "z_one": torch.exp(away).sum(-1),
             "logit_sum": s.sum(-1),
             "label_s": torch.cat([s.masked_fill(~hot, -math.inf), edge], -1).amax(-1),
-            "moment_s": torch.where(e == 0, 0.0, e * s).sum(-1),
+            "moment_s": torch.where(e == 0, 0.0, e * away).sum(-1),
             "columns": torch.full_like(top[:, 0], s.shape[1]),
         }
         for name, value in found.items():

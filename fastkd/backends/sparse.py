@@ -16,10 +16,33 @@ from torch import Tensor
 from fastkd.backends.base import Call, SparseRows
 from fastkd.backends.formulas import FORMULAS, Pair
 from fastkd.backends.record import COLUMNS
-from fastkd.spec import METRICS
+from fastkd.spec import METRICS, LossSpec
 
 # Mass below float32's rounding of a sum near 1 is not told from 0, on either side.
 LEAST_REST = 2.0**-24
+
+# Divergences that compare a ``renormalize`` teacher with the student's whole vocabulary: they are finite
+# where the teacher has nothing, and see of the student there its mass alone. The others see the entries.
+OVER_VOCABULARY = (
+    *("forward_kl", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "renyi"),
+    *("log_acceptance", "kl_tvd"),
+)
+
+
+def has_rest(tail: str, spec: LossSpec) -> bool:
+    """Whether the student's mass outside the entries is a class of its own (never with ``drop``)."""
+    if tail == "renormalize":
+        return spec.divergence in OVER_VOCABULARY or (spec.divergence == "alpha" and spec.alpha > 0)
+    return tail == "bucket"
+
+
+def log_rest(log_masses: Tensor) -> Tensor:
+    """``(rows, 1)``, the logarithm of 1 less the masses of which ``(rows, K)`` logarithms are given."""
+    top, place = log_masses.max(-1, keepdim=True)
+    others = log_masses.scatter(-1, place, -math.inf)
+    # Where one entry holds nearly all, 1 less its mass keeps its digits only this way.
+    rest = -torch.expm1(top) - others.exp().sum(-1, keepdim=True)
+    return torch.log(rest.clamp(min=LEAST_REST))
 
 
 def column(record: Tensor, name: str) -> Tensor:
@@ -34,8 +57,7 @@ class Support:
         present: ``(rows, K)`` bool, entries that exist; none in rows that are not read.
         here: of those, the ones in this process's shard.
         index: ``(rows, K)`` column in this shard, 0 where not here.
-        logits: ``(rows, K)`` float64, -inf where not present.
-        first: ``(rows, 1)`` float64, the logit of column 0.
+        logits: ``(rows, K)`` of the arithmetic's dtype, -inf where not present.
     """
 
     def __init__(self, call: Call, teacher: SparseRows) -> None:
@@ -48,12 +70,9 @@ class Support:
         self.present = read[:, None] & ~torch.isneginf(teacher.logprobs)
         self.here = self.present & (teacher.indices >= 0) & (teacher.indices < vocab)
         self.index = torch.where(self.here, teacher.indices, 0)
+        found = torch.zeros_like(teacher.logprobs)
         if vocab:
-            found = call.student[self.place(self.index)].double()
-            self.first = call.student[self.place(torch.zeros_like(self.rows))].double()
-        else:
-            found = torch.zeros_like(teacher.logprobs, dtype=torch.float64)
-            self.first = found.new_zeros(len(self.rows), 1)
+            found = call.student[self.place(self.index)].to(teacher.logprobs.dtype)
         self.logits = torch.where(self.here, found, -math.inf)
         if call.shards is not None:
             self.logits = call.shards.max(self.logits)
@@ -65,7 +84,7 @@ class Support:
 
 @dataclass
 class Divergence:
-    """What is known once the student's partition is: all float64."""
+    """What is known once the student's partition is, in the record's dtype."""
 
     value: Tensor  # (rows, 1)
     coefficient: Tensor  # (rows,) of q in the gradient by s / T, in the dtype of the call's arithmetic
@@ -76,64 +95,74 @@ class Divergence:
 def divergence(call: Call, teacher: SparseRows, support: Support, record: Tensor) -> Divergence:
     """The divergence of each row and its gradients; fills ``teacher.grad``."""
     spec, present = call.spec, support.present
-    logprobs = torch.where(present, teacher.logprobs.double(), -math.inf)
-    lse_q = column(record, "max_s") / spec.temperature + torch.log(column(record, "z_s"))
-    lse_q = torch.where(support.read[:, None], lse_q, 0.0)
-    log_q = torch.where(present, support.logits / spec.temperature - lse_q, -math.inf)
-    nothing = torch.zeros_like(lse_q)
-
-    if teacher.tail == "drop":
-        weight = logprobs.exp()
-        ratio = (logprobs - log_q).masked_fill(~present, 0.0)
-        total = weight.sum(-1, keepdim=True)
-        value = torch.where(weight == 0, 0.0, weight * ratio).sum(-1, keepdim=True)
-        by_student, coefficient = total * log_q.exp() - weight, total
-        by_logprobs = torch.where(present, weight * (ratio + 1), 0.0)
-        log_p = torch.log_softmax(logprobs, -1).masked_fill(~present, -math.inf)
-        teacher_rest = torch.full_like(nothing, -math.inf)
-    else:
-        if teacher.tail == "bucket":
-            log_p = logprobs
-            teacher_rest = torch.log((1 - log_p.exp().sum(-1, keepdim=True)).clamp(min=LEAST_REST))
-        else:
-            log_p = torch.log_softmax(logprobs / spec.teacher_temperature, -1).masked_fill(
-                ~present, -math.inf
-            )
-            teacher_rest = torch.full_like(nothing, -math.inf)
-        whole = teacher.tail == "bucket" or spec.divergence == "forward_kl"
-        if whole:
-            student_rest = torch.log((1 - log_q.exp().sum(-1, keepdim=True)).clamp(min=LEAST_REST))
-        else:  # among the K columns alone
-            log_q = torch.log_softmax(log_q, -1).masked_fill(~present, -math.inf)
-            student_rest = torch.full_like(nothing, -math.inf)
-        p, q = torch.cat([log_p, teacher_rest], -1), torch.cat([log_q, student_rest], -1)
-        ratio = (p - q).masked_fill(torch.isneginf(p) & torch.isneginf(q), 0.0)
-        result = FORMULAS[spec.divergence](Pair(p, q, ratio, spec.alpha, spec.beta))
-        value = result.value
-        by_student, by_rest = result.by_student[:, :-1], result.by_student[:, -1:]
-        coefficient = by_rest / student_rest.exp() if whole else nothing
-        by_logprobs, by_teacher_rest = result.by_teacher[:, :-1], result.by_teacher[:, -1:]
-        if teacher.tail == "bucket":
-            # The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
-            by_logprobs = by_logprobs - log_p.exp() * (by_teacher_rest / teacher_rest.exp())
-        else:
-            by_logprobs = by_logprobs / spec.teacher_temperature
+    logprobs = torch.where(present, teacher.logprobs.to(record.dtype), -math.inf)
+    away = (support.logits - column(record, "max_s")) / spec.temperature
+    log_q = torch.where(present, away - torch.log(column(record, "z_s")), -math.inf)
+    dropped = teacher.tail == "drop"
+    found = _dropped(logprobs, log_q) if dropped else _classes(spec, teacher, logprobs, log_q)
+    value, coefficient, by_student, by_logprobs, log_p = found
 
     # A row without any entry says nothing.
     empty = ~present.any(-1, keepdim=True)
     value, coefficient = value.masked_fill(empty, 0.0), coefficient.masked_fill(empty, 0.0)
     if teacher.grad is not None:
-        scale = (call.grad_scale.double() * spec.kd_weight)[:, None]
+        scale = (call.grad_scale.to(record.dtype) * spec.kd_weight)[:, None]
         teacher.grad.copy_(torch.where(present, scale * by_logprobs, 0.0))
-    p = torch.cat([log_p, teacher_rest], -1)
-    entropy = -torch.where(torch.isneginf(p), 0.0, p.exp() * p).sum(-1, keepdim=True)
+    entropy = -torch.where(torch.isneginf(log_p), 0.0, log_p.exp() * log_p).sum(-1, keepdim=True)
     return Divergence(value, coefficient[:, 0].to(call.loss_scale.dtype), by_student, entropy)
+
+
+def _dropped(logprobs: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
+    """The forward KL's terms of the entries, with their weights as they are.
+
+    Returns the value, the coefficient, the gradients by ``s / T`` and by ``logprobs``, and ``log p``.
+    """
+    absent = torch.isneginf(logprobs)
+    weight = logprobs.exp()
+    ratio = (logprobs - log_q).masked_fill(absent, 0.0)
+    total = weight.sum(-1, keepdim=True)
+    value = torch.where(weight == 0, 0.0, weight * ratio).sum(-1, keepdim=True)
+    by_student = total * log_q.exp() - weight
+    by_logprobs = torch.where(absent, 0.0, weight * (ratio + 1))
+    return value, total, by_student, by_logprobs, _log_softmax(logprobs, 1.0)
+
+
+def _log_softmax(x: Tensor, temperature: float) -> Tensor:
+    """``log_softmax(x / temperature)`` over the last dimension; -inf all over where ``x`` is."""
+    found = torch.log_softmax(x / temperature, -1)
+    return torch.where(torch.isneginf(x), -math.inf, found)
+
+
+def _classes(spec: LossSpec, teacher: SparseRows, logprobs: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
+    """The divergence of the entries and, where it is one, of all other columns as one more class.
+
+    Returns what :func:`_dropped` does.
+    """
+    bucket, rest = teacher.tail == "bucket", has_rest(teacher.tail, spec)
+    nothing = torch.full_like(logprobs[:, :1], -math.inf)
+    teacher_rest = log_rest(logprobs) if bucket else nothing
+    student_rest = log_rest(log_q) if rest else nothing
+    p = _log_softmax(torch.cat([logprobs, teacher_rest], -1), spec.teacher_temperature)
+    q = torch.cat([log_q, student_rest], -1)
+    if teacher.class_temperature != 1.0 or not rest:
+        q = _log_softmax(q, teacher.class_temperature)
+    ratio = (p - q).masked_fill(torch.isneginf(p) & torch.isneginf(q), 0.0)
+    result = FORMULAS[spec.divergence](Pair(p, q, ratio, spec.alpha, spec.beta))
+    by_classes = result.by_student / teacher.class_temperature
+    by_student, by_rest = by_classes[:, :-1], by_classes[:, -1:]
+    coefficient = by_rest / student_rest.exp() if rest else torch.zeros_like(by_rest)
+    by_teacher = result.by_teacher / spec.teacher_temperature
+    by_logprobs = by_teacher[:, :-1]
+    if bucket:
+        # The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
+        by_logprobs = by_logprobs - logprobs.exp() * (by_teacher[:, -1:] / teacher_rest.exp())
+    return result.value, coefficient, by_student, by_logprobs, p
 
 
 def complete(call: Call, support: Support, record: Tensor, found: Divergence) -> None:
     """Add the divergence to what the kernel has left: losses, metrics, and the gradient at the entries."""
-    spec, read = call.spec, support.read[:, None]
-    loss = call.loss_scale.double()[:, None] * spec.kd_weight * found.value
+    spec, read, dtype = call.spec, support.read[:, None], record.dtype
+    loss = call.loss_scale.to(dtype)[:, None] * spec.kd_weight * found.value
     call.row_loss += torch.where(read, loss, 0.0)[:, 0].to(call.row_loss.dtype)
     if call.metrics is not None:
         assert isinstance(call.teacher, SparseRows)
@@ -143,37 +172,27 @@ def complete(call: Call, support: Support, record: Tensor, found: Divergence) ->
         for name, value in (
             ("kd", spec.kd_metric * found.value),
             ("teacher_entropy", found.teacher_entropy),
-            ("agreement", agreement.double()),
+            ("agreement", agreement.to(dtype)),
         ):
             place = METRICS.index(name)
             call.metrics[:, place] = torch.where(read, value, 0.0)[:, 0].to(call.metrics.dtype)
     if call.grad_student is None or spec.vocab_size == 0:
         return
 
-    scale = call.grad_scale.double()[:, None]
-    lse_q = column(record, "max_s") / spec.temperature + torch.log(column(record, "z_s"))
+    grad = spec.kd_weight / spec.temperature * found.by_student
     ce_weight = spec.ce_weight if call.labels is not None else 0.0
-    uniform = ce_weight * spec.label_smoothing / column(record, "columns").clamp(min=1)
-
-    def without_correction(logits: Tensor, index: Tensor) -> Tensor:
-        """The kernel's gradient at these columns, before its rounding."""
-        q = torch.exp(logits / spec.temperature - lse_q)
-        grad = spec.kd_weight / spec.temperature * found.coefficient.double()[:, None] * q
-        if ce_weight or spec.z_loss:
-            lse = column(record, "max_s") + torch.log(column(record, "z_one"))
-            grad = grad + (ce_weight + 2 * spec.z_loss * lse) * torch.exp(logits - lse) - uniform
-        if ce_weight and call.labels is not None:
-            hot = (index == call.labels[:, None]).double()
-            grad = grad - ce_weight * (1 - spec.label_smoothing) * hot
-        return grad
-
-    q = torch.exp(support.logits / spec.temperature - lse_q)
-    correction = found.by_student - found.coefficient.double()[:, None] * q
-    correction = torch.where(support.here, spec.kd_weight / spec.temperature * correction, 0.0)
-    # Entries that are not here write what column 0 holds anyway.
-    at_first = torch.where(support.here & (support.index == 0), correction, 0.0).sum(-1, keepdim=True)
-    zero = torch.zeros_like(support.rows)
-    first = without_correction(support.first, zero) + at_first
-    entries = torch.where(support.here, without_correction(support.logits, support.index) + correction, first)
-    values = torch.where(read, scale * entries, 0.0).to(call.grad_student.dtype)
-    call.grad_student[support.place(support.index)] = values
+    if ce_weight or spec.z_loss:
+        away, log_z = support.logits - column(record, "max_s"), torch.log(column(record, "z_one"))
+        lse = column(record, "max_s") + log_z
+        grad = grad + (ce_weight + 2 * spec.z_loss * lse) * torch.exp(away - log_z)
+    if ce_weight and call.labels is not None:
+        hot = (support.index == call.labels[:, None]).to(dtype)
+        uniform = spec.label_smoothing / column(record, "columns").clamp(min=1)
+        grad = grad - ce_weight * ((1 - spec.label_smoothing) * hot + uniform)
+    entries = (call.grad_scale.to(dtype)[:, None] * grad).to(call.grad_student.dtype)
+    # Entries that are not here write what column 0 holds anyway: the kernel's, or that of an entry.
+    first = call.grad_student[support.place(torch.zeros_like(support.rows))]
+    at_first = support.here & (support.index == 0)
+    entry = entries.gather(-1, at_first.to(torch.int8).argmax(-1, keepdim=True))
+    first = torch.where(at_first.any(-1, keepdim=True), entry, first)
+    call.grad_student[support.place(support.index)] = torch.where(support.here, entries, first)

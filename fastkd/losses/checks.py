@@ -145,17 +145,20 @@ def sparse_teacher(
     leading_shape("teacher.indices", indices.shape[:-1], leading)
     same_device(device, **{"teacher.indices": indices, "teacher.logprobs": logprobs})
     one_of("tail", teacher.tail, TAILS)
-    allowed = ("forward_kl",) if teacher.tail == "drop" else ("forward_kl", "reverse_kl", "jsd")
-    if divergence not in allowed:
+    if teacher.tail == "drop" and divergence in DIVERGENCES and divergence != "forward_kl":
         raise ValueError(
-            f"a SparseTeacher with tail={teacher.tail!r} has no divergence={divergence!r}: choose "
-            f"{' or '.join(repr(name) for name in allowed)}, or pass all logits"
+            f"a SparseTeacher with tail='drop' has no divergence={divergence!r}: choose 'forward_kl', or "
+            "another tail"
         )
-    if teacher.tail != "renormalize" and any(t not in (None, 1) for t in temperatures):
+    if divergence == "decoupled":
         raise ValueError(
-            f"a SparseTeacher with tail={teacher.tail!r} is known at temperature 1 only: pass "
-            "temperature=1, or "
-            "tail='renormalize'"
+            "a SparseTeacher has no divergence='decoupled', which treats the label apart, an entry or not: "
+            "choose another, or pass all logits"
+        )
+    if teacher.tail == "drop" and any(t not in (None, 1) for t in temperatures):
+        raise ValueError(
+            "a SparseTeacher with tail='drop' is known at temperature 1 only: pass temperature=1, or another "
+            "tail"
         )
 
 

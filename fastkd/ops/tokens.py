@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,11 @@ class Tokens:
         group: str | None,
         runner: Backend,
     ) -> None:
-        self.spec, self.tail = spec, tail
+        self.spec, self.tail, self.class_temperature = spec, tail, 1.0
+        if tail == "bucket":
+            # The classes are formed at temperature 1; theirs comes after.
+            self.class_temperature = spec.temperature
+            self.spec = spec._replace(temperature=1.0)
         self.loss_scale = loss_scale.contiguous()
         self.grad_scale = self.loss_scale if grad_scale is None else grad_scale.contiguous()
         self.labels = None if labels is None else labels.reshape(-1).contiguous()
@@ -58,6 +63,8 @@ class Tokens:
         if self.labels is not None:
             self._check_labels(self.labels, total, runner)
         self._refuse(self._bad_indices(total), self._index_error, total)
+        if logprobs is not None:
+            self._refuse(self._bad_masses(logprobs.dtype), self._mass_error, total)
         if self.shards is not None:
             self._localise(self.shards)
 
@@ -112,6 +119,18 @@ class Tokens:
         outside = present & ((self.indices < 0) | (self.indices >= total))
         return outside.any(-1) | repeated
 
+    def _bad_masses(self, dtype: torch.dtype) -> Tensor | None:
+        """``(rows,)`` bool, rows whose classes leave less than nothing.
+
+        Args:
+            dtype: of the logarithms as they were given.
+        """
+        if self.tail != "bucket" or self.logprobs is None or self.spec.kd_weight == 0:
+            return None
+        # A logarithm's rounding grows with it; this is far more than it makes of a mass of 1.
+        most = 1 + math.sqrt(torch.finfo(dtype).eps)
+        return self.read & (self.logprobs.exp().sum(-1) > most)
+
     def _refuse(
         self,
         bad: Tensor | None,
@@ -146,6 +165,15 @@ class Tokens:
             "column (logsumexp of their log-probabilities), or give the others the log-probability -inf"
         )
 
+    def _mass_error(self, token: int, total: int | Tensor) -> Exception:
+        assert self.logprobs is not None
+        return ValueError(
+            f"the probabilities of SparseTeacher at token {token} sum to "
+            f"{float(self.logprobs[token].exp().sum()):g}, and tail='bucket' asks for those of a distribution "
+            "over the whole vocabulary, at most 1: pass log_softmax(logits) of all columns gathered at the "
+            "indices, or tail='renormalize' or 'drop'"
+        )
+
     def call(
         self,
         start: int,
@@ -170,7 +198,8 @@ class Tokens:
         source: Tensor | SparseRows | None = teacher
         if self.indices is not None and self.logprobs is not None:
             assert self.tail is not None
-            source = SparseRows(of(self.indices), of(self.logprobs), self.tail, grad_teacher)
+            entries = of(self.indices), of(self.logprobs)
+            source = SparseRows(*entries, self.tail, self.class_temperature, grad_teacher)
             grad_teacher = None
         return Call(
             student=student,

@@ -190,7 +190,7 @@ class DistillationConfig(TrainingArguments):
         default="renormalize",
         metadata={
             "help": "What a topk cache holds of all other tokens: renormalize (nothing), or bucket "
-            "(their mass as one more class; temperature 1)."
+            "(their mass as one more class)."
         },
     )
 

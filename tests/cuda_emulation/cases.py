@@ -361,7 +361,7 @@ def in_shards(call: Call, widths: list[int]) -> list[Tensor]:
         KERNEL.launch(calls[-1], "statistics", found[-1])
     for heard in (False, True):
         for part in found:
-            records.combine(part if heard else part.clone(), call.spec, shards, metrics)  # type: ignore[arg-type]
+            records.combine(part if heard else part.clone(), call.spec, shards, metrics, False)  # type: ignore[arg-type]
     if records.has_sums(call.spec):
         for part, record in zip(calls, found, strict=True):
             KERNEL.launch(part, "sums", record)

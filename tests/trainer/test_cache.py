@@ -308,10 +308,9 @@ def test_leaves_other_directories_alone(tmp_path: Path) -> None:
         ("topk", {"data": encoded("causal_lm")[::-1]}, "row 0 .counted from 0. of the training data is not"),
         ("topk", {"data": encoded("causal_lm", 19)}, "holds 20 rows and the training data 19"),
         ("topk", {"task": "seq2seq"}, "made for the task causal_lm, not for seq2seq"),
-        ("topk", {"divergence": "tvd"}, "set forward_kl, reverse_kl or jsd, or make a cache with cache_kind"),
+        ("topk", {"divergence": "decoupled"}, "set another, or make a cache with cache_kind"),
         ("sampled", {"divergence": "jsd"}, "set forward_kl, or make a cache with cache_kind: hidden"),
         ("sampled", {"temperature": 2.0}, "sampled cache is known at temperature 1 only: set temperature: 1"),
-        ("topk", {"cache_tail": "bucket", "teacher_temperature": 2.0}, "set cache_tail: renormalize"),
         ("hidden", {"feature_matches": [{"student": 0, "teacher": 0, "kind": "hidden"}]}, "need a live one"),
     ],
 )

@@ -141,7 +141,6 @@ FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "wei
         ({"peft_config": ADAPTER}, "adapter_on_noise", "error", "random weights"),
         ({"teacher": "base"}, "base_without_adapter", "error", "base"),
         ({"task": "classification", "fused_head": "true"}, "fused_classifier", "error", "fused_head"),
-        ({"cache_tail": "bucket", "temperature": 2.0}, "bucket_temperature", "warning", "2.0"),
         ({"control": True, "kd_ratio": 0.0}, "control_of_nothing", "warning", "control"),
         ({"learning_rate": 0.0}, "learning_rate", "error", "learning_rate: 0"),
         ({"warmup_steps": 50, "max_steps": 40}, "warmup", "warning", "40 steps"),
@@ -490,8 +489,7 @@ def test_a_cache_that_fits(cached: Callable[..., dict[str, Finding]]) -> None:
 @pytest.mark.parametrize(
     ("fields", "name", "words"),
     [
-        ({"divergence": "tvd"}, "cache", "divergence: tvd does not work with a topk cache"),
-        ({"cache_tail": "bucket", "temperature": 2.0}, "cache", "set cache_tail: renormalize"),
+        ({"divergence": "decoupled"}, "cache", "divergence: decoupled does not work with a topk cache"),
         ({"task": "seq2seq"}, "cache", "was made for the task causal_lm"),
         ({"max_length": 6}, "cache_order", "length limits have changed"),
     ],

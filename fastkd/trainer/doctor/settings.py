@@ -199,21 +199,6 @@ def fused_classifier(case: Case) -> Iterator[Finding]:
         )
 
 
-def stored_tail(case: Case) -> Iterator[Finding]:
-    args = case.args
-    bucket = args.cache_tail == "bucket" and args.cache_kind == "topk"
-    hot = (args.temperature, args.teacher_temperature or 1.0) != (1.0, 1.0)
-    if bucket and hot and case.cache_folder is None:
-        yield Finding(
-            "warning",
-            "bucket_temperature",
-            f"cache_tail: bucket is for temperature 1, and temperature is {args.temperature}: a cache "
-            "would be "
-            "refused",
-            "set cache_tail: renormalize, or temperature: 1",
-        )
-
-
 def control(case: Case) -> Iterator[Finding]:
     if case.args.control and case.args.kd_ratio == 0:
         yield Finding(
@@ -297,7 +282,6 @@ CHECKS: tuple[Check, ...] = (
     same_model,
     adapter,
     fused_classifier,
-    stored_tail,
     control,
     learning,
     half_precision,

@@ -120,16 +120,17 @@ class CachedTeacher:
             )
         tail = self._tail(args)
         temperatures = (args.temperature, args.teacher_temperature or args.temperature)
-        if tail != "renormalize" and temperatures != (1, 1):
-            what = "a sampled cache is" if tail == "drop" else "cache_tail: bucket is"
-            other = "make a topk or hidden cache" if tail == "drop" else "set cache_tail: renormalize"
-            raise ValueError(f"{what} known at temperature 1 only: set temperature: 1, or {other}")
+        if tail == "drop" and temperatures != (1, 1):
+            raise ValueError(
+                "a sampled cache is known at temperature 1 only: set temperature: 1, or make a topk or "
+                "hidden cache"
+            )
         logits = torch.zeros(1, 3)
         few = SparseTeacher(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1), tail)
         try:
             kd_loss(logits, few, torch.zeros(1, dtype=torch.long), **args.loss_options())
         except ValueError as error:
-            allowed = "forward_kl" if tail == "drop" else "forward_kl, reverse_kl or jsd"
+            allowed = "forward_kl" if tail == "drop" else "another"
             raise ValueError(
                 f"divergence: {args.divergence} does not work with a {self.kind} cache: set {allowed}, "
                 "or make a cache with cache_kind: hidden"
@@ -257,7 +258,7 @@ class _TeacherSide:
         token = np.repeat(np.arange(len(each)), each)
         kept = np.ones(len(columns), bool) if self.vocab_size is None else columns < self.vocab_size
         if values.dtype == np.float16:
-            logprobs = values.astype(np.float32)
+            logprobs = values  # as they were stored, which says how far their rounding goes
         else:  # draws outside the shared columns never happened
             drawn = np.bincount(token, weights=np.where(kept, values, 0), minlength=len(each))
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -268,9 +269,9 @@ class _TeacherSide:
         width = max(1, int(each.max(initial=0)))
         slot = np.arange(len(columns)) - np.repeat(np.cumsum(each) - each, each)
         indices = torch.zeros(*mask.shape, width, dtype=torch.long)
-        weights = torch.full((*mask.shape, width), -math.inf)
+        dense_logprobs = np.full((len(each), width), -math.inf, logprobs.dtype)
+        weights = torch.full((*mask.shape, width), -math.inf, dtype=torch.from_numpy(dense_logprobs).dtype)
         dense_indices = np.zeros((len(each), width), np.int64)
-        dense_logprobs = np.full((len(each), width), -math.inf, np.float32)
         dense_indices[token, slot], dense_logprobs[token, slot] = columns, logprobs
         indices[mask], weights[mask] = torch.from_numpy(dense_indices), torch.from_numpy(dense_logprobs)
         return {_INDICES: indices, _LOGPROBS: weights}
