@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from arithmetic import without_float64
 from closeness import assert_gradient, assert_value
 from oracle import Sparse, reference_gradients
 from targets import Target
@@ -351,7 +352,7 @@ def test_bucket_takes_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_metrics_of_a_bucket(target: Target, temperature: float) -> None:
-    """Entropies are those of the student's softmax at the loss's temperature, and of the teacher's classes."""
+    """The student's entropy is its softmax's at the loss's temperature, the teacher's that of its classes."""
     s, indices, logprobs, labels = make(device=target.device)
     teacher = fastkd.SparseTeacher(indices, logprobs, "bucket")
     for ratio in (0.5, 0.0):
@@ -364,3 +365,19 @@ def test_metrics_of_a_bucket(target: Target, temperature: float) -> None:
         assert_value(metrics.teacher_entropy.cpu(), -(log_p.exp() * log_p).sum(-1).mean().cpu())
         exact = reference_gradients(s, Sparse(indices, logprobs, "bucket"), temperature=temperature)[0]
         assert_value(metrics.kd.cpu(), exact.cpu())
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
+def test_nothing_asks_for_float64(target: Target, tail: str) -> None:
+    """Some devices have none. The native backend runs on none of them."""
+    if target.backend == "native":
+        pytest.skip("CPUs and NVIDIA GPUs have float64")
+    s, indices, logprobs, labels = make(device=target.device)
+    s, logprobs = s.requires_grad_(), logprobs.requires_grad_()
+    teacher = fastkd.SparseTeacher(indices, logprobs, tail)
+    with without_float64():
+        loss, metrics = fastkd.kd_loss(
+            s, teacher, labels, kd_ratio=0.5, z_loss=1e-3, return_metrics=True, **target.options
+        )
+        loss.backward()
+    assert all(x.dtype != torch.float64 for x in (loss, *metrics))
