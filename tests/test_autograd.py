@@ -52,7 +52,7 @@ def test_gradcheck(divergence: str, backend: str, parameters: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
-@pytest.mark.parametrize(("divergence", "tail"), SPARSE_CASES)
+@pytest.mark.parametrize(("divergence", "tail"), [case for case in SPARSE_CASES if case[0] != "kl_tvd"])
 def test_gradcheck_sparse(divergence: str, tail: str, backend: str) -> None:
     s = torch.randn(2, 9, dtype=torch.float64, requires_grad=True)
     logprobs = torch.log_softmax(torch.randn(2, 4, dtype=torch.float64), -1) - 0.3

@@ -101,6 +101,18 @@ def test_logits(reduction: str, inplace: bool) -> None:
             assert max((x for x in watch.seen.made if x != gradient), default=0) < gradient // 16
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_and_soft_labels(smoothing: float) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        weights = torch.empty(given.student.shape[-1], device=DEVICE)
+        options = {"kd_ratio": 0.5, "class_weights": weights, "label_smoothing": smoothing}
+        for labels in (given.labels, given.logits.float()):
+            fastkd.kd_loss(given.student, given.logits, labels, return_metrics=True, **options)
+            fastkd.linear_kd_loss(given.hidden, given.weight, given.teacher, labels, **options)
+        launches_are_placed(watch, 8)
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_divergences(divergence: str) -> None:
     with watched(DEVICE) as watch:

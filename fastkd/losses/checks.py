@@ -112,7 +112,10 @@ def per_token(
     if labels is not None:
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels must be an int64 tensor, not {kind}: convert with .long()")
+            raise TypeError(
+                f"labels must be an int64 tensor, not {kind}: convert with .long() (class probabilities have "
+                "the shape of the logits)"
+            )
         leading_shape("labels", labels.shape, leading)
     if token_weights is not None:
         if not isinstance(token_weights, Tensor) or token_weights.is_complex():
@@ -121,6 +124,40 @@ def per_token(
         if token_weights.requires_grad:
             raise ValueError("token_weights must not require grad: no gradient flows to them, pass .detach()")
     same_device(device, labels=labels, token_weights=token_weights)
+
+
+def class_weights(weights: object, columns: int, vocab: int, device: torch.device, *, sharded: bool) -> None:
+    """Check class weights ``(V,)``, or of the student's width; how many classes shards have is not known."""
+    if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.dim() != 1:
+        raise TypeError("class_weights must be a floating tensor of shape (V,)")
+    if weights.requires_grad:
+        raise ValueError("class_weights must not require grad: no gradient flows to them, pass .detach()")
+    same_device(device, class_weights=weights)
+    if not sharded and weights.shape[0] not in (vocab, columns):
+        raise ValueError(f"class_weights must have shape ({vocab},), got {tuple(weights.shape)}")
+    if device.type == "cpu" and bool((weights < 0).any()):
+        raise ValueError("class_weights must not be negative")
+
+
+def are_soft(labels: object, leading: torch.Size) -> bool:
+    """Whether labels are class probabilities: floating, with a dimension more than the tokens have."""
+    return isinstance(labels, Tensor) and labels.is_floating_point() and labels.dim() == len(leading) + 1
+
+
+def soft_labels(
+    labels: Tensor, leading: torch.Size, columns: int, vocab: int, device: torch.device, divergence: str
+) -> None:
+    """Check labels that are class probabilities ``(..., V)``, or of the student's width."""
+    if labels.dim() == 0 or labels.shape[:-1] != leading or labels.shape[-1] not in (vocab, columns):
+        raise ValueError(
+            f"labels that are class probabilities must have shape {(*leading, vocab)}, got "
+            f"{tuple(labels.shape)}"
+        )
+    if labels.requires_grad:
+        raise ValueError("labels must not require grad: no gradient flows to them, pass .detach()")
+    if divergence == "decoupled":
+        raise ValueError("divergence='decoupled' treats one label apart: pass labels as class numbers")
+    same_device(device, labels=labels)
 
 
 def sparse_teacher(

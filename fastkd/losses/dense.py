@@ -9,8 +9,27 @@ from torch import Tensor
 
 from fastkd.losses import checks
 from fastkd.losses.options import Options
-from fastkd.losses.run import Side, run
+from fastkd.losses.run import run
+from fastkd.losses.sides import Side
 from fastkd.teachers import HiddenTeacher, SparseTeacher
+
+
+def classes_last(class_dim: int, student: Tensor, teacher: Any, labels: Any) -> tuple[Tensor, Any, Any]:
+    """Views of logits, and of labels that are class probabilities, with the classes in the last dimension."""
+    if isinstance(class_dim, bool) or not isinstance(class_dim, int):
+        raise TypeError(f"class_dim must be an int, not {type(class_dim).__name__}")
+    if not -student.dim() <= class_dim < student.dim():
+        raise ValueError(
+            f"class_dim must be in [{-student.dim()}, {student.dim() - 1}] for logits of {student.dim()} "
+            f"dimensions, got {class_dim}"
+        )
+
+    def moved(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dim() == student.dim():
+            return x.movedim(class_dim, -1)
+        return x
+
+    return student.movedim(class_dim, -1), moved(teacher), moved(labels)
 
 
 def kd_loss(
@@ -30,8 +49,10 @@ def kd_loss(
     token_weights: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    class_dim: int = -1,
     inplace: bool = False,
     group: dist.ProcessGroup | None = None,
     backend: str | None = None,
@@ -53,7 +74,9 @@ def kd_loss(
         teacher: logits ``(..., V_t)`` of the same leading shape; the dtype may differ. A gradient flows to
             it if it requires one. Or a :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`,
             whose logits exist a few rows at a time. None where ``kd_ratio`` is 0.
-        labels: ``(...)`` int64, aligned with the logits (the caller shifts). Needed when ``kd_ratio < 1``.
+        labels: ``(...)`` int64, aligned with the logits (the caller shifts). Needed when ``kd_ratio < 1``. Or
+            class probabilities ``(..., V)`` of a floating dtype, as ``F.cross_entropy`` takes them; then no
+            label is ignored.
         kd_ratio: ``r`` in [0, 1], the divergence's share. At 0 the teacher is read for the metrics only.
         divergence: ``D(p, q)``, in nats (``docs/losses.md`` has the gradients and when to use which):
 
@@ -89,15 +112,23 @@ def kd_loss(
         token_weights: ``(...)`` real.
         ignore_index: tokens with this label are not read, and their gradient is exactly 0.
         label_smoothing: e in [0, 1]: the label's share falls to 1 - e, e is spread over the vocabulary.
+        class_weights: ``(V,)`` floating, factors of the classes in the cross-entropy, as the ``weight`` of
+            ``F.cross_entropy``; its mean, too, is divided by the sum of the labels' weights (or by
+            ``num_items``). With class weights, or class probabilities as labels, cross-entropy takes a pass
+            of its own.
         z_loss: weight of the squared log-partition at temperature 1 (PaLM, Chowdhery et al. 2022).
         vocab_size: columns at or past it do not exist, on either side; needed when ``V_s != V_t``. With
             ``group`` it counts the columns of all shards, and on a GPU its use waits for the device once a
             call.
+        class_dim: the dimension of the logits (a teacher's, and class probabilities', too) that holds the
+            classes: 1 for ``(N, C, d1, ...)`` as in ``F.cross_entropy``. A sparse teacher's entries stay
+            last.
         inplace: write the gradient over ``student_logits`` (contiguous, and neither a leaf nor a view of
             one), which saves the memory of a gradient. They hold no logits afterwards: a backward through any
             later use of them (of anything that they are a view of, too) raises. float16 logits are
-            overwritten in the backward, others at once. Without effect where no student gradient is wanted,
-            under ``torch.compile``, whose planner decides on memory, and under ``torch.func``'s transforms.
+            overwritten in the backward, others at once. Without effect where no student gradient is wanted or
+            the loss takes two passes, under ``torch.compile``, whose planner decides on memory, and under
+            ``torch.func``'s transforms.
         group: process group across which the vocabulary lies, a range of columns on each process in rank
             order, of any widths (the head of a tensor-parallel model). ``student_logits`` and ``teacher`` are
             this process's columns, ``labels`` (the same everywhere) count those of the whole vocabulary. The
@@ -116,6 +147,8 @@ def kd_loss(
             cannot run. All before any memory is touched.
     """
     checks.logits_like("student_logits", student_logits, empty=group is not None)
+    if class_dim != -1:
+        student_logits, teacher, labels = classes_last(class_dim, student_logits, teacher, labels)
     options = Options(
         kd_ratio,
         divergence,
@@ -134,6 +167,7 @@ def kd_loss(
         group,
         backend,
         return_metrics,
+        class_weights,
     )
     student = Side(student_logits, columns=student_logits.shape[-1])
     return run(student, teacher, labels, options, inplace=inplace)

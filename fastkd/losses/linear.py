@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastkd.losses.options import Options
-from fastkd.losses.run import head_side, run
+from fastkd.losses.run import run
+from fastkd.losses.sides import head_side
 from fastkd.teachers import HiddenTeacher, SparseTeacher
 
 
@@ -34,6 +35,7 @@ def linear_kd_loss(
     token_weights: Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
     group: dist.ProcessGroup | None = None,
@@ -51,7 +53,7 @@ def linear_kd_loss(
         student_hidden: ``(..., H_s)``.
         student_weight: ``(V_s, H_s)``, same dtype.
         teacher: :class:`fastkd.HiddenTeacher`, :class:`fastkd.SparseTeacher`, or logits ``(..., V_t)``.
-        labels: ``(...)`` int64, aligned with the hidden states.
+        labels: ``(...)`` int64, aligned with the hidden states, or class probabilities ``(..., V)``.
         student_bias: ``(V_s,)``.
         logit_scale: factor on the student's logits.
         logit_softcap: ``c`` of ``c * tanh(logits / c)`` on the scaled logits (Gemma 2), None for none.
@@ -89,6 +91,7 @@ def linear_kd_loss(
         group,
         backend,
         return_metrics,
+        class_weights,
     )
     student = head_side("student", student_hidden, student_weight, student_bias, logit_scale, logit_softcap)
     return run(student, teacher, labels, options, chunk_size=chunk_size)

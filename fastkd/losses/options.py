@@ -35,6 +35,7 @@ class Options(NamedTuple):
     group: dist.ProcessGroup | None = None
     backend: str | None = None
     return_metrics: bool = False
+    class_weights: Tensor | None = None
 
     def check(self, columns: int = -1) -> LossSpec:
         """Check all that can be without tensors; the arithmetic for a vocabulary of ``columns``."""

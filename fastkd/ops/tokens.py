@@ -169,8 +169,8 @@ class Tokens:
         assert self.logprobs is not None
         return ValueError(
             f"the probabilities of SparseTeacher at token {token} sum to "
-            f"{float(self.logprobs[token].exp().sum()):g}, and tail='bucket' asks for probabilities among the "
-            "whole vocabulary, at most 1: pass log_softmax(logits) of all columns gathered at the "
+            f"{float(self.logprobs[token].exp().sum()):g}, and tail='bucket' asks for those of columns of "
+            "a whole vocabulary, at most 1: pass log_softmax(logits) of all columns gathered at the "
             "indices, or tail='renormalize' or 'drop'"
         )
 

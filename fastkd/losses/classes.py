@@ -1,0 +1,164 @@
+"""Cross-entropy by class: weights of the classes, and class probabilities as labels.
+
+The kernels know one label per token and one weight per row. Class weights of hard labels are weights of the
+rows of a call of its own, with cross-entropy alone. Probabilities ``y`` are a teacher's: with ``m = sum(y)``
+and ``r = y / m``, ``-sum y log q = m (KL(r, q) + H(r))``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkd.losses import checks, reduction as reductions
+from fastkd.losses.options import Options
+from fastkd.losses.request import Inputs
+from fastkd.losses.sides import Side
+from fastkd.ops.rows import wide
+from fastkd.spec import METRICS, LossSpec
+
+CE, KD = METRICS.index("ce"), METRICS.index("kd")
+
+
+class Term(NamedTuple):
+    """One call of the op, of which a loss is the sum.
+
+    Attributes:
+        spec: its arithmetic.
+        teacher: what the student is compared with.
+        labels: ``(...)`` int64 or None.
+        scale: ``(rows,)``, the weights of the rows.
+        weight: ``(rows,)``, a row's factor in its cross-entropy, where this term has all of that; else None.
+        entropy: ``(rows,)``, what the divergence from soft labels lacks of their cross-entropy; else None.
+    """
+
+    spec: LossSpec
+    teacher: Side
+    labels: Tensor | None
+    scale: Tensor
+    weight: Tensor | None = None
+    entropy: Tensor | None = None
+
+    def inputs(self, student: Side) -> Inputs:
+        sides = *tuple(student)[:3], *tuple(self.teacher)[:3]
+        return Inputs(*sides, self.teacher.indices, self.labels, self.scale)  # type: ignore[arg-type, call-arg]
+
+    def complete(self, loss: Tensor, per_token: bool) -> Tensor:
+        """The term's share of the loss, from what the op returns."""
+        if self.entropy is None:
+            return loss
+        constant = self.spec.kd_weight * self.scale * self.entropy
+        return loss + (constant if per_token else constant.sum())
+
+    def metrics(self, rows: Tensor, others: Tensor) -> Tensor:
+        """``(rows, len(METRICS))``: those of the other term, ``others``, with this one's cross-entropy."""
+        assert self.weight is not None
+        ce = rows[:, CE] if self.entropy is None else rows[:, KD] + self.entropy
+        joined = others.clone()
+        joined[:, CE] = torch.where(self.scale == 0, 0.0, self.weight * ce).to(joined.dtype)
+        return joined
+
+
+def by_class(
+    student: Tensor,
+    columns: int,
+    teacher: Side,
+    labels: Tensor | None,
+    options: Options,
+    spec: LossSpec,
+) -> list[Term]:
+    """The terms of a loss with class weights or soft labels: one of all but cross-entropy, and that.
+
+    Args:
+        student: the student's logits or hidden states ``(..., n)``.
+        columns: the student's.
+        labels: ``(...)`` int64, ``(..., V)`` class probabilities, or None where nothing asks for them.
+    """
+    leading, device = student.shape[:-1], student.device
+    weights, vocab = options.class_weights, spec.vocab_size
+    soft = labels is not None and labels.is_floating_point()
+    if weights is not None:
+        checks.class_weights(weights, columns, vocab, device, sharded=options.group is not None)
+    if labels is not None and soft:
+        checks.soft_labels(labels, leading, columns, vocab, device, options.divergence)
+    dense = soft or (weights is not None and spec.label_smoothing != 0)
+    if dense and options.group is not None:
+        raise ValueError(
+            "class probabilities as labels, and class_weights with label_smoothing, do not go with group=: "
+            "pass hard labels, or label_smoothing=0"
+        )
+    hard = None if soft else labels
+    terms = []
+    measured = options.return_metrics and labels is not None
+    tokens = options.reduction, hard, options.ignore_index, options.token_weights, options.num_items
+    if spec.kd_weight != 0 or spec.z_loss != 0 or options.return_metrics:
+        scale = reductions.row_scale(*tokens, student, wide(student, teacher.tensor))
+        terms.append(Term(spec._replace(ce_weight=0.0, label_smoothing=0.0), teacher, hard, scale))
+    if labels is None or (spec.ce_weight == 0 and not measured and terms):
+        return terms
+    make = _soft_term if dense else _hard_term
+    return [*terms, make(student, labels, options, spec)]
+
+
+def _hard_term(student: Tensor, labels: Tensor, options: Options, spec: LossSpec) -> Term:
+    assert options.class_weights is not None
+    weight = _weight_of_label(labels, options.class_weights, wide(student))
+    scale = _scale(student, labels, options, weight, weight)
+    return Term(spec._replace(kd_weight=0.0, z_loss=0.0), Side(None), labels, scale, weight)
+
+
+def _soft_term(student: Tensor, labels: Tensor, options: Options, spec: LossSpec) -> Term:
+    soft, vocab, e = labels.is_floating_point(), spec.vocab_size, spec.label_smoothing
+    dtype, weights = wide(student, labels if soft else None), options.class_weights
+    if soft:
+        y = labels[..., :vocab].to(dtype)
+    else:
+        y = (torch.arange(vocab, device=labels.device) == labels[..., None]).to(dtype)
+    y = (1 - e) * y + e / vocab
+    by_label = None
+    if weights is not None:
+        y = y * weights.detach()[:vocab].to(dtype)
+        by_label = None if soft else _weight_of_label(labels, weights, dtype)
+    log_y = torch.log(y)
+    log_mass = torch.logsumexp(log_y, -1, keepdim=True)
+    log_r = log_y - log_mass
+    entropy = -torch.where(y == 0, 0.0, log_r.exp() * log_r).sum(-1).reshape(-1)
+    mass = log_mass.exp().reshape(-1)
+    scale = _scale(student, None if soft else labels, options, mass, by_label)
+    of_soft = spec._replace(
+        divergence="forward_kl",
+        temperature=1.0,
+        teacher_temperature=1.0,
+        kd_weight=spec.ce_weight,
+        kd_metric=1.0,
+        ce_weight=0.0,
+        label_smoothing=0.0,
+        z_loss=0.0,
+    )
+    return Term(of_soft, Side(log_y, columns=vocab), None if soft else labels, scale, mass, entropy)
+
+
+def _weight_of_label(labels: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(rows,)``; any where the label is ignored. One outside the vocabulary is for the op to refuse."""
+    labels = labels.reshape(-1)
+    known = (labels >= 0) & (labels < weights.shape[0])
+    return weights.detach().to(dtype)[torch.where(known, labels, 0)]
+
+
+def _scale(
+    student: Tensor, labels: Tensor | None, options: Options, factor: Tensor, by_label: Tensor | None
+) -> Tensor:
+    """``(rows,)``, the weights of rows whose cross-entropy has this ``factor``.
+
+    As in ``F.cross_entropy``, the mean over hard labels is divided by the sum of their class weights.
+    """
+    tokens = labels, options.ignore_index, options.token_weights
+    if options.reduction == "mean" and options.num_items is None and by_label is not None:
+        scale = reductions.row_scale("sum", *tokens, None, student, factor.dtype)
+        total = (scale * by_label).sum()
+        scale = scale * torch.where(total == 0, 0.0, 1.0 / total)
+    else:
+        scale = reductions.row_scale(options.reduction, *tokens, options.num_items, student, factor.dtype)
+    return torch.where(scale == 0, 0.0, scale * factor)

@@ -1,0 +1,81 @@
+"""The two sides of a call, checked and in one form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkd.losses import checks
+from fastkd.losses.options import Options
+from fastkd.teachers import HiddenTeacher, SparseTeacher
+
+
+class Side(NamedTuple):
+    """One model's distributions, checked: logits, or hidden states and a head, or a sparse teacher.
+
+    Attributes:
+        tensor: ``(..., V)``, ``(..., H)`` or ``(..., K)``; None for no teacher.
+        columns: how many columns the logits have; None where that is not known.
+    """
+
+    tensor: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    indices: Tensor | None = None
+    tail: str | None = None
+    columns: int | None = None
+
+    def logits(self) -> Tensor | None:
+        """The whole logits in plain torch, where ``tensor`` does not hold them."""
+        if self.weight is None or self.tensor is None:
+            return self.tensor
+        logits = torch.nn.functional.linear(self.tensor, self.weight, self.bias) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def head_side(
+    name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> Side:
+    """A side given by hidden states ``(..., H)`` and a head, cast as autocast casts for ``F.linear``."""
+    scale = checks.number("logit_scale", scale, -math.inf, math.inf)
+    if softcap is not None:
+        softcap = checks.number("logit_softcap", softcap, 0.0, math.inf, open_low=True)
+    checks.head(name, hidden, weight, bias)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and torch.float64 not in (hidden.dtype, weight.dtype):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    checks.head_dtypes(name, hidden, weight, bias)
+    return Side(hidden, weight, bias, scale, softcap, columns=weight.shape[0])
+
+
+def teacher_side(teacher: Any, leading: torch.Size, device: torch.device, options: Options) -> Side:
+    """The teacher's side of a call for a student of this leading shape."""
+    if isinstance(teacher, HiddenTeacher):
+        side = head_side(
+            "teacher",
+            teacher.hidden,
+            teacher.weight,
+            teacher.bias,
+            teacher.logit_scale,
+            teacher.logit_softcap,
+        )
+    elif isinstance(teacher, SparseTeacher):
+        temperatures = options.temperature, options.teacher_temperature
+        checks.sparse_teacher(teacher, leading, device, options.divergence, *temperatures)
+        return Side(teacher.logprobs, indices=teacher.indices, tail=teacher.tail)
+    elif teacher is None and options.kd_ratio == 0:
+        return Side(None)
+    else:
+        checks.logits_like("teacher", teacher, empty=options.group is not None)
+        side = Side(teacher, columns=teacher.shape[-1])
+    assert side.tensor is not None
+    checks.leading_shape("teacher", side.tensor.shape[:-1], leading)
+    checks.same_device(device, teacher=side.tensor, teacher_weight=side.weight, teacher_bias=side.bias)
+    return side
