@@ -238,7 +238,8 @@ def test_opcheck_linear() -> None:
     def check(teacher: torch.Tensor, indices: object, tail: object, spec: LossSpec, *head: object) -> None:
         source = (teacher, indices, tail, labels, scale, scale, *packed(spec))
         by_teacher = [x if x is None else torch.empty_like(x) for x in (teacher, *head)]
-        arguments = (*student, 1.0, None, *head, 1.0, None, *source, *end, *by_student, *by_teacher)
+        heads = (*student, 1.0, None, *head, 1.0, None, None, False)
+        arguments = (*heads, *source, *end, *by_student, *by_teacher)
         torch.library.opcheck(torch.ops.fastkd.linear_kd, arguments)
 
     check(torch.randn(6, 5), None, None, SPEC, *heads)

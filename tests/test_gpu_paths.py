@@ -113,6 +113,17 @@ def test_class_weights_and_soft_labels(smoothing: float) -> None:
         launches_are_placed(watch, 8)
 
 
+@pytest.mark.parametrize("tail", ["renormalize", "bucket"])
+def test_a_part_of_the_teachers_columns(tail: str) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        columns = torch.empty(given.student.shape[-1], device=DEVICE, dtype=torch.long)
+        options = {"divergence": "tvd", "teacher_columns": columns, "teacher_tail": tail}
+        dense(watch, given.logits.requires_grad_(), given, return_metrics=True, **options)
+        linear(watch, given.teacher, given, **options)
+        launches_are_placed(watch)
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_divergences(divergence: str) -> None:
     with watched(DEVICE) as watch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +125,35 @@ def per_token(
         if token_weights.requires_grad:
             raise ValueError("token_weights must not require grad: no gradient flows to them, pass .detach()")
     same_device(device, labels=labels, token_weights=token_weights)
+
+
+# Divergences that are infinite where the teacher has probability and the student none.
+INFINITE_OUTSIDE = ("forward_kl", "jeffreys", "decoupled", "kl_tvd")
+
+
+def teacher_columns(columns: object, student_columns: int, options: Any) -> None:
+    """Check the teacher's columns ``(V,)`` int64 of a student with part of its vocabulary."""
+    if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.dim() != 1:
+        raise TypeError("teacher_columns must be an int64 tensor of shape (V,)")
+    if columns.shape[0] not in (student_columns, options.vocab_size):
+        raise ValueError(
+            f"teacher_columns must have shape ({student_columns},), one for each of the student's columns, "
+            f"got {tuple(columns.shape)}"
+        )
+    if options.group is not None:
+        raise ValueError("teacher_columns does not go with group=: pass whole vocabularies")
+    if options.teacher_tail != "bucket":
+        return
+    divergence, a, b = parameters(options.divergence, options.alpha, options.beta)
+    powers = {"alpha": a > 1, "renyi": a > 1, "alpha_beta": b < 0 or a + b < 0}
+    if divergence in INFINITE_OUTSIDE or powers.get(divergence, False):
+        raise ValueError(
+            f"divergence={options.divergence!r} is infinite where the teacher has probability outside the "
+            "student's vocabulary: pass teacher_tail='renormalize', or for example divergence='reverse_kl', "
+            "'tvd' or 'log_acceptance'"
+        )
+    if options.label_smoothing:
+        raise ValueError("label_smoothing does not go with teacher_tail='bucket': pass 0, or 'renormalize'")
 
 
 def class_weights(weights: object, columns: int, vocab: int, device: torch.device, *, sharded: bool) -> None:

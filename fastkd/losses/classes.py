@@ -43,7 +43,8 @@ class Term(NamedTuple):
 
     def inputs(self, student: Side) -> Inputs:
         sides = *tuple(student)[:3], *tuple(self.teacher)[:3]
-        return Inputs(*sides, self.teacher.indices, self.labels, self.scale)  # type: ignore[arg-type, call-arg]
+        source = self.teacher.indices, self.teacher.subset
+        return Inputs(*sides, *source, self.labels, self.scale)  # type: ignore[arg-type, call-arg]
 
     def complete(self, loss: Tensor, per_token: bool) -> Tensor:
         """The term's share of the loss, from what the op returns."""

@@ -52,6 +52,8 @@ def kd_loss(
     class_weights: Tensor | None = None,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    teacher_columns: Tensor | None = None,
+    teacher_tail: str = "renormalize",
     class_dim: int = -1,
     inplace: bool = False,
     group: dist.ProcessGroup | None = None,
@@ -120,6 +122,13 @@ def kd_loss(
         vocab_size: columns at or past it do not exist, on either side; needed when ``V_s != V_t``. With
             ``group`` it counts the columns of all shards, and on a GPU its use waits for the device once a
             call.
+        teacher_columns: ``(V_s,)`` int64 for a student whose vocabulary is a part of the teacher's (a draft
+            model's): the teacher's column of each of the student's, each once. The teacher's logits are then
+            ``(..., V_t)`` of any width. A few rows of its selected columns exist at a time.
+        teacher_tail: the teacher's probability outside these columns: ``"renormalize"`` leaves it out, and
+            ``"bucket"`` keeps it as a class to which the student gives nothing (for divergences that are
+            finite then: ``log_acceptance`` is that of the true acceptance probability). A
+            :class:`fastkd.SparseTeacher` has a tail of its own; its indices are the teacher's columns.
         class_dim: the dimension of the logits (a teacher's, and class probabilities', too) that holds the
             classes: 1 for ``(N, C, d1, ...)`` as in ``F.cross_entropy``. A sparse teacher's entries stay
             last.
@@ -168,6 +177,8 @@ def kd_loss(
         backend,
         return_metrics,
         class_weights,
+        teacher_columns,
+        teacher_tail,
     )
     student = Side(student_logits, columns=student_logits.shape[-1])
     return run(student, teacher, labels, options, inplace=inplace)

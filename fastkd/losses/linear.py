@@ -38,6 +38,8 @@ def linear_kd_loss(
     class_weights: Tensor | None = None,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    teacher_columns: Tensor | None = None,
+    teacher_tail: str = "renormalize",
     group: dist.ProcessGroup | None = None,
     backend: str | None = None,
     return_metrics: bool = False,
@@ -92,6 +94,8 @@ def linear_kd_loss(
         backend,
         return_metrics,
         class_weights,
+        teacher_columns,
+        teacher_tail,
     )
     student = head_side("student", student_hidden, student_weight, student_bias, logit_scale, logit_softcap)
     return run(student, teacher, labels, options, chunk_size=chunk_size)

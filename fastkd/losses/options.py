@@ -36,11 +36,14 @@ class Options(NamedTuple):
     backend: str | None = None
     return_metrics: bool = False
     class_weights: Tensor | None = None
+    teacher_columns: Tensor | None = None
+    teacher_tail: str = "renormalize"
 
     def check(self, columns: int = -1) -> LossSpec:
         """Check all that can be without tensors; the arithmetic for a vocabulary of ``columns``."""
         reductions.check(self.reduction, self.num_items)
         registry.check_name(self.backend)
+        checks.one_of("teacher_tail", self.teacher_tail, ("renormalize", "bucket"))
         numbers = (
             self.kd_ratio,
             self.divergence,

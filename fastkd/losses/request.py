@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 import fastkd.ops.dense
 import fastkd.ops.linear  # noqa: F401  registers the ops, as the line above
+from fastkd.ops.columns import copied_bytes
 from fastkd.ops.linear import chunks_of
 from fastkd.ops.rows import wide
 from fastkd.spec import METRICS, LossSpec, names_of, numbers_of
@@ -23,6 +24,7 @@ class Inputs(NamedTuple):
         teacher: logits, hidden states where ``teacher_weight`` is set, a sparse teacher's
             log-probabilities, or None.
         indices: of a sparse teacher, like its log-probabilities.
+        teacher_columns: ``(V,)`` int64, the teacher's column of each of the student's, or None.
         labels: ``(...)`` int64 or None.
         loss_scale: ``(rows,)``, see :func:`fastkd.losses.reduction.row_scale`.
     """
@@ -34,6 +36,7 @@ class Inputs(NamedTuple):
     teacher_weight: Tensor | None
     teacher_bias: Tensor | None
     indices: Tensor | None
+    teacher_columns: Tensor | None
     labels: Tensor | None
     loss_scale: Tensor
 
@@ -65,7 +68,8 @@ class Request(NamedTuple):
     Attributes:
         tail: of a sparse teacher.
         per_token: whether the loss is ``(rows,)`` and not their sum.
-        head_scales: None where neither side has a head.
+        head_scales: None where neither side has a head, nor the teacher other columns.
+        teacher_rest: whether the teacher's other columns are one more class.
     """
 
     spec: LossSpec
@@ -73,6 +77,7 @@ class Request(NamedTuple):
     per_token: bool
     metrics: bool
     head_scales: HeadScales | None
+    teacher_rest: bool
     chunk_size: int | None
     group: str | None
     backend: str | None
@@ -110,7 +115,8 @@ class Request(NamedTuple):
         else:
             scales, tensors = tuple(self.head_scales), tuple(inputs)
             torch.ops.fastkd.linear_kd(
-                *(*tensors[:3], *scales[:2], *tensors[4:6], *scales[2:], *source, *spec),
+                *(*tensors[:3], *scales[:2], *tensors[4:6], *scales[2:]),
+                *(inputs.teacher_columns, self.teacher_rest, *source, *spec),
                 *(self.chunk_size, self.group, self.backend, row_loss, found, *gradients),
             )
         return Results(row_loss, found, tuple(gradients))
@@ -139,8 +145,11 @@ class Request(NamedTuple):
         tokens = inputs.loss_scale.shape[0]
         wanted = (place < 3, place >= 3)
         weights = (inputs.student_weight, inputs.teacher_weight)
+        sides = inputs.student, inputs.teacher, inputs.teacher_weight
         chunks = chunks_of(
-            tokens, self._columns(inputs), *weights, wanted, self.chunk_size, self.group is not None
+            *(tokens, self._columns(inputs), *weights, wanted, self.chunk_size, self.group is not None),
+            inputs.student.device.type,
+            copied_bytes(*sides, inputs.teacher_columns, self.teacher_rest),
         )
         return x.dtype if chunks[place // 3] >= tokens else wide(x)
 

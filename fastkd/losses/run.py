@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from fastkd.losses.classes import Term, by_class
 from fastkd.losses.metrics import mean_metrics
 from fastkd.losses.options import Options
 from fastkd.losses.request import DIFFERENTIABLE, NO_GRADIENT, HeadScales, Inputs, Request
-from fastkd.losses.sides import Side, teacher_side
+from fastkd.losses.sides import Side, subset_of, teacher_side
+from fastkd.ops.columns import select
 from fastkd.ops.rows import wide
 
 
@@ -31,7 +33,10 @@ def run(
     leading, device = student.tensor.shape[:-1], student.tensor.device
     checks.same_device(device, student_weight=student.weight, student_bias=student.bias)
     source = teacher_side(teacher, leading, device, options)
-    columns, group = checks.shards(student.columns, source.columns, options.vocab_size, options.group)
+    if options.teacher_columns is not None:
+        source = subset_of(source, student.columns, options)
+    theirs = student.columns if source.subset is not None else source.columns
+    columns, group = checks.shards(student.columns, theirs, options.vocab_size, options.group)
     soft = checks.are_soft(labels, leading)
     checks.per_token(None if soft else labels, options.token_weights, leading, device)
     spec = options.check(columns)
@@ -46,7 +51,7 @@ def run(
     metrics: Tensor | None = None
     for term in terms:
         heads = None
-        if student.weight is not None or term.teacher.weight is not None:
+        if any(x is not None for x in (student.weight, term.teacher.weight, term.teacher.subset)):
             of_teacher = term.teacher.scale, term.teacher.softcap
             heads = HeadScales(student.scale, student.softcap, *of_teacher)
         request = Request(
@@ -55,6 +60,7 @@ def run(
             per_token=options.reduction == "none",
             metrics=options.return_metrics,
             head_scales=heads,
+            teacher_rest=term.teacher.rest,
             chunk_size=chunk_size,
             group=group,
             backend=options.backend,
@@ -122,8 +128,20 @@ def _transformed(
     assert s is not None
     s = s.float() if s.dtype == torch.float16 else s
     t = t.float() if t is not None and t.dtype == torch.float16 else t
+    if teacher.subset is not None and t is not None:
+        vocab = request.spec.vocab_size
+        t = select(t, teacher.subset[:vocab], request.spec.teacher_temperature if teacher.rest else None)
+        if teacher.rest:
+            s = torch.nn.functional.pad(s[..., :vocab], (0, 1), value=-math.inf)
+            request = request._replace(spec=request.spec._replace(vocab_size=vocab + 1))
     inputs = inputs._replace(
-        student=s, student_weight=None, student_bias=None, teacher=t, teacher_weight=None, teacher_bias=None
+        student=s,
+        student_weight=None,
+        student_bias=None,
+        teacher=t,
+        teacher_weight=None,
+        teacher_bias=None,
+        teacher_columns=None,
     )
     request = request._replace(head_scales=None, chunk_size=None)
     # Forward-mode AD takes the gradients, too, and does not say beforehand whose.

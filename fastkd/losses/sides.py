@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastkd.losses import checks
 from fastkd.losses.options import Options
+from fastkd.ops.columns import check_columns
 from fastkd.teachers import HiddenTeacher, SparseTeacher
 
 
@@ -19,6 +20,8 @@ class Side(NamedTuple):
     Attributes:
         tensor: ``(..., V)``, ``(..., H)`` or ``(..., K)``; None for no teacher.
         columns: how many columns the logits have; None where that is not known.
+        subset: ``(V,)`` int64, those of them that the student has, in its order; None for all.
+        rest: whether the others are one more class.
     """
 
     tensor: Tensor | None
@@ -29,6 +32,8 @@ class Side(NamedTuple):
     indices: Tensor | None = None
     tail: str | None = None
     columns: int | None = None
+    subset: Tensor | None = None
+    rest: bool = False
 
     def logits(self) -> Tensor | None:
         """The whole logits in plain torch, where ``tensor`` does not hold them."""
@@ -79,3 +84,34 @@ def teacher_side(teacher: Any, leading: torch.Size, device: torch.device, option
     checks.leading_shape("teacher", side.tensor.shape[:-1], leading)
     checks.same_device(device, teacher=side.tensor, teacher_weight=side.weight, teacher_bias=side.bias)
     return side
+
+
+def subset_of(teacher: Side, student_columns: int, options: Options) -> Side:
+    """The teacher's side seen in the columns that ``options.teacher_columns`` say the student has."""
+    columns = options.teacher_columns
+    assert columns is not None
+    checks.teacher_columns(columns, student_columns, options)
+    if teacher.tensor is None:
+        return teacher
+    checks.same_device(teacher.tensor.device, teacher_columns=columns)
+    rest = options.teacher_tail == "bucket"
+    if teacher.indices is not None:
+        return _entries_in(teacher, columns)
+    if rest or teacher.weight is None:
+        return teacher._replace(subset=columns, rest=rest)
+    if not torch.compiler.is_compiling():
+        check_columns(columns, teacher.tensor, teacher.weight)
+    # A head's other columns need not be multiplied out.
+    bias = None if teacher.bias is None else teacher.bias[columns]
+    return teacher._replace(weight=teacher.weight[columns], bias=bias, columns=columns.shape[0])
+
+
+def _entries_in(teacher: Side, columns: Tensor) -> Side:
+    """A sparse teacher's entries by the student's columns; those that the student lacks do not exist."""
+    assert teacher.indices is not None and teacher.tensor is not None
+    ordered, place = columns.sort()
+    wanted = teacher.indices.long()
+    found = torch.searchsorted(ordered, wanted).clamp(max=columns.shape[0] - 1)
+    known = ordered[found] == wanted
+    indices = torch.where(known, place[found], 0)
+    return teacher._replace(tensor=teacher.tensor.masked_fill(~known, -math.inf), indices=indices)

@@ -2,8 +2,8 @@
 
 Per chunk of rows: two head GEMMs, the row kernel turning the student's logits into their gradient in
 place, two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists. The teacher's
-head may take a chunk in parts, since its logits are of no use after the row kernel. Without a student's
-weight the student's logits are given, and only the teacher has a head.
+head may take a chunk in parts, since its logits are of no use after the row kernel. Either side's logits may
+be given instead. With ``teacher_columns`` the student's vocabulary is a part of the teacher's.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
+from fastkd.ops.columns import SelectedColumns, WithoutRest, check_columns, copied_bytes
 from fastkd.ops.dense import DEVICES, LIBRARY, TEACHER_SCHEMA, no_results
-from fastkd.ops.given import GivenLogits
+from fastkd.ops.given import GivenLogits, Logits
 from fastkd.ops.head import Head, row_bytes
 from fastkd.ops.rows import wide
 from fastkd.ops.tokens import Tokens
-from fastkd.spec import SPEC_SCHEMA, spec_of
+from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
 
 # Large enough that the GEMMs run at full speed, small beside the logits of a training batch.
 SCRATCH_BYTES = 384 * 2**20
+
+AGREEMENT = METRICS.index("agreement")
 
 # On a GPU each chunk costs a sweep through the weight's float32 sums (8 bytes per element of the weight) and
 # through the heads, so there are few. Rows come in whole tiles of its GEMMs.
@@ -36,7 +39,8 @@ SHARDED_CHUNK, GPU_SHARDED_CHUNK = 512, 2048
 LIBRARY.define(
     "linear_kd(Tensor student, Tensor? student_weight, Tensor? student_bias, float student_scale, "
     "float? student_softcap, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, "
-    f"float? teacher_softcap, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, SymInt? chunk_size, str? group, str? backend, "
+    "float? teacher_softcap, Tensor? teacher_columns, bool teacher_rest, "
+    f"{TEACHER_SCHEMA}, {SPEC_SCHEMA}, SymInt? chunk_size, str? group, str? backend, "
     "Tensor(a!) row_loss, Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_student_weight, "
     "Tensor(e!)? grad_student_bias, Tensor(f!)? grad_teacher, Tensor(g!)? grad_teacher_weight, "
     "Tensor(h!)? grad_teacher_bias) -> ()"
@@ -93,6 +97,8 @@ def chunks_of(
     wanted: tuple[bool, bool],
     chunk_size: int | None,
     sharded: bool,
+    device_type: str,
+    copied: tuple[int, int] = (0, 0),
 ) -> Chunks:
     """How many rows of a call go through the heads at once.
 
@@ -100,10 +106,8 @@ def chunks_of(
         student_weight, teacher_weight: None where the logits are given.
         wanted: whether the gradients by these weights are.
         chunk_size: the user's choice.
+        copied: bytes per row of what :mod:`fastkd.ops.columns` makes of the logits of either side.
     """
-    weight = student_weight if student_weight is not None else teacher_weight
-    assert weight is not None
-    device_type = weight.device.type
     if chunk_size is not None:
         chunks = Chunks(chunk_size, chunk_size)
     elif sharded:
@@ -113,8 +117,10 @@ def chunks_of(
         for x, want in zip((student_weight, teacher_weight), wanted, strict=True):
             if x is not None and want:
                 sums += x.numel() * (wide(x).itemsize - x.element_size())
-        bytes_of = row_bytes(student_weight, vocab), row_bytes(teacher_weight, vocab)
-        chunks = default_chunks(tokens, *bytes_of, device_type, sums)
+        selects = teacher_weight is not None and copied[1] > 0
+        of_student = row_bytes(student_weight, vocab) + copied[0]
+        of_teacher = row_bytes(teacher_weight, teacher_weight.shape[0] if selects else vocab) + copied[1]  # type: ignore[union-attr]
+        chunks = default_chunks(tokens, of_student, of_teacher, device_type, sums)
     return Chunks(*(min(rows, max(tokens, 1)) for rows in chunks))
 
 
@@ -128,6 +134,8 @@ def _linear_kd(
     teacher_bias: Tensor | None,
     teacher_scale: float,
     teacher_softcap: float | None,
+    teacher_columns: Tensor | None,
+    teacher_rest: bool,
     teacher: Tensor | None,
     indices: Tensor | None,
     tail: str | None,
@@ -163,12 +171,16 @@ def _linear_kd(
     spec, read = tokens_of.spec, tokens_of.read
     tokens, vocab = loss_scale.numel(), spec.vocab_size
     wanted = grad_student_weight is not None, grad_teacher_weight is not None
+    copied = copied_bytes(student, teacher, teacher_weight, teacher_columns, teacher_rest)
+    weights, device_type = (student_weight, teacher_weight), student.device.type
     chunk, part = chunks_of(
-        tokens, vocab, student_weight, teacher_weight, wanted, chunk_size, group is not None
+        tokens, vocab, *weights, wanted, chunk_size, group is not None, device_type, copied
     )
+    if teacher_columns is not None:
+        check_columns(teacher_columns, teacher, teacher_weight)
 
-    student_side: GivenLogits | Head
-    teacher_side: GivenLogits | Head | None = None
+    student_side: Logits
+    teacher_side: Logits | None = None
     if student_weight is None:
         student_side = GivenLogits(student, grad_student)
     else:
@@ -181,7 +193,8 @@ def _linear_kd(
     elif teacher_weight is None:
         teacher_side = GivenLogits(teacher, grad_teacher)
     elif spec.kd_weight != 0 or metrics is not None:
-        head = (teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap, vocab, part, read)
+        existing = vocab if teacher_columns is None else teacher_weight.shape[0]
+        head = (teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap, existing, part, read)
         teacher_side = Head(*head, (grad_teacher, grad_teacher_weight, grad_teacher_bias))
     else:
         # A teacher that is not read needs no logits.
@@ -189,16 +202,29 @@ def _linear_kd(
             if grad is not None:
                 grad.zero_()
 
+    selected = None
+    if teacher_columns is not None and teacher_side is not None:
+        temperature = spec.teacher_temperature if teacher_rest else None
+        teacher_side = selected = SelectedColumns(teacher_side, teacher_columns[:vocab], temperature)
+        if teacher_rest:
+            student_side = WithoutRest(student_side, vocab)
+            tokens_of.spec = spec._replace(vocab_size=vocab + 1)
+
     def loss_of(start: int, stop: int, s: Tensor, by_student: Tensor | None) -> None:
         """Losses of these rows, and the gradients by both sides' logits where they are wanted."""
         t = slope = by_teacher = None
         if teacher_side is not None:
             t, by_teacher = teacher_side.forward(start, stop), teacher_side.gradient(start, stop)
-            slope = teacher_side.slope(t) if isinstance(teacher_side, Head) and teacher_side.wanted else None
+            slope = teacher_side.slope(t) if teacher_side.wanted else None
         elif by_logprobs is not None:
             by_teacher = by_logprobs[start:stop]
+        agrees = None
+        if selected is not None and teacher_rest and metrics is not None:
+            agrees = selected.agreement(s) & read[start:stop]
         runner.rows(tokens_of.call(start, stop, s, t, row_loss, by_student, by_teacher, metrics))
-        if isinstance(teacher_side, Head) and by_teacher is not None:
+        if agrees is not None and metrics is not None:
+            metrics[start:stop, AGREEMENT] = agrees.to(metrics.dtype)
+        if teacher_side is not None and by_teacher is not None:
             teacher_side.backward(start, stop, by_teacher, slope)
 
     for side in (student_side, teacher_side):
@@ -207,19 +233,19 @@ def _linear_kd(
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
         s, by_student = student_side.forward(start, stop), student_side.gradient(start, stop)
-        slope = student_side.slope(s) if isinstance(student_side, Head) and student_side.wanted else None
+        slope = student_side.slope(s) if student_side.wanted else None
         step = stop - start
-        if isinstance(teacher_side, Head):
+        if part < chunk:
             step = equal_parts(step, part, 1 if student.device.type == "cpu" else GPU_TILE)
         for first in range(start, stop, step):
             rows = slice(first - start, min(first + step, stop) - start)
             into = None if by_student is None else by_student[:, rows]
             loss_of(first, min(first + step, stop), s[:, rows], into)
-        if isinstance(student_side, Head) and by_student is not None:
+        if by_student is not None:
             student_side.backward(start, stop, by_student, slope)
 
     for side in (student_side, teacher_side):
-        if isinstance(side, Head):
+        if side is not None:
             side.finish()
     if grad_teacher is not None and by_logprobs is not None:
         grad_teacher.view(by_logprobs.shape).copy_(by_logprobs)

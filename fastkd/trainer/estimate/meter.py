@@ -144,7 +144,8 @@ def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int,
     vocab = given["vocab_size"]
     by_weight = given["grad_student_weight"]
     wanted = by_weight is not None, given["grad_teacher_weight"] is not None
-    rows, part = chunks_of(tokens, vocab, *weights, wanted, given["chunk_size"], given["group"] is not None)
+    sharded, kind = given["group"] is not None, device.type
+    rows, part = chunks_of(tokens, vocab, *weights, wanted, given["chunk_size"], sharded, kind)
     spec = spec_of([given[name] for name in NAMES], given["numbers"], given["changing"])
     # A teacher that the loss does not read is not multiplied out.
     reads_teacher = weights[1] is not None and (spec.kd_weight != 0 or given["metrics"] is not None)
