@@ -13,9 +13,9 @@ def as_rows(x: Tensor) -> Tensor:
     Only a leading shape that cannot be folded into two levels is copied.
     """
     if x.dim() == 1:
-        return x[None, None]
+        return x.unsqueeze(0).unsqueeze(0)
     if x.dim() == 2:
-        return x[None]
+        return x.unsqueeze(0)
     if x.dim() == 3:
         return x
     for split in range(1, x.dim()):

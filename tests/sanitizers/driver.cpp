@@ -185,7 +185,7 @@ struct Results {
 struct Entries {
   static constexpr Tail kTails[] = {Tail::kRenormalize, Tail::kBucket, Tail::kDrop};
   static constexpr Divergence kDivergences[] = {Divergence::kForwardKL, Divergence::kReverseKL,
-                                                Divergence::kJSD};
+                                                Divergence::kTVD};
   int64_t entries;
   Array<int64_t> indices;
   Reals logprobs, grad;
@@ -210,6 +210,8 @@ struct Entries {
     teacher.tail = kTails[c.vocab % 3];
     const int turn = int(c.layout) + int(c.student);
     teacher.divergence = teacher.tail == Tail::kDrop ? Divergence::kForwardKL : kDivergences[turn % 3];
+    teacher.has_rest = teacher.tail == Tail::kBucket || teacher.divergence != Divergence::kReverseKL;
+    teacher.class_temperature = teacher.tail == Tail::kBucket ? 1.7 : 1.0;
   }
 
   static bool exists(int64_t r, int64_t k) { return r % 3 != 1 && r != 8 && k % 3 != 1; }
