@@ -52,6 +52,12 @@ class LossSpec(NamedTuple):
     vocab_size: int
 
 
+def changed(spec: LossSpec, **fields: str | int | float) -> LossSpec:
+    """``spec._replace(**fields)``, in a form that torch.compile can trace from torch 2.6 on."""
+    before = dict(zip(LossSpec._fields, tuple(spec), strict=True))
+    return LossSpec(**{**before, **fields})  # type: ignore[arg-type]
+
+
 _TYPES = get_type_hints(LossSpec)
 _FLOATS = [place for place, kind in enumerate(_TYPES.values()) if kind is float]
 NUMBERS = slice(_FLOATS[0], _FLOATS[-1] + 1)

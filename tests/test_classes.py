@@ -187,3 +187,17 @@ def test_refused() -> None:
     refuse(ValueError, r"class_dim must be in \[-3, 2\]", class_dim=3)
     refuse(TypeError, "class_dim must be an int", class_dim=1.0)
     refuse(IndexError, "label 37 at token 0", torch.full((4, 3), 37), class_weights=weights.detach())
+
+
+@pytest.mark.parametrize("given", ["hard", "soft"])
+def test_compile(given: str) -> None:
+    s, t, hard, soft, weights = make(Target("native"))
+    labels = soft if given == "soft" else hard
+
+    def loss(x: Tensor) -> Tensor:
+        return fastkd.kd_loss(x, t, labels, kd_ratio=0.3, class_weights=weights)
+
+    x, y = (s.clone().requires_grad_() for _ in range(2))
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(x).backward()
+    loss(y).backward()
+    torch.testing.assert_close(x.grad, y.grad)

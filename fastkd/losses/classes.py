@@ -17,7 +17,7 @@ from fastkd.losses.options import Options
 from fastkd.losses.request import Inputs
 from fastkd.losses.sides import Side
 from fastkd.ops.rows import wide
-from fastkd.spec import METRICS, LossSpec
+from fastkd.spec import METRICS, LossSpec, changed
 
 CE, KD = METRICS.index("ce"), METRICS.index("kd")
 
@@ -96,7 +96,7 @@ def by_class(
     tokens = options.reduction, hard, options.ignore_index, options.token_weights, options.num_items
     if spec.kd_weight != 0 or spec.z_loss != 0 or options.return_metrics:
         scale = reductions.row_scale(*tokens, student, wide(student, teacher.tensor))
-        terms.append(Term(spec._replace(ce_weight=0.0, label_smoothing=0.0), teacher, hard, scale))
+        terms.append(Term(changed(spec, ce_weight=0.0, label_smoothing=0.0), teacher, hard, scale))
     if labels is None or (spec.ce_weight == 0 and not measured and terms):
         return terms
     make = _soft_term if dense else _hard_term
@@ -107,7 +107,7 @@ def _hard_term(student: Tensor, labels: Tensor, options: Options, spec: LossSpec
     assert options.class_weights is not None
     weight = _weight_of_label(labels, options.class_weights, wide(student))
     scale = _scale(student, labels, options, weight, weight)
-    return Term(spec._replace(kd_weight=0.0, z_loss=0.0), Side(None), labels, scale, weight)
+    return Term(changed(spec, kd_weight=0.0, z_loss=0.0), Side(None), labels, scale, weight)
 
 
 def _soft_term(student: Tensor, labels: Tensor, options: Options, spec: LossSpec) -> Term:
@@ -128,7 +128,8 @@ def _soft_term(student: Tensor, labels: Tensor, options: Options, spec: LossSpec
     entropy = -torch.where(y == 0, 0.0, log_r.exp() * log_r).sum(-1).reshape(-1)
     mass = log_mass.exp().reshape(-1)
     scale = _scale(student, None if soft else labels, options, mass, by_label)
-    of_soft = spec._replace(
+    of_soft = changed(
+        spec,
         divergence="forward_kl",
         temperature=1.0,
         teacher_temperature=1.0,

@@ -97,13 +97,15 @@ def subset_of(teacher: Side, student_columns: int, options: Options) -> Side:
     rest = options.teacher_tail == "bucket"
     if teacher.indices is not None:
         return _entries_in(teacher, columns)
-    if rest or teacher.weight is None:
-        return teacher._replace(subset=columns, rest=rest)
+    tensor, weight, bias = teacher.tensor, teacher.weight, teacher.bias
+    if rest or weight is None:
+        shape = teacher.scale, teacher.softcap
+        return Side(tensor, weight, bias, *shape, columns=teacher.columns, subset=columns, rest=rest)
     if not torch.compiler.is_compiling():
-        check_columns(columns, teacher.tensor, teacher.weight)
+        check_columns(columns, tensor, weight)
     # A head's other columns need not be multiplied out.
-    bias = None if teacher.bias is None else teacher.bias[columns]
-    return teacher._replace(weight=teacher.weight[columns], bias=bias, columns=columns.shape[0])
+    bias = None if bias is None else bias[columns]
+    return Side(tensor, weight[columns], bias, teacher.scale, teacher.softcap, columns=columns.shape[0])
 
 
 def _entries_in(teacher: Side, columns: Tensor) -> Side:
@@ -114,4 +116,4 @@ def _entries_in(teacher: Side, columns: Tensor) -> Side:
     found = torch.searchsorted(ordered, wanted).clamp(max=columns.shape[0] - 1)
     known = ordered[found] == wanted
     indices = torch.where(known, place[found], 0)
-    return teacher._replace(tensor=teacher.tensor.masked_fill(~known, -math.inf), indices=indices)
+    return Side(teacher.tensor.masked_fill(~known, -math.inf), indices=indices, tail=teacher.tail)
