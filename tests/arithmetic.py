@@ -1,4 +1,4 @@
-"""What a device without float64 asks of the losses (Apple's GPUs, Intel Arc)."""
+"""A watch for float64 tensors, which some devices do not have (Apple's GPUs, Intel Arc)."""
 
 from __future__ import annotations
 

@@ -50,23 +50,22 @@ def run(
     loss: Tensor | None = None
     metrics: Tensor | None = None
     for term in terms:
-        heads = None
-        if any(x is not None for x in (student.weight, term.teacher.weight, term.teacher.subset)):
-            of_teacher = term.teacher.scale, term.teacher.softcap
-            heads = HeadScales(student.scale, student.softcap, *of_teacher)
+        side, heads = term.teacher, None
+        if student.weight is not None or side.weight is not None or side.subset is not None:
+            heads = HeadScales(student.scale, student.softcap, side.scale, side.softcap)
         request = Request(
             spec=term.spec,
-            tail=term.teacher.tail,
+            tail=side.tail,
             per_token=options.reduction == "none",
             metrics=options.return_metrics,
             head_scales=heads,
-            teacher_rest=term.teacher.rest,
+            teacher_rest=side.rest,
             chunk_size=chunk_size,
             group=group,
             backend=options.backend,
         )
         inputs = term.inputs(student)
-        found, rows = _apply(request, inputs, student, term.teacher, inplace and len(terms) == 1)
+        found, rows = _apply(request, inputs, student, side, inplace and len(terms) == 1)
         found = term.complete(found, request.per_token)
         loss = found if loss is None else loss + found
         if rows is not None:
