@@ -57,7 +57,7 @@ def row_pointer(
 ):
     """Pointer to column 0 of ``row``, whose vocabulary begins at column ``begin``. WIDE: the host has found
     that this is a multiple of ``WIDTH`` elements away from ``base``."""
-    offset = row_offset(row, inner, outer_stride, inner_stride) - begin * stride
+    offset = row_offset(row, inner, outer_stride, inner_stride) - tl.cast(begin, tl.int64) * stride
     if WIDE:
         offset = offset // WIDTH * WIDTH  # changes nothing but what the compiler knows
     return base + offset
