@@ -15,11 +15,13 @@ def patch_once() -> None:
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang
+    # Before Triton 3.6 the members stay replaced, and there is no such class.
+    nothing_to_undo = getattr(interpreter, "_LangPatchScope", lambda: None)
 
     def patch_new(fn: Any) -> Any:
         modules = [x for x in fn.__globals__.values() if x is tl or x is tl.core]
         if any(tl.core.is_builtin(module.load) for module in modules):
             return patch(fn)
-        return interpreter._LangPatchScope()
+        return nothing_to_undo()
 
     interpreter._patch_lang = patch_new

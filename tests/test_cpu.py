@@ -310,6 +310,14 @@ def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
     assert (memory[:, :columns] == 0).all() and (memory[:, columns:] == 7).all()
 
 
+def test_scaling_refuses_columns_that_are_apart() -> None:
+    """The kernel takes no stride of columns, so that it would scale what lies between them."""
+    near, apart = torch.ones(2, 3), torch.ones(3, 2).t()
+    for grad, out in ((near, apart), (apart, near)):
+        with pytest.raises(AssertionError, match="contiguous"):
+            native.NativeBackend().scale_rows(grad, torch.ones(2), out)
+
+
 def _most_threads_during(call) -> int:
     """The largest thread count of this process while ``call`` runs."""
     seen, done = [0], threading.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -17,12 +18,14 @@ OLD = (
 )
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
+    )
 
 
-def report(before: str) -> dict[str, str]:
-    child = run(before + REPORT)
+def report(before: str, **environment: str) -> dict[str, str]:
+    child = run(before + REPORT, **environment)
     assert child.returncode == 0, child.stderr
     found: dict[str, str] = json.loads(child.stdout)
     return found
@@ -40,6 +43,23 @@ def test_with_an_old_triton() -> None:
     assert found["native:cpu"] == found["reference:cpu"] == "available"
     for place in ("triton:cuda", "triton:cpu"):
         assert "Triton 3.4 or newer" in found[place] and triton.__version__ in found[place]
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "interpret", "missing"),
+    [("3.6.0", "2.4.1", "1", True), ("3.6.0", "2.3.5", "1", False), ("3.7.0", "2.4.1", "1", False),
+     ("3.6.0", "2.4.1", "0", False)],
+)  # fmt: skip
+def test_an_interpreter_that_numpy_has_left_behind(
+    triton: str, numpy: str, interpret: str, missing: bool
+) -> None:
+    pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)  # too old a Triton
+    versions = f"import triton, numpy; triton.__version__, numpy.__version__ = {triton!r}, {numpy!r}\n"
+    found = report(versions, TRITON_INTERPRET=interpret)["triton:cpu"]
+    if missing:
+        assert "Triton 3.6.0" in found and "NumPy 2.4.1" in found and "'numpy<2.4'" in found
+    else:
+        assert (found == "available") == (interpret == "1") and "NumPy" not in found
 
 
 def test_a_fault_of_the_kernels_is_not_taken_for_a_missing_triton() -> None:

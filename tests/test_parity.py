@@ -10,7 +10,9 @@ from targets import Target
 from torch import Tensor
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.backends.base import Call
+from fastkd.backends.registry import REGISTRY
+from fastkd.spec import DIVERGENCES, LossSpec
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -187,6 +189,56 @@ def test_strides(target: Target, view: str, dtype: torch.dtype) -> None:
         assert_value(loss.detach(), plain.detach())
         assert a.grad is not None and s.grad is not None
         assert_gradient(a.grad, s.grad)
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The same numbers with columns a little more than 2^30 elements apart. The pages between are never used.
+
+    Kernels count columns from a boundary of 16 bytes; rows of an odd width begin at various distances of one.
+    """
+    return torch.empty_strided(x.shape, (1, 9, 2**30 + 1), dtype=x.dtype).copy_(x)
+
+
+def _on_demand(target: Target) -> None:
+    if target.device != "cpu":
+        pytest.skip("only a CPU's memory takes no room before it is used")
+
+
+@pytest.mark.parametrize("spread", ["student", "teacher", "student and teacher"])
+def test_column_offsets_past_32_bits(target: Target, spread: str) -> None:
+    _on_demand(target)
+    s, t, labels = make(target, (2, 3, 3), torch.bfloat16)
+    labels[0, 1] = -100
+    far = [_spread(x) if name in spread else x.clone() for name, x in (("student", s), ("teacher", t))]
+    results = []
+    for student, teacher in ((s, t), far):
+        student.requires_grad_(), teacher.requires_grad_()
+        loss = fastkd.kd_loss(
+            student, teacher, labels, kd_ratio=0.5, divergence="decoupled", **target.options
+        )
+        loss.backward()
+        results.append((loss.detach(), student.grad, teacher.grad))
+    for near, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, near)
+
+
+def test_column_offsets_past_32_bits_of_what_a_backend_writes(target: Target) -> None:
+    """float16, which the interpreter of Triton writes where it is told to; bfloat16 is rounded elsewhere."""
+    _on_demand(target)
+    s, t, labels = make(target, (2, 3, 3), torch.float16)
+    labels[0, 1] = -100  # a row of zeros
+    ones = torch.ones(6)
+    spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 2)  # of 3 columns
+    backend = REGISTRY[target.backend]
+    results = []
+    for place in (torch.clone, _spread):
+        by_s, by_t = place(torch.full_like(s, 7.0)), place(torch.full_like(t, 7.0))
+        loss = torch.empty(6)
+        backend.rows(Call(s, t, labels.flatten().clamp(max=1), ones, ones, spec, loss, by_s, by_t))
+        results.append((loss, by_s, by_t))
+    for near, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, near, rtol=0, atol=0)
+    assert (results[1][1][..., 2] == 0).all() and (results[1][1][0, 1] == 0).all()
 
 
 def test_broadcast_teacher(target: Target) -> None:

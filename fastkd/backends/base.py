@@ -141,6 +141,6 @@ class Backend(ABC):
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
         """``out[r] = grad[r] * factor[r]`` for ``(rows, columns)`` tensors; ``out`` may be ``grad``.
 
-        ``factor`` is ``(rows,)`` float32 or float64, of any stride. In place, a row whose factor is
-        exactly 1 is left alone.
+        Each row is contiguous. ``factor`` is ``(rows,)`` float32 or float64, of any stride. In place, a row
+        whose factor is exactly 1 is left alone.
         """

@@ -187,6 +187,8 @@ class NativeBackend(KernelBackend):
             raise AssertionError("shapes or dtypes differ")
         if grad.device != out.device or factor.device != grad.device:
             raise AssertionError("tensors on different devices")
+        if grad.shape[1] > 1 and not grad.stride(1) == out.stride(1) == 1:
+            raise AssertionError("a row is not contiguous")
         params = _C.ScaleParams(
             rows=grad.shape[0],
             columns=grad.shape[1],

@@ -5,9 +5,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
+from fastkd.backends.triton import compile_time
+from fastkd.backends.triton.compile_time import constant, inlined
+
+LOG2E = constant(1.4426950408889634)
+LN2 = constant(0.6931471805599453)
+TINY = constant(2.0**-126)  # the smallest normal float32
+FUSED = constant(compile_time.FUSED)
+
+
+@inlined
+def fma(x, y, z):
+    """``x * y + z`` in float32, rounded once."""
+    if FUSED:
+        return tl.fma(x, y, z)
+    else:
+        # The product of two float32 is exact in float64.
+        return (tl.cast(x, tl.float64) * tl.cast(y, tl.float64) + tl.cast(z, tl.float64)).to(tl.float32)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
-"""The parts of Triton that the kernels need and that old versions lack. They are looked for here alone."""
+"""The differences between versions of Triton, and between its compiler and interpreter, are met here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,37 @@ import triton.language as tl
 # in its language module, later versions at the top. Earlier versions have no such functions, and there a
 # function of a kernel cannot return nested tuples either.
 _mark: Any = getattr(triton, "constexpr_function", getattr(tl, "constexpr_function", None))
+# Whether kernels are interpreted, which Triton decides when it meets their functions.
+_INTERPRETED = _mark is not None and bool(triton.knobs.runtime.interpret)
 
-# Why the kernels cannot be compiled, and what mends it; None where they can.
-lacking: str | None = None
-if _mark is None:
-    lacking = (
-        f"its kernels need Triton 3.4 or newer, and this is {triton.__version__}: install torch 2.8 or "
-        "newer, which brings one"
-    )
+
+def _version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version: (3, 8) for ``3.8.0+git``."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def _find_lacking() -> str | None:
+    if _mark is None:
+        return (
+            f"its kernels need Triton 3.4 or newer, and this is {triton.__version__}: install torch 2.8 or "
+            "newer, which brings one"
+        )
+    if _INTERPRETED and _version(triton.__version__) < (3, 7):
+        import numpy  # the interpreter needs it, the compiler does not
+
+        # That interpreter makes a loop's bounds by `int` of an array of one element, which is an error there.
+        if _version(numpy.__version__) >= (2, 4):
+            return (
+                f"the interpreter of Triton {triton.__version__} cannot run loops with NumPy "
+                f"{numpy.__version__}: install 'numpy<2.4' or Triton 3.7 or newer"
+            )
+    return None
+
+
+# Why the kernels cannot run, and what mends it; None where they can.
+lacking: str | None = _find_lacking()
+# Whether `tl.fma` rounds once. The interpreter of Triton before 3.9 multiplies and then adds.
+FUSED = not _INTERPRETED or _version(triton.__version__) >= (3, 9)
 
 
 def constexpr_function(function: Callable[..., Any]) -> Any:
@@ -31,3 +55,21 @@ def constexpr_function(function: Callable[..., Any]) -> Any:
     if lacking is not None:
         raise ImportError(lacking)
     return _mark(function)
+
+
+def constant(value: float) -> Any:
+    """A number that kernels read from their module: a ``tl.constexpr``; while interpreted, the number itself.
+
+    The interpreter leaves arithmetic between a ``tl.constexpr`` and a tensor to Python, and the result is a
+    ``tl.constexpr`` that holds a tensor. Triton 3.7 and 3.8 refuse those in ``tl.maximum`` and its like.
+    """
+    return value if _INTERPRETED else tl.constexpr(value)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """``triton.jit`` for small functions that kernels call often; while interpreted, the function itself.
+
+    The interpreter spends more on the call of a compiled function than on one operation. A plain function
+    costs it nothing, but must not assign: only in compiled ones does the interpreter make tensors of numbers.
+    """
+    return function if _INTERPRETED else triton.jit(function)

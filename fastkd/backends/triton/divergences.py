@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LN2, TINY, expm1, log1p, log_quotient, times
+from fastkd.backends.triton.arithmetic import LN2, TINY, expm1, fma, log1p, log_quotient, times
 from fastkd.backends.triton.compile_time import constexpr_function
 from fastkd.backends.triton.split import two_ways
 from fastkd.backends.triton.tiles import NEG_INF
@@ -110,7 +110,7 @@ def cross_term(e, power, shift, shifts, scales):
     then differs between ``p**a q**b`` and ``q**(a + b)`` is no rounding error.
     """
     scale = scales.a * scales.c_s
-    by = tl.fma(e.relative, scale, scales.a * (shifts.rest_t - shifts.rest_s) - scale * shifts.offset)
+    by = fma(e.relative, scale, scales.a * (shifts.rest_t - shifts.rest_s) - scale * shifts.offset)
     near = tl.abs(by) <= tl.where(shift == 0.0, 20.0, -1.0)
     far = scales.a * e.xt + scales.b * e.xs - shift
     term = tl.exp2(tl.where(near, by, far))
@@ -134,7 +134,7 @@ def teacher_power(e, scales):
 @triton.jit
 def _plus(total, weight, x, least):
     """``total + weight * x`` with ``0 * anything = 0``, as for weights below ``least``."""
-    return tl.where(weight < least, total, tl.fma(weight, x, total))
+    return tl.where(weight < least, total, fma(weight, x, total))
 
 
 @triton.jit
@@ -167,13 +167,13 @@ def larger_over_mean(e):
     needs no scaling.
     """
     distance = tl.abs(e.gap)
-    root = tl.rsqrt(tl.fma(e.total, 2.0, distance))
+    root = tl.rsqrt(fma(e.total, 2.0, distance))
     x = distance * (root * root)
     square = x * x
-    series = tl.fma(square, 0.28012025356292725, 0.28001797199249268)
-    series = tl.fma(square, series, 0.40021526813507080)
-    series = tl.fma(square, series, 0.66666418313980103)
-    return x * tl.fma(square, series, 2.0)
+    series = fma(square, 0.28012025356292725, 0.28001797199249268)
+    series = fma(square, series, 0.40021526813507080)
+    series = fma(square, series, 0.66666418313980103)
+    return x * fma(square, series, 2.0)
 
 
 @triton.jit
@@ -228,7 +228,7 @@ def sums(sum_0, sum_1, e, row, scales, DIVERGENCE: tl.constexpr):
         return _plus(sum_0, e.q, q_over_m, TINY), _plus(sum_1, e.p, excess(e.q, e.p, a, b), TINY)
     else:  # sum |q - p|, sum q sign(q - p)
         tl.static_assert(DIVERGENCE == "tvd" or DIVERGENCE == "log_acceptance" or DIVERGENCE == "kl_tvd")
-        return sum_0 + tl.abs(e.gap), tl.fma(e.es, direction(e), sum_1)
+        return sum_0 + tl.abs(e.gap), fma(e.es, direction(e), sum_1)
 
 
 @triton.jit
@@ -261,7 +261,7 @@ def distant_sums(sum_0, sum_1, e, row, top):
     half of a tie in each."""
     smaller = exists(e, tl.exp2(distant_exponent(e, row) - top), 0.0)
     to_u = tl.where(e.log_ratio > 0.0, 1.0, tl.where(e.log_ratio < 0.0, 0.0, 0.5))
-    return tl.fma(smaller, to_u, sum_0), tl.fma(smaller, 1.0 - to_u, sum_1)
+    return fma(smaller, to_u, sum_0), fma(smaller, 1.0 - to_u, sum_1)
 
 
 @triton.jit
@@ -367,7 +367,7 @@ def gradients(e, constants, row, scales, DIVERGENCE: tl.constexpr):
     elif DIVERGENCE == "reverse_kl":
         return times(e.es, 0.0 - e.log_ratio - constants[0]), 0.0 - e.gap
     elif DIVERGENCE == "jeffreys":
-        by_student = tl.fma(times(e.es, 0.0 - e.log_ratio - constants[1]), row.ratio, e.gap)
+        by_student = fma(times(e.es, 0.0 - e.log_ratio - constants[1]), row.ratio, e.gap)
         return by_student, times(e.et, e.log_ratio - constants[0]) - e.gap
     elif DIVERGENCE == "symmetric_jsd":
         ahead = larger_over_mean(e)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LN2, TINY, log_quotient
+from fastkd.backends.triton.arithmetic import LN2, TINY, fma, log_quotient
 from fastkd.backends.triton.divergences import (
     Entry,
     Row,
@@ -108,9 +108,9 @@ def entry(s, t, row, scales, TEACHER: tl.constexpr):
     e = raw_entry(s, t, row.shifts, scales, TEACHER)
     return Entry(
         e.xs, e.xt, e.es, e.et, e.relative, e.et * row.inverse_t, e.es * row.inverse_s,
-        tl.fma(e.es, row.ratio, 0.0 - e.et),
-        tl.fma(e.es, row.ratio, e.et),
-        tl.fma(e.relative, scales.to_nats, row.log_base),
+        fma(e.es, row.ratio, 0.0 - e.et),
+        fma(e.es, row.ratio, e.et),
+        fma(e.relative, scales.to_nats, row.log_base),
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _tile_gradients(
     # All in float32: rounded once, by the store.
     if outputs.student is not None:
         if UNIT:
-            g_s = tl.fma(unit_exp(e.es, s, row.shifts, POWER), factors.unit, g_s)
+            g_s = fma(unit_exp(e.es, s, row.shifts, POWER), factors.unit, g_s)
         if SMOOTHING:
             g_s -= factors.uniform
         if CE or SPLITS:  # noqa: SIM102

@@ -9,12 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastkd.backends.triton.compile_time import constant
 from fastkd.backends.triton.divergences import has_cross
 from fastkd.backends.triton.statistics import Statistics, relative_to_maxima
 from fastkd.backends.triton.tiles import finite_shift
 
-COLUMNS = tl.constexpr(19)
-SUM_0 = tl.constexpr(17)
+COLUMNS = constant(19)
+SUM_0 = constant(17)
 
 
 @triton.jit

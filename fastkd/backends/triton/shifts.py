@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LOG2E
+from fastkd.backends.triton.arithmetic import LOG2E, fma
 from fastkd.backends.triton.divergences import Entry, has_cross, has_forward_stream
 from fastkd.backends.triton.tiles import offset_between
 
@@ -49,9 +49,9 @@ def shifts_of(shift_s, shift_t, shift_1, scales):
     k_s, k_t, k_1 = shift_s * scales.c_s, shift_t * scales.c_t, shift_1 * LOG2E
     return Shifts(
         shift_s, shift_t, shift_1, k_s, k_t, k_1,
-        tl.fma(shift_s, scales.c_s, 0.0 - k_s),
-        tl.fma(shift_t, scales.c_t, 0.0 - k_t),
-        tl.fma(shift_1, LOG2E, 0.0 - k_1),
+        fma(shift_s, scales.c_s, 0.0 - k_s),
+        fma(shift_t, scales.c_t, 0.0 - k_t),
+        fma(shift_1, LOG2E, 0.0 - k_1),
         offset_between(shift_s, shift_t, scales),
     )  # fmt: skip
 
@@ -82,18 +82,18 @@ def unit_exp(e, s, shifts, POWER: tl.constexpr):
     elif POWER == 2:
         return e * e
     else:
-        return tl.exp2(tl.fma(s, LOG2E, 0.0 - shifts.k_1))
+        return tl.exp2(fma(s, LOG2E, 0.0 - shifts.k_1))
 
 
 @triton.jit
 def raw_entry(s, t, shifts, scales, TEACHER: tl.constexpr):
     """What the first sweep knows of entries."""
-    xs = tl.fma(s, scales.c_s, 0.0 - shifts.k_s)
+    xs = fma(s, scales.c_s, 0.0 - shifts.k_s)
     es = tl.exp2(xs)
     if TEACHER:
-        xt = tl.fma(t, scales.c_t, 0.0 - shifts.k_t)
+        xt = fma(t, scales.c_t, 0.0 - shifts.k_t)
         # From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
-        relative = tl.fma(t, scales.temperatures, 0.0 - s)
+        relative = fma(t, scales.temperatures, 0.0 - s)
         return Entry(xs, xt, es, tl.exp2(xt), relative, es, es, es, es, es)
     else:
         return Entry(xs, xs, es, es, xs, es, es, es, es, es)

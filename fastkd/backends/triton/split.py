@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import expm1, log1p, log_quotient, times
+from fastkd.backends.triton.arithmetic import expm1, fma, log1p, log_quotient, times
 from fastkd.backends.triton.tiles import offset_between
 
 
@@ -41,8 +41,8 @@ def label_splits(found, label_s, label_t, scales):
     shift_s, shift_t = found.shift_s, found.shift_t
     odds_s = (label_s - shift_s) * scales.to_nats - tl.log(found.z_s)
     odds_t = (label_t - shift_t) * (scales.to_nats * scales.temperatures) - tl.log(found.z_t)
-    relative = tl.fma(label_t, scales.temperatures, 0.0 - label_s) - offset_between(shift_s, shift_t, scales)
-    ratio = tl.fma(relative, scales.to_nats, log_quotient(found.z_s, found.z_t))
+    relative = fma(label_t, scales.temperatures, 0.0 - label_s) - offset_between(shift_s, shift_t, scales)
+    ratio = fma(relative, scales.to_nats, log_quotient(found.z_s, found.z_t))
     # Certain on both sides: no difference, where the difference of infinities is NaN.
     certain = (odds_s == odds_t) & (tl.abs(odds_s) == float("inf"))
     return Label(split(odds_s), split(odds_t), tl.where(certain, 0.0, ratio))

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.arithmetic import LOG2E, times
+from fastkd.backends.triton.arithmetic import LOG2E, fma, times
+from fastkd.backends.triton.compile_time import constant
 from fastkd.backends.triton.divergences import (
     exists,
     has_cross,
@@ -27,14 +28,14 @@ from fastkd.backends.triton.shifts import (
 )
 from fastkd.backends.triton.tiles import NEG_INF, edges, finite_shift, load_sides, load_stripes, widen_sides
 
-FAR = tl.constexpr(2**31 - 1)
+FAR = constant(2**31 - 1)
 # Powers of 2 by which the largest logit is guessed to exceed that of the first stripe. Exponentials then stay
 # clear of float32's ends, their squares too, for largest logits 60 powers further up.
-HEADROOM = tl.constexpr(24.0)
-HEADROOM_OF_SQUARES = tl.constexpr(16.0)
-LEAST = tl.constexpr(2.0**-60)
-MOST = tl.constexpr(2.0**60)
-MOST_OF_POWERS = tl.constexpr(2.0**24)  # up to the fourth
+HEADROOM = constant(24.0)
+HEADROOM_OF_SQUARES = constant(16.0)
+LEAST = constant(2.0**-60)
+MOST = constant(2.0**60)
+MOST_OF_POWERS = constant(2.0**24)  # up to the fourth
 
 
 class Statistics(NamedTuple):
@@ -89,7 +90,7 @@ def _add(
     stream_0, stream_1, stream_2 = streams(part, e, 0.0, shifts, scales, DIVERGENCE)
     z_1, z_t, logit_sum = part.z_1, part.z_t, part.logit_sum
     if UNIT and POWER == 2:
-        z_1 = tl.fma(e.es, e.es, z_1)
+        z_1 = fma(e.es, e.es, z_1)
     elif UNIT and POWER == 0:
         z_1 += unit_exp(e.es, s, shifts, POWER)
     if TEACHER:

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-NEG_INF = tl.constexpr(float("-inf"))
+from fastkd.backends.triton.arithmetic import fma
+from fastkd.backends.triton.compile_time import constant
+
+NEG_INF = constant(float("-inf"))
 
 
 class Rows(NamedTuple):
@@ -54,7 +57,7 @@ def row_pointer(
 ):
     """Pointer to column 0 of ``row``, whose vocabulary begins at column ``begin``. WIDE: the host has found
     that this is a multiple of ``WIDTH`` elements away from ``base``."""
-    offset = row_offset(row, inner, outer_stride, inner_stride) - begin * stride
+    offset = row_offset(row, inner, outer_stride, inner_stride) - tl.cast(begin, tl.int64) * stride
     if WIDE:
         offset = offset // WIDTH * WIDTH  # changes nothing but what the compiler knows
     return base + offset
@@ -150,4 +153,4 @@ def finite_shift(maximum):
 @triton.jit
 def offset_between(shift_s, shift_t, scales):
     """What to subtract from ``t T / T_t - s`` so that it is relative to both shifts."""
-    return tl.fma(shift_t, scales.temperatures, 0.0 - shift_s)
+    return fma(shift_t, scales.temperatures, 0.0 - shift_s)
