@@ -11,6 +11,9 @@ inline namespace FASTKD_ISA {
 
 // Columns per block: with more, what a block costs besides is less felt; the buffers below still fit in L1.
 constexpr int64_t kBlock = 1024;
+// Columns whose sums go to those of the block before they are so large that much of the next terms is rounded
+// away: two rows' sums of exponentials have to agree to the last digits where the rows do.
+constexpr int64_t kStretch = kBlock / 4;
 
 inline int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;

@@ -83,8 +83,8 @@ struct PlainSums {
   double s, squares, t, stream[kMaxStreams];
 };
 
-// `kAlike`: both sides have the same scale and shift. One set of constants then fits in registers, two do
-// not, and ratios need no scale before they are added up.
+// `kAlike`: both sides have the same scale and shift, and the base is small. One set of constants then fits
+// in registers, two do not, and ratios need neither scale nor base before they are added up.
 template <bool kAlike, class V, class Div, class R, class Memory>
 inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                             const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
@@ -100,32 +100,41 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   R *const out_s = b.es, *const out_t = b.et;
   const int64_t n = b.n;
   const Div div = setup.div;
-  V seen(0), of_s(0), squares(0), of_t(0);
-  Finite<V> stream[kMaxStreams] = {V(0), V(0), V(0)};
-  for (int64_t i = 0; i < n; i += V::kWidth) {
-    const V logit_s = s.at(i), es = exp2_s.near(logit_s, seen);
-    of_s = of_s + es;
-    squares = fma(es, es, squares);
-    if (stored) es.store(out_s + i);
-    prefetch(ahead_s + i * Memory::kBytes);
-    if constexpr (kTeacher) {
-      const V logit_t = t.at(i), et = exp2_t.near(logit_t, seen);
-      of_t = of_t + et;
-      if constexpr (V::kKeeps) et.store(out_t + i);
-      prefetch(ahead_t + i * Memory::kBytes);
-      if constexpr (Div::kStreams > 0) {
-        Entry<Finite<V>> e;
-        e.es = es, e.et = et;
-        e.ratio = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
-        div.stream(e, Finite<V>(V(0)), stream);
+  V seen(0), all_s(0), squares(0), all_t(0), streams[kMaxStreams] = {V(0), V(0), V(0)};
+  for (int64_t i = 0; i < n;) {
+    V of_s(0), of_t(0);
+    Finite<V> stream[kMaxStreams] = {V(0), V(0), V(0)};
+    for (const int64_t stop = std::min(n, i + kStretch); i < stop; i += V::kWidth) {
+      const V logit_s = s.at(i), es = exp2_s.near(logit_s, seen);
+      of_s = of_s + es;
+      squares = fma(es, es, squares);
+      if (stored) es.store(out_s + i);
+      prefetch(ahead_s + i * Memory::kBytes);
+      if constexpr (kTeacher) {
+        const V logit_t = t.at(i), et = exp2_t.near(logit_t, seen);
+        of_t = of_t + et;
+        if constexpr (V::kKeeps) et.store(out_t + i);
+        prefetch(ahead_t + i * Memory::kBytes);
+        if constexpr (Div::kStreams > 0) {
+          Entry<Finite<V>> e;
+          e.es = es, e.et = et;
+          e.ratio = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
+          div.stream(e, Finite<V>(V(0)), stream);
+        }
       }
     }
+    all_s = all_s + of_s, all_t = all_t + of_t;
+    for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
   }
   // NaN is not less than anything.
-  PlainSums sums{false, horizontal_sum(of_s), horizontal_sum(squares), horizontal_sum(of_t), {0, 0, 0}};
+  PlainSums sums{false, horizontal_sum(all_s), horizontal_sum(squares), horizontal_sum(all_t), {0, 0, 0}};
   sums.valid = sums.s <= setup.most && sums.t <= setup.most && Exp2::was_near(seen);
   for (int k = 0; k < Div::kStreams; ++k) {
-    sums.stream[k] = horizontal_sum(stream[k].v) * (kAlike ? setup.to_nats : R(1));
+    sums.stream[k] = horizontal_sum(streams[k]);
+    if (kAlike) {
+      const double z = div.teacher_power(k) == 1 ? sums.t : sums.s;
+      sums.stream[k] = sums.stream[k] * (kLn2 * setup.to_exponent_s) - row.base_in_exponents * z;
+    }
   }
   return sums;
 }

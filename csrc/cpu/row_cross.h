@@ -12,7 +12,7 @@ template <class V, class Div, class R>
 inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted, const Block<R>& b,
                           R* exponents) {
   constexpr int kW = V::kWidth;
-  V sum(0), far(shifted ? 1 : 0);
+  V far(shifted ? 1 : 0);
   for (int64_t i = 0; i < b.n; i += kW) {
     Entry<V> e;
     add_logits(c, b, i, e);
@@ -20,20 +20,23 @@ inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
     far = where_le(abs(by), V(20), far, V(1));  // NaN is far
     by.store(exponents + i);
   }
+  const auto sum_of = [&](const auto& term_at) {
+    double total = 0;
+    for (int64_t i = 0; i < b.n;) {
+      V sum(0);
+      for (const int64_t stop = std::min(b.n, i + kStretch); i < stop; i += kW) {
+        const V term = term_at(i);
+        term.store(b.left + i);
+        sum = sum + term;
+      }
+      total += horizontal_sum(sum);
+    }
+    return total;
+  };
   if (horizontal_max(far) == 0) {
-    for (int64_t i = 0; i < b.n; i += kW) {
-      const V term = V::load(b.es + i) * exp2(V::load(exponents + i));
-      term.store(b.left + i);
-      sum = sum + term;
-    }
-  } else {
-    for (int64_t i = 0; i < b.n; i += kW) {
-      const V term = div.term(raw_entry(c, b, i), c.cross_shift);
-      term.store(b.left + i);
-      sum = sum + term;
-    }
+    return sum_of([&](int64_t i) { return V::load(b.es + i) * exp2(V::load(exponents + i)); });
   }
-  return horizontal_sum(sum);
+  return sum_of([&](int64_t i) { return div.term(raw_entry(c, b, i), c.cross_shift); });
 }
 
 }  // namespace FASTKD_ISA

@@ -11,7 +11,7 @@ inline namespace FASTKD_ISA {
 // The row's constants as vectors, for one block. The lower ones are known after the first sweep.
 template <class V>
 struct EntryScales {
-  V to_s, to_t, shift_s, shift_t, to_nats, temperatures, between, cross_shift;
+  V to_s, to_t, shift_s, shift_t, to_nats, temperatures, less_base, between, cross_shift;
   V offset;                       // Row::offset
   V row_r_s, row_r_t;             // from the row's exponentials to probabilities
   V r_s, r_t;                     // from the block's, which may be relative to other shifts
@@ -27,7 +27,8 @@ inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowStat
   c.to_s = V(setup.to_exponent_s), c.to_t = V(setup.to_exponent_t);
   c.shift_s = V(-row.shift.s), c.shift_t = V(-row.shift.t);
   c.to_nats = V(setup.to_nats), c.temperatures = V(setup.temperatures);
-  c.between = V(kLn2 * (double(row.shift.s) - row.shift.t));
+  c.less_base = V(-row.base);
+  c.between = V(kLn2 * (double(row.shift.s) - row.shift.t) + row.base_in_exponents);
   c.cross_shift = V(row.cross_shift);
   return c;
 }
@@ -68,11 +69,7 @@ inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, con
 // From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
 template <class V>
 inline V ratio_of(const EntryScales<V>& c, V s, V t) {
-  return fms(t, c.temperatures, s) * c.to_nats;
-}
-template <class V>
-inline V log_ratio_of(const EntryScales<V>& c, V s, V t) {
-  return fma(fms(t, c.temperatures, s), c.to_nats, c.offset);
+  return fma(fms(t, c.temperatures, s), c.to_nats, c.less_base);
 }
 
 template <class V>
@@ -142,7 +139,7 @@ inline Row<V> widened(const Row<double>& row) {
 // How much of an entry a sweep looks at.
 enum class View {
   kProbabilities,  // what the exponentials tell
-  kStudentLog,     // besides, log q - log m
+  kStudentLog,     // besides, what a mixture's student_log() gives
   kTerm,           // besides, the term of the cross stream
   kFull
 };
@@ -165,7 +162,7 @@ inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, 
   if constexpr (kView == View::kFull) {
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
-    e.log_ratio = log_ratio_of(c, logit_s, logit_t);
+    e.log_ratio = e.ratio + c.offset;
     if constexpr (Div::kLog) e.log = V::load(b.left + i);
   }
   return e;

@@ -12,6 +12,7 @@ inline void write_record(const RowSetup<V, Div>& setup, RowState<R>& row, double
   const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
   const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
   move_sums(setup.div, row, row.shift.s - to_s, row.shift.t - to_t, row.shift.one - to_1);
+  lower_ratios(setup.div, row, -row.base_in_exponents);
   const double values[record::kCount] = {row.max_s,
                                          row.max_t,
                                          row.z_s,
@@ -56,6 +57,7 @@ inline void read_record(const RowSetup<V, Div>& setup, RowState<R>& row, const d
   move_sums(setup.div, row, double(finite(row.max_s)) * setup.to_exponent_s - row.shift.s,
             double(finite(row.max_t)) * setup.to_exponent_t - row.shift.t,
             double(finite(row.max_s)) * setup.to_exponent_1 - row.shift.one);
+  if constexpr (RowSetup<V, Div>::kTeacher) move_base(setup, row);
 }
 
 }  // namespace FASTKD_ISA

@@ -33,7 +33,12 @@ struct RowState {
   int64_t arg_s = 0, arg_t = 0;
   double columns = 0;
   double logit_sum = 0;
-  // Relative to the shifts:
+  // What ratios are relative to: that of the largest logits, so that logits which differ by a constant have
+  // ratios near 0. Once as ratios have it, and once, in nats too, as the exponentials do, whose scales are
+  // rounded in another way.
+  R base = 0;
+  double base_in_exponents = 0;
+  // Relative to the shifts, the streams to the base:
   Shifts<R> shift;
   double z_s = 0, z_t = 0, z_1 = 0, moment_s = 0, moment_t = 0;
   double stream[kMaxStreams] = {0, 0, 0}, cross_shift = 0;
@@ -83,11 +88,31 @@ inline void move_sums(const Div& div, RowState<R>& row, double by_s, double by_t
   }
 }
 
+// The streams' entries less `by`, in nats as exponentials have it.
+template <class Div, class R>
+inline void lower_ratios(const Div& div, RowState<R>& row, double by) {
+  if (Div::kCross || by == 0) return;
+  for (int k = 0; k < Div::kStreams; ++k) {
+    row.stream[k] -= times(div.teacher_power(k) == 1 ? row.z_t : row.z_s, by);
+  }
+}
+
+// The base that goes with the largest logits.
+template <class V, class Div, class R>
+inline void move_base(const RowSetup<V, Div>& setup, RowState<R>& row) {
+  const double s = finite(row.max_s), t = finite(row.max_t), before = row.base_in_exponents;
+  const double ratio = (t * setup.temperatures - s) * setup.to_nats;
+  row.base = static_cast<R>(ratio);
+  row.base_in_exponents = kLn2 * (t * setup.to_exponent_t - s * setup.to_exponent_s) + (row.base - ratio);
+  lower_ratios(setup.div, row, row.base_in_exponents - before);
+}
+
 template <class V, class Div, class R>
 inline void move_to(const RowSetup<V, Div>& setup, RowState<R>& row, const Shifts<R>& to) {
   move_sums(setup.div, row, double(row.shift.s) - to.s, double(row.shift.t) - to.t,
             double(row.shift.one) - to.one);
   row.shift = to;
+  if constexpr (RowSetup<V, Div>::kTeacher) move_base(setup, row);
 }
 
 // Where the label is the only entry, the others are none and have no share.

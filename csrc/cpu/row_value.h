@@ -15,7 +15,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   // By the quotient of the two sums, so that equal rows differ by exactly 0.
   const double between = std::log2(state.z_t / state.z_s);
   const double bits_s = Div::kCross || Div::kSplitsLabel || Div::kDistant ? std::log2(state.z_s) : 0;
-  row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between);
+  row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between) + state.base_in_exponents;
   for (int k = 0; k < Div::kStreams; ++k) {
     const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
     row.scale[k] = Div::kCross ? std::exp2((k == 0 ? state.cross_shift : 0) - (a + b) * bits_s - a * between)

@@ -34,7 +34,7 @@ template <class F>
 struct Entry {
   F xs, xt;    // exponents of 2: logit * log2(e) / temperature - shift of the row
   F es, et;    // 2^xs, 2^xt
-  F ratio;     // t / T_t - s / T
+  F ratio;     // t / T_t - s / T, less a number of the row
   F relative;  // ln(et / es), without the rounding of either
 
   F p, q;       // of the teacher, of the student
