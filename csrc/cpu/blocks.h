@@ -1,6 +1,7 @@
 // Moving a block of a row between memory of any dtype and numbers that the kernels compute with.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../params.h"
@@ -67,6 +68,25 @@ inline RowPointer row_of(const Rows& rows, int64_t inner, int64_t r) {
   const int64_t offset = rows.outer_stride * (r / inner) + rows.inner_stride * (r % inner);
   char* base = static_cast<char*>(rows.data);
   return {base == nullptr ? nullptr : base + offset * size, rows.dtype, rows.column_stride * size};
+}
+
+// The sum of vectors, those from column 0 to n. Four at a time: then fewer of the additions round a large
+// sum.
+template <class V, class Body>
+inline double sum_of(int64_t n, const Body& vector_at) {
+  constexpr int kW = V::kWidth;
+  double total = 0;
+  for (int64_t i = 0; i < n;) {
+    V sum(0);
+    const int64_t stop = std::min(n, i + kStretch);
+    for (; i + 4 * kW <= stop; i += 4 * kW) {
+      const V low = vector_at(i) + vector_at(i + kW);
+      sum = sum + (low + (vector_at(i + 2 * kW) + vector_at(i + 3 * kW)));
+    }
+    for (; i < stop; i += kW) sum = sum + vector_at(i);
+    total += horizontal_sum(sum);
+  }
+  return total;
 }
 
 // The largest of n numbers, padded to whole vectors. Four running maxima, since each waits for its last

@@ -89,6 +89,7 @@ template <bool kAlike, class V, class Div, class R, class Memory>
 inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                             const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
   constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
+  constexpr int kW = V::kWidth;
   const EntryScales<V> c = raw_scales_of(setup, row);
   using Exp2 = Exp2Of<V, Div, Memory>;
   const Exp2 exp2_s(setup.to_exponent_s, row.shift.s);
@@ -104,24 +105,39 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   for (int64_t i = 0; i < n;) {
     V of_s(0), of_t(0);
     Finite<V> stream[kMaxStreams] = {V(0), V(0), V(0)};
-    for (const int64_t stop = std::min(n, i + kStretch); i < stop; i += V::kWidth) {
-      const V logit_s = s.at(i), es = exp2_s.near(logit_s, seen);
-      of_s = of_s + es;
+    struct Exponentials {
+      V s, t;
+    };
+    const auto exponentials_at = [&](int64_t i) {
+      Exponentials e;
+      const V logit_s = s.at(i), es = e.s = exp2_s.near(logit_s, seen);
       squares = fma(es, es, squares);
       if (stored) es.store(out_s + i);
       prefetch(ahead_s + i * Memory::kBytes);
       if constexpr (kTeacher) {
-        const V logit_t = t.at(i), et = exp2_t.near(logit_t, seen);
-        of_t = of_t + et;
+        const V logit_t = t.at(i), et = e.t = exp2_t.near(logit_t, seen);
         if constexpr (V::kKeeps) et.store(out_t + i);
         prefetch(ahead_t + i * Memory::kBytes);
         if constexpr (Div::kStreams > 0) {
-          Entry<Finite<V>> e;
-          e.es = es, e.et = et;
-          e.ratio = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
-          div.stream(e, Finite<V>(V(0)), stream);
+          Entry<Finite<V>> entry;
+          entry.es = es, entry.et = et;
+          entry.ratio = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
+          div.stream(entry, Finite<V>(V(0)), stream);
         }
       }
+      return e;
+    };
+    // Two at a time, as sum_of() has four.
+    const int64_t stop = std::min(n, i + kStretch);
+    for (; i + 2 * kW <= stop; i += 2 * kW) {
+      const Exponentials one = exponentials_at(i), other = exponentials_at(i + kW);
+      of_s = of_s + (one.s + other.s);
+      if constexpr (kTeacher) of_t = of_t + (one.t + other.t);
+    }
+    for (; i < stop; i += kW) {
+      const Exponentials one = exponentials_at(i);
+      of_s = of_s + one.s;
+      if constexpr (kTeacher) of_t = of_t + one.t;
     }
     all_s = all_s + of_s, all_t = all_t + of_t;
     for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
@@ -133,7 +149,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
     sums.stream[k] = horizontal_sum(streams[k]);
     if (kAlike) {
       const double z = div.teacher_power(k) == 1 ? sums.t : sums.s;
-      sums.stream[k] = sums.stream[k] * (kLn2 * setup.to_exponent_s) - row.base_in_exponents * z;
+      sums.stream[k] = sums.stream[k] * (kLn2 * setup.to_exponent_s) - row.shift.base * z;
     }
   }
   return sums;

@@ -20,23 +20,15 @@ inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
     far = where_le(abs(by), V(20), far, V(1));  // NaN is far
     by.store(exponents + i);
   }
-  const auto sum_of = [&](const auto& term_at) {
-    double total = 0;
-    for (int64_t i = 0; i < b.n;) {
-      V sum(0);
-      for (const int64_t stop = std::min(b.n, i + kStretch); i < stop; i += kW) {
-        const V term = term_at(i);
-        term.store(b.left + i);
-        sum = sum + term;
-      }
-      total += horizontal_sum(sum);
-    }
-    return total;
+  const auto store = [&](int64_t i, V term) {
+    term.store(b.left + i);
+    return term;
   };
   if (horizontal_max(far) == 0) {
-    return sum_of([&](int64_t i) { return V::load(b.es + i) * exp2(V::load(exponents + i)); });
+    return sum_of<V>(b.n,
+                     [&](int64_t i) { return store(i, V::load(b.es + i) * exp2(V::load(exponents + i))); });
   }
-  return sum_of([&](int64_t i) { return div.term(raw_entry(c, b, i), c.cross_shift); });
+  return sum_of<V>(b.n, [&](int64_t i) { return store(i, div.term(raw_entry(c, b, i), c.cross_shift)); });
 }
 
 }  // namespace FASTKD_ISA

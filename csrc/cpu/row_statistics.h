@@ -36,7 +36,7 @@ class RowStatistics {
 
  private:
   static constexpr int64_t kSample = 64;
-  static constexpr R kSmallBase = 1;
+  static constexpr R kSmallBase = 0.5;
 
   static int64_t first_of(const R* x, int64_t n, R value) {
     int64_t i = 0;
@@ -59,7 +59,7 @@ class RowStatistics {
         }
         if (!has_finite() || !takes_) return;
         const bool alike =
-            setup_.same_temperature && shift.s == shift.t && std::fabs(row_.base) <= kSmallBase;
+            setup_.same_temperature && shift.s == shift.t && std::fabs(shift.ratio) <= kSmallBase;
         const PlainSums sums = alike ? plain_sums<true>(setup_, row_, blocks_, b, s, t)
                                      : plain_sums<false>(setup_, row_, blocks_, b, s, t);
         if (!sums.valid) return;
@@ -164,7 +164,7 @@ class RowStatistics {
         const V xt = fma(V::load(block.t + i), raw.to_t, raw.shift_t);
         // Entries that are -inf on both sides do not exist.
         const V larger = where_le(xs, xt, xt, xs);
-        const V exponent = where_le(larger, V(kLowest<R>), V(kLowest<R>), V(a) * xt + V(b) * xs);
+        const V exponent = where_le(larger, V(kLowest<R>), V(kLowest<R>), V(a) * (xt - raw.base) + V(b) * xs);
         top = std::max(top, horizontal_max(exponent));
       }
     }
