@@ -75,7 +75,7 @@ inline RowPointer row_of(const Rows& rows, int64_t inner, int64_t r) {
 template <class V, class Body>
 inline double sum_of(int64_t n, const Body& vector_at) {
   constexpr int kW = V::kWidth;
-  double total = 0;
+  V total(0);
   for (int64_t i = 0; i < n;) {
     V sum(0);
     const int64_t stop = std::min(n, i + kStretch);
@@ -84,9 +84,9 @@ inline double sum_of(int64_t n, const Body& vector_at) {
       sum = sum + (low + (vector_at(i + 2 * kW) + vector_at(i + 3 * kW)));
     }
     for (; i < stop; i += kW) sum = sum + vector_at(i);
-    total += horizontal_sum(sum);
+    total = total + sum;
   }
-  return total;
+  return horizontal_sum(total);
 }
 
 // The largest of n numbers, padded to whole vectors. Four running maxima, since each waits for its last

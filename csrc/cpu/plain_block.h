@@ -127,9 +127,10 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
       }
       return e;
     };
-    // Two at a time, as sum_of() has four.
-    const int64_t stop = std::min(n, i + kStretch);
-    for (; i + 2 * kW <= stop; i += 2 * kW) {
+    // Two at a time, as sum_of() has four. The exponentials of 16 bits are not worth it.
+    constexpr bool kFine = Memory::kBytes > 2;
+    const int64_t stop = kFine ? std::min(n, i + kStretch) : n;
+    for (; kFine && i + 2 * kW <= stop; i += 2 * kW) {
       const Exponentials one = exponentials_at(i), other = exponentials_at(i + kW);
       of_s = of_s + (one.s + other.s);
       if constexpr (kTeacher) of_t = of_t + (one.t + other.t);

@@ -61,8 +61,9 @@ class _Rows:
         lse_y, lse_x = self.log_total(y), self.log_total(x)
         difference = x - y
         if spec.temperature == spec.teacher_temperature:
-            # From the logits' difference: the rounding of the two logarithms would drown a small ratio.
-            difference = ((t / 8 - s / 8) - (self.top(t) / 8 - self.top(s) / 8)) / (spec.temperature / 8)
+            # Of near rows from the logits' difference: the rounding of each side would drown a small ratio.
+            apart = self.top(t) - self.top(s)
+            difference = torch.where(apart.abs() < 1, ((t - s) - apart) / spec.temperature, difference)
         # Entries that are -inf on both sides do not exist.
         log_ratio = (difference - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
         pair = self.pair(x - lse_x, y - lse_y, log_ratio)
@@ -73,8 +74,11 @@ class _Rows:
         spec, e = self.spec, self.spec.label_smoothing
         away = self.below_top(self.s, 1.0)
         log_sum = self.log_total(away)
-        lse, softmax = self.top(self.s) + log_sum, torch.exp(away - log_sum)
-        value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * softmax
+        log_softmax = away - log_sum
+        lse, softmax = self.top(self.s) + log_sum, torch.exp(log_softmax)
+        value, grad = torch.zeros_like(lse), torch.zeros_like(softmax)
+        if spec.z_loss != 0:
+            value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * softmax
         nll = torch.full_like(lse, math.nan)
         if self.call.labels is not None:
             nll = log_sum - self.total(torch.where(self.hot, away, 0.0))
@@ -82,8 +86,9 @@ class _Rows:
                 nll = (1 - e) * nll + e * (log_sum - self.total(away / self.columns))
             if spec.ce_weight != 0:
                 value = value + spec.ce_weight * nll
-                target = (1 - e) * self.hot.to(lse.dtype) + e / self.columns
-                grad = grad + spec.ce_weight * (softmax - target)
+                # 1 - softmax of a confident model's label is small.
+                less_hot = torch.where(self.hot, torch.expm1(log_softmax) + e, softmax)
+                grad = grad + spec.ce_weight * (less_hot - e / self.columns)
         return nll, value, grad
 
     def agreement(self) -> Tensor:
