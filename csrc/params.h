@@ -129,6 +129,7 @@ struct DenseParams {
   double ce_weight = 0.0;
   double label_smoothing = 0.0;
   double z_loss = 0.0;
+  double lse_less = 0.0;  // what the logits are less than those of which the z-loss is
   int64_t ignore_index = -100;
 };
 

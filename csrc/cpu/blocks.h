@@ -1,6 +1,7 @@
 // Moving a block of a row between memory of any dtype and numbers that the kernels compute with.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../params.h"
@@ -11,6 +12,9 @@ inline namespace FASTKD_ISA {
 
 // Columns per block: with more, what a block costs besides is less felt; the buffers below still fit in L1.
 constexpr int64_t kBlock = 1024;
+// Columns whose sums go to those of the block before they are so large that much of the next terms is rounded
+// away: two rows' sums of exponentials have to agree to the last digits where the rows do.
+constexpr int64_t kStretch = kBlock / 4;
 
 inline int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
@@ -64,6 +68,25 @@ inline RowPointer row_of(const Rows& rows, int64_t inner, int64_t r) {
   const int64_t offset = rows.outer_stride * (r / inner) + rows.inner_stride * (r % inner);
   char* base = static_cast<char*>(rows.data);
   return {base == nullptr ? nullptr : base + offset * size, rows.dtype, rows.column_stride * size};
+}
+
+// The sum of vectors, those from column 0 to n. Four at a time: then fewer of the additions round a large
+// sum.
+template <class V, class Body>
+inline double sum_of(int64_t n, const Body& vector_at) {
+  constexpr int kW = V::kWidth;
+  V total(0);
+  for (int64_t i = 0; i < n;) {
+    V sum(0);
+    const int64_t stop = std::min(n, i + kStretch);
+    for (; i + 4 * kW <= stop; i += 4 * kW) {
+      const V low = vector_at(i) + vector_at(i + kW);
+      sum = sum + (low + (vector_at(i + 2 * kW) + vector_at(i + 3 * kW)));
+    }
+    for (; i < stop; i += kW) sum = sum + vector_at(i);
+    total = total + sum;
+  }
+  return horizontal_sum(total);
 }
 
 // The largest of n numbers, padded to whole vectors. Four running maxima, since each waits for its last

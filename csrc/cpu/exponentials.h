@@ -27,18 +27,19 @@ inline void with_exp2(typename V::Real scale, typename V::Real shift, const Body
 template <class V, class R>
 inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, const char* ahead,
                             int64_t step) {
-  constexpr int kW = V::kWidth;
-  V first(0), squares(0);
+  ExpSums sums;
+  V squares(0);
   with_exp2<V>(scale, shift, [&](auto exp2_of) {
-    for (int64_t i = 0; i < n; i += kW) {
+    sums.first = sum_of<V>(n, [&](int64_t i) {
       const V e = exp2_of(V::load(x + i));
       e.store(out + i);
-      first = first + e;
       squares = fma(e, e, squares);
       prefetch(ahead + i * step);
-    }
+      return e;
+    });
   });
-  return {horizontal_sum(first), horizontal_sum(squares)};
+  sums.squares = horizontal_sum(squares);
+  return sums;
 }
 
 // `toward`: columns to the block that comes next.

@@ -12,7 +12,7 @@ template <class V, class Div, class R>
 inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted, const Block<R>& b,
                           R* exponents) {
   constexpr int kW = V::kWidth;
-  V sum(0), far(shifted ? 1 : 0);
+  V far(shifted ? 1 : 0);
   for (int64_t i = 0; i < b.n; i += kW) {
     Entry<V> e;
     add_logits(c, b, i, e);
@@ -20,20 +20,15 @@ inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
     far = where_le(abs(by), V(20), far, V(1));  // NaN is far
     by.store(exponents + i);
   }
+  const auto store = [&](int64_t i, V term) {
+    term.store(b.left + i);
+    return term;
+  };
   if (horizontal_max(far) == 0) {
-    for (int64_t i = 0; i < b.n; i += kW) {
-      const V term = V::load(b.es + i) * exp2(V::load(exponents + i));
-      term.store(b.left + i);
-      sum = sum + term;
-    }
-  } else {
-    for (int64_t i = 0; i < b.n; i += kW) {
-      const V term = div.term(raw_entry(c, b, i), c.cross_shift);
-      term.store(b.left + i);
-      sum = sum + term;
-    }
+    return sum_of<V>(b.n,
+                     [&](int64_t i) { return store(i, V::load(b.es + i) * exp2(V::load(exponents + i))); });
   }
-  return horizontal_sum(sum);
+  return sum_of<V>(b.n, [&](int64_t i) { return store(i, div.term(raw_entry(c, b, i), c.cross_shift)); });
 }
 
 }  // namespace FASTKD_ISA

@@ -11,7 +11,7 @@ inline namespace FASTKD_ISA {
 // The row's constants as vectors, for one block. The lower ones are known after the first sweep.
 template <class V>
 struct EntryScales {
-  V to_s, to_t, shift_s, shift_t, to_nats, temperatures, between, cross_shift;
+  V to_s, to_t, shift_s, shift_t, to_nats, temperatures, less_base, base, cross_shift;
   V offset;                       // Row::offset
   V row_r_s, row_r_t;             // from the row's exponentials to probabilities
   V r_s, r_t;                     // from the block's, which may be relative to other shifts
@@ -27,7 +27,8 @@ inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowStat
   c.to_s = V(setup.to_exponent_s), c.to_t = V(setup.to_exponent_t);
   c.shift_s = V(-row.shift.s), c.shift_t = V(-row.shift.t);
   c.to_nats = V(setup.to_nats), c.temperatures = V(setup.temperatures);
-  c.between = V(kLn2 * (double(row.shift.s) - row.shift.t));
+  c.less_base = V(-row.shift.ratio);
+  c.base = V(double(row.shift.s) - row.shift.t + kLog2e * row.shift.base);
   c.cross_shift = V(row.cross_shift);
   return c;
 }
@@ -57,8 +58,9 @@ inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, con
   const double by_t = std::min(double(kept.t) - row.shift.t, kMostFall);
   const double factor_s = by_s == 0 ? 1 : std::exp2(by_s), factor_t = by_t == 0 ? 1 : std::exp2(by_t);
   if constexpr (kKeepsTerms<Div>) {
-    // The powers add up to 1: where the two moved alike, so do the terms.
-    c.factor_term = V(by_s == by_t ? factor_s : std::exp2(by_s + div.teacher_power(0) * (by_t - by_s)));
+    // The powers add up to 1: where the base is the same, the terms move as the student's exponentials do.
+    const double by_base = kept.base - row.shift.base;
+    c.factor_term = V(by_base == 0 ? factor_s : std::exp2(by_s + kLog2e * div.teacher_power(0) * by_base));
   }
   c.factor_s = V(factor_s), c.factor_t = V(factor_t);
   c.r_s = V(reciprocal<Div>(row.z_s) * factor_s), c.r_t = V(reciprocal<Div>(row.z_t) * factor_t);
@@ -68,11 +70,7 @@ inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, con
 // From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
 template <class V>
 inline V ratio_of(const EntryScales<V>& c, V s, V t) {
-  return fms(t, c.temperatures, s) * c.to_nats;
-}
-template <class V>
-inline V log_ratio_of(const EntryScales<V>& c, V s, V t) {
-  return fma(fms(t, c.temperatures, s), c.to_nats, c.offset);
+  return fma(fms(t, c.temperatures, s), c.to_nats, c.less_base);
 }
 
 template <class V>
@@ -80,7 +78,8 @@ inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
   e.xs = fma(s, c.to_s, c.shift_s);
   e.xt = fma(t, c.to_t, c.shift_t);
   e.ratio = ratio_of(c, s, t);
-  e.relative = e.ratio + c.between;
+  e.relative = e.ratio;
+  e.base = c.base;
 }
 
 // From the logits of the entries from column i of the block on.
@@ -142,7 +141,7 @@ inline Row<V> widened(const Row<double>& row) {
 // How much of an entry a sweep looks at.
 enum class View {
   kProbabilities,  // what the exponentials tell
-  kStudentLog,     // besides, log q - log m
+  kStudentLog,     // besides, what a mixture's student_log() gives
   kTerm,           // besides, the term of the cross stream
   kFull
 };
@@ -165,7 +164,7 @@ inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, 
   if constexpr (kView == View::kFull) {
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
-    e.log_ratio = log_ratio_of(c, logit_s, logit_t);
+    e.log_ratio = e.ratio + c.offset;
     if constexpr (Div::kLog) e.log = V::load(b.left + i);
   }
   return e;

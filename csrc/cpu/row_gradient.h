@@ -29,7 +29,7 @@ class RowGradient {
     by_student_ = params.kd_weight / params.temperature * scale;
     by_teacher_ = params.kd_weight / params.teacher_temperature * scale;
     const double ce = setup.cross_entropy ? params.ce_weight : 0;
-    by_softmax_ = (params.z_loss != 0 ? ce + 2 * params.z_loss * lse : ce) * scale;
+    by_softmax_ = (params.z_loss != 0 ? ce + 2 * params.z_loss * (lse + params.lse_less) : ce) * scale;
     level_ = by_softmax_;
     if (level_ != 0) level_ *= Setup::kSplits ? std::exp2(state.shift.one - lse * kLog2e) : 1 / state.z_1;
     spread_ = -ce * params.label_smoothing / state.columns * scale;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "row_distant.h"
+#include "row_extreme.h"
 #include "row_gradient.h"
 #include "row_metrics.h"
 #include "row_record.h"
@@ -20,7 +21,7 @@ class RowKernel {
 
  public:
   RowKernel(const DenseParams& params, Div div, bool streamed)
-      : params_(params), setup_(params, div, streamed), blocks_(params), sparse_(params) {}
+      : params_(params), setup_(params, div, streamed), blocks_(params), sparse_(params), extreme_(params) {}
 
   template <class NextRow>
   void run_all(const NextRow& next) {
@@ -49,6 +50,9 @@ class RowKernel {
         if (Setup::kSplits) state_.label_t = load_one<R>(blocks_.t.at(state_.label), blocks_.t.dtype);
       }
       RowStatistics<V, Div>(setup_, state_, blocks_).find();
+      if (!params_.wide && params_.phase == Phase::kAll && is_extreme(setup_, state_)) {
+        return extreme_.run(r, blocks_.s, blocks_.t, finite(state_.max_s), finite(state_.max_t));
+      }
       if (params_.phase == Phase::kStatistics) return write_record(setup_, state_, record);
     } else {
       read_record(setup_, state_, record);
@@ -110,7 +114,7 @@ class RowKernel {
     const double lse = setup_.softmax ? lse_at_one(setup_, state_) : 0;
     const double nll = setup_.needs_label && setup_.softmax ? cross_entropy(setup_, state_, lse) : 0;
     if (setup_.cross_entropy) loss += params_.ce_weight * nll;
-    if (params_.z_loss != 0) loss += params_.z_loss * lse * lse;
+    if (params_.z_loss != 0) loss += params_.z_loss * (lse + params_.lse_less) * (lse + params_.lse_less);
     static_cast<R*>(params_.row_loss)[r] = loss_scale == 0 ? R(0) : static_cast<R>(loss_scale * loss);
     if (params_.metrics != nullptr) {
       R* const metrics = static_cast<R*>(params_.metrics) + r * metric::kCount;
@@ -139,6 +143,7 @@ class RowKernel {
   RowState<R> state_;
   RowBlocks<V, Div> blocks_;
   SparseRow<R> sparse_;
+  ExtremeRow<R> extreme_;
 };
 
 // Rows of a call, one after the other, until `next` gives no more.

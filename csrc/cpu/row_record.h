@@ -6,12 +6,19 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
+// Of the streams: ratios are plain there, and a cross stream is one of the exponentials that it goes with.
+template <class Div>
+inline double base_in_record(double to_s, double to_t) {
+  return Div::kCross ? kLn2 * (to_t - to_s) : 0;
+}
+
 template <class V, class Div, class R>
 inline void write_record(const RowSetup<V, Div>& setup, RowState<R>& row, double* record) {
   const double to_s = double(finite(row.max_s)) * setup.to_exponent_s;
   const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
   const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
-  move_sums(setup.div, row, row.shift.s - to_s, row.shift.t - to_t, row.shift.one - to_1);
+  move_sums(setup.div, row, row.shift.s - to_s, row.shift.t - to_t, row.shift.one - to_1,
+            row.shift.base - base_in_record<Div>(to_s, to_t));
   const double values[record::kCount] = {row.max_s,
                                          row.max_t,
                                          row.z_s,
@@ -53,9 +60,11 @@ inline void read_record(const RowSetup<V, Div>& setup, RowState<R>& row, const d
   row.arg_t = static_cast<int64_t>(record[record::kArgT]);
   row.columns = record[record::kColumns];
   row.shift = shifts_for(setup, row);
-  move_sums(setup.div, row, double(finite(row.max_s)) * setup.to_exponent_s - row.shift.s,
-            double(finite(row.max_t)) * setup.to_exponent_t - row.shift.t,
-            double(finite(row.max_s)) * setup.to_exponent_1 - row.shift.one);
+  const double to_s = double(finite(row.max_s)) * setup.to_exponent_s;
+  const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
+  const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
+  move_sums(setup.div, row, to_s - row.shift.s, to_t - row.shift.t, to_1 - row.shift.one,
+            base_in_record<Div>(to_s, to_t) - row.shift.base);
 }
 
 }  // namespace FASTKD_ISA

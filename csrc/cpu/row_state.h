@@ -21,8 +21,13 @@ constexpr R kLowest = -std::numeric_limits<R>::infinity();
 template <class R>
 struct Shifts {
   R s = 0, t = 0, one = 0;  // of the student, of the teacher, of the student at temperature 1
+  // What log-ratios are relative to: that of the largest logits, so that logits which differ by a constant
+  // have ratios near 0. Once as Entry::ratio has it, and once, in nats too, as the exponentials do, whose
+  // scales are rounded in another way.
+  R ratio = 0;
+  double base = 0;
 
-  bool operator==(const Shifts& x) const { return s == x.s && t == x.t && one == x.one; }
+  bool operator==(const Shifts& x) const { return s == x.s && t == x.t && one == x.one && base == x.base; }
 };
 
 template <class R>
@@ -59,10 +64,16 @@ inline Shifts<R> shifts_for(const RowSetup<V, Div>& setup, const RowState<R>& ro
   Shifts<R> to;
   to.s = exponent_of(row.max_s, R(setup.to_exponent_s));
   to.t = exponent_of(row.max_t, R(setup.to_exponent_t));
-  if (setup.same_temperature && setup.kTeacher && std::fabs(to.s - to.t) < 16)
+  if (setup.same_temperature && setup.kTeacher && std::fabs(to.s - to.t) < 4)
     to.s = to.t = std::max(to.s, to.t);
   to.one =
       setup.power == 0 ? exponent_of(row.max_s, R(setup.to_exponent_1)) : exponent_of(to.s, R(setup.power));
+  if constexpr (RowSetup<V, Div>::kTeacher) {
+    const double s = finite(row.max_s), t = finite(row.max_t);
+    const double ratio = (t * setup.temperatures - s) * setup.to_nats;
+    to.ratio = static_cast<R>(ratio);
+    to.base = kLn2 * (t * setup.to_exponent_t - s * setup.to_exponent_s) + (to.ratio - ratio);
+  }
   return to;
 }
 
@@ -70,23 +81,30 @@ inline void rescale(double& sum, double by) {
   if (sum != 0) sum *= std::exp2(by);
 }
 
-// All sums to shifts that are smaller by these.
+// All sums to shifts, and to a base, that are smaller by these.
 template <class Div, class R>
-inline void move_sums(const Div& div, RowState<R>& row, double by_s, double by_t, double by_1) {
+inline void move_sums(const Div& div, RowState<R>& row, double by_s, double by_t, double by_1,
+                      double by_base) {
   rescale(row.z_s, by_s);
   rescale(row.z_t, by_t);
   rescale(row.z_1, by_1);
   rescale(row.moment_s, by_s);
   rescale(row.moment_t, by_t);
   for (int k = 0; k < Div::kStreams; ++k) {
-    rescale(row.stream[k], div.teacher_power(k) * by_t + div.student_power(k) * by_s);
+    const double a = div.teacher_power(k), b = div.student_power(k);
+    if (Div::kCross && k == 0) {
+      rescale(row.stream[k], (a + b) * by_s + kLog2e * a * by_base);
+    } else {
+      rescale(row.stream[k], a * by_t + b * by_s);
+    }
+    if (!Div::kCross && by_base != 0) row.stream[k] += times(a == 1 ? row.z_t : row.z_s, by_base);
   }
 }
 
 template <class V, class Div, class R>
 inline void move_to(const RowSetup<V, Div>& setup, RowState<R>& row, const Shifts<R>& to) {
   move_sums(setup.div, row, double(row.shift.s) - to.s, double(row.shift.t) - to.t,
-            double(row.shift.one) - to.one);
+            double(row.shift.one) - to.one, row.shift.base - to.base);
   row.shift = to;
 }
 

@@ -36,6 +36,7 @@ class RowStatistics {
 
  private:
   static constexpr int64_t kSample = 64;
+  static constexpr R kSmallBase = 0.5;
 
   static int64_t first_of(const R* x, int64_t n, R value) {
     int64_t i = 0;
@@ -57,7 +58,8 @@ class RowStatistics {
           raise_shifts(b, plain_largest<V>(s, n), Setup::kTeacher ? plain_largest<V>(t, n) : kLowest<R>);
         }
         if (!has_finite() || !takes_) return;
-        const bool alike = setup_.same_temperature && shift.s == shift.t;
+        const bool alike =
+            setup_.same_temperature && shift.s == shift.t && std::fabs(shift.ratio) <= kSmallBase;
         const PlainSums sums = alike ? plain_sums<true>(setup_, row_, blocks_, b, s, t)
                                      : plain_sums<false>(setup_, row_, blocks_, b, s, t);
         if (!sums.valid) return;
@@ -112,9 +114,13 @@ class RowStatistics {
       row_.stream[0] += cross_terms(setup_.div, c, row_.cross_shift != 0, b, blocks_.e1);
       return;
     }
-    V stream[kMaxStreams] = {V(0), V(0), V(0)};
-    for (int64_t i = 0; i < b.n; i += kW) setup_.div.stream(raw_entry(c, b, i), c.cross_shift, stream);
-    for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += horizontal_sum(stream[k]);
+    for (int64_t i = 0; i < b.n;) {
+      V stream[kMaxStreams] = {V(0), V(0), V(0)};
+      for (const int64_t stop = std::min(b.n, i + kStretch); i < stop; i += kW) {
+        setup_.div.stream(raw_entry(c, b, i), c.cross_shift, stream);
+      }
+      for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += horizontal_sum(stream[k]);
+    }
   }
 
   // Exponentials times logits, of which the entropies are made. Only metrics ask for them.
@@ -158,7 +164,7 @@ class RowStatistics {
         const V xt = fma(V::load(block.t + i), raw.to_t, raw.shift_t);
         // Entries that are -inf on both sides do not exist.
         const V larger = where_le(xs, xt, xt, xs);
-        const V exponent = where_le(larger, V(kLowest<R>), V(kLowest<R>), V(a) * xt + V(b) * xs);
+        const V exponent = where_le(larger, V(kLowest<R>), V(kLowest<R>), V(a) * (xt - raw.base) + V(b) * xs);
         top = std::max(top, horizontal_max(exponent));
       }
     }

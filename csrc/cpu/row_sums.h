@@ -26,7 +26,7 @@ inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, Row
         const Entry<V> e = entry_as<kSumsView<Div>, Div>(c, b, i, s, t);
         setup.div.sums(e, sum);
         if constexpr (kStudentView<Div> == View::kStudentLog) {
-          if (student_alone) Mixture<V>::log_q(e).store(b.left + i);
+          if (student_alone) setup.div.student_log(e).store(b.left + i);
         }
       }
     });

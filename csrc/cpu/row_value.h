@@ -15,10 +15,12 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   // By the quotient of the two sums, so that equal rows differ by exactly 0.
   const double between = std::log2(state.z_t / state.z_s);
   const double bits_s = Div::kCross || Div::kSplitsLabel || Div::kDistant ? std::log2(state.z_s) : 0;
-  row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between);
+  row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between) + state.shift.base;
+  const double base = double(state.shift.s) - state.shift.t + kLog2e * state.shift.base;
   for (int k = 0; k < Div::kStreams; ++k) {
     const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
-    row.scale[k] = Div::kCross ? std::exp2((k == 0 ? state.cross_shift : 0) - (a + b) * bits_s - a * between)
+    const double shift = k == 0 ? state.cross_shift + a * base : 0;
+    row.scale[k] = Div::kCross ? std::exp2(shift - (a + b) * bits_s - a * between)
                    : a == 1    ? 1 / state.z_t
                                : 1 / state.z_s;
     row.stream[k] = state.stream[k] * row.scale[k];
@@ -27,8 +29,8 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
     row.cross_shift = state.cross_shift;
     row.cross_inverse = state.stream[0] == 0 ? 0 : 1 / state.stream[0];
     // Where the powers add up to 1, as those of the divergences that ask for it do.
-    row.log_cross = kLn2 * (state.cross_shift + std::log2(state.stream[0] / state.z_s) -
-                            setup.div.teacher_power(0) * between);
+    row.log_cross = kLn2 * (state.cross_shift + std::log2(state.stream[0] / state.z_s)) +
+                    setup.div.teacher_power(0) * row.offset;
   }
   if constexpr (Div::kDistant) row.bits_s = bits_s, row.bits_t = bits_s + between;
   if constexpr (Div::kSplitsLabel) {

@@ -60,7 +60,10 @@ inline Vec times_add(Vec weight, Vec x, Vec sum) {
   return _mm512_mask3_fmadd_ps(weight.v, x.v, sum.v, keep);
 }
 
-inline double horizontal_sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline double horizontal_sum(Vec a) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  return _mm512_reduce_add_pd(_mm512_add_pd(low, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))));
+}
 inline float horizontal_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 // 2^x within 2 ulp; 0 at -inf and far below, NaN at NaN.

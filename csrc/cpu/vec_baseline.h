@@ -57,15 +57,15 @@ template <class R>
 inline VecOf<R> operator/(VecOf<R> a, VecOf<R> b) {
   return lanes<R>([&](int i) { return a.v[i] / b.v[i]; });
 }
-// Without the instruction a fused operation is a slow library call; two roundings will do.
+// Without the instruction a fused operation is a slow library call; in float64 a product of float32 is exact.
 template <class R>
 inline VecOf<R> fma(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
-  return lanes<R>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  return lanes<R>([&](int i) { return static_cast<R>(double(a.v[i]) * b.v[i] + c.v[i]); });
 }
 // a * b - c
 template <class R>
 inline VecOf<R> fms(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
-  return lanes<R>([&](int i) { return a.v[i] * b.v[i] - c.v[i]; });
+  return lanes<R>([&](int i) { return static_cast<R>(double(a.v[i]) * b.v[i] - c.v[i]); });
 }
 template <class R>
 inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {

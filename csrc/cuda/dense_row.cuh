@@ -152,6 +152,7 @@ struct DenseRow {
     e.et = exp2_fast(e.xt);
     e.ratio = raw_log_ratio(s, t);
     e.relative = fmaf(kLn2, s_shift - t_shift, e.ratio);
+    e.base = 0;
     return e;
   }
 

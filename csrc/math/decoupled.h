@@ -26,11 +26,11 @@ struct Decoupled : Functor {
     const R gap = row.p_label < R(0.5) ? row.q_label - row.p_label : row.p_others - row.q_others;
     const R target = times(row.p_label, row.label_ratio) + times(row.p_others, row.others_ratio);
     // Where p has no rest (and its logarithm is -inf) there is nothing to compare.
-    const R others =
-        row.others_ratio > -std::numeric_limits<R>::infinity() ? row.stream[0] + row.offset : R(0);
+    const bool any = row.others_ratio > -std::numeric_limits<R>::infinity();
+    const R others = any ? row.stream[0] + row.offset : R(0);
     row.constant[0] = gap;
     row.constant[1] = times(row.p_label, times(row.p_others, row.label_ratio - row.others_ratio));
-    row.constant[2] = others;
+    row.constant[2] = any ? row.stream[0] : R(0);
     return target + R(beta) * others;
   }
 
@@ -41,7 +41,7 @@ struct Decoupled : Functor {
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, F(beta) * (e.log_ratio - row.constant[2]) - row.constant[1]);
+    return times(e.p, F(beta) * (e.ratio - row.constant[2]) - row.constant[1]);
   }
 
   template <class R>

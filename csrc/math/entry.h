@@ -32,10 +32,12 @@ constexpr int kMaxConstants = 6;
 // One vocabulary entry of one token. The first sweep knows the upper half.
 template <class F>
 struct Entry {
-  F xs, xt;    // exponents of 2: logit * log2(e) / temperature - shift of the row
-  F es, et;    // 2^xs, 2^xt
-  F ratio;     // t / T_t - s / T
-  F relative;  // ln(et / es), without the rounding of either
+  F xs, xt;  // exponents of 2: logit * log2(e) / temperature - shift of the row
+  F es, et;  // 2^xs, 2^xt
+  F ratio;   // t / T_t - s / T, less a number of the row
+  // Of divergences with a cross stream: ln(et / es) without the rounding of either, less `base`; which is in
+  // powers of 2, of the row, and 0 for rows near each other.
+  F relative, base;
 
   F p, q;       // of the teacher, of the student
   F q_minus_p;  // formed so that it is exact for equal rows
@@ -146,13 +148,14 @@ FASTKD_HD float exp2_any(float x) {
 #endif
 }
 
-// et^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other the ratio's power is
-// a factor, exactly 1 for equal logits: what then differs between p^a q^b and q^(a + b) is no rounding error.
+// (et 2^-base)^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other the ratio's
+// power is a factor, exactly 1 for equal logits: what then differs between p^a q^b and q^(a + b) is no
+// rounding error.
 template <class F>
 FASTKD_HD F cross_term(const Entry<F>& e, F power, double a, double b, F shift) {
   const F by = F(a * kLog2e) * e.relative;
   const F near = where_le(abs(by), F(20), where_le(abs(shift), F(0), F(1), F(0)), F(0));
-  const F far = F(a) * e.xt + F(b) * e.xs - shift;
+  const F far = F(a) * (e.xt - e.base) + F(b) * e.xs - shift;
   const F term = exp2_any(where_le(F(1), near, by, far));
   const F product = where_le(F(1), near, power * term, term);
   // Entries that are -inf on both sides do not exist.

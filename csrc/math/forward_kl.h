@@ -18,7 +18,7 @@ struct ForwardKL : Functor {
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    return row.constant[0] = row.stream[0] + row.offset;
+    return row.stream[0] + row.offset;
   }
 
   template <class F>
@@ -28,7 +28,7 @@ struct ForwardKL : Functor {
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, e.log_ratio - row.constant[0]);
+    return times(e.p, e.ratio - row.stream[0]);
   }
 };
 

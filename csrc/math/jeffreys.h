@@ -19,19 +19,17 @@ struct Jeffreys : Functor {
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    row.constant[0] = row.stream[0] + row.offset;         // KL(p, q)
-    row.constant[1] = R(0) - row.stream[1] - row.offset;  // KL(q, p)
     return row.stream[0] - row.stream[1];
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return e.q_minus_p + times(e.q, F(0) - e.log_ratio - row.constant[1]);
+    return e.q_minus_p + times(e.q, row.stream[1] - e.ratio);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, e.log_ratio - row.constant[0]) - e.q_minus_p;
+    return times(e.p, e.ratio - row.stream[0]) - e.q_minus_p;
   }
 };
 

@@ -9,7 +9,7 @@ inline namespace FASTKD_ISA {
 
 struct JSD : Functor {
   static constexpr bool kLog = true;
-  static constexpr int kSums = 2;  // KL(p, m), KL(q, m)
+  static constexpr int kSums = 2;  // KL(p, m), -KL(q, m)
 
   double beta;
   LogMixture log_mixture;
@@ -24,28 +24,32 @@ struct JSD : Functor {
 
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
-    sum[0] = times_add(e.p, Mixture<F>::log_p(e), sum[0]);
-    sum[1] = times_add(e.q, Mixture<F>::log_q(e), sum[1]);
+    sum[0] = times_add(e.p, Mixture<F>::p_over_m(e), sum[0]);
+    sum[1] = times_add(e.q, Mixture<F>::m_over_q(e), sum[1]);
   }
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    return R(beta) * row.sum[0] + R(1 - beta) * row.sum[1];
+    return R(beta) * row.sum[0] - R(1 - beta) * row.sum[1];
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return student(e, Mixture<F>::log_q(e), row);
+    return student(e, student_log(e), row);
   }
-  // The same, with log q - log m at hand.
+  // The same, with student_log() at hand.
   template <class F>
-  FASTKD_HD F student(const Entry<F>& e, F log_q, const Row<F>& row) const {
-    return F(1 - beta) * times(e.q, log_q - row.sum[1]);
+  FASTKD_HD F student(const Entry<F>& e, F m_over_q, const Row<F>& row) const {
+    return F(1 - beta) * times(e.q, row.sum[1] - m_over_q);
+  }
+  template <class F>
+  FASTKD_HD F student_log(const Entry<F>& e) const {
+    return Mixture<F>::m_over_q(e);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return F(beta) * times(e.p, Mixture<F>::log_p(e) - row.sum[0]);
+    return F(beta) * times(e.p, Mixture<F>::p_over_m(e) - row.sum[0]);
   }
 };
 

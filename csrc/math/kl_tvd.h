@@ -25,21 +25,19 @@ struct KLTVD : TVD {
   FASTKD_HD R value(Row<R>& row) const {
     const R apart = TVD::value(row), forward = row.stream[0] + row.offset;
     const R exponent = R(-beta) * (R(1) - apart);
-    row.constant[1] = forward;
-    row.constant[2] = exp(exponent);
-    row.constant[3] = R(0) - expm1(exponent);
-    return times(row.constant[2], forward) + row.constant[3] * apart;
+    row.constant[1] = exp(exponent);
+    row.constant[2] = R(0) - expm1(exponent);
+    return times(row.constant[1], forward) + row.constant[2] * apart;
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return row.constant[2] * e.q_minus_p + row.constant[3] * TVD::student(e, row);
+    return row.constant[1] * e.q_minus_p + row.constant[2] * TVD::student(e, row);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return row.constant[2] * times(e.p, e.log_ratio - row.constant[1]) +
-           row.constant[3] * TVD::teacher(e, row);
+    return row.constant[1] * times(e.p, e.ratio - row.stream[0]) + row.constant[2] * TVD::teacher(e, row);
   }
 };
 

@@ -28,19 +28,20 @@ struct Mixture {
     return ratio;
   }
 
-  // log p - log m and log q - log m
-  static FASTKD_HD F log_p(const Entry<F>& e) {
+  // log p - log m
+  static FASTKD_HD F p_over_m(const Entry<F>& e) {
     if constexpr (std::is_same<F, float>::value) {
       return ::fminf(e.log_ratio, 0.0f) - e.log;
     } else {
-      return (F(0) - e.log) + min(e.log_ratio, F(0));
+      return min(e.log_ratio, F(0)) - e.log;
     }
   }
-  static FASTKD_HD F log_q(const Entry<F>& e) {
+  // log m - log q, which takes an operation less than its negative
+  static FASTKD_HD F m_over_q(const Entry<F>& e) {
     if constexpr (std::is_same<F, float>::value) {
-      return -::fmaxf(e.log_ratio, 0.0f) - e.log;
+      return ::fmaxf(e.log_ratio, 0.0f) + e.log;
     } else {
-      return (F(0) - e.log) - max(e.log_ratio, F(0));
+      return max(e.log_ratio, F(0)) + e.log;
     }
   }
 

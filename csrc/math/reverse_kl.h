@@ -17,12 +17,12 @@ struct ReverseKL : Functor {
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    return row.constant[0] = R(0) - row.stream[0] - row.offset;
+    return R(0) - row.stream[0] - row.offset;
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.q, F(0) - e.log_ratio - row.constant[0]);
+    return times(e.q, row.stream[0] - e.ratio);
   }
 
   template <class F>

@@ -30,7 +30,7 @@ struct SkewForwardKL : Functor {
 
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
-    sum[0] = times_add(e.p, Mixture<F>::log_p(e), sum[0]);
+    sum[0] = times_add(e.p, Mixture<F>::p_over_m(e), sum[0]);
     sum[1] = times_add(e.q, excess(e), sum[1]);
   }
 
@@ -47,12 +47,12 @@ struct SkewForwardKL : Functor {
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return teacher(e, Mixture<F>::log_p(e), row);
+    return teacher(e, Mixture<F>::p_over_m(e), row);
   }
   // The same, with log p - log m at hand.
   template <class F>
-  FASTKD_HD F teacher(const Entry<F>& e, F log_p, const Row<F>& row) const {
-    return times(e.p, log_p - F(beta) * excess(e) - row.constant[0]);
+  FASTKD_HD F teacher(const Entry<F>& e, F p_over_m, const Row<F>& row) const {
+    return times(e.p, p_over_m - F(beta) * excess(e) - row.constant[0]);
   }
 };
 

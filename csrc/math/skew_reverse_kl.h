@@ -35,10 +35,14 @@ struct SkewReverseKL : SkewForwardKL {
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
     return SkewForwardKL::teacher(exchanged(e), row);
   }
-  // The same, with log q - log m at hand.
+  // The same, with student_log() at hand.
   template <class F>
-  FASTKD_HD F student(const Entry<F>& e, F log_q, const Row<F>& row) const {
-    return SkewForwardKL::teacher(exchanged(e), log_q, row);
+  FASTKD_HD F student(const Entry<F>& e, F q_over_m, const Row<F>& row) const {
+    return SkewForwardKL::teacher(exchanged(e), q_over_m, row);
+  }
+  template <class F>
+  FASTKD_HD F student_log(const Entry<F>& e) const {
+    return Mixture<F>::p_over_m(exchanged(e));
   }
 
   template <class F>

@@ -40,34 +40,55 @@ class _Rows:
     def log_total(self, x: Tensor) -> Tensor:
         return self.pair(x, x, x).log_total(x)
 
+    def top(self, x: Tensor) -> Tensor:
+        """The largest of each row over all shards, ``(rows, 1)``; 0 where that is infinite."""
+        top = torch.cat([x, x.new_full((x.shape[0], 1), -math.inf)], -1).amax(-1, keepdim=True)
+        top = top if self.shards is None else self.shards.max(top)
+        return torch.where(torch.isinf(top), 0.0, top)
+
+    def below_top(self, x: Tensor, temperature: float) -> Tensor:
+        """``(x - top(x)) / temperature``, which has the digits that a large logit lacks."""
+        # An eighth, so that the difference of two finite logits is finite.
+        return (x / 8 - self.top(x) / 8) / (temperature / 8)
+
     def entropy(self, log_p: Tensor) -> Tensor:
         return self.total(torch.where(torch.isneginf(log_p), 0.0, -log_p.exp() * log_p))
 
     def divergence(self) -> tuple[Result, Pair]:
         assert isinstance(self.call.teacher, Tensor)
-        y, x = self.s / self.spec.temperature, self.of(self.call.teacher) / self.spec.teacher_temperature
+        spec, s, t = self.spec, self.s, self.of(self.call.teacher)
+        y, x = self.below_top(s, spec.temperature), self.below_top(t, spec.teacher_temperature)
         lse_y, lse_x = self.log_total(y), self.log_total(x)
-        # From the logits' difference: the rounding of the two logarithms would drown a small ratio.
+        difference = x - y
+        if spec.temperature == spec.teacher_temperature:
+            # Of near rows from the logits' difference: the rounding of each side would drown a small ratio.
+            apart = self.top(t) - self.top(s)
+            difference = torch.where(apart.abs() < 1, ((t - s) - apart) / spec.temperature, difference)
         # Entries that are -inf on both sides do not exist.
-        log_ratio = ((x - y) - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
+        log_ratio = (difference - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
         pair = self.pair(x - lse_x, y - lse_y, log_ratio)
         return FORMULAS[self.spec.divergence](pair), pair
 
     def cross_entropy(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(CE or NaN, weighted CE and z-loss, its gradient)``."""
         spec, e = self.spec, self.spec.label_smoothing
-        lse = self.log_total(self.s)
-        softmax = torch.exp(self.s - lse)
-        value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * softmax
+        away = self.below_top(self.s, 1.0)
+        log_sum = self.log_total(away)
+        log_softmax = away - log_sum
+        lse, softmax = self.top(self.s) + log_sum, torch.exp(log_softmax)
+        value, grad = torch.zeros_like(lse), torch.zeros_like(softmax)
+        if spec.z_loss != 0:
+            value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * softmax
         nll = torch.full_like(lse, math.nan)
         if self.call.labels is not None:
-            nll = lse - self.total(torch.where(self.hot, self.s, 0.0))
+            nll = log_sum - self.total(torch.where(self.hot, away, 0.0))
             if e:
-                nll = (1 - e) * nll + e * (lse - self.total(self.s) / self.columns)
+                nll = (1 - e) * nll + e * (log_sum - self.total(away / self.columns))
             if spec.ce_weight != 0:
                 value = value + spec.ce_weight * nll
-                target = (1 - e) * self.hot.to(lse.dtype) + e / self.columns
-                grad = grad + spec.ce_weight * (softmax - target)
+                # 1 - softmax of a confident model's label is small.
+                less_hot = torch.where(self.hot, torch.expm1(log_softmax) + e, softmax)
+                grad = grad + spec.ce_weight * (less_hot - e / self.columns)
         return nll, value, grad
 
     def agreement(self) -> Tensor:
@@ -119,12 +140,11 @@ class ReferenceBackend(KernelBackend):
         nothing = torch.full_like(call.row_loss, math.nan)[:, None]
         metrics = dict.fromkeys(METRICS, nothing)
         if call.metrics is not None:
-            metrics["student_entropy"] = rows.entropy(
-                rows.s / spec.temperature - rows.log_total(rows.s / spec.temperature)
-            )
+            y = rows.below_top(rows.s, spec.temperature)
+            metrics["student_entropy"] = rows.entropy(y - rows.log_total(y))
         loss, by_s, by_t = torch.zeros_like(call.row_loss)[:, None], torch.zeros_like(rows.s), None
         if coefficient is not None:
-            y = rows.s / spec.temperature
+            y = rows.below_top(rows.s, spec.temperature)
             q = torch.exp(y - rows.log_total(y))
             by_s = spec.kd_weight / spec.temperature * coefficient[:, None] * q
         elif spec.kd_weight != 0:

@@ -1,0 +1,105 @@
+// Rows whose largest logits are so large that float32 has few digits left for what they differ by, or none.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "blocks.h"
+#include "isa.h"
+#include "row_state.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// Whether the exponent of 2 of a finite logit is beyond 2^13, where its last digit is a thousandth. The
+// scalar float64 kernel takes ten times as long, so few rows should get there.
+template <class R>
+inline bool is_extreme(R logit, R to_exponent) {
+  return std::isfinite(logit) && !(std::fabs(logit * to_exponent) < R(8192));
+}
+
+template <class V, class Div, class R>
+inline bool is_extreme(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+  // A ratio that has overflowed, and with it its sum, may be finite in float64.
+  for (int k = 0; k < (Div::kCross ? 0 : Div::kStreams); ++k) {
+    if (std::isinf(row.stream[k])) return true;
+  }
+  const R to_s = std::max(setup.to_exponent_s, setup.to_exponent_1), to_t = setup.to_exponent_t;
+  return is_extreme(row.max_s, to_s) || is_extreme(row.max_t, to_t) ||
+         (setup.kSplits && (is_extreme(row.label_s, to_s) || is_extreme(row.label_t, to_t)));
+}
+
+// A thread's, used for one row after another. Losses do not change where a constant is taken from a row, but
+// for the z-loss, which is told: such a row is worked out once more, in float64, with its largest logit at 0.
+template <class R>
+class ExtremeRow {
+ public:
+  explicit ExtremeRow(const DenseParams& params) : params_(params) {}
+
+  // Row r of the call, whole. `top_s`, `top_t`: its largest finite logits.
+  void run(int64_t r, const RowPointer& s, const RowPointer& t, double top_s, double top_t) {
+    DenseParams p = params_;
+    double loss = 0, metrics[metric::kCount];
+    const double loss_scale = static_cast<const R*>(params_.loss_scale)[r];
+    const double grad_scale = static_cast<const R*>(params_.grad_scale)[r];
+    p.rows = 1;
+    p.wide = true;
+    p.loss_scale = &loss_scale;
+    p.grad_scale = &grad_scale;
+    p.row_loss = &loss;
+    p.lse_less = top_s;
+    p.student = lowered(s, top_s, student_);
+    if (p.teacher.data != nullptr) p.teacher = lowered(t, top_t, teacher_);
+    p.grad_student.data = row_of(p.grad_student, p.inner, r).data;
+    p.grad_teacher.data = row_of(p.grad_teacher, p.inner, r).data;
+    if (p.labels != nullptr) p.labels += r;
+    if (p.metrics != nullptr) p.metrics = metrics;
+    if (p.sparse.entries != 0) take_sparse(r, p.sparse);
+    int64_t rows = 1;
+    kDoubleKernels.dense_rows(
+        p, false,
+        [](void* left, int64_t* begin, int64_t* end) {
+          *begin = 0;
+          *end = *static_cast<int64_t*>(left);
+          *static_cast<int64_t*>(left) = 0;
+          return *end > 0;
+        },
+        &rows);
+    static_cast<R*>(params_.row_loss)[r] = static_cast<R>(loss);
+    if (p.metrics != nullptr) {
+      std::copy_n(metrics, metric::kCount, static_cast<R*>(params_.metrics) + r * metric::kCount);
+    }
+    if (p.sparse.grad != nullptr) {
+      std::copy(by_logprob_.begin(), by_logprob_.end(),
+                static_cast<R*>(params_.sparse.grad) + r * p.sparse.entries);
+    }
+  }
+
+ private:
+  Rows lowered(const RowPointer& row, double by, std::vector<double>& out) const {
+    out.resize(static_cast<size_t>(params_.vocab));
+    for (int64_t i = 0; i < params_.vocab; ++i) {
+      out[static_cast<size_t>(i)] = load_one<double>(row.at(i), row.dtype) - by;
+    }
+    Rows rows;
+    rows.data = out.data();
+    rows.dtype = Dtype::kFloat64;
+    rows.columns = params_.vocab;
+    return rows;
+  }
+
+  void take_sparse(int64_t r, SparseTeacher& sparse) {
+    const R* const logprobs = static_cast<const R*>(sparse.logprobs) + r * sparse.entries;
+    logprobs_.assign(logprobs, logprobs + sparse.entries);
+    by_logprob_.resize(logprobs_.size());
+    sparse.indices += r * sparse.entries;
+    sparse.logprobs = logprobs_.data();
+    if (sparse.grad != nullptr) sparse.grad = by_logprob_.data();
+  }
+
+  const DenseParams& params_;
+  std::vector<double> student_, teacher_, logprobs_, by_logprob_;
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

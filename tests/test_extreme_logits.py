@@ -1,0 +1,183 @@
+"""Logits that lie a constant apart, and logits as large as float32 has them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from closeness import during
+from oracle import reference_gradients
+from targets import TARGETS, Target
+from torch import Tensor
+
+import fastkd
+from fastkd.spec import DIVERGENCES
+
+LOWEST = torch.finfo(torch.float32).min
+HIGHEST = torch.finfo(torch.float32).max
+EVERY_DIVERGENCE = pytest.mark.parametrize("divergence", DIVERGENCES)
+# By what its formula multiplies the rounding of a sum, 1 / |a (1 - a)| and the like.
+ENLARGEMENT = {"alpha": 4.0, "alpha_beta": 4.0, "renyi": 2.0}
+# The kernels of GPUs have float32 alone, and take ratios as they are: docs/losses.md says what of these.
+EXACT = [p for p in TARGETS if p.values[0].device == "cpu" and p.values[0].backend != "triton"]
+EVERY_EXACT_TARGET = pytest.mark.parametrize("target", EXACT, indirect=True)
+LINEAR = ("forward_kl", "reverse_kl", "jeffreys")
+
+
+def _run(target: Target, s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+    """(losses, gradient by the student, by the teacher), on the CPU."""
+    a, b = (x.to(target.device).detach().requires_grad_() for x in (s, t))
+    labels = (torch.arange(s.shape[0]) % s.shape[1]).to(target.device)
+    loss = fastkd.kd_loss(a, b, labels, reduction="none", **options, **target.options)  # type: ignore[arg-type]
+    loss.sum().backward()
+    assert a.grad is not None and b.grad is not None
+    return loss.detach().cpu(), a.grad.cpu(), b.grad.cpu()
+
+
+def _exact(s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+    labels = torch.arange(s.shape[0]) % s.shape[1]
+    return reference_gradients(s, t, labels, reduction="none", **options)
+
+
+@EVERY_EXACT_TARGET
+@EVERY_DIVERGENCE
+def test_constant_between_the_sides(target: Target, divergence: str) -> None:
+    # On a grid, so that float32 has the shifted logits exactly: both sides are then one distribution.
+    t = (torch.randn(64, 1000) * 512).round() / 512
+    bound = 1e-7 * ENLARGEMENT.get(divergence, 1.0)
+    if divergence not in ("forward_kl", "reverse_kl", "jeffreys", "decoupled", "hellinger", "alpha", "renyi"):
+        bound *= 2  # a sum of absolute differences, each of which is rounding
+    for shift in (8.0, -8.0, 32.0, 100.0, -100.0, 1000.0):
+        assert torch.equal(t + shift - t, torch.full_like(t, shift))
+        for temperature in (1.0, 3.0):
+            loss, by_s, by_t = _run(
+                target, t + shift, t, divergence=divergence, temperature=temperature, t_squared=False
+            )
+            # What 1 / T rounds away of the constant is the same for all entries, and enters the powers.
+            rounded = 2e-9 * abs(shift) / temperature if temperature != 1 and divergence in ENLARGEMENT else 0
+            with during(shift=shift, temperature=temperature):
+                assert loss.abs().max() <= bound + rounded
+                if divergence in LINEAR:
+                    assert by_s.abs().sum(-1).max() < 4e-7 and by_t.abs().sum(-1).max() < 4e-7
+
+
+@EVERY_EXACT_TARGET
+@EVERY_DIVERGENCE
+def test_constant_between_unlike_sides(target: Target, divergence: str) -> None:
+    t = (torch.randn(8, 700) * 512).round() / 512
+    s = t + (torch.randn(8, 700) * 8).round() / 512
+    options = {"divergence": divergence, "temperature": 2.0, "kd_ratio": 0.5}
+    expected = _exact(s, t, **options)
+    for shift in (64.0, -512.0):
+        for found, exact in zip(_run(target, s + shift, t, **options), expected, strict=True):
+            with during(shift=shift):
+                assert (found - exact).norm() <= 5e-5 * exact.norm()
+
+
+def _pairs(columns: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Rows with numbers near float32's ends whose losses and gradients float64 has."""
+    s, t = torch.randn(4, columns), torch.randn(4, columns)
+    masked = torch.tensor([4, 5])
+    large = torch.zeros(4, columns)
+    large[:, 1] = 1.0
+    return {
+        "masked on both sides": (s.index_fill(1, masked, LOWEST), t.index_fill(1, masked, LOWEST)),
+        "all masked": (torch.full_like(s, LOWEST), torch.full_like(t, LOWEST)),
+        "student all masked": (torch.full_like(s, LOWEST), t),
+        "far up": ((s * 8).round() * 128 + 1e9, t),
+        "student certain": (s + 3e9 * large, t),
+        "teacher certain": (s, t + 3e9 * large),
+    }
+
+
+@EVERY_EXACT_TARGET
+@EVERY_DIVERGENCE
+def test_extreme_rows(target: Target, divergence: str) -> None:
+    for columns in (7, 1100):
+        for name, (s, t) in _pairs(columns).items():
+            if divergence == "decoupled" and "certain" in name:
+                continue  # float64 has no digits for the other columns beside that
+            for temperature in (1.0, 0.05):
+                options = {"divergence": divergence, "temperature": temperature, "kd_ratio": 0.5}
+                expected = _exact(s, t, **options)
+                with during(pair=name, columns=columns, temperature=temperature):
+                    for found, exact in zip(_run(target, s, t, **options), expected, strict=True):
+                        assert not found.isnan().any()
+                        atol = 2e-4 * exact.abs().amax(-1, keepdim=True).clamp(min=1)
+                        if target.backend == "reference" and found.dim() == 2:
+                            # In float32 a teacher's gradient is the difference of two large ratios.
+                            atol = atol + 2e-7 * expected[0].abs()[:, None] / temperature
+                        assert ((found - exact).abs() <= atol).all()
+
+
+@EVERY_EXACT_TARGET
+@EVERY_DIVERGENCE
+def test_values_of_the_size_of_float32(target: Target, divergence: str) -> None:
+    """One-hot against one-hot: the divergences that are not bounded are the logits' difference."""
+    s, t = torch.randn(2, 40), torch.randn(2, 40)
+    s[:, 5], t[:, 6] = 3e37, 3e37
+    for temperature in (1.0, 2.0):
+        options = {"divergence": divergence, "temperature": temperature, "t_squared": False}
+        loss, by_s, by_t = _run(target, s, t, **options)
+        expected, *_ = _exact(s, t, **options)
+        with during(temperature=temperature):
+            torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+            assert by_s.isfinite().all() and by_t.isfinite().all()
+
+
+@EVERY_EXACT_TARGET
+def test_metrics_and_cross_entropy_of_extreme_rows(target: Target) -> None:
+    for s, t in ((torch.full((3, 50), LOWEST), torch.full((3, 50), LOWEST)), (torch.randn(3, 50) + 3e9,) * 2):
+        s, t = s.to(target.device).requires_grad_(), t.to(target.device)
+        labels = torch.tensor([0, 1, 2], device=target.device)
+        options = {"label_smoothing": 0.1, "kd_ratio": 0.5, "return_metrics": True, **target.options}
+        loss, metrics = fastkd.kd_loss(s, t, labels, **options)  # type: ignore[arg-type]
+        loss.backward()
+        logs = s.detach().double().log_softmax(-1).cpu()
+        entropy = -(logs.exp() * logs).sum(-1).mean()
+        assert abs(metrics.student_entropy.item() - entropy.item()) < 1e-5 * max(1, entropy.item())
+        assert abs(metrics.teacher_entropy.item() - entropy.item()) < 1e-5 * max(1, entropy.item())
+        assert s.grad is not None and s.grad.isfinite().all()
+        assert metrics.ce.isfinite() and metrics.agreement == 1
+
+
+@EVERY_EXACT_TARGET
+def test_z_loss_of_extreme_rows(target: Target) -> None:
+    s = (torch.randn(3, 50) * 8).round() * 128 + 1e9
+    labels = torch.tensor([0, 1, 2])
+    loss, by_s, _ = _run(target, s, s, z_loss=1e-20, kd_ratio=0.5)
+    exact = torch.logsumexp(s.double(), -1).square() * 1e-20
+    nll = torch.nn.functional.cross_entropy(s.double(), labels, reduction="none")
+    torch.testing.assert_close(loss.double(), 0.5 * nll + exact, rtol=1e-5, atol=1e-5)
+    assert by_s.isfinite().all()
+
+
+@EVERY_EXACT_TARGET
+def test_small_temperature_and_large_logits(target: Target) -> None:
+    """Ratios of 2e5, whose sums in float32 left a gradient of 6e-5 where it is 0."""
+    s, t = torch.zeros(2, 30), torch.zeros(2, 30)
+    s[:, 3], t[:, 4] = 1e4, 1e4
+    options = {"divergence": "jeffreys", "temperature": 0.05}
+    for found, exact in zip(_run(target, s, t, **options), _exact(s, t, **options), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_infinite_is_no_extreme(target: Target) -> None:
+    """An infinite logit stays what it is: a mask below, NaN above."""
+    s, t = torch.randn(2, 60), torch.randn(2, 60)
+    s[:, :3] = t[:, :3] = -float("inf")
+    loss, by_s, by_t = _run(target, s, t)
+    assert loss.isfinite().all() and (by_s[:, :3] == 0).all() and (by_t[:, :3] == 0).all()
+    s[0, 7] = float("inf")
+    loss, by_s, _ = _run(target, s, t)
+    assert loss[0].isnan() and loss[1].isfinite() and by_s[1].isfinite().all()
+
+
+@EVERY_EXACT_TARGET
+def test_the_ends_of_float32(target: Target) -> None:
+    """Answers beyond float32 may be infinite; none is NaN."""
+    high = torch.rand(4, 90) < 0.5
+    s, t = torch.where(high, HIGHEST, LOWEST), torch.where(torch.rand(4, 90) < 0.5, HIGHEST, LOWEST)
+    for divergence in DIVERGENCES:
+        loss, *_ = _run(target, s, t, divergence=divergence, kd_ratio=0.5)
+        with during(divergence=divergence):
+            assert not loss.isnan().any()
