@@ -51,6 +51,14 @@ class _Rows:
         # An eighth, so that the difference of two finite logits is finite.
         return (x / 8 - self.top(x) / 8) / (temperature / 8)
 
+    def log_total_below_top(self, away: Tensor) -> Tensor:
+        """``log_total`` of what :meth:`below_top` gives, which keeps the digits of a sum just above 1."""
+        top = away == 0
+        count = self.total(top.to(away.dtype))
+        others = self.total(torch.where(top, 0.0, away.exp()))
+        # A row without a finite logit has no top.
+        return torch.where(count == 0, torch.log(others), torch.log(count) + torch.log1p(others / count))
+
     def entropy(self, log_p: Tensor) -> Tensor:
         return self.total(torch.where(torch.isneginf(log_p), 0.0, -log_p.exp() * log_p))
 
@@ -73,7 +81,7 @@ class _Rows:
         """``(CE or NaN, weighted CE and z-loss, its gradient)``."""
         spec, e = self.spec, self.spec.label_smoothing
         away = self.below_top(self.s, 1.0)
-        log_sum = self.log_total(away)
+        log_sum = self.log_total_below_top(away)
         log_softmax = away - log_sum
         lse, softmax = self.top(self.s) + log_sum, torch.exp(log_softmax)
         value, grad = torch.zeros_like(lse), torch.zeros_like(softmax)
