@@ -131,7 +131,7 @@ gpu-build: gpu-check
 # The files with GPU cases alone: the others may import what is not here. Many processes, since Triton compiles hundreds
 # of kernels; what takes gigabytes shares one of them.
 GPU_TESTS := $(sort $(wildcard tests/test_gpu*.py)) \
-  $(foreach name,calls classes draft float16 inplace linear metrics mistakes parity sparse teacher_columns transforms triton_tuning,tests/test_$(name).py)
+  $(foreach name,calls classes draft extreme_logits float16 inplace linear metrics mistakes parity sparse teacher_columns transforms triton_tuning,tests/test_$(name).py)
 
 gpu-test: gpu-check
 	@$(call logged,test,CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_RUN) -m pytest $(GPU_TESTS) -m gpu --tb=short -q \
