@@ -181,3 +181,30 @@ def test_the_ends_of_float32(target: Target) -> None:
         loss, *_ = _run(target, s, t, divergence=divergence, kd_ratio=0.5)
         with during(divergence=divergence):
             assert not loss.isnan().any()
+
+
+@EVERY_EXACT_TARGET
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
+def test_extreme_rows_of_sparse_teachers(target: Target, tail: str) -> None:
+    s, t = torch.randn(3, 60), torch.randn(3, 60)
+    s[0] += 2.0**20
+    if target.backend != "reference":  # whose float32 has no digits for the other columns
+        s[1, 7] = 2.0**32
+    s[2, 30:] = LOWEST
+    logprobs, indices = torch.log_softmax(t, -1)[:, :30].topk(5)
+    labels = torch.tensor([1, 2, 3])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        a, b = (x.to(dtype).clone().requires_grad_() for x in (s, logprobs))
+        loss, metrics = fastkd.kd_loss(
+            a,
+            fastkd.SparseTeacher(indices, b, tail),
+            labels,
+            kd_ratio=0.5,
+            return_metrics=True,
+            **target.options,
+        )
+        loss.backward()
+        found.append((loss.detach(), a.grad, b.grad, metrics.kd, metrics.agreement, metrics.student_entropy))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-5, atol=1e-6)
