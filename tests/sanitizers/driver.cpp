@@ -185,7 +185,7 @@ struct Results {
 struct Entries {
   static constexpr Tail kTails[] = {Tail::kRenormalize, Tail::kBucket, Tail::kDrop};
   static constexpr Divergence kDivergences[] = {Divergence::kForwardKL, Divergence::kReverseKL,
-                                                Divergence::kTVD};
+                                                Divergence::kHellinger};
   int64_t entries;
   Array<int64_t> indices;
   Reals logprobs, grad;
