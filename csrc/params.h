@@ -88,8 +88,8 @@ struct SparseTeacher {
   Tail tail = Tail::kRenormalize;
   Divergence divergence = Divergence::kForwardKL;
   bool has_rest = true;  // whether the student's other columns are a class of their own
-  // With kBucket the student's classes are formed at temperature 1 (that of the call), and their logarithms are
-  // then divided by this temperature.
+  // With kBucket the student's classes are formed at temperature 1 (that of the call), and their logarithms
+  // are then divided by this temperature.
   double class_temperature = 1.0;
 };
 
