@@ -109,6 +109,14 @@ class SparseTeacher:
 CHUNK_ELEMENTS = 2**24
 
 
+def head_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """The logits ``(..., V)`` of hidden states ``(..., H)`` and a head, in plain torch."""
+    logits = torch.nn.functional.linear(hidden, weight, bias) * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def _head_of(source: Tensor | HiddenTeacher) -> tuple[Tensor, int]:
     """``(..., V)`` logits or ``(..., H)`` hidden states, and the number of columns."""
     if isinstance(source, HiddenTeacher):
@@ -121,9 +129,7 @@ def _logits(source: Tensor | HiddenTeacher, rows: slice, vocab: int) -> Tensor:
     flat = _head_of(source)[0].flatten(0, -2)[rows]
     if isinstance(source, HiddenTeacher):
         bias = None if source.bias is None else source.bias[:vocab]
-        flat = torch.nn.functional.linear(flat, source.weight[:vocab], bias) * source.logit_scale
-        if source.logit_softcap is not None:
-            flat = source.logit_softcap * torch.tanh(flat / source.logit_softcap)
+        flat = head_logits(flat, source.weight[:vocab], bias, source.logit_scale, source.logit_softcap)
     flat = flat[:, :vocab]
     return flat if flat.dtype == torch.float64 else flat.float()
 

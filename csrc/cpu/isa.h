@@ -20,4 +20,7 @@ extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kBaselineKernels;
 extern const CpuKernels kDoubleKernels;
 
+// Runs the float64 kernel on the only row of `params`.
+void run_double_row(const DenseParams& params);
+
 }  // namespace fastkd

@@ -6,4 +6,17 @@
 
 namespace fastkd {
 const CpuKernels kDoubleKernels = {dense_rows_entry<VecOf<double>>, scale_rows_entry<VecOf<double>>};
+
+void run_double_row(const DenseParams& params) {
+  int64_t rows = 1;
+  kDoubleKernels.dense_rows(
+      params, false,
+      [](void* left, int64_t* begin, int64_t* end) {
+        *begin = 0;
+        *end = *static_cast<int64_t*>(left);
+        *static_cast<int64_t*>(left) = 0;
+        return *end > 0;
+      },
+      &rows);
+}
 }  // namespace fastkd

@@ -55,16 +55,7 @@ class ExtremeRow {
     if (p.labels != nullptr) p.labels += r;
     if (p.metrics != nullptr) p.metrics = metrics;
     if (p.sparse.entries != 0) take_sparse(r, p.sparse);
-    int64_t rows = 1;
-    kDoubleKernels.dense_rows(
-        p, false,
-        [](void* left, int64_t* begin, int64_t* end) {
-          *begin = 0;
-          *end = *static_cast<int64_t*>(left);
-          *static_cast<int64_t*>(left) = 0;
-          return *end > 0;
-        },
-        &rows);
+    run_double_row(p);
     static_cast<R*>(params_.row_loss)[r] = static_cast<R>(loss);
     if (p.metrics != nullptr) {
       std::copy_n(metrics, metric::kCount, static_cast<R*>(params_.metrics) + r * metric::kCount);

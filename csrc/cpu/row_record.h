@@ -6,7 +6,7 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Of the streams: ratios are plain there, and a cross stream is one of the exponentials that it goes with.
+// The base of the record's streams: ratios are plain there, and a cross stream is one of its exponentials.
 template <class Div>
 inline double base_in_record(double to_s, double to_t) {
   return Div::kCross ? kLn2 * (to_t - to_s) : 0;

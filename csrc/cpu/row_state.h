@@ -21,9 +21,9 @@ constexpr R kLowest = -std::numeric_limits<R>::infinity();
 template <class R>
 struct Shifts {
   R s = 0, t = 0, one = 0;  // of the student, of the teacher, of the student at temperature 1
-  // What log-ratios are relative to: that of the largest logits, so that logits which differ by a constant
-  // have ratios near 0. Once as Entry::ratio has it, and once, in nats too, as the exponentials do, whose
-  // scales are rounded in another way.
+  // Log-ratios are relative to that of the largest logits, so that logits which differ by a constant have
+  // ratios near 0. It is held twice: once as Entry::ratio has it, and once, in nats too, as the exponentials
+  // do, whose scales are rounded in another way.
   R ratio = 0;
   double base = 0;
 

@@ -146,16 +146,7 @@ class SparseRow {
     p.divergence = teacher_.divergence;
     p.alpha = params_.alpha;
     p.beta = params_.beta;
-    int64_t rows = 1;
-    kDoubleKernels.dense_rows(
-        p, false,
-        [](void* left, int64_t* begin, int64_t* end) {
-          *begin = 0;
-          *end = *static_cast<int64_t*>(left);
-          *static_cast<int64_t*>(left) = 0;
-          return *end > 0;
-        },
-        &rows);
+    run_double_row(p);
   }
 
   Rows few(std::vector<double>& x) const {

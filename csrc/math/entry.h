@@ -35,8 +35,8 @@ struct Entry {
   F xs, xt;  // exponents of 2: logit * log2(e) / temperature - shift of the row
   F es, et;  // 2^xs, 2^xt
   F ratio;   // t / T_t - s / T, less a number of the row
-  // Of divergences with a cross stream: ln(et / es) without the rounding of either, less `base`; which is in
-  // powers of 2, of the row, and 0 for rows near each other.
+  // These two serve divergences with a cross stream: ln(et / es) without the rounding of either, less `base`,
+  // which is in powers of 2, of the row, and 0 for rows near each other.
   F relative, base;
 
   F p, q;       // of the teacher, of the student

@@ -69,7 +69,7 @@ class _Rows:
         lse_y, lse_x = self.log_total(y), self.log_total(x)
         difference = x - y
         if spec.temperature == spec.teacher_temperature:
-            # Of near rows from the logits' difference: the rounding of each side would drown a small ratio.
+            # Near rows take it from the logits' difference: each side's rounding would drown a small ratio.
             apart = self.top(t) - self.top(s)
             difference = torch.where(apart.abs() < 1, ((t - s) - apart) / spec.temperature, difference)
         # Entries that are -inf on both sides do not exist.

@@ -84,7 +84,7 @@ class Support:
 
 @dataclass
 class Divergence:
-    """What is known once the student's partition is, in the record's dtype."""
+    """A divergence and its gradients, found once the student's partition is known, in the record's dtype."""
 
     value: Tensor  # (rows, 1)
     coefficient: Tensor  # (rows,) of q in the gradient by s / T, in the dtype of the call's arithmetic

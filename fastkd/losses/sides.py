@@ -11,7 +11,7 @@ from torch import Tensor
 from fastkd.losses import checks
 from fastkd.losses.options import Options
 from fastkd.ops.columns import check_columns
-from fastkd.teachers import HiddenTeacher, SparseTeacher
+from fastkd.teachers import HiddenTeacher, SparseTeacher, head_logits
 
 
 class Side(NamedTuple):
@@ -39,8 +39,7 @@ class Side(NamedTuple):
         """The whole logits in plain torch, where ``tensor`` does not hold them."""
         if self.weight is None or self.tensor is None:
             return self.tensor
-        logits = torch.nn.functional.linear(self.tensor, self.weight, self.bias) * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return head_logits(self.tensor, self.weight, self.bias, self.scale, self.softcap)
 
 
 def head_side(
