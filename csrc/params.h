@@ -30,9 +30,10 @@ enum class Divergence : int {
 // records: over the shards of a vocabulary, or with what a sparse teacher holds.
 enum class Phase : int { kAll, kStatistics, kSums, kDistant, kFinish };
 
-// A row's record, as doubles. Sums of exponentials are relative to the row's largest logits in it: of 2^(s *
-// log2(e) / T - max_s * log2(e) / T) for `z_s`, and so on; 0 where all logits are -inf, with max -inf.
-// Without metrics, which ask for the largest, it may be one that others exceed by a little.
+// A row's record, as doubles. Its sums are relative to the row's largest logits: z_s is the sum of
+// exp((s - max_s) / T), and so on; 0 where all logits are -inf, with max -inf. However large the logits are,
+// the records of shards then add up without a loss of digits.
+// Without metrics, which ask for the largest, max_s may be a logit that others exceed by a little.
 namespace record {
 enum Column : int {
   kMaxS,     // largest logit of the student
@@ -41,14 +42,14 @@ enum Column : int {
   kZT,       // of the teacher's
   kZOne,     // of the student's at temperature 1 (without the label where the divergence splits it off, as
              // all sums here)
-  kStream0,  // the divergence's streams
+  kStream0,  // the divergence's streams, of ratios (t - max_t) / T_t - (s - max_s) / T
   kStream1,
   kStream2,
   kCrossShift,  // exponent of 2 that stream 0 was divided by where it is a cross stream; mostly 0
-  kLogitSum,    // plain sum of the student's logits
+  kLogitSum,    // sum of the student's logits, less `columns` times max_s; here the label is in it
   kLabelS,      // the label's logit of the student, -inf where the label lies in another shard
   kLabelT,      // of the teacher
-  kMomentS,     // sum of the student's exponentials times its logits (for the entropy)
+  kMomentS,     // sum of the student's exponentials times s - max_s (for the entropy)
   kMomentT,
   kArgS,  // column of the student's largest logit
   kArgT,

@@ -117,6 +117,39 @@ class Rank:
             self.check(WIDTHS[self.size][0], None, divergence="log_acceptance", temperature=temperature)
         self.s, self.t = before
 
+    def extreme_rows(self) -> None:
+        """Logits near float32's ends, and sides that lie a constant apart, as test_extreme_logits.py has them."""
+        lowest = torch.finfo(torch.float32).min
+        torch.manual_seed(2)
+        # On a grid that float32 has where they are, so that float64 has the same distributions.
+        s, t = ((torch.randn(6, 140) * 512).round() / 512 for _ in range(2))
+        s[0] = (s[0] * 2).round() * 64 + 1e9
+        t[1] += 1000.0
+        s[2], t[3] = lowest, lowest
+        s[4, 40:90] = t[4, 40:90] = lowest
+        s[5, 0] = 3e37
+        cut = self.mine(WIDTHS[self.size][1])
+        labels = torch.tensor([0, 139, 3, 4, 5, 100])
+        names = DIVERGENCES if self.backend != "triton" else ("forward_kl", "jsd", "hellinger", "decoupled")
+        for divergence, temperature in itertools.product(names, (1.0, 0.3)):
+            options = {"divergence": divergence, "temperature": temperature, "kd_ratio": 0.5}
+            options["reduction"] = "none"
+            a, b = (x[:, cut].clone().requires_grad_() for x in (s, t))
+            loss, metrics = fastkd.kd_loss(a, b, labels, return_metrics=True, **options, **self.options())
+            loss.sum().backward()
+            expected, by_s, by_t = reference_gradients(s, t, labels, **options)
+            assert all(bool(x.isfinite()) for x in metrics)
+            # Beside a large label float64 has no digits for the other columns.
+            rows = slice(1, 5) if divergence == "decoupled" else slice(None)
+            apart = 2e-7 * expected.abs()[:, None] / temperature  # a difference of two such ratios
+            for ours, exact, noise in (
+                (loss[:, None], expected[:, None], 0.0),
+                (a.grad, by_s[:, cut], 0.0),
+                (b.grad, by_t[:, cut], apart),
+            ):
+                near = (ours - exact).abs() <= 1e-5 * exact.abs() + 5e-5 + noise
+                assert near[rows].all(), (divergence, temperature, ours, exact)
+
     def vocabulary(self) -> None:
         """Padding behind the vocabulary, in the last shards, and labels out of range."""
         widths = WIDTHS[self.size][0]
@@ -239,7 +272,9 @@ class Rank:
 
         spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 140)
         if self.backend != "reference":  # which sends what its formulas ask for, one sum after the other
-            assert sum(sent) == 8 + 6 * record.bytes_per_token(spec, relative=self.backend == "triton")
+            assert sum(sent) == 8 + 6 * record.bytes_per_token(
+                spec, itemsize=4 if self.backend == "triton" else 8
+            )
 
     def dtensor(self) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -279,6 +314,7 @@ class Rank:
     def run(self) -> None:
         self.dense()
         self.distant_rows()
+        self.extreme_rows()
         self.vocabulary()
         self.ignore_index_among_the_columns()
         self.sparse()

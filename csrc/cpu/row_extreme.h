@@ -30,16 +30,17 @@ inline bool is_extreme(const RowSetup<V, Div>& setup, const RowState<R>& row) {
 }
 
 // A thread's, used for one row after another. Losses do not change where a constant is taken from a row, but
-// for the z-loss, which is told: such a row is worked out once more, in float64, with its largest logit at 0.
+// for the z-loss, which is told: such a row, or the call's phase of it, is worked out once more, in float64,
+// with its largest logit at 0.
 template <class R>
 class ExtremeRow {
  public:
   explicit ExtremeRow(const DenseParams& params) : params_(params) {}
 
-  // Row r of the call, whole. `top_s`, `top_t`: its largest finite logits.
+  // Row r of the call. `top_s`, `top_t`: its largest finite logits.
   void run(int64_t r, const RowPointer& s, const RowPointer& t, double top_s, double top_t) {
     DenseParams p = params_;
-    double loss = 0, metrics[metric::kCount];
+    double loss = 0, coefficient = 0, metrics[metric::kCount], record[record::kCount];
     const double loss_scale = static_cast<const R*>(params_.loss_scale)[r];
     const double grad_scale = static_cast<const R*>(params_.grad_scale)[r];
     p.rows = 1;
@@ -55,7 +56,21 @@ class ExtremeRow {
     if (p.labels != nullptr) p.labels += r;
     if (p.metrics != nullptr) p.metrics = metrics;
     if (p.sparse.entries != 0) take_sparse(r, p.sparse);
+    if (p.coefficient != nullptr) {
+      coefficient = static_cast<const R*>(params_.coefficient)[r];
+      p.coefficient = &coefficient;
+    }
+    if (p.record != nullptr) {
+      std::copy_n(params_.record + r * record::kCount, record::kCount, record);
+      raise_record(record, -top_s, -top_t);
+      p.record = record;
+    }
     run_double_row(p);
+    if (p.record != nullptr) {
+      raise_record(record, top_s, top_t);
+      std::copy_n(record, record::kCount, params_.record + r * record::kCount);
+    }
+    if (p.phase != Phase::kAll && p.phase != Phase::kFinish) return;
     static_cast<R*>(params_.row_loss)[r] = static_cast<R>(loss);
     if (p.metrics != nullptr) {
       std::copy_n(metrics, metric::kCount, static_cast<R*>(params_.metrics) + r * metric::kCount);
@@ -67,6 +82,14 @@ class ExtremeRow {
   }
 
  private:
+  // The rest of a record is relative to the largest logits.
+  static void raise_record(double* record, double by_s, double by_t) {
+    record[record::kMaxS] += by_s;
+    record[record::kMaxT] += by_t;
+    record[record::kLabelS] += by_s;
+    record[record::kLabelT] += by_t;
+  }
+
   Rows lowered(const RowPointer& row, double by, std::vector<double>& out) const {
     out.resize(static_cast<size_t>(params_.vocab));
     for (int64_t i = 0; i < params_.vocab; ++i) {

@@ -50,13 +50,13 @@ class RowKernel {
         if (Setup::kSplits) state_.label_t = load_one<R>(blocks_.t.at(state_.label), blocks_.t.dtype);
       }
       RowStatistics<V, Div>(setup_, state_, blocks_).find();
-      if (!params_.wide && params_.phase == Phase::kAll && is_extreme(setup_, state_)) {
-        return extreme_.run(r, blocks_.s, blocks_.t, finite(state_.max_s), finite(state_.max_t));
-      }
-      if (params_.phase == Phase::kStatistics) return write_record(setup_, state_, record);
     } else {
       read_record(setup_, state_, record);
     }
+    if (!params_.wide && is_extreme(setup_, state_)) {
+      return extreme_.run(r, blocks_.s, blocks_.t, finite(state_.max_s), finite(state_.max_t));
+    }
+    if (params_.phase == Phase::kStatistics) return write_record(setup_, state_, record);
     Row<double> row = normalised(setup_, state_);
     const bool sums_known = params_.phase == Phase::kDistant || params_.phase == Phase::kFinish;
     if (sums_known) {

@@ -6,19 +6,31 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// The base of the record's streams: ratios are plain there, and a cross stream is one of its exponentials.
-template <class Div>
-inline double base_in_record(double to_s, double to_t) {
-  return Div::kCross ? kLn2 * (to_t - to_s) : 0;
+// By how much a row's shifts exceed its largest logits, as exponents of 2, and its base theirs, in nats.
+struct AboveLargest {
+  double s, t, one, base;
+};
+
+template <class V, class Div, class R>
+inline AboveLargest above_largest(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+  const double to_s = double(finite(row.max_s)) * setup.to_exponent_s;
+  const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
+  const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
+  return {row.shift.s - to_s, row.shift.t - to_t, row.shift.one - to_1,
+          row.shift.base - kLn2 * (to_t - to_s)};
+}
+
+// The label's logit where the sum of logits is without it and a record's is not: in its own shard.
+template <class Div, class R>
+inline double split_logit(const RowState<R>& row) {
+  return Div::kSplitsLabel && row.label_s != kLowest<R> ? row.label_s : 0;
 }
 
 template <class V, class Div, class R>
 inline void write_record(const RowSetup<V, Div>& setup, RowState<R>& row, double* record) {
-  const double to_s = double(finite(row.max_s)) * setup.to_exponent_s;
-  const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
-  const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
-  move_sums(setup.div, row, row.shift.s - to_s, row.shift.t - to_t, row.shift.one - to_1,
-            row.shift.base - base_in_record<Div>(to_s, to_t));
+  const AboveLargest by = above_largest(setup, row);
+  move_sums(setup.div, row, by.s, by.t, by.one, by.base);
+  const double max_s = finite(row.max_s), max_t = finite(row.max_t);
   const double values[record::kCount] = {row.max_s,
                                          row.max_t,
                                          row.z_s,
@@ -28,11 +40,11 @@ inline void write_record(const RowSetup<V, Div>& setup, RowState<R>& row, double
                                          row.stream[1],
                                          row.stream[2],
                                          row.cross_shift,
-                                         row.logit_sum,
+                                         row.logit_sum + split_logit<Div>(row) - row.columns * max_s,
                                          row.label_s,
                                          row.label_t,
-                                         row.moment_s,
-                                         row.moment_t,
+                                         row.moment_s - row.z_s * max_s,
+                                         row.moment_t - row.z_t * max_t,
                                          double(row.arg_s),
                                          double(row.arg_t),
                                          row.columns,
@@ -51,20 +63,18 @@ inline void read_record(const RowSetup<V, Div>& setup, RowState<R>& row, const d
   row.z_1 = record[record::kZOne];
   for (int k = 0; k < kMaxStreams; ++k) row.stream[k] = record[record::kStream0 + k];
   row.cross_shift = record[record::kCrossShift];
-  row.logit_sum = record[record::kLogitSum];
   row.label_s = static_cast<R>(record[record::kLabelS]);
   row.label_t = static_cast<R>(record[record::kLabelT]);
-  row.moment_s = record[record::kMomentS];
-  row.moment_t = record[record::kMomentT];
+  const double max_s = finite(row.max_s), max_t = finite(row.max_t);
+  row.moment_s = record[record::kMomentS] + row.z_s * max_s;
+  row.moment_t = record[record::kMomentT] + row.z_t * max_t;
   row.arg_s = static_cast<int64_t>(record[record::kArgS]);
   row.arg_t = static_cast<int64_t>(record[record::kArgT]);
   row.columns = record[record::kColumns];
+  row.logit_sum = record[record::kLogitSum] + row.columns * max_s - split_logit<Div>(row);
   row.shift = shifts_for(setup, row);
-  const double to_s = double(finite(row.max_s)) * setup.to_exponent_s;
-  const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
-  const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
-  move_sums(setup.div, row, to_s - row.shift.s, to_t - row.shift.t, to_1 - row.shift.one,
-            base_in_record<Div>(to_s, to_t) - row.shift.base);
+  const AboveLargest by = above_largest(setup, row);
+  move_sums(setup.div, row, -by.s, -by.t, -by.one, -by.base);
 }
 
 }  // namespace FASTKD_ISA

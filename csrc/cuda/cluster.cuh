@@ -10,7 +10,8 @@ namespace fastkd {
 namespace cuda {
 
 // Counts the bytes of copies that are under way. One thread begins it, starts copies and expects their bytes;
-// all may wait, once.
+// all may
+// wait, and no longer do once it has ended.
 struct Arrival {
   uint64_t state;
 };

@@ -101,7 +101,7 @@ __device__ __forceinline__ float settle(AnyRow& r, const Totals& found, float* n
   float loss = 0;
   if (args.hard_weight != 0) loss += args.hard_weight * hard;
   if (args.uniform_weight != 0) loss += args.uniform_weight * uniform;
-  if (args.z_loss != 0) loss += args.z_loss * row.lse * row.lse;
+  if (args.z_loss != 0) loss += args.z_loss * r.lse() * r.lse();
   if constexpr (AnyRow::kHasExtra) {
     const float e = args.label_smoothing;
     *nll = (e != 1 ? (1 - e) * hard : 0) + (e != 0 ? e * uniform : 0);

@@ -41,7 +41,7 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
   const float by_q = AnyRow::kSparse ? by_student * args.coefficient[index] * row.s_inverse : 0.0f;
   const float cross_entropy = args.hard_weight + args.uniform_weight;
   // A row without the terms at temperature 1 has a weight of exactly 0, whatever its log-sum-exp.
-  const float z_weight = args.z_loss != 0 ? 2 * args.z_loss * row.lse : 0.0f;
+  const float z_weight = args.z_loss != 0 ? 2 * args.z_loss * r.lse() : 0.0f;
   const float soft = scale * (cross_entropy + z_weight);
   const float uniform = args.uniform_weight != 0 ? scale * args.uniform_weight / row.columns : 0.0f;
   const float hard = scale * args.hard_weight;

@@ -33,6 +33,27 @@ __device__ __forceinline__ double label_in_record(const AnyRow& r, const Totals&
   return exp2_fast((found.s_label - found.s_max) * kLog2E);
 }
 
+// The origin of the logits that the totals are of.
+template <class AnyRow>
+__device__ __forceinline__ Origin origin_of(const AnyRow& r) {
+  return r.row.lowered ? origin() : Origin{0, 0};
+}
+
+// The ratio of the largest logits, which a record's ratios are relative to; powers of ratios have no such
+// base.
+template <class AnyRow>
+__device__ __forceinline__ double base_in_record(const AnyRow& r, const Totals& found) {
+  if (AnyRow::Div::kCross) return 0;
+  const double s = finite(found.s_max), t = finite(found.t_max);
+  return (t * r.args.temperature_ratio - s) * r.args.inverse_temperature;
+}
+
+// The label's logit where the sum of logits is without it and a record's is not: in its own shard.
+template <class AnyRow>
+__device__ __forceinline__ double split_logit(const AnyRow& r, const Totals& found) {
+  return AnyRow::kSplits && found.s_label != -INFINITY ? found.s_label : 0.0f;
+}
+
 template <class AnyRow>
 __device__ __forceinline__ void write_record(const AnyRow& r, const Totals& found, const Moments& moments,
                                              double* out) {
@@ -43,27 +64,28 @@ __device__ __forceinline__ void write_record(const AnyRow& r, const Totals& foun
   for (int k = 0; k < kMaxStreams; ++k) stream[k] = found.stream[k];
   rescale_streams<typename AnyRow::Div>(r.args, stream, -d.s, -d.t);
   const double s_sum = found.s_sum * exp2_fast(-d.s), t_sum = found.t_sum * exp2_fast(-d.t);
-  const auto moment_of = [](double moment, double shift, double sum, double to_log2) {
-    return (moment + shift * sum) / to_log2;
+  const auto moment_of = [](double moment, double distance, double sum, double to_log2) {
+    return (moment - distance * sum) / to_log2;
   };
-  out[record::kMaxS] = found.s_max;
-  out[record::kMaxT] = found.t_max;
+  const Origin from = origin_of(r);
+  out[record::kMaxS] = double(found.s_max) + from.s;
+  out[record::kMaxT] = double(found.t_max) + from.t;
   out[record::kZS] = s_sum;
   out[record::kZT] = t_sum;
   out[record::kZOne] =
       r.args.soft == Soft::kNone ? 0 : found.others * exp2_fast(-d.soft) + label_in_record(r, found);
-  out[record::kStream0] = stream[0];
-  out[record::kStream1] = stream[1];
-  out[record::kStream2] = stream[2];
+  const double base = base_in_record(r, found);
+#pragma unroll
+  for (int k = 0; k < AnyRow::Div::kStreams; ++k) {
+    out[record::kStream0 + k] = stream[k] - base * (r.args.teacher_power[k] != 0 ? t_sum : s_sum);
+  }
   out[record::kCrossShift] = found.cross_shift;
-  out[record::kLogitSum] = found.logits;
-  out[record::kLabelS] = found.s_label;
-  out[record::kLabelT] = found.t_label;
+  out[record::kLogitSum] = found.logits + split_logit(r, found) - double(r.args.vocab) * finite(found.s_max);
+  out[record::kLabelS] = double(found.s_label) + from.s;
+  out[record::kLabelT] = double(found.t_label) + from.t;
   if (r.args.metrics) {
-    out[record::kMomentS] =
-        moment_of(moments.s_moment * exp2_fast(-d.s), r.row.s_shift, s_sum, r.args.student_to_log2);
-    out[record::kMomentT] =
-        moment_of(moments.t_moment * exp2_fast(-d.t), r.row.t_shift, t_sum, r.args.teacher_to_log2);
+    out[record::kMomentS] = moment_of(moments.s_moment * exp2_fast(-d.s), d.s, s_sum, r.args.student_to_log2);
+    out[record::kMomentT] = moment_of(moments.t_moment * exp2_fast(-d.t), d.t, t_sum, r.args.teacher_to_log2);
     out[record::kArgS] = static_cast<double>(moments.s_arg);
     out[record::kArgT] = static_cast<double>(moments.t_arg);
   }
@@ -75,27 +97,37 @@ __device__ __forceinline__ Totals read_record(AnyRow& r, const double* in, Momen
   Totals found;
   found.s_max = static_cast<float>(in[record::kMaxS]);
   found.t_max = static_cast<float>(in[record::kMaxT]);
+  if (r.is_far(found.s_max, found.t_max)) r.lower(found.s_max, found.t_max);
+  const Origin from = origin_of(r);
+  found.s_max -= from.s, found.t_max -= from.t;
   r.choose_shifts(found.s_max, found.t_max);
   const Distance d = distance_of(r, found);
-  found.s_label = static_cast<float>(in[record::kLabelS]);
-  found.t_label = static_cast<float>(in[record::kLabelT]);
+  found.s_label = static_cast<float>(in[record::kLabelS] - from.s);
+  found.t_label = static_cast<float>(in[record::kLabelT] - from.t);
   found.s_sum = static_cast<float>(in[record::kZS]) * exp2_fast(d.s);
   found.t_sum = static_cast<float>(in[record::kZT]) * exp2_fast(d.t);
   const double others = in[record::kZOne] - label_in_record(r, found);
   found.others = static_cast<float>(others < 0 ? 0 : others) * exp2_fast(d.soft);
+  const double base = base_in_record(r, found);
 #pragma unroll
-  for (int k = 0; k < kMaxStreams; ++k) found.stream[k] = static_cast<float>(in[record::kStream0 + k]);
+  for (int k = 0; k < kMaxStreams; ++k) {
+    if (k >= AnyRow::Div::kStreams) {
+      found.stream[k] = 0;
+      continue;
+    }
+    const double sum = in[r.args.teacher_power[k] != 0 ? record::kZT : record::kZS];
+    found.stream[k] = static_cast<float>(in[record::kStream0 + k] + base * sum);
+  }
   rescale_streams<typename AnyRow::Div>(r.args, found.stream, d.s, d.t);
   found.cross_shift = static_cast<float>(in[record::kCrossShift]);
-  found.logits = static_cast<float>(in[record::kLogitSum]);
+  found.logits = static_cast<float>(in[record::kLogitSum] + in[record::kColumns] * finite(found.s_max) -
+                                    split_logit(r, found));
   if (threadIdx.x != 0 || !r.args.metrics) return found;
-  const auto moment_of = [](double moment, double shift, double sum, double to_log2, float by) {
-    return static_cast<float>(moment * to_log2 - shift * sum) * exp2_fast(by);
+  const auto moment_of = [](double moment, double sum, double to_log2, float distance) {
+    return static_cast<float>(moment * to_log2 + distance * sum) * exp2_fast(distance);
   };
-  moments->s_moment =
-      moment_of(in[record::kMomentS], r.row.s_shift, in[record::kZS], r.args.student_to_log2, d.s);
-  moments->t_moment =
-      moment_of(in[record::kMomentT], r.row.t_shift, in[record::kZT], r.args.teacher_to_log2, d.t);
+  moments->s_moment = moment_of(in[record::kMomentS], in[record::kZS], r.args.student_to_log2, d.s);
+  moments->t_moment = moment_of(in[record::kMomentT], in[record::kZT], r.args.teacher_to_log2, d.t);
   moments->s_arg = static_cast<int64_t>(in[record::kArgS]);
   moments->t_arg = static_cast<int64_t>(in[record::kArgT]);
   return found;

@@ -20,8 +20,20 @@ struct RowStatistics {
   float lse;                                 // of the student at temperature 1
   float label, others;  // softmax at temperature 1: of the label, and of all others together
   float columns;        // of the whole vocabulary
+  bool lowered;         // whether the origin is taken from the logits
   Row<float> divergence;
 };
+
+// What is taken from the logits of a row whose largest are far from 0 or from each other, as they are read.
+// Few rows need it, so it lies in shared memory, where it takes no registers.
+struct Origin {
+  float s, t;
+};
+
+__device__ __forceinline__ Origin& origin() {
+  __shared__ Origin of_row;
+  return of_row;
+}
 
 // Both sides are of type E: AnyElement where they differ, and for the phases and metrics that most calls do
 // without. P says where the sweeps find them, and who shares a row.
@@ -68,12 +80,31 @@ struct DenseRow {
       if (!kHasExtra || (label >= 0 && label < a.vocab)) hot = static_cast<int>(label);
     }
     place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
+    row.lowered = false;
   }
 
   // The label's logits, -inf where it has no part. From memory: the sweeps' own may lie with another block.
   __device__ __forceinline__ float label_logit(const Rows& rows, int64_t index) const {
     return hot >= 0 ? row_of<E>(rows, index, args.inner)[hot] : -INFINITY;
   }
+
+  // Whether the origin has to be moved, given the largest logits. The answer is the same in all threads.
+  __device__ __forceinline__ bool is_far(float s_max, float t_max) const {
+    const float s = finite(s_max), t = kTeacher ? finite(t_max) : 0.0f;
+    const float at_s = s * args.student_to_log2, at_t = t * args.teacher_to_log2;
+    return !(fabsf(at_s) < kFarFromZero && fabsf(s * kLog2E) < kFarFromZero && fabsf(at_t) < kFarFromZero &&
+             (!kTeacher || fabsf(at_s - at_t) < kFarApart));
+  }
+
+  // Makes the largest logits the origin.
+  __device__ __forceinline__ void lower(float s_max, float t_max) {
+    if (threadIdx.x == 0) origin() = {finite(s_max), finite(t_max)};
+    row.lowered = true;
+    __syncthreads();
+  }
+
+  // The log-sum-exp of the logits as they lie in memory.
+  __device__ __forceinline__ float lse() const { return row.lowered ? row.lse + origin().s : row.lse; }
 
   __device__ __forceinline__ bool has_label(int column) const {
     return static_cast<unsigned>(hot - column) < static_cast<unsigned>(kGroup);
@@ -85,6 +116,14 @@ struct DenseRow {
     const auto of_student = student.read(column, args.vocab);
     if constexpr (kTeacher) teacher.unpack(teacher.read(column, args.vocab), t);
     student.unpack(of_student, s);
+    if (row.lowered) {
+      const Origin from = origin();
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        s[k] -= from.s;
+        if constexpr (kTeacher) t[k] -= from.t;
+      }
+    }
     if constexpr (kSplits) {
       if (has_label(column)) {
 #pragma unroll

@@ -183,16 +183,16 @@ __device__ __forceinline__ void accumulate(const AnyRow& r, int column, Partial&
   add_soft(r, column, s, e_s, part);
 }
 
-// The threads' shares put together.
+// The threads' shares put together. `max`: the row's largest logits.
 template <class AnyRow>
-__device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, int64_t index, Moments* moments) {
+__device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, const float (&max)[2],
+                                          int64_t index, Moments* moments) {
   constexpr int kStreams = AnyRow::Div::kStreams;
   Totals found;
   // Read before the barriers: past them the gradient may overwrite it.
   found.s_label = r.label_logit(r.args.student, index);
   found.t_label = AnyRow::kSplits ? r.label_logit(r.args.teacher, index) : -INFINITY;
-  float max[2] = {part.s_max, part.t_max};
-  r.place.template reduce<Max>(max);
+  if (r.row.lowered) found.s_label -= origin().s, found.t_label -= origin().t;
   found.s_max = anchor_of(max[0], r.args.student_to_log2);
   found.t_max = anchor_of(max[1], r.args.teacher_to_log2);
   r.choose_shifts(max[0], max[1]);
@@ -271,8 +271,9 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
   found.cross_shift = top[0];
 }
 
+// This thread's share, and the row's largest logits.
 template <class AnyRow>
-__device__ __forceinline__ Totals find_statistics(AnyRow& r, int64_t index, Moments* moments) {
+__device__ __forceinline__ Partial sweep(const AnyRow& r, float (&max)[2]) {
   Partial part;
   int g = r.begin + threadIdx.x;
   for (int stage = 0; stage < r.place.stages(); ++stage) {
@@ -280,7 +281,20 @@ __device__ __forceinline__ Totals find_statistics(AnyRow& r, int64_t index, Mome
 #pragma unroll 1
     for (; g < end; g += blockDim.x) accumulate(r, r.first + g * AnyRow::kGroup, part);
   }
-  Totals found = combine(r, part, index, moments);
+  max[0] = part.s_max, max[1] = part.t_max;
+  r.place.template reduce<Max>(max);
+  return part;
+}
+
+template <class AnyRow>
+__device__ __forceinline__ Totals find_statistics(AnyRow& r, int64_t index, Moments* moments) {
+  float max[2];
+  Partial part = sweep(r, max);
+  if (r.is_far(max[0], max[1])) {
+    r.lower(max[0], max[1]);
+    part = sweep(r, max);
+  }
+  Totals found = combine(r, part, max, index, moments);
   if constexpr (AnyRow::Div::kCross) {
     if (!(found.stream[0] > 1e-18f && found.stream[0] < 1e30f)) find_distant_cross(r, found);
   }

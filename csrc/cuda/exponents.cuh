@@ -13,8 +13,15 @@ constexpr float kLn2 = 0.693147181f;
 // Rows whose maxima are this close (in powers of 2) share one shift: their exponentials are then comparable.
 constexpr float kSharedShiftRange = 16.0f;
 
+// Where a largest logit has an exponent of 2 beyond the first, float32 has too few digits for what the logits
+// differ by; where those of the two sides lie the second apart, for the ratios.
+constexpr float kFarFromZero = 8192.0f, kFarApart = 32.0f;
+
 // 2^x to 2 ulp, equal for equal arguments. Subnormal results become 0, as Entry's products take them anyway.
 __device__ __forceinline__ float exp2_fast(float x) { return exp2_any(x); }
+
+// What a row can be moved by: 0 where it has no finite logit.
+__device__ __forceinline__ float finite(float max) { return max == -INFINITY ? 0.0f : max; }
 
 // A largest logit, or -inf where its exponent of 2 is: what is so low counts as masked.
 __device__ __forceinline__ float anchor_of(float max, float to_log2) {

@@ -19,10 +19,10 @@ class KernelBackend(Backend):
     """A backend whose kernels take a row through its sweeps, all at once or one at a time.
 
     Attributes:
-        relative_records: whether records are relative, see :mod:`fastkd.backends.record`.
+        float64_records: whether records are float64, or of the arithmetic's dtype as elsewhere.
     """
 
-    relative_records = True
+    float64_records = False
 
     @abstractmethod
     def launch(
@@ -35,9 +35,8 @@ class KernelBackend(Backend):
         """Run one phase of every row.
 
         ``"all"`` fills the results of ``call``; a backend that takes sparse teachers so says so by a
-        ``_sparse`` of its own. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))``
-        float64, or where records are relative of the arithmetic's dtype; zeros before, and rows that are not
-        read stay so); ``"sums"`` reads it and writes its last two
+        ``_sparse`` of its own. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))`` of the records'
+        dtype; zeros before, and rows that are not read stay so); ``"sums"`` reads it and writes its last two
         columns; ``"distant"``, for a divergence that has distant rows, reads these sums over all shards and
         replaces them in such rows by the logarithms to base 2 of two others; ``"finish"`` reads it and fills
         the results of ``call``. Where ``call.spec.divergence`` is ``"off_support"`` the teacher is not read,
@@ -63,12 +62,11 @@ class KernelBackend(Backend):
     def _statistics(self, call: Call) -> Tensor:
         """The records of all rows, over all shards."""
         shape = (call.row_loss.numel(), len(records.COLUMNS))
-        dtype = call.loss_scale.dtype if self.relative_records else torch.float64
+        dtype = torch.float64 if self.float64_records else call.loss_scale.dtype
         record = torch.zeros(shape, dtype=dtype, device=call.student.device)
         self.launch(call, "statistics", record)
         if call.shards is not None:
-            metrics = call.metrics is not None
-            records.combine(record, call.spec, call.shards, metrics, self.relative_records)
+            records.combine(record, call.spec, call.shards, call.metrics is not None)
         return record
 
     def _sparse(self, call: Call) -> None:

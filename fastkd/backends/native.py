@@ -89,7 +89,7 @@ class NativeBackend(KernelBackend):
     """C++ on a CPU, CUDA C++ on an NVIDIA GPU."""
 
     name = "native"
-    relative_records = False
+    float64_records = True
 
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         if _C is None:

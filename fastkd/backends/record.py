@@ -1,9 +1,7 @@
 """Records of rows: what a kernel's first sweep finds, in a form that the shards of a vocabulary can add up.
 
-The layout is that of ``csrc/params.h``, which says what each column holds. A backend whose device may lack
-float64 keeps *relative* records, in the dtype of the arithmetic: their moments, and their streams that are
-linear in the ratio of the two sides, are sums over logits less the row's largest, so that float32 holds their
-digits.
+The layout is that of ``csrc/params.h``, which says what each column holds. All sums are over logits less the
+row's largest, so that a device without float64 holds their digits in float32, and float64 those of any logits.
 """
 
 from __future__ import annotations
@@ -74,9 +72,9 @@ def _wire(spec: LossSpec, metrics: bool) -> list[str]:
     return names
 
 
-def bytes_per_token(spec: LossSpec, metrics: bool = False, relative: bool = False) -> int:
+def bytes_per_token(spec: LossSpec, metrics: bool = False, itemsize: int = 8) -> int:
     """Bytes per token that a process sends to each other one, in one message, or (with sums) two or three."""
-    return (4 if relative else 8) * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
+    return itemsize * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
 
 
 def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
@@ -92,13 +90,12 @@ def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
     record[:, -2:] = torch.where(distant, torch.logsumexp(logarithms, 0) * LOG2E, of_all)
 
 
-def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool, relative: bool) -> None:
+def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> None:
     """Make each process's ``(rows, len(COLUMNS))`` records those of the whole vocabulary, in place.
 
     Args:
         record: of this process's shard.
         metrics: whether the call wants metrics.
-        relative: whether the records are relative, see the head of this module.
     """
     wire = _wire(spec, metrics)
     # Column by column: a list as an index would be copied to the device, for which the host waits.
@@ -107,25 +104,31 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool, relat
     part.update(zip(wire, found.unbind(-1), strict=True))
     whole = {}
 
-    def bits(maximum: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """The largest of all, and the exponent of 2 by which each shard's exponentials are to change."""
+    def below_top(maximum: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest of all, and by how much each shard's exceeds it, which is 0 or less."""
         top = maximum.amax(0)
-        return top, torch.where(torch.isinf(maximum), 0.0, (maximum - top) * (LOG2E / temperature))
+        return top, torch.where(torch.isinf(maximum), 0.0, maximum - top)
 
-    whole["max_s"], by_s = bits(part["max_s"], spec.temperature)
-    whole["max_t"], by_t = bits(part["max_t"], spec.teacher_temperature)
-    _, by_one = bits(part["max_s"], 1.0)
-    if relative:
-        # Each shard's logits are less its own maximum; now they are to be less the largest.
-        moved_s, moved_t = by_s * (spec.temperature / LOG2E), by_t * (spec.teacher_temperature / LOG2E)
-        part["moment_s"] = part["moment_s"] + part["z_s"] * moved_s
-        part["moment_t"] = part["moment_t"] + part["z_t"] * moved_t
-        if not has_cross(spec):
-            for k, (of_t, _) in enumerate(stream_powers(spec)):
-                weight = part["z_t"] if of_t else part["z_s"]
-                part[f"stream_{k}"] = part[f"stream_{k}"] + weight * ((by_t - by_s) / LOG2E)
+    def scaled(sums: Tensor, by: Tensor) -> Tensor:
+        """``sums`` times ``2**by``, where 0 times infinity is 0: such a shard adds nothing."""
+        factor = torch.exp2(by)
+        return torch.where((sums == 0) | (factor == 0), 0.0, sums * factor)
+
+    # A shard's logits are less its own maximum; now they are to be less the largest.
+    whole["max_s"], moved_s = below_top(part["max_s"])
+    whole["max_t"], moved_t = below_top(part["max_t"])
+    by_s, by_t = moved_s * (LOG2E / spec.temperature), moved_t * (LOG2E / spec.teacher_temperature)
+    by_one = moved_s * LOG2E
+    part["logit_sum"] = part["logit_sum"] + part["columns"] * moved_s
+    part["moment_s"] = part["moment_s"] + part["z_s"] * moved_s
+    part["moment_t"] = part["moment_t"] + part["z_t"] * moved_t
+    if not has_cross(spec):
+        apart = moved_t / spec.teacher_temperature - moved_s / spec.temperature
+        for k, (of_t, _) in enumerate(stream_powers(spec)):
+            weight = part["z_t"] if of_t else part["z_s"]
+            part[f"stream_{k}"] = part[f"stream_{k}"] + weight * apart
     for name, by in (("z_s", by_s), ("moment_s", by_s), ("z_t", by_t), ("moment_t", by_t), ("z_one", by_one)):
-        whole[name] = (part[name] * torch.exp2(by)).sum(0)
+        whole[name] = scaled(part[name], by).sum(0)
     whole["cross_shift"] = torch.zeros_like(whole["max_s"])
     for k, (of_t, of_s) in enumerate(stream_powers(spec)):
         name = f"stream_{k}"
@@ -135,8 +138,7 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool, relat
             top = torch.where(part[name] > 0, by, -math.inf).amax(0)
             shift = torch.where((top.abs() > NEAR) & torch.isfinite(top), top, 0.0)
             whole["cross_shift"], by = shift, by - shift
-        # A shard without finite terms adds nothing, whatever its factor.
-        whole[name] = torch.where(part[name] == 0, 0.0, part[name] * torch.exp2(by)).sum(0)
+        whole[name] = scaled(part[name], by).sum(0)
     for name in ("logit_sum", "columns"):
         whole[name] = part[name].sum(0)
     for name in ("label_s", "label_t"):
