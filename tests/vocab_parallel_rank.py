@@ -118,7 +118,7 @@ class Rank:
         self.s, self.t = before
 
     def extreme_rows(self) -> None:
-        """Logits near float32's ends, and sides that lie a constant apart, as test_extreme_logits.py has them."""
+        """Logits near float32's ends, and sides that lie a constant apart."""
         lowest = torch.finfo(torch.float32).min
         torch.manual_seed(2)
         # On a grid that float32 has where they are, so that float64 has the same distributions.

@@ -1,7 +1,7 @@
 """Records of rows: what a kernel's first sweep finds, in a form that the shards of a vocabulary can add up.
 
 The layout is that of ``csrc/params.h``, which says what each column holds. All sums are over logits less the
-row's largest, so that a device without float64 holds their digits in float32, and float64 those of any logits.
+row's largest, so that float32 holds their digits on a device without float64, and float64 those of any row.
 """
 
 from __future__ import annotations
