@@ -13,7 +13,7 @@ from fastkd.backends.triton.split import split
 
 
 class Unit(NamedTuple):
-    lse: Any  # log-sum-exp of the logits
+    lse: Any  # log-sum-exp of the logits less the row's origin
     nll: Any  # less the label's logit
     label: Any  # probabilities of the label and of all others, where it is split off
     others: Any

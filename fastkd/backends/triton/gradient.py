@@ -30,6 +30,7 @@ from fastkd.backends.triton.tiles import (
     edges,
     load_sides,
     load_stripes,
+    lower,
     store_tile,
     widen,
     widen_sides,
@@ -115,9 +116,10 @@ def entry(s, t, row, scales, TEACHER: tl.constexpr):
 
 
 @triton.jit
-def _add(s, t, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
+def _add(rows, s, t, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
     """The sums and those of a stripe of logits."""
-    return sums(sum_0, sum_1, entry(widen(s), widen(t), row, scales, True), row, scales, DIVERGENCE)
+    s, t = lower(rows, widen(s), widen(t))
+    return sums(sum_0, sum_1, entry(s, t, row, scales, True), row, scales, DIVERGENCE)
 
 
 @triton.jit
@@ -136,11 +138,11 @@ def row_sums(
     for edge in range(count):
         first = tl.where(edge < lead * REPEAT, edge, edge + (full - lead) * REPEAT) * STRIPE
         s, t = load_sides(rows, first + stripe, True, True)
-        sum_0, sum_1 = _add(s, t, sum_0, sum_1, row, scales, DIVERGENCE)
+        sum_0, sum_1 = _add(rows, s, t, sum_0, sum_1, row, scales, DIVERGENCE)
     for i in range(lead, full):
         loaded = load_stripes(rows, (full - 1 - i + lead) * TILE, stripe, STRIPE, REPEAT, True)
         for k in tl.static_range(REPEAT):
-            sum_0, sum_1 = _add(loaded[k][0], loaded[k][1], sum_0, sum_1, row, scales, DIVERGENCE)
+            sum_0, sum_1 = _add(rows, loaded[k][0], loaded[k][1], sum_0, sum_1, row, scales, DIVERGENCE)
     sum_0, sum_1 = tl.sum(tl.sum(sum_0, axis=1), axis=0), tl.sum(tl.sum(sum_1, axis=1), axis=0)
     return normalised_sums(sum_0, sum_1, row, DIVERGENCE)
 
@@ -148,7 +150,8 @@ def row_sums(
 @triton.jit
 def _distant_entry(rows, first, stripe, row, scales):
     s, t = load_sides(rows, first + stripe, True, True)
-    return entry(widen(s), widen(t), row, scales, True)
+    s, t = lower(rows, widen(s), widen(t))
+    return entry(s, t, row, scales, True)
 
 
 @triton.jit
@@ -180,6 +183,7 @@ def _tile_gradients(
     columns = first + tile
     s, t = load_sides(rows, columns, TEACHER, MASKED)
     s, t = widen_sides(rows, columns, s, t, SPLITS)
+    s, t = lower(rows, s, t)
     e = entry(s, t, row, scales, TEACHER)
     g_s = tl.zeros_like(s)
     g_t = tl.zeros_like(s)
