@@ -115,6 +115,38 @@ def test_extreme_rows(target: Target, divergence: str) -> None:
 
 
 @EVERY_EXACT_TARGET
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger", "decoupled"])
+def test_rows_unlike_their_beginning(target: Target, divergence: str) -> None:
+    """What a backend concludes from a row's first columns must not hold it back in the others."""
+    s, t = torch.randn(6, 3001), torch.randn(6, 3001)
+    beginning = slice(0, 2000)
+    s[0, beginning] = t[0, beginning] = LOWEST
+    s[1, beginning] = t[1, beginning] = -float("inf")
+    s[2, beginning] -= 300.0  # both sides begin far below what follows
+    t[2, beginning] -= 200.0
+    s[3, beginning] += 1000.0  # they begin far apart
+    t[3, beginning] -= 1000.0
+    s[4, 2500] += 2.0**20  # one entry late in the row is the largest by far, on both sides or on one
+    t[4, 2500] += 2.0**20
+    s[5, 2500] += 2.0**14
+    s[:, :6], t[:, :6] = torch.randn(6, 6), torch.randn(6, 6)  # the labels
+    for temperature in (1.0, 0.3):
+        options = {"divergence": divergence, "temperature": temperature, "kd_ratio": 0.5}
+        expected = _exact(s, t, **options)
+        found = _run(target, s, t, **options)
+        with during(temperature=temperature):
+            torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-6, atol=1e-6)
+            for ours, exact in zip(found[1:], expected[1:], strict=True):
+                # In float32 it may be the difference of two ratios as large as the divergence.
+                atol = (
+                    1e-5
+                    if target.backend == "native"
+                    else 1e-5 + 4e-7 * expected[0].abs()[:, None] / temperature
+                )
+                assert ((ours - exact).abs() <= atol).all()
+
+
+@EVERY_EXACT_TARGET
 @EVERY_DIVERGENCE
 def test_values_of_the_size_of_float32(target: Target, divergence: str) -> None:
     """One-hot against one-hot: the divergences that are not bounded are the logits' difference."""

@@ -250,8 +250,9 @@ def row_statistics(
     """The first sweep: ``(rows with their origins, Statistics, the exponent of 2 by which a cross sum is
     divided)``.
 
-    Origins and shifts follow from a guess at the largest logits, from the row's first stripe. Float32 forgives
-    a guess that is 60 powers of 2 too low; beyond, the row's largest logits are found and it is swept again.
+    Origins and shifts follow from a guess at the largest logits, from the row's first stripe. Float32
+    forgives a guess that is 60 powers of 2 too low; beyond, the row's largest logits are found and it is
+    swept again.
     """
     STRIPE: tl.constexpr = LANES * WIDTH
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
