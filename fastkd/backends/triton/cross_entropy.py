@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LOG2E
-from fastkd.backends.triton.shifts import unit_rest, unit_shift
+from fastkd.backends.triton.shifts import scaled, unit_rest, unit_shift
 from fastkd.backends.triton.split import split
 
 
 class Unit(NamedTuple):
-    lse: Any  # log-sum-exp of the logits
+    lse: Any  # log-sum-exp of the logits less the row's origin
     nll: Any  # less the label's logit
     label: Any  # probabilities of the label and of all others, where it is split off
     others: Any
@@ -46,8 +46,8 @@ def cross_entropy(found, unit, label_s, columns, smoothing, SMOOTHING: tl.conste
 @triton.jit
 def unit_inverse(found, unit, row, POWER: tl.constexpr, SPLITS: tl.constexpr):
     """What makes probabilities of the exponentials at temperature 1 that the last sweep has."""
-    moved = (found.shift_1 - unit_shift(row.shifts, POWER)) * LOG2E
-    z = found.z_1 * tl.exp2(moved + unit_rest(row.shifts, POWER))
+    by = found.shift_1 - unit_shift(row.shifts, POWER)
+    z = scaled(found.z_1, by, LOG2E, unit_rest(row.shifts, POWER))
     if SPLITS:
         return tl.where(z == 0.0, 0.0, unit.others / z)
     else:

@@ -32,6 +32,7 @@ from fastkd.backends.triton.tiles import (
     NEG_INF,
     Rows,
     clear_columns,
+    lower,
     row_offset,
     row_pointer,
     stripe_columns,
@@ -120,19 +121,21 @@ def dense_rows_kernel(
                 if SPLITS:
                     label_t = tl.load(teacher + place * t_stride, mask=here, other=NEG_INF).to(tl.float32)
         scales = Scales(c_s, c_t, to_nats, temperatures, a, b)
-        rows = Rows(student, teacher, s_stride, t_stride, begin, begin + vocab, column)
+        rows = Rows(student, teacher, s_stride, t_stride, begin, begin + vocab, column, 0.0, 0.0)
 
         columns = vocab
         if PHASE == "all" or PHASE == "statistics":
-            found, cross_shift = row_statistics(
+            rows, found, cross_shift = row_statistics(
                 rows, stripe, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, METRICS or PHASE == "statistics",
                 POWER, REPEAT, LANES, WIDTH,
             )  # fmt: skip
         else:
-            found, cross_shift, label_s, label_t, columns = read_record(record, scales, DIVERGENCE)
+            rows, found, cross_shift, label_s, label_t, columns = read_record(
+                record, rows, scales, DIVERGENCE
+            )
 
         if PHASE == "statistics":
-            write_record(record, found, cross_shift, label_s, label_t, begin, vocab, scales, DIVERGENCE)
+            write_record(record, rows, found, cross_shift, label_s, label_t, scales, DIVERGENCE)
         else:
             # From here on exponentials are relative to the shifts that suit q - p best.
             shared, found = row_of(found, cross_shift, scales, DIVERGENCE)
@@ -151,20 +154,22 @@ def dense_rows_kernel(
                 tl.store(record + SUM_0 + 1, sum_1)
 
         if FINISH:
+            low_s, low_t = lower(rows, label_s, label_t)
             split = 0.0
             if SPLITS:
-                split = label_splits(found, label_s, label_t, scales)
+                split = label_splits(found, low_s, low_t, scales)
             divergence, loss = float("nan"), 0.0
             constants = (0.0, 0.0, 0.0)
             if TEACHER:
                 divergence, constants = value(found, split, sum_0, sum_1, shared, scales, DIVERGENCE)
                 loss = kd_weight * divergence
-            unit = unit_softmax(found, label_s, SPLITS)
-            ce = cross_entropy(found, unit, label_s, columns, smoothing, SMOOTHING, SPLITS)
+            unit = unit_softmax(found, low_s, SPLITS)
+            lse = unit.lse + rows.origin_s
+            ce = cross_entropy(found, unit, low_s, columns, smoothing, SMOOTHING, SPLITS)
             if CE:
                 loss += ce_weight * ce
             if Z_LOSS:
-                loss += z_loss * unit.lse * unit.lse
+                loss += z_loss * lse * lse
             tl.store(row_loss + row, tl.where(scale_l == 0.0, 0.0, scale_l * loss))
             if METRICS:
                 write_metrics(
@@ -191,7 +196,7 @@ def dense_rows_kernel(
                 if CE:
                     by_softmax = scale_g * ce_weight
                 if Z_LOSS:
-                    by_softmax += scale_g * (2.0 * z_loss * unit.lse)
+                    by_softmax += scale_g * (2.0 * z_loss * lse)
                 uniform = scale_g * ce_weight * smoothing / columns
                 hot = scale_g * ce_weight * (1.0 - smoothing)
                 at_label_s, at_label_t = 0.0, 0.0

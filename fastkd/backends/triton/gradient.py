@@ -23,13 +23,22 @@ from fastkd.backends.triton.divergences import (
     splits_label,
     sums,
 )
-from fastkd.backends.triton.shifts import moved_streams, raw_entry, shared_shifts, shifts_of, unit_exp
+from fastkd.backends.triton.shifts import (
+    moved_streams,
+    raw_entry,
+    scaled,
+    shared_shifts,
+    shifts_of,
+    unit_exp,
+)
 from fastkd.backends.triton.statistics import with_powers
 from fastkd.backends.triton.tiles import (
     NEG_INF,
     edges,
     load_sides,
     load_stripes,
+    lower,
+    offset_between,
     store_tile,
     widen,
     widen_sides,
@@ -67,20 +76,34 @@ def _over(x, z, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def _normalising(shift, z, c):
+    """The shift to which the sum of exponentials is about 1."""
+    return shift + tl.where(z > 0.0, tl.log2(z), 0.0) / c
+
+
+@triton.jit
 def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
     """``(Row, Statistics)``: the sums of powers, if there are some, relative to the shifts of the row."""
     SPLITS: tl.constexpr = splits_label(DIVERGENCE)
-    shift_s, shift_t = shared_shifts(found.shift_s, found.shift_t, scales, reads_teacher(DIVERGENCE))
+    shift_s, shift_t = found.shift_s, found.shift_t
+    if not has_cross(DIVERGENCE):
+        # The logarithms of the sums, now known: exponents are then small where probabilities are large, and
+        # rounded accordingly. Those of the first sweep have the headroom of its guess.
+        shift_s = _normalising(shift_s, found.z_s, scales.c_s)
+        shift_t = _normalising(shift_t, found.z_t, scales.c_t)
+    shift_s, shift_t = shared_shifts(shift_s, shift_t, scales, reads_teacher(DIVERGENCE))
     shifts = shifts_of(shift_s, shift_t, found.shift_1, scales)
-    z_s = found.z_s * tl.exp2((found.shift_s - shift_s) * scales.c_s)
-    z_t = found.z_t * tl.exp2((found.shift_t - shift_t) * scales.c_t)
-    # Of the exponentials as the sweeps have them.
-    swept_s, swept_t = z_s * tl.exp2(shifts.rest_s), z_t * tl.exp2(shifts.rest_t)
+    # The sums of the exponentials as the sweeps have them.
+    z_s = scaled(found.z_s, found.shift_s - shift_s, scales.c_s, shifts.rest_s)
+    z_t = scaled(found.z_t, found.shift_t - shift_t, scales.c_t, shifts.rest_t)
     scale_cross, scale_p, scale_q = 0.0, 0.0, 0.0
-    log_const = log_quotient(z_s, z_t)
+    # As the first sweep has it, whose streams the gradients subtract from it.
+    log_const = log_quotient(found.z_s, found.z_t)
+    log_base = log_const - offset_between(found.shift_s, found.shift_t, scales) * scales.to_nats
     if has_cross(DIVERGENCE):
         power = scales.a + scales.b
-        z_s, log_const = swept_s, log_quotient(swept_s, swept_t)
+        log_const = log_quotient(z_s, z_t)
+        log_base = log_const - shifts.offset * scales.to_nats
         stream_0, stream_1, stream_2 = moved_streams(found, shift_s, shift_t, scales, DIVERGENCE)
         stream_0 *= tl.exp2(power * shifts.rest_s + scales.a * (shifts.rest_t - shifts.rest_s))
         if DIVERGENCE == "alpha_beta":
@@ -94,11 +117,10 @@ def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
         else:
             scale_cross = tl.where(stream_0 > 0.0, 1.0 / stream_0, 0.0)
         found = with_powers(found, stream_0, stream_1, stream_2)
-    ratio = _over(swept_t, swept_s, SPLITS)
+    ratio = _over(z_t, z_s, SPLITS)
     row = Row(
-        shifts, z_s, _over(1.0, swept_s, SPLITS), _over(1.0, swept_t, SPLITS), ratio,
-        tl.maximum(TINY, TINY / ratio), log_const, log_const - shifts.offset * scales.to_nats,
-        cross_shift, scale_cross, scale_p, scale_q,
+        shifts, z_s, _over(1.0, z_s, SPLITS), _over(1.0, z_t, SPLITS), ratio,
+        tl.maximum(TINY, TINY / ratio), log_const, log_base, cross_shift, scale_cross, scale_p, scale_q,
     )  # fmt: skip
     return row, found
 
@@ -115,9 +137,10 @@ def entry(s, t, row, scales, TEACHER: tl.constexpr):
 
 
 @triton.jit
-def _add(s, t, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
+def _add(rows, s, t, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
     """The sums and those of a stripe of logits."""
-    return sums(sum_0, sum_1, entry(widen(s), widen(t), row, scales, True), row, scales, DIVERGENCE)
+    s, t = lower(rows, widen(s), widen(t))
+    return sums(sum_0, sum_1, entry(s, t, row, scales, True), row, scales, DIVERGENCE)
 
 
 @triton.jit
@@ -136,11 +159,11 @@ def row_sums(
     for edge in range(count):
         first = tl.where(edge < lead * REPEAT, edge, edge + (full - lead) * REPEAT) * STRIPE
         s, t = load_sides(rows, first + stripe, True, True)
-        sum_0, sum_1 = _add(s, t, sum_0, sum_1, row, scales, DIVERGENCE)
+        sum_0, sum_1 = _add(rows, s, t, sum_0, sum_1, row, scales, DIVERGENCE)
     for i in range(lead, full):
         loaded = load_stripes(rows, (full - 1 - i + lead) * TILE, stripe, STRIPE, REPEAT, True)
         for k in tl.static_range(REPEAT):
-            sum_0, sum_1 = _add(loaded[k][0], loaded[k][1], sum_0, sum_1, row, scales, DIVERGENCE)
+            sum_0, sum_1 = _add(rows, loaded[k][0], loaded[k][1], sum_0, sum_1, row, scales, DIVERGENCE)
     sum_0, sum_1 = tl.sum(tl.sum(sum_0, axis=1), axis=0), tl.sum(tl.sum(sum_1, axis=1), axis=0)
     return normalised_sums(sum_0, sum_1, row, DIVERGENCE)
 
@@ -148,7 +171,8 @@ def row_sums(
 @triton.jit
 def _distant_entry(rows, first, stripe, row, scales):
     s, t = load_sides(rows, first + stripe, True, True)
-    return entry(widen(s), widen(t), row, scales, True)
+    s, t = lower(rows, widen(s), widen(t))
+    return entry(s, t, row, scales, True)
 
 
 @triton.jit
@@ -180,6 +204,7 @@ def _tile_gradients(
     columns = first + tile
     s, t = load_sides(rows, columns, TEACHER, MASKED)
     s, t = widen_sides(rows, columns, s, t, SPLITS)
+    s, t = lower(rows, s, t)
     e = entry(s, t, row, scales, TEACHER)
     g_s = tl.zeros_like(s)
     g_t = tl.zeros_like(s)

@@ -8,16 +8,22 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LOG2E, fma
+from fastkd.backends.triton.compile_time import constant
 from fastkd.backends.triton.divergences import Entry, has_cross, has_forward_stream
-from fastkd.backends.triton.tiles import offset_between
+from fastkd.backends.triton.tiles import finite_shift, offset_between
+
+# Exponents of 2 below which two sides' largest logits are near each other (half a nat), and beyond which a
+# logit keeps too few digits for what the row's others differ from it by.
+NEAR = constant(0.72)
+EXTREME = constant(2.0**13)
 
 
 class Shifts(NamedTuple):
-    """What is subtracted before the exponential.
+    """What is subtracted from logits, which are less their row's origin, before the exponential.
 
     An exponent of 2 is ``fma(logit, c, -k)``, one instruction. ``k`` is the rounded ``shift * c``, so each
     exponential is ``2**rest`` times the one relative to ``shift``, which sums are corrected for. The rest is
-    below 2**-24 of ``k``: too large for float32 where logits are beyond 1e8 times the temperature.
+    below 2**-24 of ``k``, which the origins keep below 2**13.
     """
 
     s: Any
@@ -30,6 +36,26 @@ class Shifts(NamedTuple):
     rest_t: Any
     rest_1: Any
     offset: Any  # what makes ``t T / T_t - s`` relative to both
+
+
+@triton.jit
+def origins(max_s, max_t, scales, TEACHER: tl.constexpr):
+    """What to subtract from each side's logits, given the largest one of each.
+
+    Nothing where the two are near each other, for there the difference of two logits is exact and that of two
+    lowered ones is not. Otherwise each side's largest: a constant between the sides is then gone, and numbers
+    near float32's ends are small ones, or -inf as a mask is.
+    """
+    exponent_s = max_s * scales.c_s
+    plain = tl.abs(exponent_s) < EXTREME  # False for infinities and NaN
+    if TEACHER:
+        exponent_t = max_t * scales.c_t
+        plain = plain & (tl.abs(exponent_t) < EXTREME) & (tl.abs(exponent_t - exponent_s) < NEAR)
+    origin_s = tl.where(plain, 0.0, finite_shift(max_s))
+    if TEACHER:
+        return origin_s, tl.where(plain, 0.0, finite_shift(max_t))
+    else:
+        return origin_s, origin_s
 
 
 @triton.jit
@@ -97,6 +123,14 @@ def raw_entry(s, t, shifts, scales, TEACHER: tl.constexpr):
         return Entry(xs, xt, es, tl.exp2(xt), relative, es, es, es, es, es)
     else:
         return Entry(xs, xs, es, es, xs, es, es, es, es, es)
+
+
+@triton.jit
+def scaled(z, by, c, rest):
+    """``z * 2**(by * c + rest)``. In two factors, for a sum of some tens would round away the digits of a
+    small rest."""
+    bits = by * c
+    return z * tl.exp2(bits) * tl.exp2(fma(by, c, 0.0 - bits) + rest)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from fastkd.backends.triton.divergences import (
 )
 from fastkd.backends.triton.shifts import (
     moved_streams,
+    origins,
     raw_entry,
     shared_shifts,
     shifts_of,
@@ -26,7 +27,16 @@ from fastkd.backends.triton.shifts import (
     unit_rest,
     unit_shift,
 )
-from fastkd.backends.triton.tiles import NEG_INF, edges, finite_shift, load_sides, load_stripes, widen_sides
+from fastkd.backends.triton.tiles import (
+    NEG_INF,
+    edges,
+    finite_shift,
+    load_sides,
+    load_stripes,
+    lower,
+    lowered_by,
+    widen_sides,
+)
 
 FAR = constant(2**31 - 1)
 # Powers of 2 by which the largest logit is guessed to exceed that of the first stripe. Exponentials then stay
@@ -39,7 +49,8 @@ MOST_OF_POWERS = constant(2.0**24)  # up to the fourth
 
 
 class Statistics(NamedTuple):
-    """Of a row. Fields that the call does not need stay 0. Exponentials are ``2**((logit - shift) * c)``."""
+    """Of a row. Fields that the call does not need stay 0. Exponentials are ``2**((logit - shift) * c)``, and
+    logits less the row's origin, but for the largest."""
 
     shift_s: Any
     shift_t: Any
@@ -53,7 +64,7 @@ class Statistics(NamedTuple):
     logit_sum: Any
     moment_s: Any  # sum of exponentials times their exponents
     moment_t: Any
-    max_s: Any  # the largest logit and its first column, if somebody asks for them
+    max_s: Any  # the largest logit itself and its first column, if somebody asks for them
     max_t: Any
     arg_s: Any
     arg_t: Any
@@ -85,7 +96,8 @@ def _add(
 ):  # fmt: skip
     """``part`` and the logits of a stripe's ``columns``."""
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
-    s, t = widen_sides(rows, columns, s, t, splits_label(DIVERGENCE))
+    own_s, own_t = widen_sides(rows, columns, s, t, splits_label(DIVERGENCE))
+    s, t = lower(rows, own_s, own_t)
     e = raw_entry(s, t, shifts, scales, TEACHER)
     stream_0, stream_1, stream_2 = streams(part, e, 0.0, shifts, scales, DIVERGENCE)
     z_1, z_t, logit_sum = part.z_1, part.z_t, part.logit_sum
@@ -104,14 +116,14 @@ def _add(
     max_s, max_t, arg_s, arg_t = part.max_s, part.max_t, part.arg_s, part.arg_t
     if METRICS:
         moment_s += times(e.es, e.xs)
-        arg_s = tl.where(s > max_s, columns, arg_s)
+        arg_s = tl.where(own_s > max_s, columns, arg_s)
         if TEACHER:
             moment_t += times(e.et, e.xt)
-            arg_t = tl.where(t > max_t, columns, arg_t)
+            arg_t = tl.where(own_t > max_t, columns, arg_t)
     if MAXIMA:
-        max_s = tl.maximum(max_s, s)
+        max_s = tl.maximum(max_s, own_s)
         if TEACHER:
-            max_t = tl.maximum(max_t, t)
+            max_t = tl.maximum(max_t, own_t)
     return Sums(
         part.z_s + e.es, z_t, z_1, stream_0, stream_1, stream_2, logit_sum, moment_s, moment_t,
         max_s, max_t, arg_s, arg_t,
@@ -221,15 +233,26 @@ def _maxima(rows, first, stripe, DIVERGENCE: tl.constexpr):
 
 
 @triton.jit
+def _guess(max_s, max_t, scales, TEACHER: tl.constexpr):
+    """``(origin_s, origin_t, shift_s, shift_t, shift_1)`` that suit rows with these largest logits."""
+    origin_s, origin_t = origins(max_s, max_t, scales, TEACHER)
+    shift_1 = finite_shift(max_s) - origin_s
+    shift_s, shift_t = shared_shifts(shift_1, finite_shift(max_t) - origin_t, scales, TEACHER)
+    return origin_s, origin_t, shift_s, shift_t, shift_1
+
+
+@triton.jit
 def row_statistics(
     rows, stripe, scales,
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
     MAXIMA: tl.constexpr, POWER: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The first sweep: ``(Statistics, the exponent of 2 by which a cross sum is divided)``.
+    """The first sweep: ``(rows with their origins, Statistics, the exponent of 2 by which a cross sum is
+    divided)``.
 
-    Exponentials are relative to a guess at the largest logit, from the row's first stripe. Float32 forgives a
-    guess that is 60 powers of 2 too low; beyond, the row's largest logits are found and it is swept again.
+    Origins and shifts follow from a guess at the largest logits, from the row's first stripe. Float32
+    forgives a guess that is 60 powers of 2 too low; beyond, the row's largest logits are found and it is
+    swept again.
     """
     STRIPE: tl.constexpr = LANES * WIDTH
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
@@ -237,8 +260,8 @@ def row_statistics(
     headroom = 0.0 if CROSS else (HEADROOM_OF_SQUARES if POWER == 2 else HEADROOM)
     most = MOST_OF_POWERS if CROSS else MOST
     max_s, max_t = _maxima(rows, 0, stripe, DIVERGENCE)
-    shift_s, shift_t = shared_shifts(finite_shift(max_s), finite_shift(max_t), scales, TEACHER)
-    shift_1 = finite_shift(max_s) + HEADROOM / LOG2E
+    origin_s, origin_t, shift_s, shift_t, shift_1 = _guess(max_s, max_t, scales, TEACHER)
+    shift_1 += HEADROOM / LOG2E
     shift_s += headroom / scales.c_s
     shift_t += headroom / scales.c_t
     z = tl.zeros([], tl.float32)
@@ -264,7 +287,7 @@ def row_statistics(
     while attempts < 2:
         shifts = shifts_of(shift_s, shift_t, shift_1, scales)
         part = _sweep(
-            rows, stripe, shifts, scales,
+            lowered_by(rows, origin_s, origin_t), stripe, shifts, scales,
             DIVERGENCE, UNIT, SMOOTHING, METRICS, MAXIMA, POWER, REPEAT, LANES, WIDTH,
         )  # fmt: skip
         found = _statistics(part, shifts, scales, DIVERGENCE, UNIT, SMOOTHING, METRICS, MAXIMA, POWER)
@@ -281,14 +304,14 @@ def row_statistics(
             for first in range(STRIPE, rows.end, STRIPE):
                 here_s, here_t = _maxima(rows, first, stripe, DIVERGENCE)
                 max_s, max_t = tl.maximum(max_s, here_s), tl.maximum(max_t, here_t)
-            shift_s, shift_t = shared_shifts(finite_shift(max_s), finite_shift(max_t), scales, TEACHER)
-            shift_1 = finite_shift(max_s)
+            origin_s, origin_t, shift_s, shift_t, shift_1 = _guess(max_s, max_t, scales, TEACHER)
+    rows = lowered_by(rows, origin_s, origin_t)
     cross, cross_shift = found.stream_0, 0.0
     if CROSS:
         in_range = (cross > 1e-18) & (cross < 1e30)  # False for NaN
         if not in_range:
             cross, cross_shift = _distant_cross(rows, stripe, found, scales, LANES, WIDTH)
-    return with_powers(found, cross, found.stream_1, found.stream_2), cross_shift
+    return rows, with_powers(found, cross, found.stream_1, found.stream_2), cross_shift
 
 
 @triton.jit
@@ -302,9 +325,9 @@ def with_powers(found, stream_0, stream_1, stream_2):
 
 
 @triton.jit
-def relative_to_maxima(found, scales, DIVERGENCE: tl.constexpr):
+def relative_to_maxima(rows, found, scales, DIVERGENCE: tl.constexpr):
     """``found`` with the row's largest logits as shifts."""
-    shift_s, shift_t = finite_shift(found.max_s), finite_shift(found.max_t)
+    shift_s, shift_t = finite_shift(found.max_s) - rows.origin_s, finite_shift(found.max_t) - rows.origin_t
     by_s, by_t = (found.shift_s - shift_s) * scales.c_s, (found.shift_t - shift_t) * scales.c_t
     stream_0, stream_1, stream_2 = moved_streams(found, shift_s, shift_t, scales, DIVERGENCE)
     grown_s, grown_t = tl.exp2(by_s), tl.exp2(by_t)
@@ -323,6 +346,7 @@ def _distant_terms(rows, first, stripe, shifts, scales):
     """Of a stripe, ``a xt + b xs``; -inf where neither side has anything."""
     s, t = load_sides(rows, first + stripe, True, True)
     s, t = widen_sides(rows, first + stripe, s, t, False)
+    s, t = lower(rows, s, t)
     e = raw_entry(s, t, shifts, scales, True)
     return exists(e, scales.a * e.xt + scales.b * e.xs, NEG_INF)
 

@@ -29,6 +29,17 @@ class Rows(NamedTuple):
     begin: Any  # below the width of an access; 0, as a constant, where rows begin on boundaries
     end: Any
     label: Any  # int32, the label's column; -1 where it is not here
+    origin_s: Any  # float32, what is subtracted from every logit of the side as it is widened
+    origin_t: Any
+
+
+@triton.jit
+def lowered_by(rows, origin_s, origin_t):
+    """``rows`` with other origins."""
+    return Rows(
+        rows.student, rows.teacher, rows.s_stride, rows.t_stride, rows.begin, rows.end, rows.label,
+        origin_s, origin_t,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -119,6 +130,12 @@ def widen_sides(rows, columns, s, t, SPLITS: tl.constexpr):
         s = tl.where(columns == rows.label, NEG_INF, s)
         t = tl.where(columns == rows.label, NEG_INF, t)
     return s, t
+
+
+@triton.jit
+def lower(rows, s, t):
+    """``(student, teacher)`` logits less the row's origins, which is how the sweeps see them."""
+    return s - rows.origin_s, t - rows.origin_t
 
 
 @triton.jit
