@@ -127,7 +127,7 @@ class Rank:
         t[1] += 1000.0
         s[2], t[3] = lowest, lowest
         s[4, 40:90] = t[4, 40:90] = lowest
-        s[5, 0] = 3e37
+        s[5, 0] = 1e35
         cut = self.mine(WIDTHS[self.size][1])
         labels = torch.tensor([0, 139, 3, 4, 5, 100])
         names = DIVERGENCES if self.backend != "triton" else ("forward_kl", "jsd", "hellinger", "decoupled")
@@ -138,7 +138,7 @@ class Rank:
             loss, metrics = fastkd.kd_loss(a, b, labels, return_metrics=True, **options, **self.options())
             loss.sum().backward()
             expected, by_s, by_t = reference_gradients(s, t, labels, **options)
-            assert all(bool(x.isfinite()) for x in metrics)
+            assert all(bool(x.isfinite()) for x in metrics), (divergence, temperature, metrics)
             # Beside a large label float64 has no digits for the other columns.
             rows = slice(1, 5) if divergence == "decoupled" else slice(None)
             apart = 2e-7 * expected.abs()[:, None] / temperature  # a difference of two such ratios
