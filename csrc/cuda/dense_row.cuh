@@ -117,11 +117,13 @@ struct DenseRow {
     if constexpr (kTeacher) teacher.unpack(teacher.read(column, args.vocab), t);
     student.unpack(of_student, s);
     if (row.lowered) {
-      const Origin from = origin();
+      // Read anew for each group, so that it takes no registers in between.
+      const volatile Origin& from = origin();
+      const float from_s = from.s, from_t = from.t;
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {
-        s[k] -= from.s;
-        if constexpr (kTeacher) t[k] -= from.t;
+        s[k] -= from_s;
+        if constexpr (kTeacher) t[k] -= from_t;
       }
     }
     if constexpr (kSplits) {
