@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LOG2E
-from fastkd.backends.triton.shifts import scaled, unit_rest, unit_shift
+from fastkd.backends.triton.shifts import unit_rest, unit_shift
 from fastkd.backends.triton.split import split
 
 
@@ -46,8 +46,8 @@ def cross_entropy(found, unit, label_s, columns, smoothing, SMOOTHING: tl.conste
 @triton.jit
 def unit_inverse(found, unit, row, POWER: tl.constexpr, SPLITS: tl.constexpr):
     """What makes probabilities of the exponentials at temperature 1 that the last sweep has."""
-    by = found.shift_1 - unit_shift(row.shifts, POWER)
-    z = scaled(found.z_1, by, LOG2E, unit_rest(row.shifts, POWER))
+    moved = (found.shift_1 - unit_shift(row.shifts, POWER)) * LOG2E
+    z = found.z_1 * tl.exp2(moved + unit_rest(row.shifts, POWER))
     if SPLITS:
         return tl.where(z == 0.0, 0.0, unit.others / z)
     else:

@@ -23,14 +23,7 @@ from fastkd.backends.triton.divergences import (
     splits_label,
     sums,
 )
-from fastkd.backends.triton.shifts import (
-    moved_streams,
-    raw_entry,
-    scaled,
-    shared_shifts,
-    shifts_of,
-    unit_exp,
-)
+from fastkd.backends.triton.shifts import moved_streams, raw_entry, shared_shifts, shifts_of, unit_exp
 from fastkd.backends.triton.statistics import with_powers
 from fastkd.backends.triton.tiles import (
     NEG_INF,
@@ -38,7 +31,6 @@ from fastkd.backends.triton.tiles import (
     load_sides,
     load_stripes,
     lower,
-    offset_between,
     store_tile,
     widen,
     widen_sides,
@@ -76,34 +68,20 @@ def _over(x, z, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _normalising(shift, z, c):
-    """The shift to which the sum of exponentials is about 1."""
-    return shift + tl.where(z > 0.0, tl.log2(z), 0.0) / c
-
-
-@triton.jit
 def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
     """``(Row, Statistics)``: the sums of powers, if there are some, relative to the shifts of the row."""
     SPLITS: tl.constexpr = splits_label(DIVERGENCE)
-    shift_s, shift_t = found.shift_s, found.shift_t
-    if not has_cross(DIVERGENCE):
-        # The logarithms of the sums, now known: exponents are then small where probabilities are large, and
-        # rounded accordingly. Those of the first sweep have the headroom of its guess.
-        shift_s = _normalising(shift_s, found.z_s, scales.c_s)
-        shift_t = _normalising(shift_t, found.z_t, scales.c_t)
-    shift_s, shift_t = shared_shifts(shift_s, shift_t, scales, reads_teacher(DIVERGENCE))
+    shift_s, shift_t = shared_shifts(found.shift_s, found.shift_t, scales, reads_teacher(DIVERGENCE))
     shifts = shifts_of(shift_s, shift_t, found.shift_1, scales)
-    # The sums of the exponentials as the sweeps have them.
-    z_s = scaled(found.z_s, found.shift_s - shift_s, scales.c_s, shifts.rest_s)
-    z_t = scaled(found.z_t, found.shift_t - shift_t, scales.c_t, shifts.rest_t)
+    z_s = found.z_s * tl.exp2((found.shift_s - shift_s) * scales.c_s)
+    z_t = found.z_t * tl.exp2((found.shift_t - shift_t) * scales.c_t)
+    # Of the exponentials as the sweeps have them.
+    swept_s, swept_t = z_s * tl.exp2(shifts.rest_s), z_t * tl.exp2(shifts.rest_t)
     scale_cross, scale_p, scale_q = 0.0, 0.0, 0.0
-    # As the first sweep has it, whose streams the gradients subtract from it.
-    log_const = log_quotient(found.z_s, found.z_t)
-    log_base = log_const - offset_between(found.shift_s, found.shift_t, scales) * scales.to_nats
+    log_const = log_quotient(z_s, z_t)
     if has_cross(DIVERGENCE):
         power = scales.a + scales.b
-        log_const = log_quotient(z_s, z_t)
-        log_base = log_const - shifts.offset * scales.to_nats
+        z_s, log_const = swept_s, log_quotient(swept_s, swept_t)
         stream_0, stream_1, stream_2 = moved_streams(found, shift_s, shift_t, scales, DIVERGENCE)
         stream_0 *= tl.exp2(power * shifts.rest_s + scales.a * (shifts.rest_t - shifts.rest_s))
         if DIVERGENCE == "alpha_beta":
@@ -117,10 +95,11 @@ def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
         else:
             scale_cross = tl.where(stream_0 > 0.0, 1.0 / stream_0, 0.0)
         found = with_powers(found, stream_0, stream_1, stream_2)
-    ratio = _over(z_t, z_s, SPLITS)
+    ratio = _over(swept_t, swept_s, SPLITS)
     row = Row(
-        shifts, z_s, _over(1.0, z_s, SPLITS), _over(1.0, z_t, SPLITS), ratio,
-        tl.maximum(TINY, TINY / ratio), log_const, log_base, cross_shift, scale_cross, scale_p, scale_q,
+        shifts, z_s, _over(1.0, swept_s, SPLITS), _over(1.0, swept_t, SPLITS), ratio,
+        tl.maximum(TINY, TINY / ratio), log_const, log_const - shifts.offset * scales.to_nats,
+        cross_shift, scale_cross, scale_p, scale_q,
     )  # fmt: skip
     return row, found
 

@@ -60,10 +60,10 @@ def origins(max_s, max_t, scales, TEACHER: tl.constexpr):
 
 @triton.jit
 def shared_shifts(shift_s, shift_t, scales, TEACHER: tl.constexpr):
-    """At equal temperatures both rows take the larger one unless they lie far apart (16 powers of two), so
-    that equal logits give bitwise equal exponentials and ``q - p`` keeps its digits."""
+    """At equal temperatures both rows take the larger one, so that equal logits give bitwise equal
+    exponentials and ``q - p`` keeps its digits. The origins see to it that the two are never far apart."""
     if TEACHER:
-        share = (scales.c_s == scales.c_t) & (tl.abs(shift_s - shift_t) * scales.c_s < 16.0)
+        share = scales.c_s == scales.c_t
         larger = tl.maximum(shift_s, shift_t)
         return tl.where(share, larger, shift_s), tl.where(share, larger, shift_t)
     else:
@@ -123,14 +123,6 @@ def raw_entry(s, t, shifts, scales, TEACHER: tl.constexpr):
         return Entry(xs, xt, es, tl.exp2(xt), relative, es, es, es, es, es)
     else:
         return Entry(xs, xs, es, es, xs, es, es, es, es, es)
-
-
-@triton.jit
-def scaled(z, by, c, rest):
-    """``z * 2**(by * c + rest)``. In two factors, for a sum of some tens would round away the digits of a
-    small rest."""
-    bits = by * c
-    return z * tl.exp2(bits) * tl.exp2(fma(by, c, 0.0 - bits) + rest)
 
 
 @triton.jit
