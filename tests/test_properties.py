@@ -422,9 +422,16 @@ CHECKS = {
 }
 
 
-@settings(max_examples=400, **CHECKS)
+@settings(max_examples=100, **CHECKS)
 @given(examples())
 def test_random_calls(e: Example) -> None:
+    check(e)
+
+
+@pytest.mark.slow
+@settings(max_examples=1_000, **CHECKS)
+@given(examples())
+def test_more_random_calls(e: Example) -> None:
     check(e)
 
 
