@@ -73,7 +73,7 @@ def test_constant_between_unlike_sides(target: Target, divergence: str) -> None:
     options = {"divergence": divergence, "temperature": 2.0, "kd_ratio": 0.5}
     expected = _exact(s, t, **options)
     # Triton's exponents of 2 leave room for one that is 24 larger, and are rounded at that size: 4e-7 of a
-    # probability, over log-ratios of 0.008. The constant adds nothing: without it the gradients are as far off.
+    # probability, over log-ratios of 0.008. The constant adds nothing: the gradients are as far off without.
     bound = 1e-4 if target.backend == "triton" else 5e-5
     for shift in (64.0, -512.0):
         for found, exact in zip(_run(target, s + shift, t, **options), expected, strict=True):
