@@ -105,9 +105,10 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> No
     whole = {}
 
     def below_top(maximum: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest of all, and by how much each shard's exceeds it, which is 0 or less."""
+        """The largest of all, and by how much each shard's exceeds it; 0 stands in for -inf."""
         top = maximum.amax(0)
-        return top, torch.where(torch.isinf(maximum), 0.0, maximum - top)
+        shard, whole = (torch.where(torch.isneginf(x), 0.0, x) for x in (maximum, top))
+        return top, shard - whole
 
     def scaled(sums: Tensor, by: Tensor) -> Tensor:
         """``sums`` times ``2**by``, where 0 times infinity is 0: such a shard adds nothing."""
