@@ -14,7 +14,7 @@ from bench.sizes import DTYPES, VOCAB
 from fastkd.bench import device as devices, floor
 from fastkd.bench.cases import TEMPERATURE, Case, Problem, make_problem
 from fastkd.bench.plan import KD_RATIO
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 # Few rows are proof enough that the variant is the one that it is called.
 CHECKED_ROWS = 8

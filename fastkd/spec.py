@@ -7,23 +7,6 @@ from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
-DIVERGENCES = (
-    "forward_kl",
-    "reverse_kl",
-    "jeffreys",
-    "jsd",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "tvd",
-    "hellinger",
-    "alpha",
-    "renyi",
-    "alpha_beta",
-    "decoupled",
-    "log_acceptance",
-    "kl_tvd",
-)
-
 # The columns of a row's metrics.
 METRICS = ("kd", "ce", "student_entropy", "teacher_entropy", "agreement")
 

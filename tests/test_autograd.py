@@ -9,7 +9,8 @@ from oracle import reference_gradients
 from test_sparse import CASES as SPARSE_CASES
 
 import fastkd
-from fastkd.spec import DIVERGENCES, METRICS, LossSpec, names_of, numbers_of, spec_of
+from fastkd.divergences import DIVERGENCES
+from fastkd.spec import METRICS, LossSpec, names_of, numbers_of, spec_of
 
 # Other than the defaults.
 PARAMETERS = {

@@ -34,8 +34,7 @@ from fastkd.bench.cases import TEMPERATURE, Case, Problem, make_problem, step
 from fastkd.bench.peers import PEERS, ROUTES
 from fastkd.cli import main
 from fastkd.cli.bench import _parser
-from fastkd.losses.checks import DEFAULTS
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 TINY = ["--vocab", "40", "64", "--tokens", "6", "--heads", "8/16", "--device", "cpu", "--budget", "0"]
 ONE = ["--op", "kd_loss", "--vocab", "40", "--dtype", "float32", "--divergence", "forward_kl"]
@@ -317,7 +316,9 @@ def test_the_oracle_is_that_of_the_tests(name: str) -> None:
             *(s, problem.teacher[0], problem.labels),
             kd_ratio=ratio,
             divergence=name,
-            beta=DEFAULTS.get(name, {}).get("beta", 0.5),
+            beta=DIVERGENCES[name].parameters["beta"].default
+            if "beta" in DIVERGENCES[name].parameters
+            else 0.5,
             alpha=0.5,
             temperature=TEMPERATURE,
             t_squared=case.t_squared,

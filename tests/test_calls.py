@@ -10,8 +10,8 @@ from targets import Target
 from torch import Tensor, nn
 
 import fastkd
+from fastkd.divergences import DIVERGENCES
 from fastkd.ops import linear as linear_op
-from fastkd.spec import DIVERGENCES
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

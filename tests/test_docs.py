@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastkd.backends.record import bytes_per_token
+from fastkd.divergences import DIVERGENCES
 from fastkd.losses.checks import row_spec
-from fastkd.spec import DIVERGENCES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -10,7 +10,7 @@ from targets import TARGETS, Target
 from torch import Tensor
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 LOWEST = torch.finfo(torch.float32).min
 HIGHEST = torch.finfo(torch.float32).max

@@ -13,8 +13,8 @@ from targets import Target
 from torch import Tensor, nn
 
 import fastkd
+from fastkd.divergences import DIVERGENCES
 from fastkd.ops import head as heads
-from fastkd.spec import DIVERGENCES
 
 UNIT = 2.0**-11  # half a unit in the last place of a normal number
 TINY = 2.0**-25  # of a subnormal one

@@ -23,8 +23,8 @@ from torch import Tensor
 
 import fastkd
 from fastkd.backends import native
+from fastkd.divergences import DIVERGENCES
 from fastkd.ops.head import _add_product
-from fastkd.spec import DIVERGENCES
 
 EVERY_WAY = pytest.mark.parametrize("way", WAYS, ids="-".join)
 WITH_METRICS = pytest.mark.parametrize("metrics", [False, True], ids=["", "metrics"])

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import fastkd
 from fastkd.backends import shards as sharding
+from fastkd.divergences import DIVERGENCES
 from fastkd.ops import tokens as tokens_module
 from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, Chunks, default_chunks
-from fastkd.spec import DIVERGENCES
 
 DEVICE = "cuda:1"
 # Heads narrower than there are tokens, so that the logits are the largest.

@@ -9,7 +9,7 @@ from oracle import reference_gradients
 from targets import Target
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

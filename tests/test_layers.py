@@ -20,6 +20,7 @@ Rule = Callable[[str, str], Iterator[str]]
 OUTERMOST = ("trainer", "cli", "demo", "bench")
 MIDDLE = ("losses", "modules", "teachers")
 FORBIDDEN = {
+    "divergences": ("backends", "ops", *MIDDLE, *OUTERMOST),
     "backends": ("ops", *MIDDLE, *OUTERMOST),
     "ops": (*MIDDLE, *OUTERMOST),
     **{name: OUTERMOST for name in MIDDLE},

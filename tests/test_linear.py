@@ -10,7 +10,7 @@ from targets import Target
 from torch import Tensor
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 
 def softcapped(x: Tensor, cap: float | None) -> Tensor:

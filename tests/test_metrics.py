@@ -9,7 +9,7 @@ from oracle import metrics as expected_metrics
 from targets import Target
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 
 def assert_metrics(found: fastkd.KDMetrics, expected: dict[str, torch.Tensor], rtol: float = 1e-5) -> None:

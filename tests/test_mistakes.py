@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 INF = float("inf")
 FLOAT32_MAX = torch.finfo(torch.float32).max

@@ -12,7 +12,8 @@ from torch import Tensor
 import fastkd
 from fastkd.backends.base import Call
 from fastkd.backends.registry import REGISTRY
-from fastkd.spec import DIVERGENCES, LossSpec
+from fastkd.divergences import DIVERGENCES
+from fastkd.spec import LossSpec
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import fastkd
 from fastkd.backends.native import cpu_isas, forced_isa
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 K = 8.0
 # A lane of a vector adds up to 128 terms before they go on in double; like terms all round the same way.

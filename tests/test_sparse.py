@@ -11,7 +11,7 @@ from targets import Target
 from torch import Tensor
 
 import fastkd
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 INF = float("inf")
 # Every divergence with every tail that it takes.

@@ -22,7 +22,7 @@ pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
 
 import triton
 
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 # Triton's compiler before 3.8 spills up to this many bytes in calls with metrics or records, nowhere else.
 OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)

@@ -19,7 +19,7 @@ pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
 import fastkd
 from fastkd.backends.triton import launch, tuning
 from fastkd.backends.triton.shapes import CANDIDATES, Shape, usual, weight
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 DEVICE = torch.device("cuda", 0)
 LIGHT = CANDIDATES["light"]

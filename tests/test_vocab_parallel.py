@@ -12,7 +12,8 @@ import torch
 
 import fastkd
 from fastkd.backends.record import bytes_per_token
-from fastkd.spec import DIVERGENCES, LossSpec
+from fastkd.divergences import DIVERGENCES
+from fastkd.spec import LossSpec
 
 HERE = Path(__file__).parent
 

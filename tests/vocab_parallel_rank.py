@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastkd
 from fastkd.backends import record
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 # Equal, unequal, and with a shard of nothing.
 WIDTHS = {2: [(70, 70), (33, 107), (0, 140)], 4: [(35, 35, 35, 35), (1, 64, 0, 75)]}

@@ -15,8 +15,9 @@ from torch import Tensor
 from fastkd import _settings
 from fastkd.backends.base import Call, SparseRows
 from fastkd.backends.kernels import KernelBackend, Phase
-from fastkd.backends.record import COLUMNS
+from fastkd.backends.record import COLUMNS, reads_teacher
 from fastkd.backends.sparse import has_rest
+from fastkd.divergences import DIVERGENCES
 from fastkd.spec import METRICS
 
 try:
@@ -241,8 +242,8 @@ def _check(call: Call, teacher: Tensor | None, record: Tensor | None, coefficien
             raise AssertionError("a per-row tensor is not contiguous or has the wrong dtype or length")
         if x is not None and x.device != student.device:
             raise AssertionError("tensors on different devices")
-    if call.labels is None and call.spec.divergence == "decoupled" and call.spec.kd_weight != 0:
-        raise AssertionError("the decoupled divergence without labels")
+    if call.labels is None and reads_teacher(call.spec) and DIVERGENCES[call.spec.divergence].splits_label:
+        raise AssertionError("a divergence that treats the label apart, without labels")
     logits = call.teacher if isinstance(call.teacher, Tensor) else None
     for grad, of in ((call.grad_student, student), (call.grad_teacher, logits)):
         if grad is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.shards import Shards
+from fastkd.divergences import DIVERGENCES
 from fastkd.spec import LossSpec
 
 COLUMNS = (
@@ -26,45 +27,37 @@ NEAR = 64.0
 DISTANT = 1.75
 
 
-def stream_powers(spec: LossSpec) -> list[tuple[float, float]]:
+def stream_powers(spec: LossSpec) -> tuple[tuple[float, float], ...]:
     """Of each stream, the powers of the teacher's and the student's exponentials by which it scales."""
-    a, b = spec.alpha, spec.beta
-    powers: dict[str, list[tuple[float, float]]] = {
-        "forward_kl": [(1, 0)],
-        "decoupled": [(1, 0)],
-        "kl_tvd": [(1, 0)],
-        "reverse_kl": [(0, 1)],
-        "jeffreys": [(1, 0), (0, 1)],
-        "hellinger": [(0.5, 0.5)],
-        "alpha": [(a, 1 - a)],
-        "renyi": [(a, 1 - a)],
-        "alpha_beta": [(a, b), (a + b, 0), (0, a + b)],
-    }
-    return powers.get(spec.divergence, [])
+    return DIVERGENCES[spec.divergence].streams(spec.alpha, spec.beta) if reads_teacher(spec) else ()
+
+
+def reads_teacher(spec: LossSpec) -> bool:
+    """Whether the kernels read a dense teacher."""
+    return spec.kd_weight != 0 and spec.divergence != "off_support"
 
 
 def has_sums(spec: LossSpec) -> bool:
     """Whether the divergence takes a sweep between the first and the last."""
-    names = ("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "log_acceptance", "kl_tvd")
-    return spec.kd_weight != 0 and spec.divergence in names
+    return reads_teacher(spec) and DIVERGENCES[spec.divergence].sums
 
 
 def has_distant(spec: LossSpec) -> bool:
     """Whether rows that share little probability take a further sweep, whose sums are logarithms."""
-    return spec.kd_weight != 0 and spec.divergence == "log_acceptance"
+    return reads_teacher(spec) and DIVERGENCES[spec.divergence].distant
 
 
 def has_cross(spec: LossSpec) -> bool:
     """Whether stream 0 is a sum of powers of both sides."""
-    return spec.divergence in ("hellinger", "alpha", "renyi", "alpha_beta")
+    return reads_teacher(spec) and DIVERGENCES[spec.divergence].cross
 
 
 def _wire(spec: LossSpec, metrics: bool) -> list[str]:
     """The columns that a call needs of the other shards."""
     names = ["max_s", "z_s", "z_one", "label_s", "columns"]
-    if spec.divergence != "off_support" and spec.kd_weight != 0:
+    if reads_teacher(spec):
         names += ["max_t", "z_t", *(f"stream_{k}" for k in range(len(stream_powers(spec))))]
-        names += ["cross_shift"] * has_cross(spec) + ["label_t"] * (spec.divergence == "decoupled")
+        names += ["cross_shift"] * has_cross(spec) + ["label_t"] * DIVERGENCES[spec.divergence].splits_label
     if spec.label_smoothing:
         names.append("logit_sum")
     if metrics:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.base import Call, SparseRows
-from fastkd.backends.formulas import FORMULAS, Pair, Result
 from fastkd.backends.kernels import KernelBackend, Phase
 from fastkd.backends.record import COLUMNS
+from fastkd.divergences import DIVERGENCES, Pair, Result
 from fastkd.spec import METRICS
 
 
@@ -75,7 +75,7 @@ class _Rows:
         # Entries that are -inf on both sides do not exist.
         log_ratio = (difference - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
         pair = self.pair(x - lse_x, y - lse_y, log_ratio)
-        return FORMULAS[self.spec.divergence](pair), pair
+        return DIVERGENCES[self.spec.divergence].formula(pair), pair
 
     def cross_entropy(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(CE or NaN, weighted CE and z-loss, its gradient)``."""

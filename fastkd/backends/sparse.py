@@ -14,25 +14,18 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.base import Call, SparseRows
-from fastkd.backends.formulas import FORMULAS, Pair
 from fastkd.backends.record import COLUMNS
+from fastkd.divergences import DIVERGENCES, Pair
 from fastkd.spec import METRICS, LossSpec
 
 # Mass below float32's rounding of a sum near 1 is not told from 0, on either side.
 LEAST_REST = 2.0**-24
 
-# Divergences that compare a ``renormalize`` teacher with the student's whole vocabulary: they are finite
-# where the teacher has nothing, and see of the student there its mass alone. The others see the entries.
-OVER_VOCABULARY = (
-    *("forward_kl", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "renyi"),
-    *("log_acceptance", "kl_tvd"),
-)
-
 
 def has_rest(tail: str, spec: LossSpec) -> bool:
     """Whether the student's mass outside the entries is a class of its own (never with ``drop``)."""
     if tail == "renormalize":
-        return spec.divergence in OVER_VOCABULARY or (spec.divergence == "alpha" and spec.alpha > 0)
+        return DIVERGENCES[spec.divergence].over_vocabulary(spec.alpha, spec.beta)
     return tail == "bucket"
 
 
@@ -147,7 +140,7 @@ def _classes(spec: LossSpec, teacher: SparseRows, logprobs: Tensor, log_q: Tenso
     if teacher.class_temperature != 1.0 or not rest:
         q = _log_softmax(q, teacher.class_temperature)
     ratio = (p - q).masked_fill(torch.isneginf(p) & torch.isneginf(q), 0.0)
-    result = FORMULAS[spec.divergence](Pair(p, q, ratio, spec.alpha, spec.beta))
+    result = DIVERGENCES[spec.divergence].formula(Pair(p, q, ratio, spec.alpha, spec.beta))
     by_classes = result.by_student / teacher.class_temperature
     by_student, by_rest = by_classes[:, :-1], by_classes[:, -1:]
     coefficient = by_rest / student_rest.exp() if rest else torch.zeros_like(by_rest)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastkd.bench import plain
 from fastkd.bench.cases import TEMPERATURE, Case, Problem
+from fastkd.divergences import DIVERGENCES
 
 # The gradient of |p - q| turns over where the two meet: nearer than this in log space, rounding decides.
 TIE = 1e-5
@@ -133,7 +134,7 @@ def _parts(problem: Problem, right: Answer, which: int) -> list[Any]:
     """What to index the gradient ``which`` with: what the labels touch, and the rest."""
     case, labels, exact = problem.case, problem.labels, right.grads[which]
     by_hidden = case.linear and which == 0  # every entry has a part of the label's there
-    if by_hidden or (case.kd_ratio == 1 and case.divergence != "decoupled"):
+    if by_hidden or (case.kd_ratio == 1 and not DIVERGENCES[case.divergence].splits_label):
         return [...]
     if right.rows is not None:
         touched = torch.zeros_like(exact, dtype=torch.bool).scatter_(-1, labels[right.rows, None], True)

@@ -10,7 +10,7 @@ from fastkd.bench import device as devices
 from fastkd.bench.cases import Case
 from fastkd.bench.peers import FAMILIES, PEERS
 from fastkd.bench.routes import OURS, Route, default_backends
-from fastkd.spec import DIVERGENCES
+from fastkd.divergences import DIVERGENCES
 
 OPS = ("kd_loss", "linear_kd_loss")
 DTYPES = ("bfloat16", "float32", "float16")
@@ -99,7 +99,7 @@ def select(
     base = SIZES[device, quick]
     _known("op", ops, OPS)
     _known("dtype", dtypes or (), DTYPES)
-    _known("divergence", divergences or (), DIVERGENCES)
+    _known("divergence", divergences or (), list(DIVERGENCES))
     sizes = Sizes(
         vocab=_positive("vocab", vocab, base.vocab),
         tokens=_positive("tokens", tokens, base.tokens),

@@ -14,6 +14,7 @@ from torch import Tensor
 import fastkd
 from fastkd.backends.registry import REGISTRY
 from fastkd.bench.cases import TEMPERATURE, Case, Loss, Problem
+from fastkd.divergences import DIVERGENCES
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Route:
 def fastkd_loss(problem: Problem, backend: str | None = None) -> Tensor:
     """fastkd's loss of the problem's quantity."""
     case = problem.case
-    needs_labels = case.kd_ratio < 1 or case.divergence == "decoupled"
+    needs_labels = case.kd_ratio < 1 or DIVERGENCES[case.divergence].splits_label
     labels = problem.labels if needs_labels else None
     temperature = TEMPERATURE if case.kd_ratio > 0 else 1.0
     if case.linear:

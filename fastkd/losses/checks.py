@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkd.spec import DIVERGENCES, LossSpec
+from fastkd.divergences import DIVERGENCES, Divergence
+from fastkd.divergences.base import Parameter
+from fastkd.spec import LossSpec
 from fastkd.teachers import TAILS, SparseTeacher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
+# What an op gets for a parameter that a divergence does not have.
+UNUSED = Parameter(0.5)
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:
@@ -127,10 +131,6 @@ def per_token(
     same_device(device, labels=labels, token_weights=token_weights)
 
 
-# Divergences that are infinite where the teacher has probability and the student none.
-INFINITE_OUTSIDE = ("forward_kl", "jeffreys", "decoupled", "kl_tvd")
-
-
 def teacher_columns(columns: object, student_columns: int, options: Any) -> None:
     """Check the teacher's columns ``(V,)`` int64 of a student with part of its vocabulary."""
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.dim() != 1:
@@ -145,8 +145,7 @@ def teacher_columns(columns: object, student_columns: int, options: Any) -> None
     if options.teacher_tail != "bucket":
         return
     divergence, a, b = parameters(options.divergence, options.alpha, options.beta)
-    powers = {"alpha": a > 1, "renyi": a > 1, "alpha_beta": b < 0 or a + b < 0}
-    if divergence in INFINITE_OUTSIDE or powers.get(divergence, False):
+    if DIVERGENCES[divergence].infinite_outside(a, b):
         raise ValueError(
             f"divergence={options.divergence!r} is infinite where the teacher has probability outside the "
             "student's vocabulary: pass teacher_tail='renormalize', or for example divergence='reverse_kl', "
@@ -185,8 +184,8 @@ def soft_labels(
         )
     if labels.requires_grad:
         raise ValueError("labels must not require grad: no gradient flows to them, pass .detach()")
-    if divergence == "decoupled":
-        raise ValueError("divergence='decoupled' treats one label apart: pass labels as class numbers")
+    if DIVERGENCES[divergence].splits_label:
+        raise ValueError(f"divergence={divergence!r} treats one label apart: pass labels as class numbers")
     same_device(device, labels=labels)
 
 
@@ -217,10 +216,10 @@ def sparse_teacher(
             f"a SparseTeacher with tail='drop' has no divergence={divergence!r}: choose 'forward_kl', or "
             "another tail"
         )
-    if divergence == "decoupled":
+    if divergence in DIVERGENCES and DIVERGENCES[divergence].splits_label:
         raise ValueError(
-            "a SparseTeacher has no divergence='decoupled', which treats the label apart, an entry or not: "
-            "choose another, or pass all logits"
+            f"a SparseTeacher has no divergence={divergence!r}, which treats the label apart, an entry or "
+            "not: choose another, or pass all logits"
         )
     if teacher.tail == "drop" and any(t not in (None, 1) for t in temperatures):
         raise ValueError(
@@ -271,51 +270,24 @@ def vocabulary(student_columns: int, teacher_columns: int, vocab_size: int | Non
     return vocab_size
 
 
-# Of each divergence with parameters: which, and their defaults.
-DEFAULTS: dict[str, dict[str, float]] = {
-    "jsd": {"beta": 0.5},
-    "skew_forward_kl": {"beta": 0.1},
-    "skew_reverse_kl": {"beta": 0.1},
-    "alpha": {"alpha": 0.5},
-    "renyi": {"alpha": 0.5},
-    "alpha_beta": {"alpha": 0.5, "beta": 0.5},
-    "decoupled": {"beta": 1.0},
-    "kl_tvd": {"beta": 3.0},
-}
-
-
-def parameters(divergence: str, alpha: float | None, beta: float | None) -> tuple[str, float, float]:
+def parameters(name: str, alpha: float | None, beta: float | None) -> tuple[str, float, float]:
     """``(divergence, alpha, beta)``: defaults filled in, limits that are other divergences replaced."""
-    default = DEFAULTS.get(divergence, {})
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if value is not None and name not in default:
-            takers = ", ".join(d for d, names in DEFAULTS.items() if name in names)
-            raise ValueError(f"divergence={divergence!r} has no {name}: it belongs to {takers}")
-    a = number("alpha", default.get("alpha", 0.5) if alpha is None else alpha, -math.inf, math.inf)
-    b = number("beta", default.get("beta", 0.5) if beta is None else beta, -math.inf, math.inf)
-    if divergence == "jsd":
-        number("beta", b, 0.0, 1.0)
-        # The limits that TRL gives these two names; the formula itself tends to 0 there.
-        if b == 0:
-            divergence = "forward_kl"
-        elif b == 1:
-            divergence = "reverse_kl"
-    elif divergence in ("skew_forward_kl", "skew_reverse_kl"):
-        if not 0 <= b < 1:
-            raise ValueError(f"beta must be in [0, 1) for divergence={divergence!r}, got {beta}")
-        if b == 0:
-            divergence = divergence.removeprefix("skew_")
-    elif divergence == "alpha" and (a == 0 or a == 1):
-        limit = "reverse_kl" if a == 0 else "forward_kl"
-        raise ValueError(f"alpha must not be {a:g}: the alpha-divergence tends to divergence={limit!r} there")
-    elif divergence == "renyi" and (a <= 0 or a == 1):
-        hint = ": the Renyi divergence tends to divergence='forward_kl' there" if a == 1 else ""
-        raise ValueError(f"alpha must be positive and not 1 for divergence='renyi', got {a:g}{hint}")
-    elif divergence == "alpha_beta" and (a == 0 or b == 0 or a + b == 0):
-        raise ValueError(f"alpha, beta and alpha + beta must not be 0, got alpha={a:g}, beta={b:g}")
-    elif divergence in ("decoupled", "kl_tvd"):
-        number("beta", b, 0.0, math.inf)
-    return divergence, a, b
+    divergence = DIVERGENCES[one_of("divergence", name, DIVERGENCES)]
+    for parameter, value in (("alpha", alpha), ("beta", beta)):
+        if value is not None and parameter not in divergence.parameters:
+            takers = ", ".join(d.name for d in DIVERGENCES.values() if parameter in d.parameters)
+            raise ValueError(f"divergence={name!r} has no {parameter}: it belongs to {takers}")
+    a, b = _parameter(divergence, "alpha", alpha), _parameter(divergence, "beta", beta)
+    divergence.check(a, b)
+    for value, other in divergence.limits.items():
+        if b == value:
+            return other, a, b
+    return name, a, b
+
+
+def _parameter(divergence: Divergence, name: str, value: float | None) -> float:
+    default, least, most = divergence.parameters.get(name, UNUSED)
+    return number(name, default if value is None else value, least, most)
 
 
 def row_spec(
@@ -332,7 +304,6 @@ def row_spec(
     vocab_size: int,
 ) -> LossSpec:
     """Check the arithmetic's numbers and fold them into a :class:`LossSpec`."""
-    one_of("divergence", divergence, DIVERGENCES)
     ratio = number("kd_ratio", kd_ratio, 0.0, 1.0)
     student_t = number("temperature", temperature, 0.0, math.inf, open_low=True)
     teacher_t = student_t
@@ -366,5 +337,7 @@ def needs_labels(divergence: str, kd_ratio: float, labels: Tensor | None) -> Non
         raise ValueError(
             f"kd_ratio={kd_ratio} gives cross-entropy a share, which needs labels (or pass kd_ratio=1)"
         )
-    if divergence == "decoupled":
-        raise ValueError("divergence='decoupled' treats the label apart: pass labels, or another divergence")
+    if DIVERGENCES[divergence].splits_label:
+        raise ValueError(
+            f"divergence={divergence!r} treats the label apart: pass labels, or another divergence"
+        )

@@ -12,7 +12,8 @@ from fastkd.backends import record as records
 from fastkd.backends.base import Call
 from fastkd.backends.native import NativeBackend, forced_cuda_kernel, forced_isa
 from fastkd.backends.registry import REGISTRY
-from fastkd.spec import DIVERGENCES, METRICS, LossSpec
+from fastkd.divergences import DIVERGENCES
+from fastkd.spec import METRICS, LossSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ULP = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}

@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2])]
 from gpu_cases import WAYS, Case  # noqa: E402
 
 from fastkd.backends import native  # noqa: E402
-from fastkd.spec import DIVERGENCES  # noqa: E402
+from fastkd.divergences import DIVERGENCES  # noqa: E402
 
 # A few elements past a vector, several blocks of a row with a rest, and whole vectors.
 SIZES = ((torch.float32, 1003), (torch.bfloat16, 4099), (torch.float16, 2048))

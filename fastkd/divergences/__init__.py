@@ -1,0 +1,26 @@
+"""The divergences between a teacher's distribution p and a student's q.
+
+Each is one :class:`fastkd.divergences.base.Divergence`: its parameters, its formula in plain torch, and what
+backends need to know. The kernels' formulas are in ``csrc/math`` and ``fastkd/backends/triton``.
+"""
+
+from fastkd.divergences.alpha_beta import ALPHA_BETA
+from fastkd.divergences.base import Divergence, Pair, Result
+from fastkd.divergences.decoupled import DECOUPLED
+from fastkd.divergences.draft import KL_TVD, LOG_ACCEPTANCE
+from fastkd.divergences.jsd import JSD
+from fastkd.divergences.kl import FORWARD_KL, JEFFREYS, REVERSE_KL
+from fastkd.divergences.powers import ALPHA, HELLINGER, RENYI
+from fastkd.divergences.skew import SKEW_FORWARD_KL, SKEW_REVERSE_KL
+from fastkd.divergences.tvd import TVD
+
+__all__ = ["DIVERGENCES", "Divergence", "Pair", "Result"]
+
+# In the order in which they are listed for users.
+DIVERGENCES: dict[str, Divergence] = {
+    divergence.name: divergence
+    for divergence in (
+        *(FORWARD_KL, REVERSE_KL, JEFFREYS, JSD, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD),
+        *(HELLINGER, ALPHA, RENYI, ALPHA_BETA, DECOUPLED, LOG_ACCEPTANCE, KL_TVD),
+    )
+}
