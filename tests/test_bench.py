@@ -35,6 +35,7 @@ from fastkd.bench.peers import PEERS, ROUTES
 from fastkd.cli import main
 from fastkd.cli.bench import _parser
 from fastkd.divergences import DIVERGENCES
+from fastkd.losses.checks import UNUSED
 
 TINY = ["--vocab", "40", "64", "--tokens", "6", "--heads", "8/16", "--device", "cpu", "--budget", "0"]
 ONE = ["--op", "kd_loss", "--vocab", "40", "--dtype", "float32", "--divergence", "forward_kl"]
@@ -311,14 +312,12 @@ def test_the_oracle_is_that_of_the_tests(name: str) -> None:
     for ratio in (0.5, 1.0):
         case = Case(50, 5, "float64", divergence=name, kd_ratio=ratio)
         problem = make_problem(case)
-        s = problem.student[0]
+        s, beta = problem.student[0], DIVERGENCES[name].parameters.get("beta")
         expected = formulas.kd_loss(
             *(s, problem.teacher[0], problem.labels),
             kd_ratio=ratio,
             divergence=name,
-            beta=DIVERGENCES[name].parameters["beta"].default
-            if "beta" in DIVERGENCES[name].parameters
-            else 0.5,
+            beta=UNUSED.default if beta is None else beta.default,
             alpha=0.5,
             temperature=TEMPERATURE,
             t_squared=case.t_squared,
