@@ -13,12 +13,39 @@ from targets import TARGETS, Target
 from fastkd.backends.registry import REGISTRY
 
 
+def mark_repetitions(items: list[pytest.Item]) -> None:
+    """Mark as slow all but some cases of tests with the mark ``repeats``, for each target apart.
+
+    ``repeats(n)`` leaves n cases of a target to the quick tests, evenly spread, ``repeats(interpreted=n)``
+    only where Triton's kernels are interpreted. On a GPU all of them run.
+    """
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("repeats")
+        if mark is None or item.get_closest_marker("gpu"):
+            continue
+        interpreted = item.get_closest_marker("triton_interpret") is not None
+        if mark.args or interpreted:
+            target = item.callspec.params.get("target") if isinstance(item, pytest.Function) else None
+            groups.setdefault((item.path, getattr(item, "originalname", ""), target), []).append(item)
+    for cases in groups.values():
+        mark = cases[0].get_closest_marker("repeats")
+        assert mark is not None
+        quick = mark.args[0] if mark.args else mark.kwargs["interpreted"]
+        kept = {place * len(cases) // quick for place in range(quick)}
+        for place, item in enumerate(cases):
+            if place not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this process cannot run: GPU cases without a GPU, interpreted ones not interpreted.
 
     Both are counted as deselected, not as skipped: each has a run of its own (``make gpu``, and the second
     half of ``make test``). ``--collect-only -m gpu`` lists the GPU's cases anywhere.
     """
+    mark_repetitions(items)
     unrunnable = set() if torch.cuda.is_available() or config.option.collectonly else {"gpu"}
     if REGISTRY["triton"].missing(torch.device("cpu")) is not None:
         unrunnable.add("triton_interpret")

@@ -138,7 +138,7 @@ def test(entry: Entry, arguments: list[str]) -> str:
             "      The Triton kernels are interpreted beside all else; what that says comes last.", flush=True
         )
         with log.open("w") as file:
-            command = [python, *pytest, "-m", "triton_interpret"]
+            command = [python, *pytest, "-m", "not slow and triton_interpret"]
             interpreted = subprocess.Popen(command, cwd=ROOT, env=interpreting, stdout=file, stderr=file)
     else:
         print(f"      The Triton kernels are left out: {reason}", flush=True)

@@ -120,6 +120,7 @@ def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
     return s.to(dtype), t.to(dtype)
 
 
+@pytest.mark.repeats(100)
 @pytest.mark.parametrize("isa", native.cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ BUDGETS = {
 }
 
 
+@pytest.mark.repeats(1)
 @pytest.mark.parametrize("divergence", BUDGETS)
 def test_instructions_per_pair(divergence: str, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="its wheel has the disassembler")

@@ -29,6 +29,7 @@ def assert_rounded_once(found: Tensor, exact: Tensor, slack: float = 1e-5) -> No
     assert ((found.double() - exact).abs() <= bound)[fits].all()
 
 
+@pytest.mark.repeats(interpreted=8)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("upstream", [1.0, 65_536.0, 3e-4])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -81,6 +82,7 @@ def outliers(tokens: int = 512, width: int = 16, vocab: int = 200) -> tuple[Tens
     return hidden, torch.randn(vocab, width) * 0.1, teacher
 
 
+@pytest.mark.repeats(interpreted=4)
 @pytest.mark.parametrize("chunk_size", [None, 256, 100])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("upstream", [1.0, 4096.0, 1e-3])
@@ -180,6 +182,7 @@ def trained(divergence: str, fused: bool, half: bool, steps: int = 50) -> tuple[
     return losses, scales
 
 
+@pytest.mark.repeats(8)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("fused", [False, True], ids=["kd_loss", "linear_kd_loss"])
 def test_training_with_a_grad_scaler(divergence: str, fused: bool) -> None:

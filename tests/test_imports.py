@@ -45,6 +45,7 @@ def test_with_an_old_triton() -> None:
         assert "Triton 3.4 or newer" in found[place] and triton.__version__ in found[place]
 
 
+@pytest.mark.repeats(2)
 @pytest.mark.parametrize(
     ("triton", "numpy", "interpret", "missing"),
     [("3.6.0", "2.4.1", "1", True), ("3.6.0", "2.3.5", "1", False), ("3.7.0", "2.4.1", "1", False),
@@ -70,6 +71,7 @@ def test_a_fault_of_the_kernels_is_not_taken_for_a_missing_triton() -> None:
     assert child.returncode != 0 and "fastkd.backends.triton.scale" in child.stderr
 
 
+@pytest.mark.repeats(2)
 @pytest.mark.parametrize(
     "statement",
     [

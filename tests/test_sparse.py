@@ -185,6 +185,7 @@ def test_inplace_and_padded_vocabulary(target: Target, divergence: str, tail: st
     assert (x.grad[..., 200:] == 0).all()
 
 
+@pytest.mark.repeats(interpreted=4)
 @pytest.mark.parametrize(("divergence", "tail"), FEW)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("chunk_size", [None, 4])

@@ -245,6 +245,7 @@ def test_tuning_leaves_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not theirs & ours
 
 
+@pytest.mark.repeats(interpreted=5)
 @pytest.mark.triton_interpret
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_row_whose_beginning_says_nothing_of_its_maximum(divergence: str) -> None:

@@ -40,7 +40,9 @@ def run_ranks(size: int, folder: Path, backends: list[str]) -> None:
         assert rank.returncode == 0 and "all equal" in output, output
 
 
-@pytest.mark.parametrize(("size", "backends"), [(2, ["native", "reference"]), (4, ["native"])])
+@pytest.mark.parametrize(
+    ("size", "backends"), [(2, ["native", "reference"]), pytest.param(4, ["native"], marks=pytest.mark.slow)]
+)
 def test_ranks_equal_the_whole(size: int, backends: list[str], tmp_path: Path) -> None:
     run_ranks(size, tmp_path, backends)
 

@@ -120,6 +120,7 @@ def rows_of(task: str, shape: Shape) -> list[dict[str, Any]]:
 QUICK = {"fused head", "its logits", "gradient checkpointing", "seq2seq", "classification", "adapter"}
 
 
+@pytest.mark.repeats(2)
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
