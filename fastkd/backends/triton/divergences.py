@@ -319,6 +319,7 @@ def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
         elif DIVERGENCE == "alpha":
             return expm1(log_cross) / -(a * b), (total / a, total / b, 0.0)
         else:
+            tl.static_assert(DIVERGENCE == "hellinger")
             return 0.0 - expm1(log_cross), (0.5 * total, 0.5 * total, 0.0)
     else:
         log_const = log_quotient(found.z_s, found.z_t)

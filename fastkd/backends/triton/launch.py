@@ -15,6 +15,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from fastkd.backends.base import Call
 from fastkd.backends.kernels import Phase
+from fastkd.backends.record import has_cross, stream_powers
 from fastkd.backends.triton import tuning
 from fastkd.backends.triton.dense import dense_rows_kernel
 from fastkd.backends.triton.divergences import reads_teacher
@@ -98,12 +99,8 @@ class _Rounded:
 
 def _powers(spec: LossSpec) -> tuple[float, float]:
     """``Scales.a`` and ``Scales.b``."""
-    if spec.divergence == "hellinger":
-        return 0.5, 0.5
-    if spec.divergence in ("alpha", "renyi"):
-        return spec.alpha, 1.0 - spec.alpha
-    if spec.divergence == "alpha_beta":
-        return spec.alpha, spec.beta
+    if has_cross(spec):
+        return stream_powers(spec)[0]
     return 1.0 - spec.beta, spec.beta
 
 
