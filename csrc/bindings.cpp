@@ -78,22 +78,9 @@ PYBIND11_MODULE(_C, m) {
       .value("float16", Dtype::kFloat16)
       .value("float64", Dtype::kFloat64);
   py::enum_<Divergence>(m, "Divergence")
-      .value("none", Divergence::kNone)
-      .value("off_support", Divergence::kOffSupport)
-      .value("forward_kl", Divergence::kForwardKL)
-      .value("reverse_kl", Divergence::kReverseKL)
-      .value("jeffreys", Divergence::kJeffreys)
-      .value("jsd", Divergence::kJSD)
-      .value("skew_forward_kl", Divergence::kSkewForwardKL)
-      .value("skew_reverse_kl", Divergence::kSkewReverseKL)
-      .value("tvd", Divergence::kTVD)
-      .value("hellinger", Divergence::kHellinger)
-      .value("alpha", Divergence::kAlpha)
-      .value("renyi", Divergence::kRenyi)
-      .value("alpha_beta", Divergence::kAlphaBeta)
-      .value("decoupled", Divergence::kDecoupled)
-      .value("log_acceptance", Divergence::kLogAcceptance)
-      .value("kl_tvd", Divergence::kKLTVD);
+#define FASTKD_VALUE(name, Functor, arguments) .value(#name, Divergence::k##Functor)
+      FASTKD_DIVERGENCES(FASTKD_VALUE);
+#undef FASTKD_VALUE
   py::enum_<Phase>(m, "Phase")
       .value("all", Phase::kAll)
       .value("statistics", Phase::kStatistics)

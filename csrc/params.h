@@ -3,27 +3,18 @@
 
 #include <cstdint>
 
+#include "divergences/list.h"
+
 namespace fastkd {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+// kNoDivergence: cross-entropy alone, the teacher is not read. kOffSupport: a sparse teacher's divergence, of
+// which the sweeps see the student's side alone.
 enum class Divergence : int {
-  kNone,        // cross-entropy alone: the teacher is not read
-  kOffSupport,  // a sparse teacher's divergence, of which the sweeps see the student's side alone
-  kForwardKL,
-  kReverseKL,
-  kJeffreys,
-  kJSD,
-  kSkewForwardKL,
-  kSkewReverseKL,
-  kTVD,
-  kHellinger,
-  kAlpha,
-  kRenyi,
-  kAlphaBeta,
-  kDecoupled,
-  kLogAcceptance,
-  kKLTVD
+#define FASTKD_ENUMERATOR(name, Functor, arguments) k##Functor,
+  FASTKD_DIVERGENCES(FASTKD_ENUMERATOR)
+#undef FASTKD_ENUMERATOR
 };
 
 // A call does all of a row's sweeps, or one of the parts between which somebody else adds up the rows'

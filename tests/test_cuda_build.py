@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from cuda_sass import kernels, turns
+from cuda_sources import CSRC, Unit, units
 from sass import cuobjdump
 
-SOURCES = sorted((Path(__file__).parent.parent / "csrc" / "cuda").glob("*.cu"))
+UNITS = units()
 NVCC = shutil.which("nvcc")
 # Products stay rounded, as on the CPU: a difference of two is then exactly 0 for equal rows.
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
@@ -37,41 +38,41 @@ KERNELS = {
     "dense_rows.cu": 0,
     "device.cu": 0,
     "scale_rows.cu": 3,
-    "dense_off_support.cu": 1,
+    "off_support": 1,
 }
 DEFAULT_KERNELS = 7
 
 
 def limit_of(name: str, kernel: str) -> int:
-    """Registers of a kernel, by its file and its mangled name."""
-    divergence = name.removeprefix("dense_").removesuffix(".cu")
+    """Registers of a kernel, by its divergence or file and its mangled name."""
     if "cluster" in kernel:
         return CLUSTER
     if "AnyElement" in kernel:
-        return next((limit for limit, which in EXTRA.items() if divergence in which), 96)
-    return next((limit for limit, which in STREAMING.items() if divergence in which), 64)
+        return next((limit for limit, which in EXTRA.items() if name in which), 96)
+    return next((limit for limit, which in STREAMING.items() if name in which), 64)
 
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
 
 def compile_all(out: Path, *arguments: str) -> dict[str, tuple[str, Path]]:
-    """Compile every file; returns the compiler's words and its output, by file name."""
+    """Compile every file; returns the compiler's words and its output, by divergence or file name."""
 
-    def compile_one(source: Path) -> tuple[str, tuple[str, Path]]:
-        result = out / source.stem
-        command = [str(NVCC), *FLAGS, *arguments, "-o", str(result), str(source)]
+    def compile_one(item: tuple[str, Unit]) -> tuple[str, tuple[str, Path]]:
+        name, unit = item
+        result = out / name
+        command = [str(NVCC), *FLAGS, *arguments, *unit.flags, "-o", str(result), str(unit.source)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
         assert done.returncode == 0, done.stderr
-        return source.name, (done.stdout + done.stderr, result)
+        return name, (done.stdout + done.stderr, result)
 
     with ThreadPoolExecutor() as pool:
-        return dict(pool.map(compile_one, SOURCES))
+        return dict(pool.map(compile_one, UNITS.items()))
 
 
 def test_flags() -> None:
     """What is tested here is what CMake builds."""
-    text = (SOURCES[0].parents[2] / "CMakeLists.txt").read_text()
+    text = (CSRC.parent / "CMakeLists.txt").read_text()
     assert all(flag in text for flag in FLAGS[2:])
 
 
@@ -102,7 +103,7 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
 def test_vector_accesses(tmp_path: Path) -> None:
     for name, (_, output) in compile_all(tmp_path, "-arch=compute_90", "-ptx").items():
         # Both sides in at least two sweeps; one side where there is no divergence; files without a kernel.
-        loads = {"dense_none.cu": 2, "dense_off_support.cu": 2, "scale_rows.cu": 1}.get(name, 4)
+        loads = {"none": 2, "off_support": 2, "scale_rows.cu": 1}.get(name, 4)
         for kernel in output.read_text().split(".entry")[1:]:
             if "cluster" in kernel[:80]:
                 assert kernel.count("ld.shared.v4") >= loads, f"{name}: loads without vectors"
@@ -138,9 +139,8 @@ BUDGETS = {
 @pytest.mark.parametrize("divergence", BUDGETS)
 def test_instructions_per_pair(divergence: str, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="its wheel has the disassembler")
-    source, out = SOURCES[0].parent / f"dense_{divergence}.cu", tmp_path / "cubin"
-    target = "arch=compute_90,code=sm_90"
-    command = [str(NVCC), *FLAGS, "-gencode", target, "-cubin", "-o", str(out), str(source)]
+    unit, out, target = UNITS[divergence], tmp_path / "cubin", "arch=compute_90,code=sm_90"
+    command = [str(NVCC), *FLAGS, *unit.flags, "-gencode", target, "-cubin", "-o", str(out), str(unit.source)]
     subprocess.run(command, check=True, timeout=LIMIT_S)
     budget, group = BUDGETS[divergence], 8
     for name, code in kernels(cuobjdump(out.read_bytes(), "-sass")).items():

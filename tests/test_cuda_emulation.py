@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cuda_sources import CSRC, Unit, units
 
 TESTS = Path(__file__).parent
-CSRC = TESTS.parent / "csrc"
 EMULATION = TESTS / "cuda_emulation"
 # Products that the kernels want rounded stay so. Vectors go through pointers of another type, as in CUDA.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
@@ -36,17 +36,17 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("Python's headers are not installed")
     out = tmp_path_factory.mktemp("cuda_emulation")
     includes = [f"-I{path}" for path in (EMULATION, pybind11.get_include(), python)]
-    sources = [CSRC / "bindings.cpp", EMULATION / "cpu.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    others = {path.name: Unit(path, ()) for path in (CSRC / "bindings.cpp", EMULATION / "cpu.cpp")}
 
-    def compile_one(source: Path) -> Path:
-        result = out / f"{source.name}.o"
-        language = ["-x", "c++"] if source.suffix == ".cu" else []
-        command = [compiler, *FLAGS, *includes, *language, "-c", str(source), "-o", str(result)]
-        subprocess.run(command, check=True, timeout=LIMIT_S)
+    def compile_one(item: tuple[str, Unit]) -> Path:
+        name, unit = item
+        result = out / f"{name}.o"
+        command = [compiler, *FLAGS, *includes, *unit.flags, "-x", "c++", "-c", str(unit.source)]
+        subprocess.run([*command, "-o", str(result)], check=True, timeout=LIMIT_S)
         return result
 
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compile_one, sources))
+        objects = list(pool.map(compile_one, (units() | others).items()))
     library = out / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([compiler, "-shared", "-o", str(library), *map(str, objects)], check=True, timeout=LIMIT_S)
     return library

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../math/entry.h"
+#include "../divergences/entry.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

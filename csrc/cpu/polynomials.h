@@ -1,7 +1,7 @@
 // Coefficients that the SIMD variants share, highest power first.
 #pragma once
 
-#include "../math/entry.h"
+#include "../divergences/entry.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -6,7 +6,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "../math/visit.h"
+#include "../divergences/visit.h"
 #include "../params.h"
 
 namespace fastkd {

@@ -1,7 +1,7 @@
 // The exponentials of logits, which are most of the kernels' work.
 #pragma once
 
-#include "../math/entry.h"
+#include "../divergences/entry.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../math/entry.h"
+#include "../divergences/entry.h"
 #include "../params.h"
 
 namespace fastkd {

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../math/visit.h"
+#include "../divergences/visit.h"
 #include "any_row.cuh"
 #include "dense_launch.h"
 #include "exponents.cuh"

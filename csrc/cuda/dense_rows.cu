@@ -1,7 +1,7 @@
 // Host side of the dense kernel: checks what the kernel takes for granted, works out what no row changes.
 #include <algorithm>
 
-#include "../math/visit.h"
+#include "../divergences/visit.h"
 #include "dense_launch.h"
 #include "device.h"
 #include "launch.h"
@@ -19,7 +19,7 @@ bool supported(Dtype dtype) {
 }
 
 bool reads_teacher(Divergence divergence) {
-  return divergence != Divergence::kNone && divergence != Divergence::kOffSupport;
+  return divergence != Divergence::kNoDivergence && divergence != Divergence::kOffSupport;
 }
 
 // What is wrong with a call, or nullptr.
@@ -112,7 +112,7 @@ DenseArgs prepare(const DenseParams& p, const D& divergence, bool has_divergence
 }  // namespace
 
 const char* dense_rows(const DenseParams& params, int device, void* stream) {
-  const Divergence divergence = params.kd_weight == 0 ? Divergence::kNone : params.divergence;
+  const Divergence divergence = params.kd_weight == 0 ? Divergence::kNoDivergence : params.divergence;
   if (const char* fault = fault_of(params, divergence)) return fault;
   if (params.rows <= 0) return nullptr;
 
@@ -120,7 +120,7 @@ const char* dense_rows(const DenseParams& params, int device, void* stream) {
   if (guard.error() != cudaSuccess) return describe(guard.error());
   cudaError_t error = cudaErrorInvalidValue;
   visit_divergence(divergence, params.alpha, params.beta, [&](const auto& functor) {
-    const DenseArgs args = prepare(params, functor, divergence != Divergence::kNone);
+    const DenseArgs args = prepare(params, functor, divergence != Divergence::kNoDivergence);
     error = launch_dense(args, functor, static_cast<cudaStream_t>(stream));
   });
   return describe(error);

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../math/entry.h"
+#include "../divergences/entry.h"
 
 namespace fastkd {
 namespace cuda {

@@ -1,7 +1,7 @@
 """The divergences between a teacher's distribution p and a student's q.
 
 Each is one :class:`fastkd.divergences.base.Divergence`: its parameters, its formula in plain torch, and what
-backends need to know. The kernels' formulas are in ``csrc/math`` and ``fastkd/backends/triton``.
+backends need to know. The kernels' formulas are in ``csrc/divergences`` and ``fastkd/backends/triton``.
 """
 
 from fastkd.divergences.alpha_beta import ALPHA_BETA

@@ -1,7 +1,7 @@
 """The divergences: one branch each in ``streams``, ``sums``, ``value`` and ``gradients``.
 
 All is float32 and in nats where nothing else is said; ``p`` is the teacher, ``q`` the student, ``a`` and
-``b`` are those of ``Scales``. The formulas, and where they come from, are those of ``csrc/math``.
+``b`` are those of ``Scales``. The formulas, and where they come from, are those of ``csrc/divergences``.
 """
 
 from __future__ import annotations

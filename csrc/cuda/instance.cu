@@ -1,0 +1,11 @@
+// The kernels of one divergence. This file is compiled once for each entry of divergences/list.h, in
+// parallel, with FASTKD_FUNCTOR the entry's functor.
+#include "dense_dispatch.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+template cudaError_t launch_dense<FASTKD_FUNCTOR>(const DenseArgs&, const FASTKD_FUNCTOR&, cudaStream_t);
+
+}  // namespace cuda
+}  // namespace fastkd

@@ -1,0 +1,22 @@
+// Every divergence: X(its name, its functor, the functor's arguments, out of alpha and beta).
+// The enum (params.h), the bindings, the dispatch (visit.h) and the CUDA kernels (csrc/cuda/instance.cu) are
+// made from this list; visit.h includes the functors.
+#pragma once
+
+#define FASTKD_DIVERGENCES(X)               \
+  X(none, NoDivergence, ())                 \
+  X(off_support, OffSupport, ())            \
+  X(forward_kl, ForwardKL, ())              \
+  X(reverse_kl, ReverseKL, ())              \
+  X(jeffreys, Jeffreys, ())                 \
+  X(jsd, JSD, (beta))                       \
+  X(skew_forward_kl, SkewForwardKL, (beta)) \
+  X(skew_reverse_kl, SkewReverseKL, (beta)) \
+  X(tvd, TVD, ())                           \
+  X(hellinger, Hellinger, ())               \
+  X(alpha, Alpha, (alpha))                  \
+  X(renyi, Renyi, (alpha))                  \
+  X(alpha_beta, AlphaBeta, (alpha, beta))   \
+  X(decoupled, Decoupled, (beta))           \
+  X(log_acceptance, LogAcceptance, ())      \
+  X(kl_tvd, KLTVD, (beta))

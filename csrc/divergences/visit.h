@@ -1,0 +1,36 @@
+// From the divergence's number to its functor.
+#pragma once
+
+#include "../params.h"
+#include "alpha.h"
+#include "alpha_beta.h"
+#include "decoupled.h"
+#include "forward_kl.h"
+#include "hellinger.h"
+#include "jeffreys.h"
+#include "jsd.h"
+#include "kl_tvd.h"
+#include "log_acceptance.h"
+#include "none.h"
+#include "renyi.h"
+#include "reverse_kl.h"
+#include "skew_forward_kl.h"
+#include "skew_reverse_kl.h"
+#include "tvd.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+template <class Body>
+inline void visit_divergence(Divergence divergence, double alpha, double beta, const Body& body) {
+  switch (divergence) {
+#define FASTKD_CASE(name, Functor, arguments) \
+  case Divergence::k##Functor:                \
+    return body(Functor arguments);
+    FASTKD_DIVERGENCES(FASTKD_CASE)
+#undef FASTKD_CASE
+  }
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
