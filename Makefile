@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-matrix demo bench lint gpu gpu-check gpu-build gpu-test gpu-sanitize gpu-bench gpu-deps clean help
+.PHONY: test test-slow test-long test-matrix demo bench lint clean help
 
 help:
 	@sed -n '1,4s/^# *//p' Makefile
@@ -89,63 +89,7 @@ lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/mypy fastkd bench
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-# --- a machine with a GPU and no network ------------------------------------------------------------------
-# Uses the interpreter at hand and builds into the source tree; tests/gpu/README.md says what each step does. The small
-# packages that it may lack come along in build/gpu-deps, which `make gpu-deps` fills, for Python GPU_PYTHON_VERSION,
-# on a machine with a network. What a step says goes to the screen and to $(GPU_LOGS).
-
-GPU_PYTHON ?= python3
-GPU_PYTHON_VERSION ?= 3.12
-GPU_JOBS ?= 8
-GPU_LOGS ?= build/gpu-logs
-GPU_DEPS := build/gpu-deps
-GPU_RUN := PYTHONPATH=$(GPU_DEPS):$$PYTHONPATH $(GPU_PYTHON)
-GPU_PIP := $(PYTHON) -m pip install -qq --no-compile --upgrade --target $(GPU_DEPS) --python-version $(GPU_PYTHON_VERSION) \
-  --only-binary=:all:
-
-# $(call logged,NAME,COMMAND): COMMAND with its output in a file too, and its exit status.
-logged = mkdir -p $(GPU_LOGS); { { $(2); }; echo $$? >$(GPU_LOGS)/$(1).status; } 2>&1 | tee $(GPU_LOGS)/$(1).log; \
-  exit $$(cat $(GPU_LOGS)/$(1).status)
-
-gpu-deps:
-	@rm -rf $(GPU_DEPS)
-	$(GPU_PIP) pybind11 pytest pytest-xdist
-	@echo "The benchmarks' peers, without what they need in turn:"
-	@for peer in liger-kernel trl accelerate orda-kernel; do \
-	  $(GPU_PIP) --no-deps $$peer || echo "without $$peer: the table will do without it"; done
-
-# A step that fails does not keep the later ones from running, but for the build.
-gpu: gpu-build
-	@worst=0; for step in gpu-test gpu-sanitize gpu-bench; do \
-	  echo "--- make $$step"; $(MAKE) --no-print-directory $$step || worst=1; done; exit $$worst
-
-gpu-check:
-	@$(GPU_RUN) -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"
-	@for module in pybind11 pytest xdist triton; do \
-	  $(GPU_RUN) -c "import $$module" || { echo "$(GPU_PYTHON) lacks $$module: run 'make gpu-deps' where there is a network" \
-	    "and bring build/gpu-deps along"; exit 1; }; done
-
-gpu-build: gpu-check
-	@for tool in cmake ninja nvcc; do command -v $$tool >/dev/null || { echo "$$tool is not on the PATH"; exit 1; }; done
-	@$(call logged,build,cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTKD_CUDA=ON \
-	  -DPython_EXECUTABLE=$$(command -v $(GPU_PYTHON)) -Dpybind11_DIR=$$($(GPU_RUN) -m pybind11 --cmakedir) && \
-	  cmake --build build/gpu && cmake --install build/gpu --prefix . && $(GPU_RUN) -m fastkd.cli env)
-
-# The files with GPU cases alone: the others may import what is not here. Many processes, since Triton compiles hundreds
-# of kernels; what takes gigabytes shares one of them.
-GPU_TESTS := $(sort $(wildcard tests/test_gpu*.py)) \
-  $(foreach name,calls classes draft extreme_logits float16 inplace linear metrics mistakes parity sparse teacher_columns transforms triton_tuning,tests/test_$(name).py)
-
-gpu-test: gpu-check
-	@$(call logged,test,CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_RUN) -m pytest $(GPU_TESTS) -m gpu --tb=short -q \
-	  -n $(GPU_JOBS) --dist loadgroup --durations=20 $(ARGS))
-
-gpu-sanitize: gpu-check
-	@$(call logged,sanitize,$(GPU_RUN) tests/gpu/sanitize.py --logs $(GPU_LOGS) $(ARGS))
-
-# It goes on where it stopped if it is run again.
-gpu-bench: gpu-check
-	@$(call logged,bench,$(GPU_RUN) -m fastkd.cli bench --device cuda --out $(GPU_LOGS)/bench $(ARGS))
+include tests/gpu/gpu.mk
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

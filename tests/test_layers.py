@@ -137,7 +137,7 @@ def test_the_kernels_are_where_the_rules_look() -> None:
 
 
 def test_make_gpu_runs_every_file_with_cases_for_a_gpu() -> None:
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "tests/gpu/gpu.mk").read_text()
     (names,) = re.findall(r"foreach name,([a-z0-9_ ]+),tests/test_\$\(name\)\.py", makefile)
     named = {f"tests/test_{name}.py" for name in names.split()}
     gpu = re.compile(r"\b(target: Target|place: Target|mark\.gpu)\b")

@@ -20,7 +20,8 @@ def blocks(text: str, language: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_make_targets_exist(page: str) -> None:
     named = set(re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(blocks((ROOT / page).read_text(), ""))))
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    makefiles = "\n".join((ROOT / path).read_text() for path in ("Makefile", "tests/gpu/gpu.mk"))
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefiles, flags=re.MULTILINE))
     assert named
     assert named <= targets, f"{page} names {named - targets}, which the Makefile lacks"
 
