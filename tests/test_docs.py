@@ -52,6 +52,16 @@ def test_the_table_of_choices_names_every_divergence() -> None:
     assert [name for name in DIVERGENCES if f"`{name}`" not in table] == []
 
 
+def test_the_map_names_files_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+\.(?:py|h|cuh|cu|cpp))`", page)
+    files = [
+        path.as_posix() for folder in ("fastkd", "csrc", "tests") for path in (ROOT / folder).rglob("*.*")
+    ]
+    assert len(named) > 20
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in files)] == []
+
+
 @every_page
 def test_python_snippets_run(page: Path) -> None:
     snippets = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
