@@ -33,11 +33,11 @@ from fastkd.trainer.views import Batch, Distribution
 
 logger = logging.getLogger(__name__)
 
-# A shard is closed at the first of these: it is what a run that is killed loses.
+# A shard is closed at the first of these limits. They are small because a killed run loses its open shard.
 SHARD_BYTES = 64 * 2**20
 SHARD_TOKENS = 2**16
 SHARD_ROWS = 1024
-# Logits that are made at a time.
+# Number of logits that are computed at a time.
 _LOGITS_AT_ONCE = 2**26
 
 
@@ -79,20 +79,20 @@ def make_cache(
     tokenizer: Any,
     shard_rows: int = SHARD_ROWS,
 ) -> Manifest:
-    """Run a teacher over encoded rows, in their order, and store what it says wherever a row has a target.
+    """Run a teacher over encoded rows, in their order, and store its distributions at all targets.
 
-    The directory is gone on with if it was begun before; only the shard that was open is lost. Settings:
+    An existing directory is resumed; at most its unfinished shard is lost. The settings that matter are
     ``task``, ``cache_kind``, ``cache_top_k``, ``cache_samples``, ``seed`` (of the draws) and
-    ``per_device_eval_batch_size``. A ``hidden`` cache has the teacher's head in the directory called
-    ``train`` only, since one called ``eval`` is read beside it.
+    ``per_device_eval_batch_size``. A ``hidden`` cache also stores the teacher's head, except in a directory
+    called ``eval``, which is read together with ``train``.
 
     Args:
         teacher: frozen in place and put into eval mode.
         rows: with ``input_ids`` and ``labels``, as the task encodes them.
-        folder: of the cache.
+        folder: directory of the cache.
         args: the settings.
-        tokenizer: that the rows were encoded with; None if there was none, which goes unchecked then.
-        shard_rows: rows in a shard, at most.
+        tokenizer: the tokenizer that encoded the rows; None if there was none, and then it is not checked.
+        shard_rows: most rows in a shard.
 
     Raises:
         ValueError: a directory that was begun with other settings, a head that is not linear (``hidden``), a
@@ -146,12 +146,12 @@ def _bounds(targets: np.ndarray, bytes_each: float, shard_rows: int) -> list[tup
 
 
 class _Source:
-    """A teacher, and how its distributions are put into few bytes."""
+    """A teacher, and the way in which its distributions are encoded."""
 
     def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
         self.task, self.args = task, args
         self.kind = args.cache_kind
-        # The head apart, so that logits are made only where there is a target, and a few at a time.
+        # The head is kept apart, so that logits are computed only at targets, and a few at a time.
         self.teacher = LiveTeacher(model, task, fused=task.name != "classification")
         if self.kind == "hidden" and self.teacher.head is None:
             reason = find_linear_head(model) if task.name != "classification" else "a classifier has none"
@@ -212,7 +212,10 @@ class _Source:
         return {name: x.detach().cpu().contiguous() for name, x in found.items() if x is not None}
 
     def run(self, rows: Any, first: int, last: int, bar: Any) -> Iterator[Entries | Tensor]:
-        """What is stored of each row, in order. Batches begin anew with each shard."""
+        """The stored form of each row, in order.
+
+        Each shard starts a new batch, so that a resumed run makes the same batches.
+        """
         size = self.args.per_device_eval_batch_size
         for start in range(first, last, size):
             numbers = range(start, min(start + size, last))
@@ -229,7 +232,7 @@ class _Source:
             assert isinstance(given, HiddenTeacher)
             _refuse_nan(given.hidden, row)
             return given.hidden.cpu()
-        # One generator for each row: where a run goes on, it draws what it would have drawn.
+        # Each row has its own generator, so that a resumed run draws what an uninterrupted one would have.
         hidden = given if isinstance(given, Tensor) else given.hidden
         generator = torch.Generator(hidden.device)
         generator.manual_seed(_row_seed(self.args.seed, row))
@@ -247,7 +250,7 @@ class _Source:
 
 
 def _picked(distribution: Distribution, row: int, mask: Tensor) -> Tensor | HiddenTeacher:
-    """A row's distributions where it has targets, ``(targets, ...)``."""
+    """A row's distributions at its targets, ``(targets, ...)``."""
     if isinstance(distribution, HiddenTeacher):
         return replace(distribution, hidden=distribution.hidden[row][mask[row]])
     assert isinstance(distribution, Tensor)
@@ -277,15 +280,15 @@ def _joined(parts: list[Entries]) -> Entries:
 
 
 class _Shard:
-    """A shard's tensors: of each row its hash, and the token and entry it begins at.
+    """A shard's tensors, with each row's hash and the token and entry at which it begins.
 
-    They are allocated once, for small pieces kept between one token's large logits and the next one's would
-    each pin a stretch of the heap as large as those.
+    The tensors are allocated once. Small pieces that are kept while large logits are allocated and freed
+    around them would each keep a part of the heap, as large as those logits, from being reused.
 
     Args:
         hashes: ``(rows, 16)``.
-        tokens: of all rows.
-        entries: that these tokens have at most.
+        tokens: number of tokens in all rows.
+        entries: the most entries that these tokens can have.
     """
 
     def __init__(self, hashes: np.ndarray, tokens: int, entries: int) -> None:
@@ -295,7 +298,7 @@ class _Shard:
         self.made: dict[str, Any] = {}
 
     def add(self, part: Entries | Tensor) -> None:
-        """The next row."""
+        """Append the next row."""
         token, entry = self.offsets[self.rows].tolist()
         if isinstance(part, Tensor):
             if not self.made:
@@ -317,7 +320,7 @@ class _Shard:
         self.offsets[self.rows] = token + sizes[0], entry + sizes[1]
 
     def tensors(self) -> Batch:
-        """All of it, once every row is there."""
+        """All tensors of the shard, once every row has been added."""
         ends = {"low": self.offsets[-1, 1], "values": self.offsets[-1, 1]}
         made = {
             name: x if isinstance(x, Tensor) else torch.from_numpy(x[: ends.get(name)])

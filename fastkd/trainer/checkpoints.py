@@ -1,8 +1,8 @@
 """Checkpoints that count only when they are whole.
 
-A process may be killed at any moment of writing or deleting one. So the last thing that is written into a
-checkpoint is a seal, which holds the size and checksum of every file; one without it, or that does not
-match it, is never resumed from.
+A process may be killed at any moment while it writes or deletes a checkpoint. So the last file that is
+written into a checkpoint is a seal with the checksum of every other file. A run never resumes from a
+checkpoint that has no seal or does not match it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Write ``value`` as JSON, whole or not at all, as :func:`write_text` does."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written beside, flushed to the disk, and renamed into place."""
+    """Write a file whole or not at all: to a temporary name, flushed to the disk, and renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:
@@ -42,13 +42,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Declare a checkpoint whole."""
+    """Mark a checkpoint as whole."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     write_json(folder / SEAL, {str(path.relative_to(folder)): file_digest(path) for path in files})
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is sealed and still what it was then."""
+    """Whether a checkpoint is sealed and its files have not changed since."""
     try:
         sealed = json.loads((folder / SEAL).read_text("utf-8"))
         return all(file_digest(folder / name) == digest for name, digest in sealed.items())
@@ -57,12 +57,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def unseal(folder: Path) -> None:
-    """Before anything is written into a checkpoint that is there already."""
+    """Remove the seal, so that no run resumes from this checkpoint; needed before writing into an old one."""
     (folder / SEAL).unlink(missing_ok=True)
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint to resume from."""
+    """The newest whole checkpoint; None if there is none."""
     found = {}
     for path in folder.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")

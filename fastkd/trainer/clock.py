@@ -1,4 +1,4 @@
-"""What a run costs: seconds per optimizer step, and the peak of memory."""
+"""The cost of a run: seconds per optimizer step, and peak memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StepClock(TrainerCallback):
 
 
 def reset_peak_memory() -> None:
-    """Start a new peak, where the system lets us (CUDA and Linux)."""
+    """Reset the peak, if the system allows it (CUDA and Linux)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -46,7 +46,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory in MB: of the GPU's allocator where there is a GPU, else of the process."""
+    """Peak memory in MB: that of the GPU's allocator if there is a GPU, else that of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:

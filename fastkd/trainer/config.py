@@ -1,4 +1,4 @@
-"""The settings of a distillation run: everything ``transformers`` knows, plus the teacher's side."""
+"""The settings of a distillation run: those of ``transformers``, and those of the teacher's side."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ CHOICES = {
 class DistillationConfig(TrainingArguments):
     """``transformers.TrainingArguments`` and the fields of a distillation.
 
-    ``label_smoothing_factor`` of ``TrainingArguments`` is honoured inside the loss (it smooths the
+    ``label_smoothing_factor`` of ``TrainingArguments`` is applied inside the loss (it smooths the
     cross-entropy, never the distillation term). ``model``, ``teacher``, the file fields and ``control`` are
-    read by the command line; :class:`DistillationTrainer` is handed models and data sets instead.
+    read by the command line; :class:`DistillationTrainer` receives models and data sets instead.
 
     Raises:
         ValueError: an unknown task, divergence, ``model_init`` or ``fused_head``, or a number out of range.
@@ -225,12 +225,13 @@ class DistillationConfig(TrainingArguments):
         if self.packing and self.task != "causal_lm":
             raise ValueError(f"packing is for causal_lm, not for {self.task}")
         super().__post_init__()
-        # The loss is the one judge of its own options: ask it now rather than at the first step.
+        # Only the loss validates its own options. Call it now, so that a bad option fails here and not at the
+        # first step.
         logits = torch.zeros(1, 2)
         kd_loss(logits, logits, torch.zeros(1, dtype=torch.long), **self.loss_options())
 
     def loss_options(self) -> dict[str, Any]:
-        """The keywords of :func:`fastkd.kd_loss` that this configuration fixes."""
+        """The keywords of :func:`fastkd.kd_loss` that this configuration sets."""
         return {
             "kd_ratio": self.kd_ratio,
             "divergence": self.divergence,

@@ -15,17 +15,17 @@ READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".p
 
 
 def load_rows(field: str, args: DistillationConfig) -> Dataset | None:
-    """The rows of ``train_file`` or ``eval_file``, else of the split of ``dataset``; None where neither is
-    set.
+    """The rows of ``train_file`` or ``eval_file``; if that is unset, of the split of ``dataset``; None if
+    neither is set.
 
     Raises:
-        ValueError: no such file, a format we do not read, a mapped column that is not there.
+        ValueError: no such file, a format that is not in ``READERS``, a mapped column that does not exist.
     """
     pattern = getattr(args, field)
     split = args.train_split if field == "train_file" else args.eval_split
     if pattern is not None:
         rows = _local(field, pattern, args)
-        if Path(pattern).is_dir():  # what we wrote has our names
+        if Path(pattern).is_dir():  # a generated set already has our names
             return rows
     elif args.dataset is not None and split is not None:
         rows = _from_hub(args.dataset, split)
@@ -35,9 +35,9 @@ def load_rows(field: str, args: DistillationConfig) -> Dataset | None:
 
 
 def _local(field: str, pattern: str, args: DistillationConfig) -> Dataset:
-    """A file, or all that match a pattern, or the shards of a generated set.
+    """The rows of a file, of all files that match a pattern, or of a generated set.
 
-    A ``txt`` file holds one text per line; with ``packing`` it is one text, line breaks kept.
+    A ``txt`` file holds one text per line; with ``packing`` the whole file is one text with its line breaks.
     """
     from datasets import load_dataset
 
@@ -62,7 +62,7 @@ def _from_hub(name: str, split: str) -> Dataset:
     path, _, configuration = name.partition(":")
     try:
         return load_dataset(path, configuration or None, split=split)
-    except Exception as error:  # as many kinds as there are ways for a download to fail
+    except Exception as error:  # a download can fail with many kinds of exceptions
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"dataset {name!r} (split {split!r}) could not be loaded: {reason}") from error
 
@@ -83,7 +83,7 @@ def _mapped(field: str, rows: Dataset, args: DistillationConfig) -> Dataset:
 
 
 def class_names(rows: Dataset) -> list[str] | None:
-    """The classes of a ``label`` column in the order of their numbers, from its names or its type.
+    """The classes of a ``label`` column in the order of their numbers; None without such a column.
 
     Raises:
         ValueError: labels that are neither whole numbers from 0 nor names.

@@ -1,7 +1,8 @@
-"""What a model answers: prompts (or sources) in, tokens and text out, in batches.
+"""Decodes answers in batches: prompts (or sources) in, tokens and text out.
 
-Used wherever a model writes: the teacher of ``fastkd generate``, ``fastkd evaluate``, the student's own
-samples.
+``fastkd generate`` uses it for the teacher, and ``fastkd evaluate`` for the models that it measures. The
+student's own samples are not drawn here: :mod:`fastkd.trainer.on_policy` calls ``generate`` itself, in the
+precision of training and with the weights gathered that FSDP has sharded.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked, and what the data answers.
+    """A prompt (for seq2seq, a source) and the data's answer to it.
 
     Attributes:
-        ids: the prompt's (of seq2seq: the source's) tokens, already cut to ``max_length``.
-        source: the same as text.
+        ids: tokens of the prompt or source, already cut to ``max_length``.
+        source: the prompt or source as text, not cut.
         reference: the data's answer.
-        row: its number in the data set.
+        row: number of the row in the data set.
     """
 
     ids: list[int]
@@ -42,13 +43,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said.
+    """A model's answer to a prompt.
 
     Attributes:
-        tokens: without the prompt, the decoder's start token and the padding; with the end-of-sequence
-            token where there is one.
-        text: the tokens as text, special tokens left out, spaces as they are.
-        complete: whether the model ended it, rather than the length limit.
+        tokens: the answer without the prompt, the decoder's start token and padding, but with the
+            end-of-sequence token if there is one.
+        text: the tokens as text, without special tokens; spaces are kept.
+        complete: whether the model ended the answer itself; False if the length limit cut it.
     """
 
     tokens: list[int]
@@ -57,13 +58,13 @@ class Answer:
 
 
 def questions(rows: Any, task: Task, tokenizer: Any, args: DistillationConfig, field: str) -> list[Question]:
-    """The prompts of raw rows and their references; of a conversation, its last answer.
+    """The prompts of raw rows and their references. The reference of a conversation is its last answer.
 
-    Rows without a prompt's answer are left out, as they are in training. ``max_length`` cuts the start of a
-    prompt and the end of a source.
+    Rows without an answer are left out, as they are in training. ``max_length`` cuts the start of a prompt
+    and the end of a source.
 
     Raises:
-        ValueError: columns without prompts.
+        ValueError: columns without prompts, or no prompt with an answer.
     """
     layout = task.layout_of(rows.column_names, field)
     if not asks(task, layout):
@@ -79,7 +80,7 @@ def questions(rows: Any, task: Task, tokenizer: Any, args: DistillationConfig, f
 
 
 def asks(task: Task, layout: tuple[str, ...]) -> bool:
-    """Whether rows of this layout hold a question and its answer."""
+    """Whether rows of this layout have a prompt and its answer."""
     return task.name == "seq2seq" or (task.name == "causal_lm" and layout != ("text",))
 
 
@@ -127,30 +128,32 @@ def decode(
     longest_first: bool = True,
     title: str | None = None,
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Answers to each prompt, as ``(number of the prompt, num_return_sequences answers)``, the best first.
+    """Yields ``(number of the prompt, num_return_sequences answers)`` for each prompt, the best answer first.
 
-    The order is that of the batches: prompts of like length together, the longest first (so that a batch too
-    large for the memory fails at once). Padding is on the left for ``causal_lm``, whose answers it precedes,
-    and on the right of an encoder's sources; it changes no answer. The model's own generation settings
-    (length penalty, forced tokens) apply, except that samples are drawn from the whole distribution at
-    ``temperature``. The model is put into eval mode and back.
+    Prompts are yielded batch by batch. Each batch has prompts of similar length, and the longest come first,
+    so that a batch too large for the memory fails at once. Padding is on the left for ``causal_lm``, whose
+    answers follow the prompt directly, and on the right of an encoder's sources; it changes no answer. The
+    model's own generation settings (length penalty, forced tokens) apply, except that samples are drawn from
+    the whole distribution at ``temperature``. The model is put into eval mode, and back afterwards.
 
     Args:
-        model: a model of `transformers` or `peft`, where it is.
+        model: a model of `transformers` or `peft`; it stays on its device.
         task: causal_lm or seq2seq.
-        tokenizer: its tokenizer.
-        prompts: token ids; may be empty for ``causal_lm`` (the tokenizer's first special token stands in).
+        tokenizer: the model's tokenizer.
+        prompts: token ids. For ``causal_lm`` a prompt may be empty; it is then replaced by the tokenizer's
+            beginning-of-sequence token, else its end-of-sequence token, else token 0.
         num_beams: 1 is greedy decoding, or sampling with ``do_sample``.
-        do_sample, temperature: draw tokens rather than take the likeliest.
-        max_new_tokens: of an answer. Prompts are cut to leave room for it in the model's window.
+        do_sample, temperature: draw tokens instead of taking the likeliest.
+        max_new_tokens: length limit of an answer. Prompts are cut so that the answer fits into the model's
+            window.
         num_return_sequences: answers to each prompt; at most ``num_beams`` unless sampling.
-        batch_size: prompts at a time.
-        seed: makes samples repeatable, for the same batches, without touching the global random state.
+        batch_size: number of prompts in a batch.
+        seed: makes samples repeatable for the same batches, without changing the global random state.
         longest_first: False keeps the given order.
-        title: of a progress bar; None shows none.
+        title: title of a progress bar; None shows none.
 
     Raises:
-        ValueError: a task that writes nothing, or more answers than beams.
+        ValueError: a task that generates no text, or more answers than beams.
     """
     if task.name not in ("causal_lm", "seq2seq"):
         raise ValueError(f"{task.name} models write no text")
@@ -164,7 +167,7 @@ def decode(
         "max_new_tokens": limits.new_tokens,
     }
     if do_sample:
-        # The distribution itself: what checkpoints ship to please chatting people would bend it.
+        # Sample from the model's own distribution, which the settings of chat checkpoints would change.
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": None}
         options |= {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     order = list(range(len(prompts)))
@@ -188,7 +191,7 @@ def decode(
 def _answer(
     model: Any, task: Task, tokenizer: Any, prompts: list[list[int]], options: dict[str, Any]
 ) -> list[list[Answer]]:
-    """One batch."""
+    """The answers to one batch of prompts."""
     ends = end_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id
     if padding is None:
@@ -209,7 +212,7 @@ def _answer(
             use_cache=True,
             **options,
         )
-    # What goes before the answer: the prompt, or the decoder's start token.
+    # Remove the tokens before the answer: the prompt, or the decoder's start token.
     rows = found[:, longest if left else 1 :].tolist()
     forced = getattr(model.generation_config, "forced_eos_token_id", None) is not None
     answers = []
@@ -223,7 +226,7 @@ def _answer(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: the tokenizer's (which training appends) and the model's own."""
+    """The tokens that end an answer: the tokenizer's, which training appends, and the model's own."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, (list, tuple)) else [own]
     return {token for token in (tokenizer.eos_token_id, *own) if token is not None}
@@ -231,7 +234,13 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 @dataclass(frozen=True)
 class _Limits:
-    """What fits into a model's positions; 0 prompt tokens means any number."""
+    """The number of tokens that fit into a model's positions.
+
+    Attributes:
+        prompt: longest prompt; 0 means no limit.
+        new_tokens: longest answer.
+        closes: whether a prompt that is cut keeps its last token, as a source of seq2seq does.
+    """
 
     prompt: int
     new_tokens: int

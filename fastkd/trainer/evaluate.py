@@ -1,4 +1,4 @@
-"""``fastkd evaluate``: a model on held-out data, beside its teacher and the control of its run."""
+"""``fastkd evaluate``: measures a model on held-out data, with its teacher and the control of its run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ SAMPLES = 8
 def evaluate(args: DistillationConfig) -> dict[str, Any]:
     """Measure ``model`` on ``eval_file``, write ``evaluate.json`` and ``evaluate.html`` to ``output_dir``.
 
-    Beside it stand the teacher, where ``teacher`` is set, and the control that its run left in
-    ``model``/control. All get perplexity, cross-entropy, entropy, and, with a teacher, agreement and kd.
-    Classifiers get accuracy, F1 and their confusions. Models that answer (seq2seq, or causal_lm on data with
-    prompts) write greedily and with ``num_beams`` beams, and are compared with the references.
+    The report also covers the teacher, if ``teacher`` is set, and the control that the model's run left in
+    ``model``/control. It has perplexity, cross-entropy and entropy of all of them, and, with a teacher,
+    agreement and kd. For classifiers it has accuracy, F1 and confusion matrices. Models that answer (seq2seq,
+    or causal_lm on data with prompts) decode greedily and with ``num_beams`` beams, and their answers are
+    compared with the references.
 
     Args:
-        args: the configuration; what concerns training alone does not apply.
+        args: the configuration; settings that concern training alone are ignored.
 
     Returns:
         The report.
@@ -60,7 +61,7 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
 
     look = _Look(args, tokenizer, encoded, asked, _bytes(encoded, tokenizer) if layout == ("text",) else 0)
     student = load_model(args, str(args.model))
-    # An adapter's own base cannot be loaded before the adapter.
+    # Loaded after the student, since with `teacher: base` it is the base model of the student's adapter.
     teacher = None if args.teacher is None else load_teacher(args, student)
     name = "model" if teacher is None else "student"
     found: dict[str, Any] = {**report.about(args, "evaluate"), "rows": len(rows)}
@@ -92,7 +93,7 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a model, or an adapter, was saved there."""
+    """Whether a model or an adapter was saved in this directory."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTER)) and any(
         folder.glob("*.safetensors")
     )
@@ -125,7 +126,7 @@ def load_model(args: DistillationConfig, name: str) -> Any:
 
 
 def _looking_only(args: DistillationConfig) -> DistillationConfig:
-    """The configuration without what only training needs."""
+    """The configuration without the settings that only training needs."""
     args = copy.deepcopy(args)
     args.lmbda, args.gradient_match_weight, args.feature_matches = 0.0, 0.0, None
     args.load_best_model_at_end = False
@@ -135,7 +136,7 @@ def _looking_only(args: DistillationConfig) -> DistillationConfig:
 
 
 def classified(trainer: DistillationTrainer) -> dict[str, Any]:
-    """A classifier on the trainer's held-out data: its part of a report, ``eval`` and ``classes``."""
+    """Measure a classifier on the trainer's held-out data: its part of a report, ``eval`` and ``classes``."""
     rows: Any = trainer.eval_dataset
     output = trainer.predict(rows, metric_key_prefix="eval")
     predicted = np.asarray(output.predictions).argmax(-1).tolist()
@@ -148,7 +149,7 @@ def classified(trainer: DistillationTrainer) -> dict[str, Any]:
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics of an evaluation by the names of a report."""
+    """The metrics of an evaluation, under the names that a report uses."""
     found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     for name in ("epoch", "model_preparation_time"):
         found.pop(name, None)
@@ -156,7 +157,7 @@ def named(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class _Look:
-    """What all models are asked, and how."""
+    """The data and prompts that all models are measured on, and the way in which each is measured."""
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class _Look:
         self.task = TASKS[args.task]
 
     def at(self, name: str, model: Any, teacher: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        """A model's part of the report, and its texts by how they were decoded."""
+        """A model's part of the report, and its answers by decoding method (``greedy`` or ``beam``)."""
         began = time.perf_counter()
         reset_peak_memory()
         trainer = self._trainer(name, model, teacher)
@@ -193,10 +194,10 @@ class _Look:
     def at_teacher(
         self, student: Any, teacher: Any, measured: dict[str, float]
     ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-        """The same of the teacher; its perplexity was measured beside the student's."""
+        """As :meth:`at`, for the teacher, whose perplexity was measured together with the student's."""
         own = isinstance(teacher, PreTrainedModel)
         found = report.teacher_part(measured, teacher.num_parameters() if own else None)
-        if not own and not isinstance(teacher, BaseTeacher):  # a cache says nothing new
+        if not own and not isinstance(teacher, BaseTeacher):  # nothing more can be measured of a cache
             return found, {}
         model = teacher if own else student
         began = time.perf_counter()
@@ -245,7 +246,7 @@ class _Look:
         return found, answers
 
     def _decoded(self, title: str, model: Any, beams: int) -> tuple[dict[str, Any], list[str]]:
-        """All processes decode a share each, and all have all answers in the end."""
+        """Each process decodes a part of the prompts; afterwards every process has all answers."""
         args = self.args
         mine = list(range(args.process_index, len(self.asked), args.world_size))
         shown = None if args.disable_tqdm or args.process_index else title
@@ -275,7 +276,7 @@ class _Look:
 
 
 def _bytes(encoded: Any, tokenizer: Any) -> int:
-    """UTF-8 bytes of all text that is predicted; the ends of texts are predicted too, but have none."""
+    """UTF-8 bytes of all predicted text. The ends of texts are predicted too, but they have no bytes."""
     total = 0
     for row in encoded["labels"]:
         said = [token for token in row[1:] if token != IGNORE_INDEX]
@@ -288,7 +289,7 @@ def _predicted(labels: Sequence[int]) -> int:
 
 
 def shares(found: dict[str, Any]) -> None:
-    """How much of the teacher's BLEU each model keeps."""
+    """Add ``bleu_share`` to each model's part: its BLEU divided by the teacher's."""
     teacher = found.get("teacher", {})
     for name, part in report.parts(found).items():
         for how in ("greedy", "beam"):

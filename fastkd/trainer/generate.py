@@ -1,8 +1,8 @@
 """Sequence-level distillation: the teacher writes the training data (Kim & Rush 2016).
 
-``beam`` takes the teacher's best beam, the mode of its distribution over whole sequences; ``sample`` draws
-from it; ``interpolate`` takes, of the beams, the one nearest to the data's own answer, so that the student
-learns something that is both likely and right.
+``beam`` takes the teacher's best beam, which stands for the mode of its distribution over whole sequences;
+``sample`` draws from that distribution; ``interpolate`` takes the beam that is nearest to the data's own
+answer, so that the student learns something that is both likely and right.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 256
 REFERENCE = "reference"
-# Of a shard's schema: the hash of each row that it was made from, and counts of its answers.
+# Key in the schema of a shard; its value holds the hash of each input row and counts of the answers.
 _METADATA = b"fastkd"
 
 
 def generate(args: DistillationConfig) -> Manifest:
     """Write the answers of ``teacher`` to the prompts of ``train_file`` into ``output_dir``.
 
-    The teacher reads with its own tokenizer, which need not be the student's.
+    The teacher uses its own tokenizer, which need not be the student's.
 
     Returns:
         The manifest; its ``notes`` count the answers that are empty or were cut at the length limit.
@@ -92,13 +92,13 @@ def generate_rows(
 ) -> Manifest:
     """As :func:`generate`, with a teacher, its tokenizer and raw rows.
 
-    The directory is gone on with if it was begun before; only the shard that was open is lost. Rows that
-    training would leave out are left out. All other columns are kept, the answer's column holds the
-    teacher's, and the new column ``reference`` the data's own.
+    An existing directory is resumed; at most its unfinished shard is lost. Rows that training would leave out
+    are left out here too. The answer's column receives the teacher's answer, a new column ``reference`` holds
+    the data's own (if the data has answers), and all other columns are kept.
 
     Args:
         teacher: frozen in place and put into eval mode.
-        shard_rows: rows in a shard.
+        shard_rows: number of rows in a shard.
 
     Raises:
         ValueError: data without prompts or with a column ``reference``, a directory that was begun with
@@ -157,25 +157,25 @@ def generate_rows(
 
 
 def _with_answers(rows: Dataset, task: Task, args: DistillationConfig) -> tuple[Dataset, bool]:
-    """The rows, and whether the data answers them: prompts alone are enough for all but ``interpolate``."""
+    """The rows, and whether the data has answers. All modes but ``interpolate`` need only prompts."""
     columns = set(rows.column_names)
     if args.generation_mode == "interpolate" or any(set(layout) <= columns for layout in task.layouts):
         return rows, True
     for layout in task.layouts:
         if len(layout) == 2 and layout[0] in columns:
-            # Something, since a row without an answer is no training data.
+            # A placeholder, since a row without an answer would be left out.
             return rows.add_column(layout[1], ["?"] * len(rows)), False
     return rows, True
 
 
 def _longest(args: DistillationConfig) -> int:
-    """Tokens of an answer that training would not cut."""
+    """The longest answer in tokens; for seq2seq, one that training would not cut."""
     longest = args.max_completion_length
     return min(longest, args.max_target_length) if args.task == "seq2seq" else longest
 
 
 def _decoding(args: DistillationConfig) -> dict[str, Any]:
-    """The settings that the mode reads."""
+    """The settings that ``generation_mode`` uses."""
     if args.generation_mode == "sample":
         return {"sampling_temperature": args.sampling_temperature, "seed": args.seed}
     if args.generation_mode == "interpolate":
@@ -213,13 +213,13 @@ def _answers(
     labelled: bool,
     bar: Any,
 ) -> list[Answer]:
-    """One answer to each question of a shard, whose first one is number ``first`` of all."""
+    """One answer to each question of a shard; ``first`` is the number of its first question among all."""
     mode = args.generation_mode
     sampled = mode == "sample"
     score = None
     if mode == "interpolate":
         score = sentence_scorer(args.interpolate_metric, [question.reference for question in asked])
-    # Of its own for each shard: where a run goes on, it draws what it would have drawn.
+    # Each shard has its own seed, so that a resumed run draws what an uninterrupted one would have.
     seed = int.from_bytes(hashlib.blake2b(f"{args.seed} {first}".encode(), digest_size=4).digest(), "little")
     found: dict[int, Answer] = {}
     for number, answers in decode(
@@ -242,7 +242,7 @@ def _answers(
 
 
 def nearest(answers: Sequence[Answer], reference: str, score: Callable[[str, str], float]) -> int:
-    """Which answer is the most like the reference; of equals, the likeliest."""
+    """The number of the answer that is most like the reference; among equals, the likeliest."""
     scores = [score(answer.text, reference) for answer in answers]
     return scores.index(max(scores))
 
@@ -272,7 +272,7 @@ def _answered(
 
 
 def _replaced(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """A conversation up to its last answer, which is the teacher's."""
+    """A conversation up to its last answer, which is replaced by the teacher's."""
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return [*messages[:last], {**messages[last], "content": text}]
 
@@ -285,7 +285,7 @@ def _parquet(rows: Dataset, counts: dict[str, Any]) -> Callable[[Path], None]:
 
 
 def _counted(manifest: Manifest) -> Manifest:
-    """With the counts of all shards, so that they do not depend on where a run was stopped."""
+    """The manifest with counts over all shards, so that they do not depend on where a run was stopped."""
     totals = {"cut": 0, "empty": 0}
     for shard in manifest.shards:
         counts = json.loads(pq.read_schema(manifest.folder / shard.name).metadata[_METADATA])

@@ -1,9 +1,9 @@
-"""A model's output head, when it is linear: what ``linear_kd_loss`` needs to do without the logits.
+"""A model's linear output head, with which ``linear_kd_loss`` computes the loss without storing the logits.
 
-The hidden states are whatever the model feeds into its head, so scalings before it (T5) are in them.
-Softcaps, scales and biases after it are read from the model under the names that model families use, and then
-checked against the model itself on a few tokens. So a head that does something else is found out and
-goes through its logits, instead of being trained on a silently different objective.
+The hidden states are the input of the model's head, so they include scalings before the head (T5).
+Softcaps, scales and biases after the head are read from the model under the names that model families use,
+and then checked against the model itself on a few tokens. A head that computes something else is thus
+detected, and its loss is computed from the model's own logits instead of a silently different objective.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from fastkd import HiddenTeacher
 from fastkd.trainer.views import NOTHING_MORE, View, Wanted
 
-# Where a softcap (30 in Gemma 2) is far from the identity.
+# A logit at which a softcap (30 in Gemma 2) is far from the identity.
 _PROBE_LOGIT = 64.0
 
 
@@ -39,9 +39,9 @@ class LinearHead:
     logit_softcap: float | None = None
 
     def factors(self, hidden: Tensor) -> HiddenTeacher:
-        """The logits of ``hidden``, not multiplied out, in the dtype autocast would multiply them in.
+        """The factors of the logits of ``hidden``, in the dtype in which autocast would multiply them.
 
-        ``linear_kd_loss`` multiplies outside the operators that autocast knows, so the cast is made here.
+        ``linear_kd_loss`` multiplies outside the operators that autocast covers, so the cast is made here.
         """
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -60,7 +60,7 @@ class LinearHead:
 
 
 def run(model: Any, head: LinearHead | None, inputs: dict[str, Any], wanted: Wanted = NOTHING_MORE) -> View:
-    """One forward of ``model``: hidden states with their head, or logits where ``head`` is None."""
+    """One forward of ``model``. It gives hidden states with ``head``, or logits if ``head`` is None."""
     embedded: list[Tensor] = []
     hooks = []
     options = dict(inputs)
@@ -90,7 +90,7 @@ def run(model: Any, head: LinearHead | None, inputs: dict[str, Any], wanted: Wan
 
 
 def _take_input(fed: list[Tensor]) -> Any:
-    """Keeps what the head is fed, and feeds it no position at all: the logits are never made."""
+    """A hook that keeps the head's input and gives the head no positions, so that the logits are not made."""
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         fed.append(args[0])
@@ -129,7 +129,7 @@ def output_width(model: PreTrainedModel) -> int:
 
 
 def find_linear_head(model: PreTrainedModel) -> LinearHead | str:
-    """The model's linear head, or the reason why there is none, in words."""
+    """The model's linear head, or the reason why it has none, as text."""
     head = declared_head(model)
     if isinstance(head, str) or _reproduces(model, head):
         return head
@@ -141,7 +141,7 @@ def _class_name(model: Any) -> str:
 
 
 def declared_head(model: PreTrainedModel) -> LinearHead | str:
-    """As :func:`find_linear_head`, from names alone: the model need not hold data."""
+    """As :func:`find_linear_head`, but from attribute names alone: the model's tensors need not hold data."""
     linear = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # Exactly nn.Linear: adapters and quantised layers are subclasses that compute something else.
     if type(linear) is not nn.Linear:
@@ -166,7 +166,7 @@ def _logit_scale(config: Any) -> float:
 
 @torch.no_grad()
 def _reproduces(model: PreTrainedModel, head: LinearHead) -> bool:
-    """Whether the head gives the model's logits on a few tokens, made large enough to show a cap."""
+    """Whether the head gives the model's logits on a few tokens, scaled up so that a softcap would show."""
     ids = torch.arange(4, device=model.device)[None] % head.linear.out_features
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
@@ -178,7 +178,7 @@ def _reproduces(model: PreTrainedModel, head: LinearHead) -> bool:
         assert isinstance(factors, HiddenTeacher)
         hidden = factors.hidden
         largest = head.linear(hidden).abs().max().clamp(min=1e-30)
-        # A power of two, so that 16-bit hidden states stay what they are.
+        # A power of two, so that scaling does not round 16-bit hidden states.
         lift = torch.exp2(torch.log2(_PROBE_LOGIT / largest.float()).floor()).to(hidden.dtype)
         hook = head.linear.register_forward_pre_hook(lambda _, args: (args[0] * lift,))
         try:

@@ -1,4 +1,7 @@
-"""Models and tokenizers from the names in a configuration. Weights are read from safetensors alone."""
+"""Models and tokenizers from the names in a configuration.
+
+Weights are read from safetensors alone, unless ``teacher_model_init_kwargs`` requests otherwise.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ BASE = "base"
 
 
 def load_student(args: DistillationConfig) -> PreTrainedModel:
-    """``model``, pretrained or from scratch, in float32: small updates vanish in 16-bit weights.
+    """The model that ``model`` names, pretrained or from scratch, in float32, since small updates vanish in
+    16-bit weights.
 
-    The seed is set first, so the same configuration gives the same fresh weights. With ``peft_config`` it
-    comes with an adapter, and only that learns.
+    The seed is set first, so the same configuration gives the same fresh weights. With ``peft_config`` the
+    model has an adapter, and only the adapter is trained.
     """
     set_seed(args.seed)
     auto = TASKS[args.task].auto_class
@@ -63,8 +67,8 @@ def _with_adapter(model: PreTrainedModel, args: DistillationConfig) -> Any:
 
 
 def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedModel | Teacher:
-    """What ``teacher`` names: a model as it was saved or as ``teacher_model_init_kwargs`` says, a cache, or
-    the student's own base.
+    """The teacher that ``teacher`` names: a model, loaded with ``teacher_model_init_kwargs``; a cache; or the
+    student's own base.
     """
     if args.teacher is not None and args.teacher.startswith(CACHE):
         return CachedTeacher(Path(args.teacher.removeprefix(CACHE)))
@@ -74,7 +78,7 @@ def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedMod
 
 
 def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
-    """``teacher``, which must be a model."""
+    """The model that ``teacher`` names."""
     kwargs = args.teacher_model_init_kwargs or {}
     if not isinstance(kwargs, dict):
         raise ValueError(f"teacher_model_init_kwargs must be a mapping, not {kwargs!r}")
@@ -91,7 +95,7 @@ def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
 
 
 def known_classes(args: DistillationConfig) -> list[str] | None:
-    """The classes that the configuration, the teacher's or the student's config names, in this order."""
+    """The class names of the configuration, else of the teacher, else of the student; None without any."""
     if args.class_names:
         return args.class_names
     for name in (args.teacher, args.model):
@@ -104,7 +108,7 @@ def known_classes(args: DistillationConfig) -> list[str] | None:
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
         except (OSError, ValueError):
-            continue  # said where it is loaded
+            continue  # reported where the model is loaded
         names = list((config.id2label or {}).values())
         if names and not _unnamed(names):
             return names
@@ -112,12 +116,12 @@ def known_classes(args: DistillationConfig) -> list[str] | None:
 
 
 def _unnamed(names: list[str]) -> bool:
-    """Whether they are the numbers that `transformers` gives for want of names."""
+    """Whether the names are the numbered ones that `transformers` uses by default."""
     return all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
 
 
 def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
-    """The student's tokenizer; the teacher's where a student from scratch has none yet."""
+    """The student's tokenizer, or the teacher's if the student (one from scratch) has none yet."""
     common = {"trust_remote_code": args.trust_remote_code}
     try:
         return _load("model", AutoTokenizer.from_pretrained, args.model, **common)

@@ -1,4 +1,4 @@
-"""The loss of a batch from both models' distributions, and what is counted beside it."""
+"""The loss of a batch from both models' distributions, and the sums that are reported with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastkd import HiddenTeacher, SparseTeacher, kd_loss, linear_kd_loss
 from fastkd.trainer.tasks import IGNORE_INDEX
 from fastkd.trainer.views import Distribution
 
-# Sums over tokens by name, so that batches and processes simply add up. "tokens" is how many there are.
+# Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens.
 Sums = dict[str, Tensor]
 
 
@@ -24,9 +24,9 @@ def loss(
     options: dict[str, Any],
     **more: Any,
 ) -> Any:
-    """:func:`fastkd.kd_loss` or :func:`fastkd.linear_kd_loss`, by what the student hands out.
+    """:func:`fastkd.kd_loss` for a student's logits, :func:`fastkd.linear_kd_loss` for its hidden states.
 
-    There may be no teacher where ``kd_ratio`` is 0.
+    The teacher may be None if ``kd_ratio`` is 0.
     """
     options = {**options, **more}
     if isinstance(student, Tensor):
@@ -50,15 +50,15 @@ def measure(
     targets: Tensor,
     options: dict[str, Any],
 ) -> Sums:
-    """What a batch reports: ``loss``, ``kd``, ``ce`` (never smoothed), ``student_entropy``, and with a
-    teacher ``teacher_entropy``, ``agreement`` (top-1) and, where the teacher gives every token a probability,
-    ``teacher_ce``; of a classifier also ``accuracy`` and
-    ``teacher_accuracy``. Sums over the valid targets, and their number
-    ``tokens``.
+    """The metrics of a batch, as sums over its valid targets, and the number of those, ``tokens``.
+
+    These are ``loss``, ``ce`` (never smoothed) and ``student_entropy``; with a teacher also ``kd``,
+    ``teacher_entropy``, ``agreement`` (top-1) and, if the teacher gives every token a probability,
+    ``teacher_ce``; for a classifier also ``accuracy`` and, if the teacher gives logits, ``teacher_accuracy``.
     """
     student, teacher = _detached(student), _detached(teacher)
     ratio, smoothing = 0.0 if teacher is None else options["kd_ratio"], options["label_smoothing"]
-    # The divergence is measured even where it is no part of the loss.
+    # The divergence is measured even if it is not part of the loss.
     both = {**options, "label_smoothing": 0.0, "kd_ratio": ratio}
     _, metrics = loss(student, teacher, targets, both, return_metrics=True)
     found = {"kd": metrics.kd, "ce": metrics.ce, "student_entropy": metrics.student_entropy}
@@ -92,7 +92,7 @@ def _detached(given: Any) -> Any:
 
 
 def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
-    """The sums as the numbers people read."""
+    """The means to report, from the sums; language models also get perplexities."""
     tokens = sums["tokens"]
     found = {name: value / tokens if tokens else math.nan for name, value in sums.items() if name != "tokens"}
     if "accuracy" not in found:  # of a language model

@@ -1,4 +1,7 @@
-"""On-policy distillation: the teacher judges what the student itself says (GKD, Agarwal et al. 2024)."""
+"""On-policy distillation: the student learns from the teacher's distributions on its own samples.
+
+Source: GKD, Agarwal et al. 2024.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from fastkd.trainer.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.tasks.base import pad
 from fastkd.trainer.views import Batch
 
-# Whatever else a model's generation config asks for would make the samples somebody else's.
+# Overrides the model's generation config, since any other setting would draw from a different distribution
+# than the student's.
 _PLAIN_SAMPLING: dict[str, Any] = {
     "do_sample": True,
     "num_beams": 1,
@@ -37,19 +41,21 @@ _PLAIN_SAMPLING: dict[str, Any] = {
 
 
 class OnPolicy:
-    """Makes some optimizer steps out of the student's samples.
+    """Runs some optimizer steps on the student's own samples instead of the data's answers.
 
-    Which steps, and what is drawn in them, follows from the seed, the step and the process alone: resuming
-    changes nothing, and nobody else's random numbers move.
+    The seed and the step decide which steps these are; together with the numbers of the process and the
+    batch they also decide what is drawn. So resuming changes no sample, and the global random state stays as
+    it was.
 
     Args:
-        teacher: who judges them; must be live.
+        teacher: gives the distributions for the samples; must be live.
         task: causal_lm or seq2seq.
-        tokenizer, pad_token_id: of the student.
-        args: with ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed``.
+        tokenizer, pad_token_id: the student's.
+        args: provides ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed`` and the
+            precision.
 
     Raises:
-        ValueError: a task without text, no teacher or one that cannot judge new text, packing.
+        ValueError: a task without text, no teacher or a cached one, packing.
     """
 
     def __init__(
@@ -77,10 +83,10 @@ class OnPolicy:
         """The batches with their completions replaced by the student's, and ``own_samples`` set.
 
         Args:
-            batches: as the task's ``collate`` makes them.
-            wrapped: the module that trains.
-            student: the plain model in it.
-            step: of the optimizer.
+            batches: made by the task's ``collate``.
+            wrapped: the trained module in its distributed wrapper, if it has one.
+            student: the plain model inside.
+            step: number of the optimizer step.
 
         Raises:
             ValueError: a batch without a prompt.
@@ -98,12 +104,12 @@ class OnPolicy:
             yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
 
     def prompts(self, batch: Batch) -> list[list[int]]:
-        """What the student is to answer: the source, or the tokens before a row's first label.
+        """The prompts that the student answers: each row's source, or its tokens before the first label.
 
-        A row without any (an empty prompt) is left out.
+        Rows with an empty prompt, or without any label, are left out.
 
         Raises:
-            ValueError: no row has one.
+            ValueError: no row has a prompt, or the rows are packed.
         """
         ids: Tensor = batch["input_ids"]
         if self.task.name == "seq2seq":
@@ -122,7 +128,7 @@ class OnPolicy:
         return prompts
 
     def rows(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[dict[str, Any]]:
-        """Rows as the task encodes them. Only what the student said is a label."""
+        """Rows as the task encodes them. Only the tokens that the student generated are labels."""
         if self.task.name == "seq2seq":
             return [{"input_ids": p, "labels": c} for p, c in zip(prompts, completions, strict=True)]
         return [
@@ -133,16 +139,16 @@ class OnPolicy:
     def sample(
         self, student: Any, prompts: list[list[int]], device: torch.device, sharded: bool = False
     ) -> list[list[int]]:
-        """One answer to each prompt, with its end-of-sequence if it came to one."""
+        """One answer to each prompt, with its end-of-sequence token if the student generated one."""
         ids, mask = pad(prompts, self.pad_token_id), pad([[1] * len(prompt) for prompt in prompts], 0)
         before = 1  # the decoder's start token
         if self.task.name != "seq2seq":
-            # Prompts end in one column, where all answers begin.
+            # Pad on the left, so that all answers begin in the same column.
             ids, mask = pad([p[::-1] for p in prompts], self.pad_token_id).flip(1), mask.flip(1)
             before = ids.shape[1]
         room = self.args.max_completion_length
         window = getattr(student.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if isinstance(window, int) and window > 1:  # else positions are relative
+        if isinstance(window, int) and window > 1:  # otherwise positions are relative and have no limit
             room = max(1, min(room, window - before))
         ends = self._ends(student)
         training = [module for module in student.modules() if module.training]
@@ -166,7 +172,7 @@ class OnPolicy:
         return [_until(answer, ends) for answer in made[:, before:].tolist()]
 
     def _ends(self, student: Any) -> list[int]:
-        """Every token that ends an answer, the model's and the tokenizer's."""
+        """Every token that ends an answer: the model's and the tokenizer's."""
         found: list[int] = []
         for source in (getattr(student, "generation_config", None), self.tokenizer):
             value = getattr(source, "eos_token_id", None)
@@ -174,7 +180,7 @@ class OnPolicy:
         return sorted(set(found))
 
     def _nobodys(self, student: Any) -> list[int] | None:
-        """Columns of the student's head that stand for no token, or for none that the teacher knows."""
+        """Output columns that must not be sampled: padding, and tokens that the teacher does not have."""
         width = output_width(student)
         known = min(width, self.teacher.columns)
         if self.tokenizer is not None:
@@ -182,15 +188,16 @@ class OnPolicy:
         return list(range(known, width)) or None
 
     def _precision(self, device: torch.device) -> Any:
-        """The one in which the student trains."""
+        """The autocast context of training; one that does nothing if training uses no autocast."""
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _gathered(self, wrapped: nn.Module, batch: Batch) -> Iterator[bool]:
-        """All weights on every process, where FSDP has sharded them; yields whether it has.
+        """Gathers all weights on every process if FSDP has sharded them; yields whether it has.
 
-        Answers differ in length between processes, so no layer may gather its weights on the way.
+        Answers differ in length between processes, so a layer must not gather its weights during generation:
+        the processes would not call that collective equally often.
 
         Raises:
             ValueError: the first version of FSDP, which cannot do this.
@@ -208,11 +215,12 @@ class OnPolicy:
             yield False
             return
         if not self._rooted:
-            # FSDP takes for its root what runs first, and that must not be a layer.
+            # FSDP makes the first module that runs its root. Run the whole module once, so that the root is
+            # not a layer.
             with _drawing_from(0, batch["input_ids"].device), torch.no_grad():
                 wrapped(**batch)
             self._rooted = True
-        # Not all modules have the same setting, and only the setter is public.
+        # Remember the setting of each module, since they differ. FSDP has no public getter for it.
         settings = [(g, g.post_forward_mesh_info) for module in shards for g in _parameter_groups(module)]
         for module in shards:
             module.set_reshard_after_forward(False, recurse=False)
@@ -227,7 +235,7 @@ class OnPolicy:
 
 
 def _parameter_groups(module: Any) -> list[Any]:
-    """Of one module of FSDP; torch 2.13 made it several."""
+    """The parameter groups of one FSDP module, which may have several since torch 2.13."""
     state = module._get_fsdp_state()
     if hasattr(state, "_fsdp_param_groups"):
         return list(state._fsdp_param_groups)
@@ -235,7 +243,7 @@ def _parameter_groups(module: Any) -> list[Any]:
 
 
 def _until(answer: list[int], ends: list[int]) -> list[int]:
-    """Up to its first end-of-sequence. One that has none was cut by the limit, and stays open."""
+    """The answer up to its first end-of-sequence token. None is added to an answer that the limit cut."""
     for i, token in enumerate(answer):
         if token in ends:
             return answer[: i + 1]
@@ -244,7 +252,7 @@ def _until(answer: list[int], ends: list[int]) -> list[int]:
 
 @contextlib.contextmanager
 def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """The random numbers of a seed; afterwards, those that would have come next."""
+    """Seeds the random state inside the context, and restores the previous state afterwards."""
     on_cpu = device.type == "cpu"
     kept = [] if on_cpu else [torch.get_device_module(device).current_device()]
     with torch.random.fork_rng(devices=kept, **({} if on_cpu else {"device_type": device.type})):

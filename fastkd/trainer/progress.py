@@ -1,4 +1,4 @@
-"""One quiet bar per training run, with the numbers that matter beside it."""
+"""One progress bar per training run, with the metrics that matter beside it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SHOWN = {
 
 
 class Progress(TrainerCallback):
-    """A bar over the optimizer steps, and one over the batches of each evaluation that takes a while; in a
-    file or a pipe, a line now and then.
+    """A bar over the optimizer steps, and one over the batches of each evaluation that takes more than a
+    second. If the output is a file or a pipe, a bar is printed at most every 10 seconds.
 
     Args:
-        title: what stands before the bar.
+        title: label in front of the bar.
     """
 
     def __init__(self, title: str) -> None:

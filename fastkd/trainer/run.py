@@ -49,7 +49,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     """
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
-    transformers_logging.disable_progress_bar()  # of a second's work, in the middle of ours
+    transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
     begin_run(args)
     data = load_data(args)
     shared = None if command == "train" or args.teacher == BASE else load_teacher(args)
@@ -80,7 +80,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Data:
-    """Encoded rows and what encoded them."""
+    """Encoded rows and the tokenizer that encoded them."""
 
     tokenizer: PreTrainedTokenizerBase
     train: Any
@@ -88,10 +88,10 @@ class Data:
 
 
 def load_data(args: DistillationConfig) -> Data:
-    """The tokenizer and the encoded data sets; of a classification also ``args.class_names``, where unset.
+    """The tokenizer and the encoded data sets. For classification it also sets ``args.class_names`` if unset.
 
     Raises:
-        ValueError: no training data, or some that cannot be read.
+        ValueError: no training data, or data that cannot be read.
     """
     raw = {field: load_rows(field, args) for field in ("train_file", "eval_file")}
     if raw["train_file"] is None:
@@ -108,7 +108,7 @@ def load_data(args: DistillationConfig) -> Data:
     return Data(tokenizer, encoded["train_file"], encoded["eval_file"])
 
 
-# Fields that may differ between a run and the one that goes on where it stopped.
+# Fields that may differ between a run and the run that resumes it.
 _NOT_THE_RUN = {
     "output_dir",
     "resume_from_checkpoint",
@@ -120,8 +120,10 @@ _NOT_THE_RUN = {
 
 
 def begin_run(args: DistillationConfig) -> None:
-    """Decide what to resume from: where ``resume_from_checkpoint`` is unset, from this very run's last
-    checkpoint.
+    """Set ``args.resume_from_checkpoint`` and write ``run.json``.
+
+    If the field is unset, the run resumes from its own last whole checkpoint, if there is one. ``false``
+    begins anew and unseals the checkpoints that are there.
 
     Raises:
         ValueError: ``output_dir`` holds checkpoints of a run with other settings.
@@ -172,7 +174,7 @@ def train_one(
     tokenizer: Any,
     watch: Sequence[TrainerCallback] = (),
 ) -> tuple[dict[str, Any], bool]:
-    """Train and save one model, with a progress bar called ``title``, and more callbacks in ``watch``.
+    """Train and save one model, with a progress bar called ``title`` and the further callbacks ``watch``.
 
     Returns:
         Its part of the report, and whether this is the process that should write it.
@@ -187,7 +189,7 @@ def train_one(
     if not args.disable_tqdm:
         trainer.add_callback(Progress(title))
     resume: Any = args.resume_from_checkpoint
-    if str(resume).lower() == "true":  # go on, if there is anything to go on from
+    if str(resume).lower() == "true":  # resume, if there is a whole checkpoint
         folder = str(args.output_dir)
         last = checkpoints.last_whole(Path(folder))
         resume = None if last is None else str(last)

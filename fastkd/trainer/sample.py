@@ -1,4 +1,4 @@
-"""A look at the data without reading all of it: some thousand rows, encoded as the run would encode them."""
+"""A sample of the data, without reading all of it: up to 2,000 rows, encoded as the run would encode them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Sample:
 
     Attributes:
         field: ``train_file`` or ``eval_file``.
-        data: the whole data set, not read.
+        data: the whole data set, whose other rows have not been read.
         layout: the columns that the task reads.
-        rows: the chosen rows, those columns alone.
-        encoded: of each, what the task makes of it; None of one that holds nothing to learn.
-        error: what the first row that could not be encoded says, None where all could.
+        rows: the chosen rows, with those columns alone.
+        encoded: each row as the task encodes it; None if it has nothing to learn or cannot be encoded.
+        error: the error of the first row that cannot be encoded; None if all can.
     """
 
     field: str
@@ -40,7 +40,7 @@ class Sample:
 
     @property
     def looked_at(self) -> str:
-        """How many of how many rows, in words."""
+        """The number of chosen rows and of all rows, as text."""
         if len(self.rows) == self.total:
             return f"all {self.total:,} rows"
         return f"{len(self.rows):,} of {self.total:,} rows"
@@ -51,8 +51,8 @@ class Sample:
 
 
 def look(field: str, args: DistillationConfig, tokenizer: Any) -> Sample | None:
-    """At most ``MOST`` rows of ``train_file`` or ``eval_file``, evenly spread; None where there is no such
-    data. With ``packing``, documents are not yet packed. Fills in ``args.class_names`` of a classification.
+    """At most ``MOST`` rows of ``train_file`` or ``eval_file``, evenly spread; None if there is no such data.
+    With ``packing``, documents are not yet packed. For classification it sets ``args.class_names`` if unset.
 
     Raises:
         ValueError: data that cannot be read.

@@ -1,4 +1,4 @@
-"""How good answers are: of classifiers from their confusions, of writers from texts and references."""
+"""The quality of answers: classifiers are scored by confusion matrices, generated texts by references."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def confusion(true: Sequence[int], predicted: Sequence[int], classes: int) -> Co
 def classification(matrix: Confusion, names: Sequence[str]) -> dict[str, Any]:
     """``accuracy``, ``macro_f1``, ``f1`` of each class by name, and the ``confusion`` itself.
 
-    F1 is 0 where a class is never hit. The macro mean is over the classes that occur among the labels or the
-    predictions, as in scikit-learn.
+    F1 is 0 for a class that is never predicted correctly. The macro mean is over the classes that occur among
+    the labels or the predictions, as in scikit-learn.
     """
     total = sum(map(sum, matrix))
     right = sum(matrix[i][i] for i in range(len(matrix)))
@@ -41,9 +41,9 @@ def classification(matrix: Confusion, names: Sequence[str]) -> dict[str, Any]:
 
 def texts(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """``bleu`` and ``chrf`` (0 to 100, of the whole set: Papineni et al. 2002, Popovic 2015), ``rouge1``,
-    ``rouge2``, ``rougeL`` (F1, 0 to 1, mean over the answers: Lin 2004) and ``exact_match`` (share).
+    ``rouge2``, ``rougeL`` (F1, 0 to 1, mean over the answers: Lin 2004) and ``exact_match`` (a fraction).
 
-    Spaces at either end do not count. How they were computed: :func:`signatures`.
+    Spaces at either end are ignored. :func:`signatures` describes how the scores were computed.
 
     Raises:
         ValueError: no answers, or not one reference for each.
@@ -65,7 +65,7 @@ def texts(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]
 
 
 def signatures(references: Sequence[str]) -> dict[str, str]:
-    """What to quote beside the scores of answers to these references, so that others can repeat them."""
+    """The settings to quote with the scores for these references, so that others can repeat the scores."""
     from importlib.metadata import version
 
     bleu, chrf = _sacrebleu(references)
@@ -95,7 +95,7 @@ def _rouge(references: Sequence[str]) -> Any:
 
 
 class _UnicodeWords:
-    """rouge-score's own words are runs of a-z and 0-9, of which other scripts have none."""
+    """A tokenizer for other scripts, in which rouge-score finds no words: its own are runs of a-z and 0-9."""
 
     _WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿]|[^\W_぀-ヿ㐀-鿿豈-﫿]+")
 
@@ -104,7 +104,7 @@ class _UnicodeWords:
 
 
 def _letters(references: Sequence[str]) -> Counter[str]:
-    """Letters by script: latin, han, kana, other."""
+    """Counts of letters by script: latin, han, kana, other."""
     found: Counter[str] = Counter()
     for letter, count in Counter("".join(references)).items():
         if not letter.isalpha():
@@ -125,7 +125,7 @@ def _is_latin(references: Sequence[str]) -> bool:
 
 
 def _bleu_tokenizer(references: Sequence[str]) -> str:
-    """sacrebleu's: 13a, unless words are not set apart by spaces."""
+    """The tokenizer of sacrebleu: 13a, unless the language does not separate words by spaces."""
     found = _letters(references)
     if 2 * (found["han"] + found["kana"]) <= sum(found.values()):
         return "13a"
@@ -133,12 +133,12 @@ def _bleu_tokenizer(references: Sequence[str]) -> str:
 
 
 def sentence_scorer(metric: str, references: Sequence[str]) -> Callable[[str, str], float]:
-    """How near one answer is to one reference, the nearer the larger.
+    """A function that scores one answer against one reference: the more alike, the higher.
 
     Args:
-        metric: ``bleu`` (smoothed, orders that a short sentence has: Chen & Cherry 2014), ``chrf`` or
-            ``rougeL`` (F1).
-        references: some of them, to tell how the language parts its words.
+        metric: ``bleu`` (smoothed, over the n-gram orders that a short sentence has: Chen & Cherry 2014),
+            ``chrf`` or ``rougeL`` (F1).
+        references: some of them, which show how the language separates words.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF

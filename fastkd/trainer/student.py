@@ -1,4 +1,25 @@
-"""The module that a distributed wrapper wraps: the student, and the whole loss inside its forward."""
+"""The module that DDP or FSDP wraps: the student, and the whole loss inside its forward.
+
+One training step calls, in this order:
+
+1. ``DistillationTrainer.get_batch_samples`` collects the batches of one optimizer step. If the step is
+   on-policy, ``OnPolicy.resample`` replaces their answers by the student's own samples. ``Trainer`` counts
+   the valid labels of all of them (``num_items_in_batch``).
+2. ``Trainer.training_step`` calls ``DistillationTrainer.compute_loss`` for each batch. In steps that are
+   logged it sets ``with_sums``; ``Trainer.compute_loss`` then calls the wrapped model, which calls
+3. ``DistilledStudent.forward``, below, which runs steps 4 to 9.
+4. ``Task.targets`` moves the labels to the positions that predict them.
+5. ``Teacher.__call__`` returns the teacher's :class:`View`. A live teacher gets it from ``Task.model_inputs``
+   and ``heads.run``, a cached one from tensors that the collator has put into the batch.
+6. ``Matching.prepare`` computes the teacher's saliency, if that is matched.
+7. ``Task.model_inputs`` and ``heads.run`` do the same for the student. With a fused head, a hook keeps the
+   head's input, and ``LinearHead.factors`` pairs it with the head's weight.
+8. ``objective.measure`` sums kd, ce and agreement, if ``with_sums`` is set or the model is in eval mode.
+9. ``objective.loss`` calls ``kd_loss`` on logits, or ``linear_kd_loss`` on hidden states and their head.
+   ``Matching.forward`` adds the feature losses.
+10. ``DistillationTrainer.compute_loss`` keeps the sums until the next log line, and ``Trainer`` runs the
+    backward pass.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +40,21 @@ from fastkd.trainer.views import NOTHING_MORE
 class DistilledStudent(nn.Module):
     """A model whose forward returns its distillation loss.
 
-    Its submodules are the student and what ``matching`` learns. Attributes that are not found here are the
-    student's, so code that asks for ``config``, ``generate`` or ``save_pretrained`` gets the plain model's.
+    Its submodules are the student and ``matching``, which may have parameters of its own. Attributes that are
+    not found here are looked up in the student, so ``config``, ``generate`` and ``save_pretrained`` are the
+    plain model's.
 
     Args:
-        student: the model that learns.
-        task: what it does.
-        head: its linear head, for the fused loss; None for the loss on logits.
-        teacher: None when there is nothing to distil from.
-        options: keywords of :func:`fastkd.kd_loss`; the teacher runs in training only if something needs it.
-        matching: further losses between the insides of both models; None for none.
+        student: the model being trained.
+        task: the task of both models.
+        head: the student's linear head, for the fused loss; None for the loss on logits.
+        teacher: None for training on the labels alone.
+        options: keywords of :func:`fastkd.kd_loss`. In training, the teacher runs only if ``kd_ratio`` is
+            above 0, or if ``matching`` or the log needs it.
+        matching: further losses between the intermediate tensors of both models; None for none.
     """
 
-    # Has `Trainer` count the valid labels of the whole (accumulated, distributed) batch and pass them on.
+    # Makes `Trainer` count the valid labels of the whole (accumulated, distributed) batch and pass the count.
     accepts_loss_kwargs = True
 
     def __init__(
@@ -69,21 +92,21 @@ class DistilledStudent(nn.Module):
         """The loss of a batch.
 
         Args:
-            labels: as the task's collator makes them; -100 is masked.
-            num_items_in_batch: valid targets in the whole batch that this one is a part of; None when it is
-                all of it.
-            with_sums: also return what :func:`fastkd.trainer.objective.measure` returns. Always, in eval
-            mode.
+            labels: made by the task's collator; -100 is masked.
+            num_items_in_batch: number of valid targets in the whole batch that this one is a part of; None if
+                this batch is the whole.
+            with_sums: also return the sums of :func:`fastkd.trainer.objective.measure`. In eval mode they are
+                always returned.
             with_logits: also return the student's logits.
-            own_samples: the labels are the student's own words, which it is not trained to repeat: no
-                cross-entropy, the divergence alone.
-            batch: everything else that the task's collator makes.
+            own_samples: whether the labels are the student's own samples. The student must not be trained to
+                repeat them, so the loss is the divergence alone, without cross-entropy.
+            batch: all other tensors that the task's collator makes.
 
         Returns:
-            ``loss``, and ``sums`` and ``logits`` where asked for.
+            ``loss``, and ``sums`` and ``logits`` if requested.
 
         Raises:
-            ValueError: no labels.
+            ValueError: no labels, or no distributions from the teacher although ``kd_ratio`` is above 0.
         """
         if labels is None:
             raise ValueError(
@@ -95,7 +118,7 @@ class DistilledStudent(nn.Module):
         matching = self.matching if self.training else None
         wanted = NOTHING_MORE if matching is None else matching.wanted
         distils = options["kd_ratio"] > 0 or matching is not None or not self.training or with_sums
-        # Before the student, so that the teacher's activations are gone when the student's are kept.
+        # The teacher runs first, so that its activations are freed before those of the student are kept.
         teacher = self.teacher(batch, wanted) if self.teacher is not None and distils else None
         if matching is not None and teacher is not None:
             teacher = matching.prepare(teacher, targets)

@@ -34,22 +34,25 @@ class DistillationTrainer(Trainer):
     """Trains a model on a teacher's distributions and the data's labels.
 
     Args:
-        model: the student, plain or with an adapter of `peft`. What is saved is this model and nothing else.
+        model: the student, plain or with an adapter of `peft`. A checkpoint holds this model, and beside it
+            the projections that ``feature_matches`` learned, if any.
         teacher: a model with the same tokenizer, frozen in place, or another
             :class:`~fastkd.trainer.teachers.Teacher`; None needs ``kd_ratio=0`` (plain supervised training).
-            With a teacher and ``kd_ratio=0`` it is only compared with.
-        args: a :class:`DistillationConfig`; its ``task`` says what the models do.
+            With a teacher and ``kd_ratio=0``, the student is compared with the teacher's distributions but
+            not trained on them.
+        args: a :class:`DistillationConfig`; its ``task`` is the task of both models.
         train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
-            columns that the task reads, for ``processing_class`` to tokenize.
+            columns that the task reads, which ``processing_class`` then tokenizes.
         processing_class: the tokenizer.
-        kwargs: everything else that :class:`transformers.Trainer` takes.
+        kwargs: all other arguments of :class:`transformers.Trainer`.
 
     Evaluation reports loss, kd, ce, perplexity, top-1 agreement with the teacher, and the teacher's
-    perplexity, all over tokens (not over batches). Each line of the training log has the mean loss since the
-    line before, and kd, ce and agreement as they are in its own step.
+    perplexity, all averaged over tokens (not over batches). Each line of the training log has the mean loss
+    since the previous line, and kd, ce and agreement of its own step alone. (With ``logging_strategy`` other
+    than ``steps``, they are averaged over every tenth step.)
 
     Raises:
-        ValueError: a share for the teacher and none given, vocabularies that do not fit,
+        ValueError: ``kd_ratio`` above 0 without a teacher, vocabularies that do not match,
             ``fused_head="true"`` with a head that is not linear, weights that student and teacher share.
     """
 
@@ -70,7 +73,7 @@ class DistillationTrainer(Trainer):
             logger.warning("%d GPUs are visible, one is used; torchrun starts a process on each", args.n_gpu)
             args._n_gpu = 1
         if args.device.type == "cpu":
-            args.dataloader_pin_memory = False  # warns of itself on every epoch
+            args.dataloader_pin_memory = False  # without a GPU, it only warns on every epoch
         if teacher is None and args.kd_ratio > 0:
             raise ValueError(
                 f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
@@ -100,7 +103,7 @@ class DistillationTrainer(Trainer):
         eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
             data_collator = Collator(task, pad_token_id)
-            # It takes from a row what it needs.
+            # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
@@ -130,7 +133,8 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 "gradient_match_weight differentiates inside the forward, which FSDP does not allow: use DDP"
             )
-        # The loss smooths. Where the forward shifts the labels, they are counted from the second one on.
+        # fastkd's loss smooths the labels itself. If the task shifts labels, `Trainer` must not count a row's
+        # first one, which no position predicts.
         self.label_smoother = None
         self._loss_shifts_labels = task.shifts_labels
         if self._teacher is not None:
@@ -146,7 +150,7 @@ class DistillationTrainer(Trainer):
         """The plain student."""
         return self.accelerator.unwrap_model(self.model).student
 
-    # What is measured, and where it is reported.
+    # Measuring and reporting.
 
     def compute_loss(
         self,
@@ -163,21 +167,23 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _set_signature_columns_if_needed(self) -> None:
-        # For a caller's own collator: what the student takes, as without us.
+        # A caller's own collator gets the columns that the plain student accepts, as with a plain `Trainer`.
         if self._signature_columns is None:
             names = inspect.signature(self.student.forward).parameters
             self._signature_columns: Any = [*names, "label", "label_ids", "labels"]
 
     def _is_logged(self) -> bool:
-        """Whether kd and ce are measured in this step; not in all, for it costs a forward of the loss."""
+        """Whether kd and ce are measured in this step. Measuring costs another forward of the loss, so only
+        the steps that are logged are measured, or every tenth if ``logging_strategy`` is not ``steps``.
+        """
         every = self.state.logging_steps if self.args.logging_strategy == "steps" else 10
         return (self.state.global_step + 1) % max(1, every) == 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of one optimizer step; some steps are made of the student's own samples instead."""
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end: `Trainer` would go on
+        """The batches of one optimizer step. In on-policy steps the student's samples replace the answers."""
+        if self.state.global_step >= self.state.max_steps:  # resumed after its end: `Trainer` would go on
             self.control.should_training_stop = True
             return [], None
         if self._on_policy is not None and self._on_policy.is_due(self.state.global_step):
@@ -187,7 +193,7 @@ class DistillationTrainer(Trainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _drain(self, sums: list[Sums]) -> dict[str, float] | None:
-        """The totals over batches and processes; every process must call this together."""
+        """The totals over batches and processes. All processes must call this together."""
         names = sorted({name for batch in sums for name in batch})
         if self.args.world_size > 1:  # a process may have had no batch
             names = sorted(set(gather_object(names)))
@@ -219,7 +225,7 @@ class DistillationTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def _once(self, labels: Tensor | None) -> Tensor | None:
-        """The labels without those of rows that `accelerate` repeats to fill up the last round of batches."""
+        """The labels, masked in the rows that `accelerate` repeats to fill up the last round of batches."""
         state = self.accelerator.gradient_state
         if labels is None or self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return labels
@@ -244,10 +250,10 @@ class DistillationTrainer(Trainer):
             output.metrics.update(means(total, f"{metric_key_prefix}_"))
         return output
 
-    # What is saved and loaded: the plain student, whose weights carry no prefix of ours.
+    # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint counts once it is sealed, and older ones are deleted only then."""
+        """A checkpoint counts once it is sealed; only then are older ones deleted."""
         folder = Path(self._get_output_dir(trial))
         made = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -328,10 +334,12 @@ def _teacher_side(
 
 
 def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: Any, task: Task) -> int | None:
-    """The columns both sides have, None for all. Widths may differ by padding, which no token reaches.
+    """Number of output columns that both sides have; None if they have the same. Widths may differ by padding
+    columns, which belong to no token.
 
     Raises:
-        ValueError: widths that differ by more than padding, or not known to be padding.
+        ValueError: different numbers of classes, or widths that differ by more than padding or by columns
+            that are not known to be padding.
     """
     if teacher is None:
         return None
@@ -358,7 +366,7 @@ def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: A
 
 @torch.no_grad()
 def check_documents_are_apart(model: Any, task: Task) -> None:
-    """Raise a ``ValueError`` if the model looks from one packed document into another."""
+    """Raise a ``ValueError`` if the model attends from one packed document to another."""
     documents = [[1, 2, 3], [4, 5]]
     alone, packed = (
         task.collate([{"input_ids": ids, "position_ids": list(positions)}], 0)
@@ -392,11 +400,11 @@ def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:
             value = value[0] if isinstance(value, list) else value
             if value is not None:
                 return value
-    return 0  # masked out wherever it stands
+    return 0  # any token will do, since padding is masked
 
 
 def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str) -> Any:
-    """Encode data sets that still hold text; leave all others alone."""
+    """Encode data sets that still contain text; return all others unchanged."""
     if isinstance(dataset, dict):
         return {name: _encoded(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
     columns = getattr(dataset, "column_names", None) or []

@@ -1,4 +1,4 @@
-"""Losses between the insides of both models: hidden states, attention, relations, saliency."""
+"""Losses between intermediate tensors of both models: hidden states, attention, relations, saliency."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ __all__ = ["FeatureMatch", "Matching", "parse_matches"]
 
 
 class Matching(nn.Module):
-    """The matches of a configuration. Its parameters are the projections that bridge different widths.
+    """The feature losses of a configuration. Its parameters are the projections between different widths.
 
-    A hidden match between models of different widths goes through a learned linear map of the student's
-    states to the teacher's width (FitNets, Romero et al. 2015). Of an encoder-decoder, hidden states and
-    attention maps are the decoder's (its self-attention), saliencies those of the source's tokens.
+    A hidden match between models of different widths uses a learned linear map from the student's states to
+    the teacher's width (FitNets, Romero et al. 2015). In an encoder-decoder, hidden states and attention maps
+    are those of the decoder (its self-attention), and saliencies are those of the source's tokens.
 
-    Every loss is a sum over the valid targets of one number each. A classifier has one target per text,
-    and its number is the mean over the text's tokens.
+    Every loss is a sum over the valid targets, with one value for each. A classifier has one target per text,
+    and its value is the mean over the text's tokens.
 
-    Attention maps are made by eager attention alone, and saliency's second derivative goes through no other:
-    the models that need it are switched to it.
+    Only eager attention returns attention maps, and only eager attention has the second derivative that
+    saliency needs. So the models that need either are switched to eager attention.
 
     Args:
         student, teacher: the two models.
-        matches: of ``DistillationConfig.feature_matches``.
-        gradient_weight: of ``DistillationConfig.gradient_match_weight``.
-        vocab_size: columns that both models have; None for all.
+        matches: the value of ``DistillationConfig.feature_matches``.
+        gradient_weight: the value of ``DistillationConfig.gradient_match_weight``.
+        vocab_size: number of columns that both models have; None for all.
 
     Raises:
-        ValueError: a match that is not one, a layer that is not there, a model without attention maps.
+        ValueError: an invalid match, a layer that does not exist, a model without attention maps.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Matching(nn.Module):
 
     @property
     def wanted(self) -> Wanted:
-        """Which insides must be kept in a forward."""
+        """The intermediate tensors that a forward must keep."""
         layers = {match.layer for match in self.matches}
         return Wanted("hidden_states" in layers, "attentions" in layers, self.gradient_weight > 0)
 
     def prepare(self, teacher: View, targets: Tensor) -> View:
-        """What is wanted of the teacher's graph, taken and the graph let go, before the student runs."""
+        """The teacher's view with its saliency computed and its graph freed, before the student runs."""
         if teacher.embeddings is None:
             return teacher
         with torch.enable_grad():
@@ -112,14 +112,14 @@ class Matching(nn.Module):
         )
 
     def forward(self, student: View, teacher: View, targets: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Each kind's losses times their weights, by name: sums over the valid targets."""
+        """The losses of each kind times their weights, by name. They are sums over the valid targets."""
         found: dict[str, Tensor] = {}
         with torch.autocast(targets.device.type, enabled=False):
             read = _sequences(targets, batch, decoder_side=False, source=self.decoder_side)
             said = _sequences(targets, batch, decoder_side=self.decoder_side) if self.matches else read
             for match, projection in zip(self.matches, self.projections, strict=True):
                 values = self._values(match, projection, student, teacher, said.segments)
-                # What stands at the other positions is not looked at, be it NaN.
+                # Values at positions without a target must not count, even if they are NaN.
                 total = (values.where(said.shares > 0, 0.0) * said.shares).sum()
                 name = f"feature_{match.kind}"
                 found[name] = found.get(name, 0.0) + match.weight * total
@@ -143,7 +143,7 @@ class Matching(nn.Module):
             )
         if match.kind == "attention":
             return attention_loss(s, t, match.loss)
-        # Padding may hold anything, and 0 times NaN is NaN.
+        # Set padding to 0, since it may hold NaN, and a mask that multiplies by 0 would keep NaN.
         s, t = (hidden.where((segments >= 0)[..., None], 0.0) for hidden in (s, t))
         if match.kind == "relation":
             return relation_loss(s, t, segments, match.loss)
@@ -153,11 +153,11 @@ class Matching(nn.Module):
         return hidden_loss(s, t, match.loss)
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write the projections, where there are any, beside the student.
+        """Write the projections, if there are any, beside the student.
 
         Args:
-            folder: of the checkpoint.
-            state: this module's gathered ``state_dict``, where the parameters themselves are sharded.
+            folder: directory of the checkpoint.
+            state: this module's gathered ``state_dict``, if the parameters themselves are sharded.
         """
         state = self.state_dict() if state is None else state
         if state:
@@ -166,10 +166,10 @@ class Matching(nn.Module):
             safetensors.torch.save_file(whole, folder / PROJECTIONS)
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote.
+        """Read the projections that :meth:`save` wrote.
 
         Raises:
-            ValueError: no projections there, or those of other ``feature_matches``.
+            ValueError: no projections in the directory, or those of other ``feature_matches``.
         """
         expected = self.state_dict()
         if not expected:
@@ -186,17 +186,18 @@ class Matching(nn.Module):
 def _go_eager(model: Any) -> None:
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
-    for module in model.modules():  # T5's stacks have configs of their own, which older versions leave out
+    # The stacks of T5 have configs of their own, which older versions of `transformers` do not switch.
+    for module in model.modules():
         if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
             config._attn_implementation = "eager"
 
 
 @torch.no_grad()
 def _insides(model: Any, wanted: Wanted) -> View:
-    """What the model shows of itself on a few tokens."""
+    """The model's view of a few tokens, which shows its layers and their widths."""
     ids = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     if isinstance(end := getattr(model.config, "eos_token_id", None), int):
-        ids[:, -1] = end  # where some classifiers look
+        ids[:, -1] = end  # some classifiers read their output at this token
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
@@ -210,7 +211,7 @@ def _insides(model: Any, wanted: Wanted) -> View:
 
 
 def _layer(name: str, side: str, match: FeatureMatch, found: Sequence[Tensor]) -> int:
-    """The layer's place in the tuple that the model returns."""
+    """The layer's index in the tuple that the model returns."""
     asked: int = getattr(match, side)
     what = "attention maps" if match.kind == "attention" else "hidden states"
     if not found:
@@ -225,7 +226,10 @@ def _layer(name: str, side: str, match: FeatureMatch, found: Sequence[Tensor]) -
 
 
 def _projection(narrow: int, wide: int, seed: int, double: bool) -> nn.Linear:
-    """Drawn from a generator of its own: the same on every process, and nobody else's draws change."""
+    """A projection with weights drawn from its own generator.
+
+    So they are the same on every process, and the global random state does not change.
+    """
     dtype = torch.float64 if double else torch.float32
     made = nn.utils.skip_init(nn.Linear, narrow, wide, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -238,12 +242,13 @@ def _projection(narrow: int, wide: int, seed: int, double: bool) -> nn.Linear:
 
 @dataclass(frozen=True)
 class _Sequences:
-    """How a batch falls into sequences.
+    """The sequences of a batch.
 
     Attributes:
-        segments: ``(batch, length)``, which sequence a token is of, -1 for padding.
-        shares: ``(batch, length)``, how many targets a position stands for; 0 for none.
-        counts: valid targets by sequence.
+        segments: ``(batch, length)``, number of the sequence that a token belongs to, -1 for padding.
+        shares: ``(batch, length)``, number of targets that a position counts for: 1 or 0; in a classifier, 1
+            divided by the number of the text's tokens, or 0.
+        counts: number of valid targets of each sequence.
     """
 
     segments: Tensor
@@ -252,13 +257,13 @@ class _Sequences:
 
 
 def _sequences(targets: Tensor, batch: Batch, decoder_side: bool, source: bool = False) -> _Sequences:
-    """The sequences of the tokens that the decoder says, or of those that the model reads.
+    """The sequences of the decoder's tokens, or of the model's input tokens.
 
     Args:
-        targets: as :meth:`Task.targets` gives them.
-        batch: as :meth:`Task.collate` makes it.
-        decoder_side: the decoder's tokens, which are the labels.
-        source: the tokens are another sequence than the targets.
+        targets: returned by :meth:`Task.targets`.
+        batch: made by :meth:`Task.collate`.
+        decoder_side: whether the tokens are the decoder's, which are the labels.
+        source: whether the input tokens are a different sequence from the targets.
     """
     valid = targets != IGNORE_INDEX
     ids = batch["input_ids"]
@@ -284,7 +289,7 @@ def _sequences(targets: Tensor, batch: Batch, decoder_side: bool, source: bool =
 
 
 def _numbered(real: Tensor) -> Tensor:
-    """Each row a sequence of its own."""
+    """Numbers each row as one sequence, -1 where ``real`` is False."""
     rows = torch.arange(len(real), device=real.device)[:, None]
     return torch.where(real, rows, -1)
 

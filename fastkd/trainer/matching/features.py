@@ -1,6 +1,6 @@
-"""Losses between one layer of the student and one of the teacher, a number for each position.
+"""Losses between one layer of the student and one of the teacher, with one value for each position.
 
-All of it is computed in float32 (float64 for float64 inputs). What a padded position gets means nothing.
+They are computed in float32 (float64 for float64 inputs). The values of padded positions are meaningless.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class FeatureMatch:
     """One entry of ``feature_matches``.
 
     Attributes:
-        student, teacher: layers. Of hidden states 0 is the embeddings and k the output of the k-th layer; of
-            attention maps k is the k-th layer's. Negative ones count from the last layer.
+        student, teacher: numbers of layers. For hidden states, 0 is the embeddings and k the output of the
+            k-th layer; for attention maps, k is the map of the k-th layer. Negative numbers count from the
+            last layer.
         kind: ``hidden`` (FitNets, Romero et al. 2015; patient KD, Sun et al. 2019), ``attention`` (TinyBERT,
             Jiao et al. 2020) or ``relation`` (relational KD, Park et al. 2019; MiniLM, Wang et al. 2020).
         loss: one of :data:`LOSSES`.
-        weight: of its loss beside the others.
+        weight: factor of this loss in the sum of all losses.
     """
 
     student: int
@@ -40,7 +41,7 @@ class FeatureMatch:
 
     @property
     def layer(self) -> str:
-        """The part of a :class:`~fastkd.trainer.views.View` that it looks at."""
+        """The field of a :class:`~fastkd.trainer.views.View` that this match compares."""
         return "attentions" if self.kind == "attention" else "hidden_states"
 
 
@@ -87,7 +88,7 @@ def _nearest(name: Any, known: Iterable[str]) -> str:
 
 
 def widened(values: Tensor) -> Tensor:
-    """At least float32."""
+    """The values in float32, or in float64 if they are float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -95,7 +96,7 @@ def hidden_loss(student: Tensor, teacher: Tensor, loss: str) -> Tensor:
     """``mse``: mean over the width of the squared difference; ``cosine``: 1 minus the cosine.
 
     Args:
-        student, teacher: ``(batch, length, H)``, of one width.
+        student, teacher: ``(batch, length, H)``, of the same width.
 
     Returns:
         ``(batch, length)``.
@@ -107,14 +108,15 @@ def hidden_loss(student: Tensor, teacher: Tensor, loss: str) -> Tensor:
 
 
 def attention_loss(student: Tensor, teacher: Tensor, loss: str) -> Tensor:
-    """Between each query's weights over its keys, mean over the heads.
+    """Loss between both models' attention weights of each query, averaged over the heads.
 
-    ``mse``: mean over the keys that either model looks at of the squared difference; ``kl``: divergence of
-    the student's weights from the teacher's. Different numbers of heads are averaged first. Attention
-    dropout is in a student's maps: the keys that it drops weigh 0, and ``kl`` leaves them out.
+    ``mse``: squared difference, averaged over the keys that either model attends to; ``kl``: divergence of
+    the student's weights from the teacher's. If the models have different numbers of heads, each model's
+    heads are averaged first. A student's maps include its attention dropout: dropped keys have a weight of 0,
+    and ``kl`` leaves them out.
 
     Args:
-        student, teacher: ``(batch, heads, queries, keys)`` weights, 0 where nothing may be looked at.
+        student, teacher: ``(batch, heads, queries, keys)`` attention weights, 0 at masked keys.
 
     Returns:
         ``(batch, queries)``.
@@ -131,16 +133,16 @@ def attention_loss(student: Tensor, teacher: Tensor, loss: str) -> Tensor:
 
 
 def relation_loss(student: Tensor, teacher: Tensor, segments: Tensor, loss: str) -> Tensor:
-    """Between the relations of each token to all tokens of its sequence; the widths may differ.
+    """Loss between both models' relations of each token to all tokens of its sequence; the widths may differ.
 
-    ``mse``: mean over those tokens of the squared difference of cosine similarities; ``kl``: divergence
-    of the student's ``softmax(h h' / sqrt(H))`` over them from the teacher's (MiniLM's relation, of hidden
+    ``mse``: squared difference of cosine similarities, averaged over those tokens; ``kl``: divergence of the
+    student's ``softmax(h h' / sqrt(H))`` over them from the teacher's (MiniLM's relation, applied to hidden
     states).
 
     Args:
         student: ``(batch, length, H)``.
         teacher: ``(batch, length, H')``.
-        segments: ``(batch, length)``, which sequence a token is of, -1 for padding.
+        segments: ``(batch, length)``, number of the sequence that a token belongs to, -1 for padding.
 
     Returns:
         ``(batch, length)``.

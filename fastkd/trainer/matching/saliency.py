@@ -1,7 +1,7 @@
-"""Which input tokens a model's answer hangs on, and how far two models differ in that.
+"""Saliency: how strongly a prediction depends on each input token, and how far two models differ in that.
 
-Gradient knowledge distillation (Wang et al. 2022) aligns the gradients of the label's probability by the
-input embeddings. Here it is their norms, so that the widths may differ. With
+Gradient knowledge distillation (Wang et al. 2022) aligns the gradients of the label's probability with
+respect to the input embeddings. This module compares their norms, so that the widths may differ. With
 
     g_j = d(sum of the labels' log-probabilities) / d(input embedding of token j)      s_j = norm(g_j)
 
@@ -10,8 +10,8 @@ of the student and s'_j of the teacher, a sequence's distance is
     D = sum_j (s_j / norm(s) - s'_j / norm(s'))^2
 
 from 0 (the same tokens matter to both, in the same proportions) to 2 (none in common). A batch's loss is the
-sum of D over its sequences, each as many times as it has valid targets, for all losses here are sums over
-targets.
+sum of D over its sequences, each counted as many times as it has valid targets, because all losses of
+``matching`` are sums over targets.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from fastkd.trainer.matching.features import widened
 from fastkd.trainer.tasks import IGNORE_INDEX
 from fastkd.trainer.views import View
 
-# Under the root: a sequence that nothing hangs on has saliencies of 0, not 0 / 0.
+# Added under the square root, so that a sequence whose gradients are all 0 gives 0 and not 0 / 0.
 _TINY = 1e-30
 
 
 def saliency(view: View, targets: Tensor, vocab_size: int | None, create_graph: bool) -> Tensor:
-    """``(batch, length)`` norms of the gradient by each input embedding.
+    """``(batch, length)`` norms of the gradient with respect to each input embedding.
 
-    Makes the logits of the valid targets, in plain torch: the fused loss has no second derivative.
+    It computes the logits of the valid targets in plain torch, because the fused loss has no second
+    derivative.
 
     Args:
-        view: with ``embeddings``, and the graph from them to the distribution.
-        targets: labels at the distribution's positions; of a classifier one per text.
-        vocab_size: columns at or past it do not exist.
-        create_graph: whether the result is to be differentiated itself.
+        view: must have ``embeddings``, and the graph from them to the distribution.
+        targets: labels at the distribution's positions; for a classifier one per text.
+        vocab_size: columns from this one on are ignored; None uses all.
+        create_graph: whether autograd must be able to differentiate the result.
     """
     valid = targets != IGNORE_INDEX
     given = view.distribution
@@ -53,12 +54,12 @@ def saliency(view: View, targets: Tensor, vocab_size: int | None, create_graph: 
 
 
 def saliency_loss(student: Tensor, teacher: Tensor, segments: Tensor, counts: Tensor) -> Tensor:
-    """The batch's loss.
+    """The batch's loss, as defined at the top of this file.
 
     Args:
-        student, teacher: ``(batch, length)``.
-        segments: ``(batch, length)``, which sequence a token is of, -1 for padding.
-        counts: valid targets by sequence.
+        student, teacher: ``(batch, length)`` saliencies.
+        segments: ``(batch, length)``, number of the sequence that a token belongs to, -1 for padding.
+        counts: number of valid targets of each sequence.
     """
     real = segments >= 0
     sequence = segments[real]
@@ -68,6 +69,6 @@ def saliency_loss(student: Tensor, teacher: Tensor, segments: Tensor, counts: Te
 
 
 def _shares(values: Tensor, sequence: Tensor, count: int) -> Tensor:
-    """Each value over the norm of its sequence's."""
+    """Each value divided by the norm of its sequence's values."""
     squares = values.new_zeros(count).index_add(0, sequence, values.square())
     return values / (squares + _TINY).sqrt()[sequence]

@@ -1,7 +1,7 @@
 """Directories of shards with a manifest: a teacher's distributions, or the texts that it wrote.
 
-Shards are written whole and renamed into place, and what is read is checked first: nothing here is ever
-unpickled, and no file outside the directory is touched.
+Shards are written whole and renamed into place, and files are checked before they are read. Nothing here is
+ever unpickled, and no file outside the directory is touched.
 """
 
 from fastkd.trainer.store.generated import open_generated

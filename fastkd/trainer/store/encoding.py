@@ -1,22 +1,23 @@
-"""Few bytes for a few entries of a distribution.
+"""A compact encoding of a few entries of each distribution.
 
-A token's entries are stored in the order of their columns. Columns are grouped into pages of 65,536: a token
-has the number of its entries in each page, and each entry the low 16 bits of its column. With V = 151,936 (3
-pages) a token of 32 entries takes 3 + 32 * 2 bytes for its columns.
+A token's entries are stored in the order of their columns. Columns are grouped into pages of 65,536. For each
+token the number of entries in each page is stored, and for each entry the low 16 bits of its column. With
+V = 151,936 (3 pages) a token of 32 entries takes 3 + 32 * 2 bytes for its columns.
 
 - ``topk``: log-probabilities at temperature 1 over the whole vocabulary, as float16. Their relative error is
-  at most 2**-11, which moves a probability p by at most p * abs(log p) / 2048, that is by less than 0.0002.
+  at most 2**-11, which changes a probability p by at most p * abs(log p) / 2048, that is by less than 0.0002.
   3 + 32 * (2 + 2) = 131 bytes for 32 of 151,936.
 - ``sampled``: how often each column was drawn (Anshumann et al. 2025, Sparse Logit Sampling), exact, one
   byte up to 255 draws. Draws are with replacement from the teacher at temperature 1, so count / draws is an
   unbiased estimate of each probability. 3 + 12 * (2 + 1) = 39 bytes for 12 distinct of 151,936.
 
-A row adds 32 bytes: its hash, and where it begins. Measured over 101,190 tokens in rows of 30, all files:
-132.1 bytes per token for topk 32, 38.2 for sampled 50 (11.4 distinct).
+A row adds 32 bytes: its hash, and the token and entry at which it begins. Measured over 101,190 tokens in
+rows of 30, with all files: 132.1 bytes per token for topk 32, 38.2 for sampled 50 (11.4 distinct).
 
-Unbiased is not exact: of a Zipf-like teacher (exponent 1.1, V = 1,000) the gradient from 50 draws is at 25
-degrees to the whole teacher's for one token, 7.5 for the mean of 16, 1.9 for 256 and 0.9 for 1,024.
-That of as many top-k entries (32, renormalised) stays at 6.9 degrees and 1.55 times the length.
+Unbiased is not exact. For a Zipf-like teacher (exponent 1.1, V = 1,000), the angle between the gradient from
+50 draws and that from the whole teacher is 25 degrees for one token, 7.5 for the mean of 16, 1.9 for 256 and
+0.9 for 1,024. For the gradient from as many top-k entries (32, renormalised) it stays at 6.9 degrees, and
+that gradient is 1.55 times as long.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ PAGE = 2**16
 
 @dataclass(frozen=True)
 class Entries:
-    """Some columns of each of some tokens, one token's after another's.
+    """A few columns of each of several tokens, stored token after token.
 
     Attributes:
-        pages: ``(tokens, pages)`` uint8 or uint16, how many of a token's entries lie in each page.
+        pages: ``(tokens, pages)`` uint8 or uint16, number of a token's entries in each page.
         low: ``(entries,)`` uint16, the column within its page.
         values: ``(entries,)`` float16 log-probabilities, or uint8 or uint16 counts.
     """
@@ -45,13 +46,13 @@ class Entries:
     values: np.ndarray
 
     def columns(self) -> np.ndarray:
-        """``(entries,)`` int64."""
+        """The column of each entry, ``(entries,)`` int64."""
         tokens, pages = self.pages.shape
         page = np.repeat(np.tile(np.arange(pages), tokens), self.pages.ravel())
         return page * PAGE + self.low
 
     def per_token(self) -> np.ndarray:
-        """``(tokens,)`` int64, the number of entries."""
+        """The number of entries of each token, ``(tokens,)`` int64."""
         return self.pages.sum(1, dtype=np.int64)
 
 
@@ -67,7 +68,7 @@ def top(logits: Tensor, count: int) -> Entries:
 def drawn(logits: Tensor, draws: int, generator: torch.Generator) -> Entries:
     """The distinct columns among ``draws`` samples of each of ``(tokens, V)`` logits, with their counts."""
     tokens, width = logits.shape
-    # In double precision: the running sum over a large vocabulary would swallow rare columns.
+    # In float64, since in float32 the running sum over a large vocabulary would lose rare columns.
     found = torch.multinomial(logits.double().softmax(-1), draws, replacement=True, generator=generator)
     keys = found + torch.arange(tokens, device=found.device)[:, None] * width
     distinct, counts = torch.unique(keys, return_counts=True)
@@ -76,7 +77,7 @@ def drawn(logits: Tensor, draws: int, generator: torch.Generator) -> Entries:
 
 
 def _packed(columns: Tensor, values: Tensor, each: Tensor, width: int, most: int) -> Entries:
-    """``each``: entries per token, at most ``most``; ``columns`` rise within a token."""
+    """Encode entries. ``each``: entries per token, at most ``most``; ``columns`` ascend within a token."""
     small = np.uint8 if most <= 255 else np.uint16
     where = columns.cpu().numpy()
     token = np.repeat(np.arange(len(each)), each.cpu().numpy())
@@ -91,14 +92,14 @@ def _packed(columns: Tensor, values: Tensor, each: Tensor, width: int, most: int
 
 
 def bytes_per_token(kind: str, columns: int, top_k: int, samples: int, hidden: int, itemsize: int) -> float:
-    """About what a cache takes for each token, before anything is known of the teacher.
+    """An estimate of a cache's bytes per token that does not need the teacher to run.
 
     Args:
         kind: ``topk``, ``sampled`` or ``hidden``.
         columns: the teacher's vocabulary.
-        top_k, samples: of ``topk`` and ``sampled``; of the latter's draws a quarter are taken to be distinct,
-            as is typical of language models.
-        hidden, itemsize: width and bytes of the teacher's last hidden state.
+        top_k, samples: entries of ``topk``, and draws of ``sampled``. A quarter of the draws are assumed to
+            be distinct, as is typical of language models.
+        hidden, itemsize: width of the teacher's last hidden state, and bytes of each of its elements.
     """
     pages = -(-columns // PAGE)
     if kind == "hidden":

@@ -1,4 +1,4 @@
-"""Hashes of what must be the same when a cache is read: rows, a tokenizer, a teacher's weights."""
+"""Hashes of everything that must be unchanged when a cache is used: rows, tokenizer, teacher's weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 
 from fastkd.trainer.tasks import IGNORE_INDEX, Task
 
-# Bytes of a row's hash: two of 10**9 rows collide with a probability below 10**-20.
+# Bytes of a row's hash. Any two of 10**9 rows collide with a probability below 10**-20.
 ROW_HASH = 16
 _AT_ONCE = 1000
 _ROW_FIELDS = ("input_ids", "labels", "position_ids")
 
 
 def encoded_rows(rows: Any, first: int = 0, last: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """What a model sees of each encoded row: ``input_ids``, ``labels`` and, of packed rows,
+    """The fields of each encoded row that a model sees: ``input_ids``, ``labels`` and, for packed rows,
     ``position_ids``, as int64 arrays.
     """
     last = len(rows) if last is None else last
@@ -50,7 +50,7 @@ def row_hash(row: dict[str, np.ndarray]) -> bytes:
 
 
 def survey(rows: Any, task: Task, title: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """``(rows, 16)`` uint8 hashes, and ``(rows,)`` int64 positions that have a target."""
+    """The hash of each row, ``(rows, 16)`` uint8, and its number of targets, ``(rows,)`` int64."""
     hashes = np.empty((len(rows), ROW_HASH), np.uint8)
     targets = np.empty(len(rows), np.int64)
     bar = tqdm(encoded_rows(rows), total=len(rows), desc=title, unit="row", delay=2, disable=title is None)
@@ -61,15 +61,15 @@ def survey(rows: Any, task: Task, title: str | None = None) -> tuple[np.ndarray,
 
 
 def data_digest(hashes: np.ndarray) -> str:
-    """Of all rows in their order."""
+    """A digest of all rows in their order."""
     return hashlib.sha256(hashes.tobytes()).hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Of everything that decides token ids: vocabulary, special tokens, normalisation, splitting.
+    """A hash of everything that decides token ids: vocabulary, special tokens, normalisation, splitting.
 
-    The padding token is left out, since no id of a text depends on it; so are truncation and padding, which
-    each call sets.
+    The padding token is left out, since no id of a text depends on it. Truncation and padding are left out
+    too, since each call sets them.
     """
     specials = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
     content: dict[str, Any] = {name: getattr(tokenizer, name, None) for name in specials}

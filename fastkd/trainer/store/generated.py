@@ -1,4 +1,4 @@
-"""Reading what ``fastkd generate`` wrote, as a data set."""
+"""Opens the output of ``fastkd generate`` as a data set."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def open_generated(field: str, folder: Path) -> Dataset:
-    """The rows of a generated set, all files compared with their checksums first.
+    """The rows of a generated set, after all its files have been compared with their checksums.
 
     Args:
-        field: whose value ``folder`` is, for the errors.
+        field: name of the setting that ``folder`` comes from, for error messages.
+        folder: directory of the generated set.
 
     Raises:
         ValueError: no generated set, an incomplete one, or one that is damaged.

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a directory holds, what it was made from, and the checksum of every file."""
+"""``manifest.json``: the contents of a directory, the inputs that made it, and every file's checksum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class File:
 
 @dataclass(frozen=True)
 class Shard(File):
-    """A file with the rows from ``first`` up to, not including, ``last``, and how many tokens they have."""
+    """A file with the rows from ``first`` up to, but not including, ``last``, and their number of tokens."""
 
     first: int
     last: int
@@ -50,12 +50,12 @@ class Manifest:
 
     Attributes:
         kind: ``topk``, ``sampled``, ``hidden`` or ``generated``.
-        made_from: everything that decides the contents, by name; a run with any other value does not go on
-            with them.
-        rows: of all shards once the directory is complete.
-        shards: those that are written, in order.
-        head: the file of the teacher's head, of a ``hidden`` cache.
-        notes: what was counted on the way.
+        made_from: everything that decides the contents, by name; a run with any other value must not resume
+            the directory.
+        rows: number of rows in all shards once the directory is complete.
+        shards: the shards that have been written, in order.
+        head: the file of the teacher's head, in a ``hidden`` cache.
+        notes: further facts that do not decide the contents, such as the teacher's name and counts.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Of all files but the manifest."""
+        """Size of all files except the manifest."""
         return sum(file.bytes for file in self.files())
 
     @property
@@ -101,10 +101,11 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a directory; its files are not looked at yet.
+        """The manifest of a directory. The files that it names are not read yet.
 
         Raises:
-            ValueError: none there, another format, or one that was altered or names a file it may not.
+            ValueError: no manifest, another format, or a manifest that was altered or names a file that
+                cannot be a shard or head in this directory.
         """
         path = folder / NAME
         try:
@@ -139,7 +140,7 @@ class Manifest:
         return made
 
     def _check(self) -> None:
-        """Names that stay inside the directory, and rows that follow one another."""
+        """Validate that the kind is known, names stay inside the directory and rows follow one another."""
         path = self.folder / NAME
         if self.kind not in (*CACHES, GENERATED):
             raise ValueError(f"{path} is of the unknown kind {self.kind!r}")
@@ -154,7 +155,7 @@ class Manifest:
             last = shard.last
 
     def require_complete(self, command: str) -> None:
-        """Raise a ``ValueError`` unless every row is there."""
+        """Raise a ``ValueError`` unless the shards have every row."""
         if not self.complete:
             done = sum(shard.last - shard.first for shard in self.shards)
             raise ValueError(
@@ -163,7 +164,7 @@ class Manifest:
             )
 
     def is_whole(self, file: File) -> bool:
-        """Whether a file is there and what it was when it was written."""
+        """Whether a file exists and has not changed since it was written."""
         path = self.folder / file.name
         try:
             return path.stat().st_size == file.bytes and checkpoints.file_digest(path) == file.sha256
@@ -174,7 +175,7 @@ class Manifest:
         """Read every file once and compare it with its checksum.
 
         Args:
-            title: of a progress bar; None shows none.
+            title: title of a progress bar; None shows none.
 
         Raises:
             ValueError: a file that is missing, cut or altered.

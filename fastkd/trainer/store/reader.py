@@ -1,4 +1,4 @@
-"""Reading a cache from the disk, a row at a time: memory does not grow with it."""
+"""Reads a cache from the disk, one row at a time, so that memory does not grow with the cache."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from fastkd.trainer.store.encoding import Entries
 from fastkd.trainer.store.manifest import CACHES, Manifest
 
-# Shards that stay mapped in each process; opening one again costs a fraction of a millisecond.
+# Number of shards that stay mapped in each process; opening one again costs a fraction of a millisecond.
 _KEPT_OPEN = 8
 
 
 class CacheReader:
-    """A complete cache.
+    """Reads a complete cache.
 
-    Goes to the workers of a data loader as it is: each process opens the shards it needs. :meth:`verify`
-    must have been called once before anything is read.
+    A data loader can copy it to its workers, where each process opens the shards that it needs.
+    :meth:`verify` must be called once before any shard is read.
 
     Raises:
         ValueError: no cache, an incomplete one, or a manifest that cannot be trusted.
@@ -44,17 +44,17 @@ class CacheReader:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def verify(self, title: str | None = None) -> None:
-        """Compare every file with its checksum, the first time; as :meth:`Manifest.verify`."""
+        """Compare every file with its checksum, on the first call only; as :meth:`Manifest.verify`."""
         if not self._verified:
             self.manifest.verify(title)
             self._verified = True
 
     def row_hashes(self, number: int) -> np.ndarray:
-        """``(rows, 16)`` uint8, of a shard."""
+        """The hashes of a shard's rows, ``(rows, 16)`` uint8."""
         return self._shard(number).get_slice("row_hashes")[:].numpy()
 
     def entries(self, row: int) -> Entries:
-        """What a ``topk`` or ``sampled`` cache holds of a row."""
+        """A row's entries in a ``topk`` or ``sampled`` cache."""
         shard, (token, entry), (next_token, next_entry) = self._place(row)
         return Entries(
             shard.get_slice("pages")[token:next_token].numpy(),
@@ -63,12 +63,12 @@ class CacheReader:
         )
 
     def hidden(self, row: int) -> Tensor:
-        """``(tokens, H)``, what a ``hidden`` cache holds of a row."""
+        """A row's hidden states in a ``hidden`` cache, ``(tokens, H)``."""
         shard, (token, _), (next_token, _) = self._place(row)
         return shard.get_slice("hidden")[token:next_token]
 
     def head(self) -> dict[str, Tensor]:
-        """``weight`` and perhaps ``bias`` of a ``hidden`` cache's head.
+        """``weight`` and, if the head has one, ``bias`` of a ``hidden`` cache's head.
 
         Raises:
             ValueError: a cache without one.
@@ -79,7 +79,7 @@ class CacheReader:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
 
     def _place(self, row: int) -> tuple[Any, list[int], list[int]]:
-        """A row's shard, and the token and the entry that it begins and ends at."""
+        """A row's shard, and the (token, entry) at which the row begins and ends."""
         number = bisect_right(self._first, row) - 1
         shard = self._shard(number)
         at = row - self._first[number]

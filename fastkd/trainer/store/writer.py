@@ -1,4 +1,4 @@
-"""Writing a directory shard by shard, so that a run that is killed loses the open shard and no more."""
+"""Writes a directory shard by shard, so that a killed run loses only the shard that it was writing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fastkd.trainer.store.manifest import HEAD, NAME, File, Manifest, Shard, dif
 
 logger = logging.getLogger(__name__)
 
-# Writes a file at the path that it is given.
+# A function that writes a file at the given path.
 Write = Callable[[Path], None]
 
 _BESIDE = ".writing-"
 
 
 class Writer:
-    """Begins a directory, or goes on with it.
+    """Starts a directory, or resumes it.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         kind, made_from: as for :class:`Manifest`.
-        bounds: ``(first, last)`` row of each shard, one after the other.
-        ending: of the shards' names.
-        notes: of a new directory.
+        bounds: ``(first, last)`` row of each shard, in order.
+        ending: suffix of the shards' file names.
+        notes: the manifest's notes, for a new directory.
 
     Raises:
         ValueError: the directory was made from something else, or holds other files.
@@ -60,7 +60,7 @@ class Writer:
                 raise ValueError(f"{folder} holds other files: give another output_dir")
             self.manifest = Manifest(folder, kind, made_from, bounds[-1][1], notes=notes or {})
             self.manifest.write()
-        for left in folder.glob(f".{NAME}.*"):  # by a run that was killed
+        for left in folder.glob(f".{NAME}.*"):  # left by a killed run
             left.unlink()
         for left in folder.glob(f"{_BESIDE}*"):
             shutil.rmtree(left)
@@ -84,7 +84,7 @@ class Writer:
             self.manifest.head = None
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made, by number."""
+        """The numbers of the shards that still have to be written."""
         there = {shard.first for shard in self.manifest.shards}
         return [number for number, (first, _) in enumerate(self.bounds) if first not in there]
 
@@ -102,9 +102,9 @@ class Writer:
         self.manifest.write()
 
     def _place(self, name: str, write: Write) -> File:
-        """Whole or not at all: written beside, flushed to the disk, and renamed into place."""
+        """Write a file whole or not at all: in a temporary folder, flushed to the disk, then renamed."""
         path = self.manifest.folder / name
-        # A folder, for what writes the file may put temporary ones beside it.
+        # A folder and not a file, because `write` may create temporary files beside its target.
         with TemporaryDirectory(prefix=_BESIDE, dir=path.parent) as place:
             beside = Path(place) / name
             write(beside)
@@ -117,7 +117,7 @@ class Writer:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the manifest never names a file whose rename a power cut undid."""
+    """Flush a folder, so that the manifest never names a file whose rename was undone by a power cut."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What the models do: one module per task, all with the interface of :class:`Task`."""
+"""The tasks of the models: one module per task, all with the interface of :class:`Task`."""
 
 from fastkd.trainer.tasks.base import IGNORE_INDEX, Task
 from fastkd.trainer.tasks.causal_lm import CausalLM

@@ -1,4 +1,4 @@
-"""The interface of a task, and what its implementations share."""
+"""The interface of a task, and the parts that all tasks share."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Row = dict[str, Any]
 
 
 class Task(ABC):
-    """Rows to tokens, tokens to batches, and how a batch goes into a model.
+    """Turns rows into tokens, tokens into batches, and batches into a model's inputs.
 
     Attributes:
         name: as in ``DistillationConfig.task``.
         auto_class: the class of ``transformers`` that loads its models.
-        layouts: the sets of columns that it reads, the preferred first.
+        layouts: the sets of columns that the task can read, the preferred one first.
         shifts_labels: whether position i of the logits predicts label i + 1 rather than label i.
     """
 
@@ -43,13 +43,13 @@ class Task(ABC):
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: DistillationConfig
     ) -> Row | None:
-        """A row's tokens: ``input_ids``, ``labels``, ``cut`` (whether anything was cut). None for an empty
-        row.
+        """A row's tokens: ``input_ids``, ``labels``, ``cut`` (whether anything was cut). None for a row with
+        nothing to learn, such as an empty one.
         """
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
-        """Encoded rows to int64 tensors, padded on the right, with ``labels`` -100 wherever there is none."""
+        """Encoded rows as int64 tensors, padded on the right; ``labels`` is -100 where there is no label."""
 
     @abstractmethod
     def model_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
@@ -60,10 +60,10 @@ class Task(ABC):
         return labels
 
     def layout_of(self, columns: Sequence[str], field: str) -> tuple[str, ...]:
-        """The layout that the columns have.
+        """The first layout whose columns all exist.
 
         Raises:
-            ValueError: none of them.
+            ValueError: no layout has all its columns.
         """
         for layout in self.layouts:
             if set(layout) <= set(columns):
@@ -78,7 +78,7 @@ class Task(ABC):
     def tokenize(
         self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: DistillationConfig, field: str
     ) -> Dataset:
-        """Text rows to encoded rows; warns of what had to be cut.
+        """The text rows in encoded form; logs a warning if texts were cut.
 
         Raises:
             ValueError: columns that the task does not read, or no text at all.
@@ -109,11 +109,11 @@ class Task(ABC):
 
 
 class Collator:
-    """A task's ``collate`` as the data collator of a data loader, with more columns added by others.
+    """A task's ``collate`` as the data collator of a data loader, which can add further columns.
 
     Args:
         task, pad_token_id: as for :meth:`Task.collate`.
-        more: called with the rows and the batch, returns what to add to the batch.
+        more: functions that receive the rows and the batch, and return the columns to add to the batch.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Collator:
 
 
 def pad(sequences: Sequence[Any], value: int) -> Tensor:
-    """Int64 ``(batch, longest)``, filled up on the right."""
+    """The sequences as one int64 tensor ``(batch, longest)``, padded on the right."""
     made = torch.full((len(sequences), max(map(len, sequences))), value)
     for i, sequence in enumerate(sequences):
         made[i, : len(sequence)] = torch.as_tensor(sequence)
@@ -140,5 +140,5 @@ def pad(sequences: Sequence[Any], value: int) -> Tensor:
 
 
 def closed(ids: list[int], eos: int | None) -> list[int]:
-    """With its end-of-sequence, once."""
+    """The ids with an end-of-sequence token, which is appended unless they end in one."""
     return ids if eos is None or (ids and ids[-1] == eos) else [*ids, eos]

@@ -1,4 +1,4 @@
-"""Decoder-only language models: a text goes on, an answer follows a prompt, an assistant answers in turns."""
+"""Decoder-only language models, trained on texts, on prompts with completions, or on conversations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from fastkd.trainer.config import DistillationConfig
 
-# Documents that are packed together; the last piece of each lot may be short.
+# Number of documents that are packed together; the last piece of each group may be short.
 PACKED_AT_ONCE = 10_000
 
 
 class CausalLM(Task):
-    """``text`` is trained on whole; of ``prompt``+``completion`` and ``messages`` only what the model is to
-    say.
+    """Trains on every token of ``text``; in the other layouts on the completion (``target``) or the
+    assistant's turns alone.
     """
 
     name = "causal_lm"
@@ -40,7 +40,7 @@ class CausalLM(Task):
         elif layout == ("text",):
             if not row["text"]:
                 return None
-            # `verbose=False`: texts longer than the model's window are our own business, handled below.
+            # `verbose=False`: no warning about texts longer than the model's window, which are cut below.
             ids = closed(tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id)
             said = [True] * len(ids)
         else:
@@ -53,7 +53,7 @@ class CausalLM(Task):
                 tokenizer.eos_token_id,
             )
             ids, said = before + after, [False] * len(before) + [True] * len(after)
-        if args.packing:  # cut into pieces later, nothing is lost
+        if args.packing:  # the text is cut into pieces later, so nothing is lost
             cut = False
         else:
             ids, said, cut = _fit(ids, said, args.max_length, whole=layout == ("text",))
@@ -72,11 +72,12 @@ class CausalLM(Task):
         return f"texts are longer than max_length={args.max_length} and were cut; packing: true loses nothing"
 
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
-        """Padding is masked in the labels by position, so a real end-of-text still counts, though it may be
-        the padding.
+        """Padding is masked in the labels by position. So a real end-of-text token still counts, even if the
+        same token is used for padding.
 
-        Packed rows carry ``position_ids`` that begin anew with each document, and no attention mask: that is
-        how models of `transformers` keep documents apart. Their padding is a document of its own.
+        Packed rows carry ``position_ids`` that restart at 0 with each document, and no attention mask: from
+        this, models of `transformers` tell documents apart. The padding of a packed row is a document of its
+        own.
         """
         labels = pad([row.get("labels", row["input_ids"]) for row in rows], IGNORE_INDEX)
         batch: Batch = {"input_ids": pad([row["input_ids"] for row in rows], pad_token_id), "labels": labels}
@@ -95,14 +96,12 @@ class CausalLM(Task):
         return {**{name: batch[name] for name in names if batch.get(name) is not None}, "use_cache": False}
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Each position holds the token after it, the last one none. The one place where anything is
-        shifted.
-        """
+        """Each position holds the token after it, the last one none. Labels are shifted nowhere else."""
         return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A prompt's tokens, opened as the tokenizer opens a text but never closed."""
+    """A prompt's tokens, with the special tokens that open a text but without those that close it."""
     ids = list(tokenizer(prompt, verbose=False)["input_ids"])
     while (
         ids
@@ -116,10 +115,11 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _conversation(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool]]:
-    """All turns by the tokenizer's chat template, and which tokens the assistant says.
+    """All turns up to the assistant's last, in the tokenizer's chat template, and which tokens are the
+    assistant's.
 
-    The templates of `transformers` mark the assistant's tokens only where their authors added markers, so
-    what it says is found as what each of its turns adds to the conversation before it.
+    Chat templates of `transformers` mark the assistant's tokens only if their authors added markers. So this
+    function takes the tokens that each of the assistant's turns adds to the conversation before it.
     """
     ids: list[int] = []
     said: list[bool] = []
@@ -141,7 +141,7 @@ def _conversation(
 def templated(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
 ) -> list[int]:
-    """A conversation's tokens by the tokenizer's chat template, with or without an opened answer."""
+    """A conversation's tokens in the tokenizer's chat template, with or without the opening of an answer."""
     made: Any = tokenizer.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
     )
@@ -149,22 +149,22 @@ def templated(
 
 
 def _fit(ids: list[int], said: list[bool], longest: int, whole: bool) -> tuple[list[int], list[bool], bool]:
-    """At most ``longest`` tokens. The end of the prompt and the start of what is said are kept."""
+    """At most ``longest`` tokens: the start of a ``whole`` text, or a prompt's end and an answer's start."""
     if len(ids) <= longest:
         return ids, said, False
     if whole:
         return ids[:longest], said[:longest], True
     first = said.index(True)
-    # What is said, cut to leave at least one token of the prompt to predict it from.
+    # Cut the answer so that at least one token of the prompt remains to predict it from.
     end = min(len(ids), first + longest - min(1, first))
     begin = max(0, end - longest)
     return ids[begin:end], said[begin:end], True
 
 
 def _packed(rows: Dataset, args: DistillationConfig, field: str) -> Dataset:
-    """Documents one after another, cut into pieces of ``max_length``; positions begin anew with each.
+    """Joins documents and cuts them into pieces of ``max_length``; positions restart with each document.
 
-    The first token of a document is nobody's label: what comes before it belongs to another one.
+    The first token of a document is not a label, since the token before it belongs to another document.
     """
 
     def pack(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
@@ -189,7 +189,7 @@ def _packed(rows: Dataset, args: DistillationConfig, field: str) -> Dataset:
 
 
 def _restarted(positions: list[int]) -> list[int]:
-    """A piece may begin in the middle of a document: its positions then count from the piece's start."""
+    """Positions that count from the piece's start if the piece begins in the middle of a document."""
     moved, offset = [], positions[0]
     for position in positions:
         if position == 0:

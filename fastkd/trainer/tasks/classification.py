@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """``text`` and a ``label``: a number, or the name of a class. One distribution per text."""
+    """Reads ``text`` and ``label`` (a number or the name of a class). There is one distribution per text."""
 
     name = "classification"
     auto_class = AutoModelForSequenceClassification

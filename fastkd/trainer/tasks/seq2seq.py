@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Seq2Seq(Task):
-    """``source`` into the encoder, ``target`` out of the decoder; its labels are at their own positions."""
+    """The encoder reads ``source``, the decoder predicts ``target``; logits at i predict label i."""
 
     name = "seq2seq"
     auto_class = AutoModelForSeq2SeqLM
@@ -32,7 +32,7 @@ class Seq2Seq(Task):
         ids = tokenizer(source, verbose=False)["input_ids"]
         labels = closed(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
         cut = len(ids) > args.max_length or len(labels) > args.max_target_length
-        if len(ids) > args.max_length:  # the end of the source is cut, never its closing token
+        if len(ids) > args.max_length:  # cut the end of the source, but keep its closing token
             ids = [*ids[: args.max_length - 1], ids[-1]]
         return {"input_ids": ids, "labels": labels[: args.max_target_length], "cut": cut}
 
@@ -51,7 +51,7 @@ class Seq2Seq(Task):
         }
 
     def model_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
-        """The decoder reads the labels one position later, after the model's own start token."""
+        """The decoder's input is the labels shifted right by one position, after the model's start token."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         return {
             "input_ids": batch["input_ids"],

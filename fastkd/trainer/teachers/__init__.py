@@ -1,4 +1,4 @@
-"""Where a batch's soft targets come from: a model, the student's own base, or a cache on disk."""
+"""The sources of a batch's soft targets: a model, the student's own base, or a cache on disk."""
 
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher

@@ -10,11 +10,13 @@ from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
 
 
 class Teacher(Protocol):
-    """A source of distributions. Never an ``nn.Module``: optimizers, checkpoints and wrappers do not see it.
+    """A source of distributions.
+
+    It is never an ``nn.Module``, so that optimizers, checkpoints and distributed wrappers do not see it.
 
     Attributes:
         columns: width of its distributions, padding included.
-        live: whether it can judge any text, the student's own samples among them.
+        live: whether it has distributions for any text, including the student's own samples.
     """
 
     @property
@@ -24,10 +26,10 @@ class Teacher(Protocol):
     def live(self) -> bool: ...
 
     def to(self, device: torch.device) -> None:
-        """Follow the student."""
+        """Move to the student's device."""
 
     def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View | None:
-        """The distributions at every position of the batch's targets, without gradients; None where it has
-        nothing to say of this batch.
+        """The distributions at every position of the batch's targets; None if the teacher has none for this
+        batch. They have a graph only if ``wanted.embeddings``, for gradients with respect to the embeddings.
         """
         ...

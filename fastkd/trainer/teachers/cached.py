@@ -1,4 +1,4 @@
-"""A teacher that was run before: its distributions are read from a cache, and it is never loaded."""
+"""A teacher that was run before: its distributions are read from a cache, and its model is never loaded."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
 
 logger = logging.getLogger(__name__)
 
-# Of a row: (directory, number). Of a batch: the tensors that its distributions are made of.
+# Key of a row's place in the cache: (``train`` or ``eval``, number of the row).
 _PLACE = "teacher_row"
+# Keys of the tensors in a batch from which its distributions are made.
 _INDICES, _LOGPROBS, _HIDDEN = "teacher_indices", "teacher_logprobs", "teacher_hidden"
 
 
 class CachedTeacher:
-    """Reads what ``fastkd cache`` wrote: ``folder/train``, and ``folder/eval`` if it is there.
+    """Reads the output of ``fastkd cache``: ``folder/train``, and ``folder/eval`` if it exists.
 
-    It answers batches made of rows that :meth:`attach` has seen, and no others: without ``folder/eval``,
-    evaluation goes without the teacher.
+    It has distributions only for batches of rows that :meth:`attach` has checked. Without ``folder/eval``,
+    evaluation runs without the teacher.
 
     Args:
-        folder: of the cache.
+        folder: directory of the cache.
 
     Raises:
         ValueError: no cache, an incomplete one, a manifest that was altered, parts that do not belong
@@ -70,7 +71,7 @@ class CachedTeacher:
         self.head: LinearHead | None = None
 
     def to(self, device: torch.device) -> None:
-        """Follow the student."""
+        """Move the head to the student's device."""
         if self.head is not None:
             self.head.linear.to(device)
 
@@ -88,10 +89,11 @@ class CachedTeacher:
         return None
 
     def check(self, args: DistillationConfig, tokenizer: Any) -> None:
-        """Whether the cache is one for this run, its rows aside.
+        """Validate that the cache fits this run. Its rows are checked by :meth:`attach`.
 
         Raises:
-            ValueError: another task, tokenizer or temperature, or a divergence that it does not take.
+            ValueError: another task, tokenizer, temperature or order of classes, or a divergence that the
+                kind of cache does not support.
         """
         made = self.made_from
         if made["task"] != args.task:
@@ -150,17 +152,17 @@ class CachedTeacher:
         fused: bool,
         vocab_size: int | None,
     ) -> tuple[Any, Any, Any]:
-        """The data sets, checked against the cache row by row, and a collator that adds the teacher's side.
+        """The data sets, checked against the cache row by row, and a collator that adds the cache's tensors.
 
         Args:
             train, held_out: data sets of encoded rows with a length; either may be None.
             collator: a :class:`Collator`.
-            args, tokenizer: of the run.
-            fused: the student hands out hidden states, not logits.
-            vocab_size: columns that student and teacher share, None for all.
+            args, tokenizer: the run's.
+            fused: whether the student's output is hidden states, not logits.
+            vocab_size: number of columns that student and teacher both have, None for all.
 
         Raises:
-            ValueError: anything about the cache that does not fit, or a file of it that is damaged.
+            ValueError: a cache that does not fit this run, or a damaged file in it.
         """
         self.check(args, tokenizer)
         if not isinstance(collator, Collator):
@@ -215,7 +217,7 @@ class CachedTeacher:
 
 
 class _Placed(Dataset[Row]):
-    """Rows that know their place in the cache."""
+    """Rows with their place in the cache added under ``_PLACE``."""
 
     def __init__(self, rows: Any, part: str) -> None:
         self.rows, self.part = rows, part
@@ -233,7 +235,7 @@ class _Placed(Dataset[Row]):
 
 
 class _TeacherSide:
-    """Adds to a batch what the cache holds of its rows. Goes to the workers of a data loader."""
+    """Adds to a batch the tensors that the cache has for its rows. Data loaders copy it to their workers."""
 
     def __init__(self, readers: dict[str, CacheReader], task: Task, vocab_size: int | None) -> None:
         self.readers, self.task, self.vocab_size = readers, task, vocab_size
@@ -258,14 +260,14 @@ class _TeacherSide:
         token = np.repeat(np.arange(len(each)), each)
         kept = np.ones(len(columns), bool) if self.vocab_size is None else columns < self.vocab_size
         if values.dtype == np.float16:
-            logprobs = values  # as they were stored, which says how far their rounding goes
-        else:  # draws outside the shared columns never happened
+            logprobs = values  # left in float16: the loss derives its tolerance for rounding from the dtype
+        else:  # draws outside the common columns are discarded
             drawn = np.bincount(token, weights=np.where(kept, values, 0), minlength=len(each))
             with np.errstate(divide="ignore", invalid="ignore"):
                 logprobs = np.log(values / drawn[token]).astype(np.float32)
         logprobs[~kept] = -math.inf
         columns[~kept] = 0
-        # Each token's entries, filled up with such that do not exist.
+        # Each token's entries, padded with entries of probability 0.
         width = max(1, int(each.max(initial=0)))
         slot = np.arange(len(columns)) - np.repeat(np.cumsum(each) - each, each)
         indices = torch.zeros(*mask.shape, width, dtype=torch.long)

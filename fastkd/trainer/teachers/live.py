@@ -19,8 +19,8 @@ class LiveTeacher:
 
     Args:
         model: the teacher.
-        task: what it does.
-        fused: hand out hidden states with the head where the head is linear, instead of logits.
+        task: the task of the model.
+        fused: return hidden states with the head instead of logits, if the head is linear.
     """
 
     live = True
@@ -33,13 +33,13 @@ class LiveTeacher:
         self.head = head if isinstance(head, LinearHead) else None
 
     def to(self, device: torch.device) -> None:
-        """Follow the student, unless the teacher was placed (or quantised) when it was loaded."""
+        """Move to the student's device, unless the teacher was placed (or quantised) when it was loaded."""
         placed = getattr(self.model, "hf_device_map", None) is not None
         if not placed and not getattr(self.model, "is_quantized", False):
             self.model.to(device)
 
     def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
-        # By its embeddings a frozen model can still be differentiated; by nothing else.
+        # A frozen model can still be differentiated with respect to its embeddings, and to nothing else.
         with torch.set_grad_enabled(wanted.embeddings):
             return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
 
@@ -68,7 +68,7 @@ class BaseTeacher:
         self.head = head if isinstance(head, LinearHead) else None
 
     def to(self, device: torch.device) -> None:
-        """It is where the student is."""
+        """Nothing to move: this teacher is part of the student."""
 
     def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
         training = [module for module in self.model.modules() if module.training]
@@ -87,9 +87,10 @@ def _columns(model: Any, task: Task) -> int:
 
 @contextlib.contextmanager
 def _adapter_off(model: Any) -> Iterator[None]:
-    """``disable_adapter`` of `peft`, which also freezes the adapter and then thaws all of it.
+    """Switches the adapter off without changing which parameters are trainable.
 
-    What was trainable stays so throughout: FSDP looks at it whenever it gathers the weights.
+    ``disable_adapter`` of `peft` also freezes the adapter, and afterwards makes all of it trainable. This
+    context restores ``requires_grad`` both times, because FSDP reads it whenever it gathers the weights.
     """
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
