@@ -30,7 +30,7 @@ class Cross:
         return self._less(self.log_p_power, -self.b * self.pair.log_ratio)
 
     def _less(self, log_power: Tensor, exponent: Tensor) -> Tensor:
-        # c is the power times exp(exponent); where that is near 1, expm1 keeps the digits of their difference.
+        # c is the power times exp(exponent); for small exponents expm1 keeps the digits of their difference.
         power, near = log_power.exp(), exponent.abs() < 1
         return torch.where(near, power * torch.expm1(exponent.clamp(-1, 1)), self.log_c.exp() - power)
 

@@ -42,7 +42,7 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
 
 
 def logits_like(name: str, x: object, what: str = "(..., V)", *, empty: bool = False) -> Tensor:
-    """``x`` if it is a floating tensor with dimensions; only if ``empty`` (a shard) may the last be 0 wide."""
+    """``x`` if it is a floating tensor with dimensions. Only if ``empty`` (a shard) may the last be 0."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if type(x).__name__ == "DTensor":
