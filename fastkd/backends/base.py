@@ -86,7 +86,7 @@ class Backend(ABC):
 
     @abstractmethod
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-        """Why this backend cannot run there, and the remedy; None if it can."""
+        """Why this backend cannot run ``dtype`` on ``device``, and the remedy; None if it can."""
 
     def about_to_write(self, x: Tensor | None) -> None:
         """Announce that all of a large, newly allocated, contiguous ``x`` will be written."""

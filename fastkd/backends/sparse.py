@@ -80,8 +80,8 @@ class Divergence:
     """A divergence and its gradients, computed from the student's log-sum-exp, in the record's dtype."""
 
     value: Tensor  # (rows, 1)
-    coefficient: Tensor  # (rows,) of q in the gradient of s / T, in the dtype of the call's arithmetic
-    by_student: Tensor  # (rows, K), the gradient of s / T at the entries
+    coefficient: Tensor  # (rows,) of q in the gradient with respect to s / T; the arithmetic's dtype
+    by_student: Tensor  # (rows, K), the gradient with respect to s / T at the entries
     teacher_entropy: Tensor  # (rows, 1)
 
 
@@ -108,7 +108,8 @@ def divergence(call: Call, teacher: SparseRows, support: Support, record: Tensor
 def _dropped(logprobs: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
     """The forward KL over the entries, with their weights as they are.
 
-    Returns the value, the coefficient, the gradients of ``s / T`` and ``logprobs``, and ``log p``.
+    Returns the value, the coefficient, the gradients with respect to ``s / T`` and to ``logprobs``, and
+    ``log p``.
     """
     absent = torch.isneginf(logprobs)
     weight = logprobs.exp()

@@ -113,7 +113,7 @@ class Divergence:
         infinite_outside: whether it is infinite if the teacher has probability where the student has none.
         over_vocabulary: whether a sparse teacher with ``tail="renormalize"`` is compared with the student's
             whole vocabulary. This needs a divergence that is finite where the teacher has no probability and
-            depends there only on the student's total probability. All others compare the entries alone.
+            depends there only on the student's total probability. All others compare only the entries.
     """
 
     name: str

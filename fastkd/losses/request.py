@@ -159,8 +159,8 @@ class Request(NamedTuple):
         return (inputs.student if inputs.student_weight is None else inputs.student_weight.t()).shape[-1]
 
 
-# Larger than any number that a LossSpec holds. No check implies this bound, so torch.compile
-# knows it of constants alone.
+# Larger than any number that a LossSpec holds. No check implies this bound, so torch.compile can decide it
+# only for constants.
 HUGE = 1e300
 # Older torch cannot trace the test whether a number changes, and compiles a graph for each value.
 TELLS_CHANGING_NUMBERS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)

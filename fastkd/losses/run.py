@@ -144,7 +144,7 @@ def _transformed(
         teacher_columns=None,
     )
     request = request._replace(head_scales=None, chunk_size=None)
-    # Forward-mode AD needs the gradients, too, and does not tell beforehand which inputs have tangents.
+    # Forward-mode AD needs the gradients, too, and does not announce which inputs have tangents.
     wanted = (True, False, False, t is not None, False, False)
     loss, metrics, *_ = Transformed.apply(request, wanted, *inputs)
     return loss, metrics if request.metrics else None

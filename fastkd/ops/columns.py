@@ -32,7 +32,7 @@ def select(logits: Tensor, columns: Tensor, temperature: float | None) -> Tensor
 
 
 def check_columns(columns: Tensor, teacher: Tensor | None, teacher_weight: Tensor | None) -> None:
-    """On a CPU, where no device has to be awaited, raise if a column is not the teacher's or occurs twice."""
+    """On a CPU, where this costs no wait, raise if a column is not the teacher's or occurs twice."""
     if columns.device.type != "cpu" or teacher is None:
         return
     width = teacher.shape[-1] if teacher_weight is None else teacher_weight.shape[0]

@@ -220,7 +220,7 @@ def row_gradients(
 ):  # fmt: skip
     """The last sweep, which writes the gradients.
 
-    A gradient may share its logits' memory: a tile is read before it is written, and by this program alone.
+    A gradient may share its logits' memory: a tile is read before it is written, and only by this program.
     """
     full, lead = edges(rows.begin, rows.end, TILE)
     for k in range(lead + (full * TILE < rows.end).to(tl.int32)):

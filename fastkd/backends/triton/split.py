@@ -23,7 +23,7 @@ class Label(NamedTuple):
 
     student: Any
     teacher: Any
-    log_odds_ratio: Any  # the teacher's log-odds less the student's
+    log_odds_ratio: Any  # the teacher's log-odds minus the student's
 
 
 @triton.jit
