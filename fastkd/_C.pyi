@@ -112,7 +112,7 @@ CLUSTER_ANY: int
 record_columns: int
 metric_columns: int
 built_with_cuda: bool
-# These names exist only where built_with_cuda is true.
+# The names below exist only where built_with_cuda is true.
 cuda_version: str
 
 def cuda_missing(device: int) -> str | None: ...

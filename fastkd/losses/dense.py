@@ -74,7 +74,7 @@ def kd_loss(
 
     Args:
         student_logits: ``(..., V_s)``, float32, bfloat16, float16 or float64, with any strides.
-        teacher: logits ``(..., V_t)`` of the same leading shape; the dtype may differ. Or a
+        teacher: logits ``(..., V_t)`` of the same leading shape (the dtype may differ), or a
             :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`, whose logits are computed a few
             rows at a time. May be None if ``kd_ratio`` is 0. A gradient flows to each of the teacher's
             floating tensors that requires one.
@@ -89,7 +89,7 @@ def kd_loss(
             - ``"jeffreys"`` the sum of both;
             - ``"jsd"`` b KL(p, m) + (1 - b) KL(q, m), m = b p + (1 - b) q (GKD, Agarwal et al. 2024);
             - ``"skew_forward_kl"`` KL(p, b p + (1 - b) q) (DistiLLM, Ko et al. 2024);
-            - ``"skew_reverse_kl"`` KL(q, b q + (1 - b) p) (DistiLLM, too);
+            - ``"skew_reverse_kl"`` KL(q, b q + (1 - b) p) (DistiLLM);
             - ``"tvd"`` sum abs(p - q) / 2, with subgradient 0 where p = q;
             - ``"hellinger"`` 1 - sum sqrt(p q);
             - ``"alpha"`` (1 - sum p^a q^(1-a)) / (a (1 - a)) (Amari);
@@ -127,13 +127,14 @@ def kd_loss(
             V_t``, unless ``teacher_columns`` is given. With ``group`` it counts the columns of all shards,
             and on a GPU it makes the host wait for the device once a call.
         teacher_columns: ``(V_s,)`` int64, for a student whose vocabulary is part of the teacher's (a draft
-            model's): for each of the student's columns that of the teacher, without repeats. The teacher's
-            logits are then ``(..., V_t)`` of any width. Its selected columns are copied a few rows at a time.
+            model's): entry ``i`` is the teacher's column for the student's column ``i``, without repeats. The
+            teacher's logits are then ``(..., V_t)`` of any width; their selected columns are copied a few
+            rows at a time.
         teacher_tail: how the loss treats the teacher's probability outside ``teacher_columns``:
             ``"renormalize"`` ignores it, and ``"bucket"`` keeps it as one more class, to which the student
-            gives no probability (for divergences that are finite then: ``log_acceptance`` is then that of the
-            true acceptance probability). A :class:`fastkd.SparseTeacher` uses its own ``tail``, and its
-            indices are the teacher's columns.
+            gives no probability. ``"bucket"`` needs a divergence that is finite then; ``log_acceptance`` is
+            one, and with it measures the true acceptance probability. A :class:`fastkd.SparseTeacher` uses
+            its own ``tail``, and its indices are the teacher's columns.
         class_dim: the dimension of the logits (a teacher's, and class probabilities', too) that holds the
             classes: 1 for ``(N, C, d1, ...)`` as in ``F.cross_entropy``. A sparse teacher's entries stay
             last.
@@ -149,8 +150,8 @@ def kd_loss(
             are this process's columns; ``labels``, the same on every process, count the columns of the whole
             vocabulary. Every process gets the loss over the whole vocabulary and the gradient of its own
             columns. Only per-token scalars cross the network (``docs/losses.md``).
-        backend: ``"native"``, ``"triton"`` or ``"reference"``. None for the environment variable
-            ``FASTKD_BACKEND``, or if that is unset for the best backend that can run.
+        backend: ``"native"``, ``"triton"`` or ``"reference"``. None means the backend that the environment
+            variable ``FASTKD_BACKEND`` names, or if it is unset the best one that can run.
         return_metrics: also return :class:`fastkd.KDMetrics`, from the same pass.
 
     Returns:
