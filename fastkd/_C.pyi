@@ -9,7 +9,7 @@ class Dtype:
     float64: ClassVar[Dtype]
 
 class Divergence:
-    """``none``, ``off_support`` and the names in ``fastkd.spec.DIVERGENCES``."""
+    """``none``, ``off_support`` and the names in ``fastkd.divergences.DIVERGENCES``."""
 
     none: ClassVar[Divergence]
     off_support: ClassVar[Divergence]
@@ -112,7 +112,7 @@ CLUSTER_ANY: int
 record_columns: int
 metric_columns: int
 built_with_cuda: bool
-# The CUDA functions exist where built_with_cuda is true.
+# The names below exist only where built_with_cuda is true.
 cuda_version: str
 
 def cuda_missing(device: int) -> str | None: ...

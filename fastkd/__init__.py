@@ -1,4 +1,4 @@
-"""Distillation losses at the speed of memory. See :func:`kd_loss` and :func:`linear_kd_loss`."""
+"""Fused distillation losses for PyTorch: start with :func:`kd_loss` and :func:`linear_kd_loss`."""
 
 from fastkd import backends
 from fastkd.backends.registry import available_backends

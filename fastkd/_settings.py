@@ -1,4 +1,4 @@
-"""The environment variables of fastkd, all read here. What every call asks for is read once."""
+"""fastkd's environment variables, all read in this module. Those that every call needs are read once."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 
 @functools.cache
 def default_backend() -> str | None:
-    """``FASTKD_BACKEND``: the backend used where a call names none (unset: the best that can run)."""
+    """``FASTKD_BACKEND``: the backend for calls that name none; if unset, the best one that can run."""
     return os.environ.get("FASTKD_BACKEND") or None
 
 
 @functools.cache
 def cpu_isa() -> str | None:
-    """``FASTKD_CPU_ISA``: ``avx512``, ``avx2`` or ``baseline`` instead of the best this CPU has."""
+    """``FASTKD_CPU_ISA``: ``avx512``, ``avx2`` or ``baseline`` in place of the best that this CPU has."""
     return os.environ.get("FASTKD_CPU_ISA") or None
 
 
 def triton_autotune() -> bool:
-    """``FASTKD_TRITON_AUTOTUNE``: 1 to time Triton's tiles on this GPU, once, and remember the best; unset
-    or 0 for those of a fixed table.
+    """``FASTKD_TRITON_AUTOTUNE``: 1 times Triton's tiles on this GPU once and keeps the fastest; 0, the
+    default, uses those of a fixed table.
 
     Raises:
-        ValueError: it is set to anything else.
+        ValueError: the variable has any other value.
     """
     value = os.environ.get("FASTKD_TRITON_AUTOTUNE", "0").strip() or "0"
     if value not in ("0", "1"):
@@ -33,7 +33,7 @@ def triton_autotune() -> bool:
 
 
 def cache_directory() -> Path | None:
-    """``fastkd`` in the user's cache directory, for files that can be made again; None without a home."""
+    """``fastkd`` in the user's cache directory, for files that can be rebuilt; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "fastkd"

@@ -1,5 +1,5 @@
-"""Exceptions that are fastkd's own."""
+"""The exceptions that fastkd defines."""
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was named that cannot run here; the message says why and what would mend it."""
+    """The named backend cannot run here; the message gives the reason and the remedy."""

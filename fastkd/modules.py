@@ -1,4 +1,4 @@
-"""The losses as modules, for code that builds its losses once."""
+"""The losses as modules, for code that builds a loss once and calls it at every step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastkd.teachers import HiddenTeacher, SparseTeacher
 
 
 def _check(function: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raise for a keyword that ``function`` has not, and for a value that no call could take."""
+    """Raise for a keyword that ``function`` does not have, and for a value that every call would reject."""
     known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
@@ -28,7 +28,7 @@ class KDLoss(nn.Module):
     """:func:`fastkd.kd_loss` with its keyword arguments fixed at construction.
 
     Raises:
-        TypeError: an option that ``kd_loss`` has not. Its own errors for a value out of range.
+        TypeError: ``kd_loss`` has no such option. A wrong value raises the same error as in ``kd_loss``.
     """
 
     function: Callable[..., Any] = staticmethod(kd_loss)
@@ -45,7 +45,7 @@ class KDLoss(nn.Module):
         labels: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """``options`` of a call (``num_items``, ``token_weights``) go over those of the module."""
+        """``options``, such as ``num_items`` or ``token_weights``, override the module's for this call."""
         return kd_loss(student_logits, teacher, labels, **{**self.options, **options})
 
     def extra_repr(self) -> str:

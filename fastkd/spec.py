@@ -15,8 +15,8 @@ class LossSpec(NamedTuple):
     """``L = kd_weight * D(p, q) + ce_weight * CE + z_loss * logsumexp(s)**2`` for one token.
 
     ``p = softmax(t / teacher_temperature)`` and ``q = softmax(s / temperature)`` over the first
-    ``vocab_size`` columns; CE and the z-loss are at temperature 1. Where ``kd_weight`` is 0 the teacher is
-    not read. ``kd_metric`` is the factor of ``D`` in the metrics.
+    ``vocab_size`` columns; CE and the z-loss are at temperature 1. If ``kd_weight`` is 0, the teacher is not
+    read. ``kd_metric`` is the factor of ``D`` in the metrics.
 
     An op takes the fields of type float as one list, see :data:`SPEC_SCHEMA`.
     """
@@ -45,8 +45,8 @@ _TYPES = get_type_hints(LossSpec)
 _FLOATS = [place for place, kind in enumerate(_TYPES.values()) if kind is float]
 NUMBERS = slice(_FLOATS[0], _FLOATS[-1] + 1)
 NAMES = [name for name, kind in _TYPES.items() if kind is not float]
-# The part of an op's schema that a LossSpec is passed as. `changing` (float64, on the CPU) stands in place of
-# `numbers` where torch.compile traces one that changes from step to step: a tensor needs no new graph.
+# The part of an op's schema that carries a LossSpec. Where torch.compile traces a number that changes from
+# step to step, `changing` (float64, on the CPU) replaces `numbers`: new values in a tensor need no new graph.
 SPEC_SCHEMA = ", ".join(
     [
         *(f"{kind.__name__} {name}" for name, kind in _TYPES.items() if kind is not float),

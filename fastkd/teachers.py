@@ -1,4 +1,4 @@
-"""What a student can be distilled from besides a plain tensor of logits."""
+"""Teachers other than a plain tensor of logits: hidden states with a head, and a few columns per token."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 class HiddenTeacher:
     """A teacher given by its last hidden states and its output head.
 
-    The teacher's logits are ``hidden @ weight.T + bias``; :func:`fastkd.linear_kd_loss` makes them a few
-    rows at a time and never holds all of them.
+    The teacher's logits are ``hidden @ weight.T + bias``. The losses compute them a few rows at a time and
+    never hold all of them (except under ``torch.func``'s transforms and forward-mode AD).
 
     Args:
-        hidden: ``(..., H_t)``, the leading shape of the student's hidden states.
-        weight: ``(V_t, H_t)``, same dtype as ``hidden``.
+        hidden: ``(..., H_t)``, with the leading shape of the student's logits or hidden states.
+        weight: ``(V_t, H_t)``, of the same dtype as ``hidden``.
         bias: ``(V_t,)`` or None.
-        logit_scale: factor on the logits (after the bias).
-        logit_softcap: ``c`` of ``c * tanh(logits / c)``, applied after the scale; None for none.
+        logit_scale: factor on the logits, applied after the bias.
+        logit_softcap: ``c`` in ``c * tanh(logits / c)``, applied after the scale; None for no cap.
     """
 
     hidden: Tensor
@@ -37,35 +37,36 @@ SUPPORTS = ("teacher", "student", "union")
 
 @dataclass(frozen=True, eq=False)
 class SparseTeacher:
-    """A teacher given by ``K`` columns per token, as a cache holds it.
+    """A teacher given by ``K`` columns per token, as a cache of its outputs stores it.
 
-    No ``(tokens, vocab)`` tensor is made of it. It takes every divergence but ``"decoupled"``, with ``drop``
-    ``"forward_kl"`` alone.
+    The losses never expand it to a ``(tokens, vocab)`` tensor. It supports every divergence except
+    ``"decoupled"``; with ``tail="drop"`` only ``"forward_kl"``.
 
     Args:
-        indices: ``(..., K)`` int64 or int32, the leading shape of the student's logits; with ``group`` the
-            columns of the whole vocabulary.
-        logprobs: ``(..., K)``, float32, bfloat16, float16 or float64. An entry of -inf does not exist, and
-            its index may be any: so tokens may have fewer than ``K`` entries.
-        tail: what the teacher holds of all other columns.
+        indices: ``(..., K)`` int64 or int32, with the leading shape of the student's logits. With ``group``
+            they count the columns of the whole vocabulary.
+        logprobs: ``(..., K)``, float32, bfloat16, float16 or float64. An entry of -inf is absent, and its
+            index may be anything; tokens with fewer than ``K`` entries are padded in this way.
+        tail: how the loss treats the teacher's probability in all other columns.
 
-            - ``"renormalize"``: nothing. The teacher is ``softmax(logprobs / T_t)`` over its entries.
+            - ``"renormalize"`` ignores it. The teacher is ``softmax(logprobs / T_t)`` over its entries.
               Divergences that are finite where the teacher has no probability compare it with the student's
               softmax over the whole vocabulary (``forward_kl``, the skews, ``tvd``, ``hellinger``, ``renyi``,
-              ``alpha`` for a > 0, ``log_acceptance``, ``kl_tvd``); the others, and ``jsd``, with the student
-              renormalised over the same entries.
-            - ``"bucket"``: the rest of the mass, as one more class on both sides. The classes are formed at
-              temperature 1, where the rest's mass is known: 1 less a sum, at least 2**-24, on either side.
-              At other temperatures the logarithms of the ``K + 1`` masses are divided by ``T_t`` and ``T``
-              and normalised again. Probabilities that sum to more than 1 are refused, but for their rounding.
-            - ``"drop"``: nothing, and the weights ``w = exp(logprobs)`` are taken as they are: the divergence
-              is ``sum w (log w - log q)``, only at temperature 1, and may be negative. With the weights of
-              random-sampling KD (Anshumann et al. 2025) its gradient is that of the whole teacher in
-              expectation.
+              ``alpha`` for a > 0, ``log_acceptance``, ``kl_tvd``). The others, and ``jsd``, compare it with
+              the student renormalised over the same entries.
+            - ``"bucket"`` makes it one more class on both sides, which stands for all other columns. The
+              classes are formed at temperature 1, where the probability of that class is known on both
+              sides: 1 minus the sum over the entries, and at least 2**-24. At other temperatures the
+              logarithms of the ``K + 1`` probabilities are divided by ``T_t`` (teacher) and ``T`` (student)
+              and normalised again. Probabilities that sum to more than 1, beyond their rounding, are an
+              error.
+            - ``"drop"`` ignores it and uses the weights ``w = exp(logprobs)`` as they are: the divergence is
+              ``sum w (log w - log q)``, which needs temperature 1 and may be negative. With the weights of
+              random-sampling KD (Anshumann et al. 2025), its expected gradient is that of the whole teacher.
 
-    On a CPU an index out of range raises ``IndexError``, and ``ValueError`` a repeated one or, with
-    ``bucket``, a sum above 1. On a GPU each makes that token's loss NaN. A gradient flows to ``logprobs`` if
-    they require one.
+    On a CPU, an index out of range raises ``IndexError``; a repeated index, or with ``"bucket"`` a sum above
+    1, raises ``ValueError``. On a GPU each of these makes that token's loss NaN. A gradient flows to
+    ``logprobs`` if they require grad.
     """
 
     indices: Tensor
@@ -85,27 +86,29 @@ class SparseTeacher:
     ) -> SparseTeacher:
         """The ``k`` most likely columns of each token, with the teacher's log-probabilities at temperature 1.
 
-        On-policy distillation by the reverse KL looks at the columns that the student finds likely:
+        On-policy distillation with the reverse KL needs the columns that the student finds likely:
         ``from_logits(teacher_logits, 64, student=student_logits, support="student", tail="bucket")``.
 
         Args:
             teacher: logits ``(..., V_t)``, or a :class:`HiddenTeacher`. A gradient flows to it.
-            k: columns per token and side, at most the vocabulary.
+            k: columns per token and side, from 1 to the size of the vocabulary.
             student: logits ``(..., V_s)``, or hidden states and a head in a :class:`HiddenTeacher`; needed
-                for the supports ``"student"`` and ``"union"``. They choose columns, and get no gradient.
-            support: whose most likely columns: ``"teacher"``, ``"student"`` or ``"union"`` (``2 k`` entries,
-                those that both sides have once). A column to which the teacher gives no probability does not
-                become an entry.
-            tail: of the result.
-            vocab_size: columns at or past it do not exist; the smaller width by default.
+                for the supports ``"student"`` and ``"union"``. It only selects columns and gets no gradient.
+            support: the side whose most likely columns are selected: ``"teacher"``, ``"student"`` or
+                ``"union"`` (``2 k`` entries, of which a column that both sides selected is present once). A
+                column to which the teacher gives no probability becomes an absent entry.
+            tail: the ``tail`` of the result.
+            vocab_size: columns at or beyond it are padding. By default all of the teacher's columns are
+                used, or with a student's support as many as the narrower side has.
 
         Raises:
-            ValueError: an unknown support, a ``k`` outside the vocabulary, a missing student, other rows.
+            ValueError: an unknown support or tail, ``k`` outside the vocabulary, a missing student, or
+                leading shapes that differ.
         """
         return _most_likely(teacher, k, student, support, tail, vocab_size)
 
 
-# Logits that are alive at once while their largest are looked for.
+# About how many logits are held at once while the largest are selected.
 CHUNK_ELEMENTS = 2**24
 
 
@@ -143,7 +146,7 @@ def _most_likely(
     vocab_size: int | None,
 ) -> SparseTeacher:
     """See :meth:`SparseTeacher.from_logits`."""
-    from fastkd.losses import checks  # which knows this module's classes
+    from fastkd.losses import checks  # imported here, since checks imports this module
 
     checks.one_of("support", support, SUPPORTS)
     checks.one_of("tail", tail, TAILS)

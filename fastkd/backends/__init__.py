@@ -1,6 +1,6 @@
 """Implementations of the row kernels; :mod:`fastkd.backends.registry` chooses among them.
 
-The package is also a function: ``fastkd.backends()`` is :func:`fastkd.available_backends`, its older name.
+The package can also be called: ``fastkd.backends()`` is an older name of :func:`fastkd.available_backends`.
 """
 
 from __future__ import annotations

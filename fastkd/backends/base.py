@@ -1,4 +1,4 @@
-"""What a backend must offer."""
+"""The interface of a backend, and the calls that it computes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from fastkd.spec import METRICS, LossSpec
 
 @dataclass
 class SparseRows:
-    """A teacher that speaks of ``K`` columns per row, checked and flattened.
+    """A teacher given by ``K`` columns per row, checked and flattened.
 
     Args:
         indices: ``(rows, K)`` int64, columns of this process's shard; a column of another shard is outside
-            ``[0, vocab)``. Entries that do not exist have log-probability -inf and any index.
+            ``[0, vocab)``. Absent entries have log-probability -inf and any index.
         logprobs: ``(rows, K)`` of the dtype of the arithmetic.
         tail: ``"renormalize"``, ``"bucket"`` or ``"drop"``, see :class:`fastkd.SparseTeacher`.
-        class_temperature: of ``bucket``, whose classes are formed at temperature 1 (that of the call's spec):
-            their logarithms are then divided by this one, on the student's side, and renormalised.
-        grad: like ``logprobs``, receives the gradient with respect to it; or None.
+        class_temperature: for ``bucket``, whose classes are formed at temperature 1 (that of the call's
+            spec): on the student's side their logarithms are then divided by this temperature and normalised
+            again.
+        grad: receives the gradient of ``logprobs``, of its shape and dtype; or None.
     """
 
     indices: Tensor
@@ -35,22 +36,23 @@ class SparseRows:
 
 @dataclass
 class Call:
-    """The rows of one call, with room for its results. All tensors come checked; outputs come allocated.
+    """The rows of one call, and memory for its results. All tensors are already checked.
 
     Args:
-        student: ``(outer, inner, columns)``, any strides; columns at or past ``spec.vocab_size`` are not
+        student: ``(outer, inner, columns)``, any strides; columns at or beyond ``spec.vocab_size`` are not
             read.
         teacher: logits of the same rows, :class:`SparseRows`, or None where ``spec.kd_weight`` is 0.
         labels: ``(outer * inner,)`` int64, contiguous, or None. Rows labelled ``spec.ignore_index`` are not
-            read; a label outside the vocabulary makes its row NaN (or, with ``shards``, lies in another one).
-        loss_scale, grad_scale: ``(outer * inner,)`` float32, or float64 when either input is. Where both are
-            0 the row is not read.
-        row_loss: of the dtype of ``loss_scale``, becomes ``loss_scale * L``.
-        grad_student, grad_teacher: the shape and dtype of their logits, or None; become ``grad_scale *
-            dL/dlogits``, 0 past the vocabulary. May share the logits' memory with the same strides.
-        metrics: ``(outer * inner, len(METRICS))`` of the dtype of ``loss_scale``, or None; 0 in rows that are
-            not read, NaN where the call lacks what a metric needs (labels, a teacher).
-        shards: set where the columns are this process's part of a larger vocabulary.
+            read; a label outside the vocabulary makes its row NaN (with ``shards`` it belongs to another
+            shard).
+        loss_scale, grad_scale: ``(outer * inner,)`` float32, or float64 if an input is float64. A row in
+            which both are 0 is not read.
+        row_loss: receives ``loss_scale * L``, in the dtype of ``loss_scale``.
+        grad_student, grad_teacher: receive ``grad_scale * dL/dlogits``, and 0 beyond the vocabulary, in the
+            shape and dtype of their logits; or None. May share the logits' memory, with the same strides.
+        metrics: ``(outer * inner, len(METRICS))`` of the dtype of ``loss_scale``, or None; receives 0 in rows
+            that are not read, and NaN where the call lacks what a metric needs (labels, a teacher).
+        shards: set if the columns are this process's part of a larger vocabulary.
     """
 
     student: Tensor
@@ -84,10 +86,10 @@ class Backend(ABC):
 
     @abstractmethod
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-        """Why this backend cannot run there and what would mend it; None when it can."""
+        """Why this backend cannot run ``dtype`` on ``device``, and the remedy; None if it can."""
 
     def about_to_write(self, x: Tensor | None) -> None:
-        """Say that all of a large, fresh, contiguous ``x`` is going to be written."""
+        """Announce that all of a large, newly allocated, contiguous ``x`` will be written."""
         return None
 
     def first_bad_label(self, labels: Tensor, total: int, ignore_index: int) -> int:
@@ -103,7 +105,7 @@ class Backend(ABC):
             self._rows(call)
 
     def _rows_of_classes(self, call: Call, teacher: SparseRows) -> None:
-        """As :meth:`rows`, where the student's entropy has another temperature than the call's spec."""
+        """As :meth:`rows`, but the student's entropy has another temperature than the call's spec."""
         entropy = None
         if call.metrics is not None:
             spec = call.spec._replace(temperature=teacher.class_temperature, kd_weight=0.0)
@@ -118,7 +120,7 @@ class Backend(ABC):
 
     def _rows(self, call: Call) -> None:
         if call.spec.kd_weight == 0 and call.metrics is not None and call.teacher is not None:
-            # The loss leaves the divergence out, the metrics do not.
+            # The loss does not contain the divergence, but the metrics do, so they need a call of their own.
             teacher = call.teacher if isinstance(call.teacher, Tensor) else replace(call.teacher, grad=None)
             self.compute(
                 replace(
@@ -135,12 +137,12 @@ class Backend(ABC):
 
     @abstractmethod
     def compute(self, call: Call) -> None:
-        """Fill the results of ``call``; where ``spec.kd_weight`` is 0 the teacher need not be read."""
+        """Fill the results of ``call``; if ``spec.kd_weight`` is 0, the teacher need not be read."""
 
     @abstractmethod
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
         """``out[r] = grad[r] * factor[r]`` for ``(rows, columns)`` tensors; ``out`` may be ``grad``.
 
         Each row is contiguous. ``factor`` is ``(rows,)`` float32 or float64, of any stride. In place, a row
-        whose factor is exactly 1 is left alone.
+        whose factor is exactly 1 is left as it is.
         """

@@ -1,4 +1,4 @@
-"""What the compiled backends share: a call as one launch, or as launches with sums between them."""
+"""The base of all backends: runs a call as one launch, or as several with sums between them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Phase = Literal["all", "statistics", "sums", "distant", "finish"]
 
 
 class KernelBackend(Backend):
-    """A backend whose kernels take a row through its sweeps, all at once or one at a time.
+    """A backend whose kernels run all sweeps over a row in one launch, or one phase per launch.
 
     Attributes:
-        float64_records: whether records are float64, or of the arithmetic's dtype as elsewhere.
+        float64_records: whether records are float64; if not, they have the dtype of the arithmetic.
     """
 
     float64_records = False
@@ -34,14 +34,18 @@ class KernelBackend(Backend):
     ) -> None:
         """Run one phase of every row.
 
-        ``"all"`` fills the results of ``call``; a backend that takes sparse teachers so says so by a
-        ``_sparse`` of its own. ``"statistics"`` writes ``record`` (``(rows, len(COLUMNS))`` of the records'
-        dtype; zeros before, and rows that are not read stay so); ``"sums"`` reads it and writes its last two
-        columns; ``"distant"``, for a divergence that has distant rows, reads these sums over all shards and
-        replaces them in such rows by the logarithms to base 2 of two others; ``"finish"`` reads it and fills
-        the results of ``call``. Where ``call.spec.divergence`` is ``"off_support"`` the teacher is not read,
-        the student's gradient of the divergence is ``coefficient[row] * q``, and the loss is without it. A
-        label outside the vocabulary lies in another shard where ``call.shards`` is set.
+        - ``"all"`` fills the results of ``call``. A backend that supports sparse teachers in this phase
+          overrides ``_sparse``.
+        - ``"statistics"`` writes ``record``: ``(rows, len(COLUMNS))`` in the records' dtype, zeros before,
+          and rows that are not read stay zero.
+        - ``"sums"`` reads ``record`` and writes its last two columns.
+        - ``"distant"``, for a divergence that has distant rows, reads these two sums, which are now those of
+          all shards, and in distant rows replaces them by the logarithms to base 2 of two others.
+        - ``"finish"`` reads ``record`` and fills the results of ``call``.
+
+        If ``call.spec.divergence`` is ``"off_support"``, the teacher is not read, the divergence's gradient
+        with respect to ``s / T`` is ``coefficient[row] * q``, and the loss does not contain the divergence.
+        If ``call.shards`` is set, a label outside the vocabulary belongs to another shard.
         """
 
     def compute(self, call: Call) -> None:
@@ -60,7 +64,7 @@ class KernelBackend(Backend):
             self.launch(call, "finish", record)
 
     def _statistics(self, call: Call) -> Tensor:
-        """The records of all rows, over all shards."""
+        """The records of all rows, combined over all shards."""
         shape = (call.row_loss.numel(), len(records.COLUMNS))
         dtype = torch.float64 if self.float64_records else call.loss_scale.dtype
         record = torch.zeros(shape, dtype=dtype, device=call.student.device)
@@ -72,7 +76,7 @@ class KernelBackend(Backend):
     def _sparse(self, call: Call) -> None:
         teacher = call.teacher
         assert isinstance(teacher, SparseRows)
-        # The entries' logits, before the gradient may overwrite them.
+        # Reads the entries' logits before the gradient may overwrite them.
         support = sparse.Support(call, teacher)
         student_side = replace(call, spec=call.spec._replace(divergence="off_support"))
         record = self._statistics(student_side)

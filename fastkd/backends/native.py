@@ -1,6 +1,6 @@
 """The compiled kernels. The only module that turns tensors into addresses and streams.
 
-Tensors are checked here once more, since a wrong address does not raise: it corrupts.
+Tensors are checked here once more, since a wrong address does not raise: it corrupts memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ else:
     if (_C.record_columns, _C.metric_columns) != (len(COLUMNS), len(METRICS)):
         raise ImportError("fastkd._C was built from other sources: reinstall with 'pip install .'")
 
-# Elements of a tensor from which huge pages may help: each has 2 MiB.
+# Huge pages, of 2 MiB each, may help tensors of at least this many elements.
 HUGE_PAGES_FROM = 2**20
 
 _forced_isa: list[str] = []
@@ -38,12 +38,12 @@ _forced_cluster: list[int] = []
 
 
 def cpu_isas() -> list[str]:
-    """Instruction sets that this CPU runs, best first."""
+    """The instruction sets that this CPU can run, best first."""
     return [] if _C is None else _C.cpu_isas()
 
 
 def cpu_isa() -> str:
-    """The instruction set in use: forced by a test, by ``FASTKD_CPU_ISA``, or the best."""
+    """The instruction set in use: that of :func:`forced_isa`, that of ``FASTKD_CPU_ISA``, or the best."""
     return _runnable(_forced_isa[-1] if _forced_isa else _settings.cpu_isa())
 
 
@@ -71,8 +71,8 @@ def forced_isa(isa: str) -> Iterator[None]:
 def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
     """Run CUDA calls inside the block with the ``"stream"`` kernel, or the ``"cluster"`` one (Hopper).
 
-    The cluster is of ``blocks`` blocks, or of as many as it would choose. Calls that have one kernel only,
-    which are those with phases, metrics or two dtypes, keep it; others raise where theirs cannot run.
+    The cluster has ``blocks`` blocks, or as many as fastkd would choose. Calls for which only one kernel
+    exists (those with phases, metrics or two dtypes) keep it; other calls raise if the kernel cannot run.
     """
     _forced_cluster.append({"stream": _C.CLUSTER_NONE, "cluster": blocks or _C.CLUSTER_ANY}[name])
     try:
@@ -116,7 +116,7 @@ class NativeBackend(KernelBackend):
 
     def _sparse(self, call: Call) -> None:
         if call.student.device.type == "cpu" and call.shards is None:
-            self.launch(call)  # the teacher's entries, too, while a row is in the caches
+            self.launch(call)  # one launch handles the teacher's entries, too, while a row is in the caches
         else:
             super()._sparse(call)
 
@@ -134,7 +134,7 @@ class NativeBackend(KernelBackend):
         sparse = call.teacher if isinstance(call.teacher, SparseRows) and phase == "all" else None
         if spec.kd_weight == 0:
             sparse = None
-        # Without a divergence only a metric, the entropy, asks for the student's temperature.
+        # Without a divergence only a metric, the entropy, needs the student's temperature.
         cooled = spec.kd_weight != 0 or call.metrics is not None
         params = _C.DenseParams(
             rows=call.row_loss.numel(),
@@ -209,7 +209,7 @@ class NativeBackend(KernelBackend):
 
 
 def _check(call: Call, teacher: Tensor | None, record: Tensor | None, coefficient: Tensor | None) -> None:
-    """Raise ``AssertionError`` unless the kernels may take these addresses for what they are said to be."""
+    """Raise ``AssertionError`` unless the tensors are what the kernels assume to be at their addresses."""
     student, rows, wide = call.student, call.row_loss.numel(), call.row_loss.dtype
     if student.shape[0] * student.shape[1] != rows:
         raise AssertionError("rows of student and row_loss differ")
@@ -279,6 +279,6 @@ def _rows(x: Tensor | None) -> _C.Rows:
 
 
 def _place(device: torch.device) -> tuple[int, int]:
-    """The device's index and the address of the stream that is current there."""
+    """The device's index and the address of its current stream."""
     stream = torch.cuda.current_stream(device)
     return stream.device_index, stream.cuda_stream

@@ -1,7 +1,7 @@
-"""Records of rows: what a kernel's first sweep finds, in a form that the shards of a vocabulary can add up.
+"""Records of rows: the results of a kernel's first sweep, in a form that shards of a vocabulary can combine.
 
-The layout is that of ``csrc/params.h``, which says what each column holds. All sums are over logits less the
-row's largest, so that float32 holds their digits on a device without float64, and float64 those of any row.
+The layout is that of ``csrc/params.h``, which describes each column. In all sums the logits are relative to
+the row maximum. float64 then keeps the digits of any row, and float32 enough on a device without float64.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ COLUMNS = (
     *("sum_0", "sum_1"),
 )
 LOG2E = math.log2(math.e)
-# Exponents of 2 within which a cross stream needs no shift.
+# A cross stream needs no shift while its exponent of 2 is at most this in magnitude.
 NEAR = 64.0
 # The sum |q - p| above which a row is distant: 1 - sum |q - p| / 2 would have lost three bits.
 DISTANT = 1.75
 
 
 def stream_powers(spec: LossSpec) -> tuple[tuple[float, float], ...]:
-    """Of each stream, the powers of the teacher's and the student's exponentials by which it scales."""
+    """For each stream, the powers of the teacher's and the student's exponentials by which it scales."""
     return DIVERGENCES[spec.divergence].streams(spec.alpha, spec.beta) if reads_teacher(spec) else ()
 
 
@@ -38,12 +38,12 @@ def reads_teacher(spec: LossSpec) -> bool:
 
 
 def has_sums(spec: LossSpec) -> bool:
-    """Whether the divergence takes a sweep between the first and the last."""
+    """Whether the divergence needs a sweep between the first and the last."""
     return reads_teacher(spec) and DIVERGENCES[spec.divergence].sums
 
 
 def has_distant(spec: LossSpec) -> bool:
-    """Whether rows that share little probability take a further sweep, whose sums are logarithms."""
+    """Whether rows that share little probability need one more sweep, whose sums are logarithms."""
     return reads_teacher(spec) and DIVERGENCES[spec.divergence].distant
 
 
@@ -53,7 +53,7 @@ def has_cross(spec: LossSpec) -> bool:
 
 
 def _wire(spec: LossSpec, metrics: bool) -> list[str]:
-    """The columns that a call needs of the other shards."""
+    """The columns that a call needs from the other shards."""
     names = ["max_s", "z_s", "z_one", "label_s", "columns"]
     if reads_teacher(spec):
         names += ["max_t", "z_t", *(f"stream_{k}" for k in range(len(stream_powers(spec))))]
@@ -66,16 +66,16 @@ def _wire(spec: LossSpec, metrics: bool) -> list[str]:
 
 
 def bytes_per_token(spec: LossSpec, metrics: bool = False, itemsize: int = 8) -> int:
-    """Bytes per token that a process sends to each other one, in one message, or (with sums) two or three."""
+    """Bytes per token that a process sends to each other process: one message, or with sums two or three."""
     return itemsize * (len(_wire(spec, metrics)) + 2 * has_sums(spec) + 2 * has_distant(spec))
 
 
 def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
-    """Make the sums of distant rows those of the whole vocabulary, in place.
+    """Combine the sums of distant rows over all shards, in place.
 
     Args:
         record: ``(rows, len(COLUMNS))``, after the phase ``"distant"``.
-        of_all: ``(rows, 2)``, the sums of the phase before, over all shards.
+        of_all: ``(rows, 2)``, the sums of the phase ``"sums"``, over all shards.
         shards: the other processes' parts.
     """
     logarithms = shards.gather(record[:, -2:]) / LOG2E
@@ -84,31 +84,31 @@ def combine_distant(record: Tensor, of_all: Tensor, shards: Shards) -> None:
 
 
 def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> None:
-    """Make each process's ``(rows, len(COLUMNS))`` records those of the whole vocabulary, in place.
+    """Combine the shards' records ``(rows, len(COLUMNS))`` into those of the whole vocabulary, in place.
 
     Args:
-        record: of this process's shard.
-        metrics: whether the call wants metrics.
+        record: the records of this process's shard.
+        metrics: whether the call has metrics.
     """
     wire = _wire(spec, metrics)
-    # Column by column: a list as an index would be copied to the device, for which the host waits.
+    # Column by column: a list as an index would be copied to the device, and the host would wait for that.
     found = shards.gather(torch.stack([record[:, COLUMNS.index(name)] for name in wire], -1))
     part = dict.fromkeys(COLUMNS, record.new_zeros(shards.size, record.shape[0]))  # each (size, rows)
     part.update(zip(wire, found.unbind(-1), strict=True))
     whole = {}
 
     def below_top(maximum: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest of all, and by how much each shard's exceeds it; 0 stands in for -inf."""
+        """The maximum over all shards, and each shard's maximum minus that, with 0 in place of -inf."""
         top = maximum.amax(0)
         shard, whole = (torch.where(torch.isneginf(x), 0.0, x) for x in (maximum, top))
         return top, shard - whole
 
     def scaled(sums: Tensor, by: Tensor) -> Tensor:
-        """``sums`` times ``2**by``, where 0 times infinity is 0: such a shard adds nothing."""
+        """``sums`` times ``2**by``, with 0 times infinity as 0: such a shard adds nothing."""
         factor = torch.exp2(by)
         return torch.where((sums == 0) | (factor == 0), 0.0, sums * factor)
 
-    # A shard's logits are less its own maximum; now they are to be less the largest.
+    # A shard's sums are relative to its own maximum; make them relative to the maximum of all shards.
     whole["max_s"], moved_s = below_top(part["max_s"])
     whole["max_t"], moved_t = below_top(part["max_t"])
     by_s, by_t = moved_s * (LOG2E / spec.temperature), moved_t * (LOG2E / spec.teacher_temperature)
@@ -139,10 +139,10 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> No
         whole[name] = part[name].amax(0)
     owner = {}
     for side in ("s", "t"):
-        # The first shard with the largest logit has it.
+        # If several shards have the largest logit, the first one counts as its owner.
         owner[side] = (part[f"max_{side}"] == whole[f"max_{side}"]).to(torch.int8).argmax(0)
         whole[f"arg_{side}"] = part[f"arg_{side}"].gather(0, owner[side][None])[0]
-    # Columns of two shards differ, whatever their numbers are there.
+    # Columns of two different shards differ, even if they have the same number in each.
     whole["arg_t"] = torch.where(owner["s"] == owner["t"], whole["arg_t"], -2.0)
     for name, value in whole.items():
         record[:, COLUMNS.index(name)] = value

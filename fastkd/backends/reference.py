@@ -1,4 +1,4 @@
-"""Plain torch: the test oracle, the benchmark's baseline, the fallback for every other device."""
+"""The backend in plain torch: the fallback on every other device, and in float64 a reference for tests."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ class _Rows:
         return self.pair(x, x, x).log_total(x)
 
     def top(self, x: Tensor) -> Tensor:
-        """The largest of each row over all shards, ``(rows, 1)``; 0 where that is infinite."""
+        """The row maximum over all shards, ``(rows, 1)``; 0 where that is infinite."""
         top = torch.cat([x, x.new_full((x.shape[0], 1), -math.inf)], -1).amax(-1, keepdim=True)
         top = top if self.shards is None else self.shards.max(top)
         return torch.where(torch.isinf(top), 0.0, top)
 
     def below_top(self, x: Tensor, temperature: float) -> Tensor:
-        """``(x - top(x)) / temperature``, which has the digits that a large logit lacks."""
-        # An eighth, so that the difference of two finite logits is finite.
+        """``(x - top(x)) / temperature``, which has digits that large logits lack."""
+        # All are divided by 8, so that the difference of two finite logits is finite.
         return (x / 8 - self.top(x) / 8) / (temperature / 8)
 
     def log_total_below_top(self, away: Tensor) -> Tensor:
-        """``log_total`` of what :meth:`below_top` gives, which keeps the digits of a sum just above 1."""
+        """``log_total`` of the result of :meth:`below_top`, with the digits of a sum just above 1."""
         top = away == 0
         count = self.total(top.to(away.dtype))
         others = self.total(torch.where(top, 0.0, away.exp()))
-        # A row without a finite logit has no top.
+        # Without a finite logit no column is at the top.
         return torch.where(count == 0, torch.log(others), torch.log(count) + torch.log1p(others / count))
 
     def entropy(self, log_p: Tensor) -> Tensor:
@@ -69,16 +69,17 @@ class _Rows:
         lse_y, lse_x = self.log_total(y), self.log_total(x)
         difference = x - y
         if spec.temperature == spec.teacher_temperature:
-            # Near rows take it from the logits' difference: each side's rounding would drown a small ratio.
+            # Where the maxima are close, the logits are subtracted directly: the rounding of each side would
+            # swamp a small log-ratio.
             apart = self.top(t) - self.top(s)
             difference = torch.where(apart.abs() < 1, ((t - s) - apart) / spec.temperature, difference)
-        # Entries that are -inf on both sides do not exist.
+        # Entries that are -inf on both sides count as absent.
         log_ratio = (difference - (lse_x - lse_y)).masked_fill((x == y) & torch.isinf(x), 0.0)
         pair = self.pair(x - lse_x, y - lse_y, log_ratio)
         return DIVERGENCES[self.spec.divergence].formula(pair), pair
 
     def cross_entropy(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``(CE or NaN, weighted CE and z-loss, its gradient)``."""
+        """``(CE, or NaN without labels; weighted CE plus z-loss; the gradient of that sum)``."""
         spec, e = self.spec, self.spec.label_smoothing
         away = self.below_top(self.s, 1.0)
         log_sum = self.log_total_below_top(away)
@@ -94,7 +95,7 @@ class _Rows:
                 nll = (1 - e) * nll + e * (log_sum - self.total(away / self.columns))
             if spec.ce_weight != 0:
                 value = value + spec.ce_weight * nll
-                # 1 - softmax of a confident model's label is small.
+                # At the label, softmax - 1 is small for a confident model; expm1 keeps its digits.
                 less_hot = torch.where(self.hot, torch.expm1(log_softmax) + e, softmax)
                 grad = grad + spec.ce_weight * (less_hot - e / self.columns)
         return nll, value, grad
@@ -128,7 +129,7 @@ class ReferenceBackend(KernelBackend):
 
     def compute(self, call: Call) -> None:
         if isinstance(call.teacher, SparseRows):
-            super().compute(call)  # only here does something come between the sweeps
+            super().compute(call)  # only a sparse teacher needs work between the sweeps
         else:
             self.launch(call)
 
@@ -188,7 +189,7 @@ class ReferenceBackend(KernelBackend):
 
     @staticmethod
     def _statistics_of(rows: _Rows, record: Tensor) -> None:
-        """The student's side of this shard's records, which is all that a sparse teacher asks for."""
+        """The student's side of this shard's records, which is all that a sparse teacher needs."""
         s, spec, hot = rows.s, rows.spec, rows.hot
         edge = s.new_full((s.shape[0], 1), -math.inf)
         top = torch.cat([s, edge], -1).amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The registry of backends: which there are, which can run, and why one cannot."""
+"""The registry of backends: which exist, which can run, and why one cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastkd.backends.reference import ReferenceBackend
 from fastkd.backends.triton import TritonBackend
 from fastkd.errors import BackendUnavailable
 
-# In the order of preference where a call names none; the last one runs everywhere.
+# In order of preference for calls that name none; the last one runs everywhere.
 REGISTRY: dict[str, Backend] = {
     "native": NativeBackend(),
     "triton": TritonBackend(),
@@ -57,7 +57,7 @@ def available_backends() -> dict[str, str]:
     """Every backend on the device types ``cpu`` and ``cuda``: whether it can run there, and if not, why.
 
     Returns:
-        ``"available"`` or the reason, by names such as ``"native:cpu"``, in the order of preference.
+        ``"available"`` or the reason, for each name such as ``"native:cpu"``, in order of preference.
     """
     devices = [torch.device("cpu"), torch.device("cuda")]
     report = {}

@@ -1,8 +1,8 @@
-"""A sparse teacher's divergence: from the few columns that it speaks of, in plain torch on ``(rows, K)``.
+"""A sparse teacher's divergence, computed from its few columns in plain torch on ``(rows, K)``.
 
-The student's side is one more class for all other columns. On the whole vocabulary the gradient is then a
-coefficient times ``q``, which a kernel writes without knowing of the teacher, and a correction at the ``K``
-columns, which are written once more, each rounded once.
+On the student's side one more class stands for all other columns. On the whole vocabulary the gradient is
+then a coefficient times ``q``, which a kernel writes without the teacher, plus a correction at the ``K``
+columns. The gradient there is written a second time, so that it is rounded only once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastkd.backends.record import COLUMNS
 from fastkd.divergences import DIVERGENCES, Pair
 from fastkd.spec import METRICS, LossSpec
 
-# Mass below float32's rounding of a sum near 1 is not told from 0, on either side.
+# A smaller rest, on either side, cannot be distinguished from 0: float32 rounds a sum near 1 that much.
 LEAST_REST = 2.0**-24
 
 
@@ -30,16 +30,16 @@ def has_rest(tail: str, spec: LossSpec) -> bool:
 
 
 def log_rest(log_masses: Tensor) -> Tensor:
-    """``(rows, 1)``, the logarithm of 1 less the masses of which ``(rows, K)`` logarithms are given."""
+    """``(rows, 1)``, the logarithm of 1 minus the sum of the masses with these ``(rows, K)`` logarithms."""
     top, place = log_masses.max(-1, keepdim=True)
     others = log_masses.scatter(-1, place, -math.inf)
-    # Where one entry holds nearly all, 1 less its mass keeps its digits only this way.
+    # If one entry has nearly all the mass, only expm1 keeps the digits of 1 minus its mass.
     rest = -torch.expm1(top) - others.exp().sum(-1, keepdim=True)
     return torch.log(rest.clamp(min=LEAST_REST))
 
 
 def column(record: Tensor, name: str) -> Tensor:
-    """``(rows, 1)`` of a record."""
+    """A record's column of this name, ``(rows, 1)``."""
     return record[:, COLUMNS.index(name)].unsqueeze(-1)
 
 
@@ -48,7 +48,7 @@ class Support:
 
     Attributes:
         present: ``(rows, K)`` bool, entries that exist; none in rows that are not read.
-        here: of those, the ones in this process's shard.
+        here: ``(rows, K)`` bool, those of them in this process's shard.
         index: ``(rows, K)`` column in this shard, 0 where not here.
         logits: ``(rows, K)`` of the arithmetic's dtype, -inf where not present.
     """
@@ -77,11 +77,11 @@ class Support:
 
 @dataclass
 class Divergence:
-    """A divergence and its gradients, found once the student's partition is known, in the record's dtype."""
+    """A divergence and its gradients, computed from the student's log-sum-exp, in the record's dtype."""
 
     value: Tensor  # (rows, 1)
-    coefficient: Tensor  # (rows,) of q in the gradient by s / T, in the dtype of the call's arithmetic
-    by_student: Tensor  # (rows, K), that gradient at the entries
+    coefficient: Tensor  # (rows,) of q in the gradient with respect to s / T; the arithmetic's dtype
+    by_student: Tensor  # (rows, K), the gradient with respect to s / T at the entries
     teacher_entropy: Tensor  # (rows, 1)
 
 
@@ -95,7 +95,7 @@ def divergence(call: Call, teacher: SparseRows, support: Support, record: Tensor
     found = _dropped(logprobs, log_q) if dropped else _classes(spec, teacher, logprobs, log_q)
     value, coefficient, by_student, by_logprobs, log_p = found
 
-    # A row without any entry says nothing.
+    # A row without entries adds nothing to the loss.
     empty = ~present.any(-1, keepdim=True)
     value, coefficient = value.masked_fill(empty, 0.0), coefficient.masked_fill(empty, 0.0)
     if teacher.grad is not None:
@@ -106,9 +106,10 @@ def divergence(call: Call, teacher: SparseRows, support: Support, record: Tensor
 
 
 def _dropped(logprobs: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
-    """The forward KL's terms of the entries, with their weights as they are.
+    """The forward KL over the entries, with their weights as they are.
 
-    Returns the value, the coefficient, the gradients by ``s / T`` and by ``logprobs``, and ``log p``.
+    Returns the value, the coefficient, the gradients with respect to ``s / T`` and to ``logprobs``, and
+    ``log p``.
     """
     absent = torch.isneginf(logprobs)
     weight = logprobs.exp()
@@ -121,15 +122,15 @@ def _dropped(logprobs: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
 
 
 def _log_softmax(x: Tensor, temperature: float) -> Tensor:
-    """``log_softmax(x / temperature)`` over the last dimension; -inf all over where ``x`` is."""
+    """``log_softmax(x / temperature)`` over the last dimension; all -inf in rows where ``x`` is all -inf."""
     found = torch.log_softmax(x / temperature, -1)
     return torch.where(torch.isneginf(x), -math.inf, found)
 
 
 def _classes(spec: LossSpec, teacher: SparseRows, logprobs: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
-    """The divergence of the entries and, where it is one, of all other columns as one more class.
+    """The divergence over the entries and, if :func:`has_rest`, one more class for all other columns.
 
-    Returns what :func:`_dropped` does.
+    Returns the same results as :func:`_dropped`.
     """
     bucket, rest = teacher.tail == "bucket", has_rest(teacher.tail, spec)
     nothing = torch.full_like(logprobs[:, :1], -math.inf)
@@ -147,13 +148,13 @@ def _classes(spec: LossSpec, teacher: SparseRows, logprobs: Tensor, log_q: Tenso
     by_teacher = result.by_teacher / spec.teacher_temperature
     by_logprobs = by_teacher[:, :-1]
     if bucket:
-        # The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
+        # The rest's mass is 1 minus that of the entries, so each log-probability also changes the rest.
         by_logprobs = by_logprobs - logprobs.exp() * (by_teacher[:, -1:] / teacher_rest.exp())
     return result.value, coefficient, by_student, by_logprobs, p
 
 
 def complete(call: Call, support: Support, record: Tensor, found: Divergence) -> None:
-    """Add the divergence to what the kernel has left: losses, metrics, and the gradient at the entries."""
+    """Add the divergence to the kernel's results: losses, metrics, and the gradient at the entries."""
     spec, read, dtype = call.spec, support.read[:, None], record.dtype
     loss = call.loss_scale.to(dtype)[:, None] * spec.kd_weight * found.value
     call.row_loss += torch.where(read, loss, 0.0)[:, 0].to(call.row_loss.dtype)
@@ -183,7 +184,7 @@ def complete(call: Call, support: Support, record: Tensor, found: Divergence) ->
         uniform = spec.label_smoothing / column(record, "columns").clamp(min=1)
         grad = grad - ce_weight * ((1 - spec.label_smoothing) * hot + uniform)
     entries = (call.grad_scale.to(dtype)[:, None] * grad).to(call.grad_student.dtype)
-    # Entries that are not here write what column 0 holds anyway: the kernel's, or that of an entry.
+    # Entries that are not here write to column 0 what it holds anyway: the kernel's value, or an entry's.
     first = call.grad_student[support.place(torch.zeros_like(support.rows))]
     at_first = support.here & (support.index == 0)
     entry = entries.gather(-1, at_first.to(torch.int8).argmax(-1, keepdim=True))

@@ -1,7 +1,8 @@
 """The divergences between a teacher's distribution p and a student's q.
 
-Each is one :class:`fastkd.divergences.base.Divergence`: its parameters, its formula in plain torch, and what
-backends need to know. The kernels' formulas are in ``csrc/divergences`` and ``fastkd/backends/triton``.
+Each is one :class:`fastkd.divergences.base.Divergence`: its parameters, its formula in plain torch, and the
+properties that the kernels depend on. The kernels' formulas are in ``csrc/divergences`` and
+``fastkd/backends/triton``.
 """
 
 from fastkd.divergences.alpha_beta import ALPHA_BETA
@@ -16,7 +17,7 @@ from fastkd.divergences.tvd import TVD
 
 __all__ = ["DIVERGENCES", "Divergence", "Pair", "Result"]
 
-# In the order in which they are listed for users.
+# In the order in which users see them listed.
 DIVERGENCES: dict[str, Divergence] = {
     divergence.name: divergence
     for divergence in (

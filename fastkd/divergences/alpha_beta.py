@@ -14,9 +14,9 @@ def alpha_beta(pair: Pair) -> Result:
     a, b = pair.alpha, pair.beta
     cross = Cross(pair, a, b)
     less_q, less_p = cross.less_q_power(), cross.less_p_power()
-    # c - a/(a+b) p^(a+b) - b/(a+b) q^(a+b), each class for itself
+    # c - a/(a+b) p^(a+b) - b/(a+b) q^(a+b) of each class
     terms = b / (a + b) * less_q + a / (a + b) * less_p
-    # Where one power is infinite others may be too, with either sign, and the divergence is.
+    # Where one power is infinite, the divergence is, but the terms above may be inf - inf.
     powers = torch.stack([cross.log_c, cross.log_p_power, cross.log_q_power]).exp()
     terms = torch.where(torch.isinf(powers).any(0), -math.copysign(math.inf, a * b), terms)
     p, q = pair.log_p.exp(), pair.log_q.exp()

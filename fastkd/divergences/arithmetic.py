@@ -1,4 +1,4 @@
-"""Arithmetic that the formulas share, which keeps the digits of small differences."""
+"""Arithmetic that the formulas share; it keeps the digits of small differences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def times(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def log_mixture_ratio(share: float, log_ratio: Tensor) -> Tensor:
-    """``log((1 - share) + share * exp(log_ratio))``: a mixture relative to one of its parts."""
+    """``log((1 - share) + share * exp(log_ratio))``: a mixture over one of its components."""
 
     def from_larger(share: float, log_ratio: Tensor) -> Tensor:
-        # For a log_ratio <= 0. By the difference where it is small, by the quotient where it is not: each
-        # form keeps what the other would round away.
+        # For log_ratio <= 0. log1p of the mixture's difference from 1 suits small ratios, the logarithm of
+        # the mixture itself all others: each form keeps digits that the other would round away.
         near = torch.log1p(share * torch.expm1(log_ratio))
         return torch.where(log_ratio > -0.7, near, torch.log((1 - share) + share * torch.exp(log_ratio)))
 

@@ -1,4 +1,4 @@
-"""A divergence as one object: its name, its parameters, its formula, and what the kernels must know of it."""
+"""A divergence as one object: its name, parameters, formula, and the properties that kernels depend on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Pair:
 
     Args:
         log_p, log_q: teacher and student, normalised over the classes (of all shards).
-        log_ratio: ``log_p - log_q``, formed from the logits' difference, whose rounding is smaller.
+        log_ratio: ``log_p - log_q``, computed from the difference of the logits, which has less rounding.
         alpha, beta: the divergence's parameters.
-        hot: bool, the label's class, for the divergence that treats it apart.
-        shards: where the other classes are; None when all are here.
+        hot: bool, true at the label's class, for the divergence that treats the label separately.
+        shards: the other processes' classes; None if this process has all classes.
     """
 
     log_p: Tensor
@@ -56,7 +56,7 @@ class Pair:
 
 
 class Result(NamedTuple):
-    """``D`` ``(rows, 1)``, and its gradients by ``s / T`` and by ``t / T_t``, ``(rows, classes)``."""
+    """``D`` ``(rows, 1)`` and its gradients ``(rows, classes)`` with respect to ``s / T`` and ``t / T_t``."""
 
     value: Tensor
     by_student: Tensor
@@ -85,7 +85,7 @@ def always(alpha: float, beta: float) -> bool:
 
 
 def accept(alpha: float, beta: float) -> None:
-    """The check of a divergence whose parameters may be all that their ranges allow."""
+    """The check of a divergence that accepts everything in its parameters' ranges."""
 
 
 def no_streams(alpha: float, beta: float) -> tuple[tuple[float, float], ...]:
@@ -101,19 +101,19 @@ class Divergence:
         formula: its value and gradients in plain torch, in log space: no formula takes the logarithm of a sum
             of probabilities or divides by one that can underflow. Entries that are -inf on both sides have
             ``log_ratio`` 0 and add nothing.
-        parameters: those that it takes, ``"alpha"`` or ``"beta"``.
-        check: raises ValueError for parameters that their ranges allow and the divergence does not.
-        limits: values of ``beta`` at which it is another divergence, with that one's name.
-        streams: the sums that the kernels' first sweep makes of it. Each scales by these powers of the
-            teacher's and of the student's exponentials.
+        parameters: the parameters that it has, by name (``"alpha"`` or ``"beta"``).
+        check: raises ValueError for parameters within their ranges that the divergence does not allow.
+        limits: values of ``beta`` at which another divergence replaces it, with that one's name.
+        streams: the sums that the kernels' first sweep collects for it. Each is given by the powers of the
+            teacher's and of the student's exponentials by which it scales.
         cross: whether stream 0 is the sum of ``p**a q**b``; otherwise streams are linear in the log-ratio.
-        sums: whether its kernels take a sweep between the first and the last.
-        distant: whether rows that share little probability take a further sweep, whose sums are logarithms.
-        splits_label: whether it treats the label apart, and so needs labels.
-        infinite_outside: whether it is infinite where the teacher has probability and the student none.
+        sums: whether its kernels need a sweep between the first and the last.
+        distant: whether rows that share little probability need one more sweep, whose sums are logarithms.
+        splits_label: whether it treats the label separately, and so needs labels.
+        infinite_outside: whether it is infinite if the teacher has probability where the student has none.
         over_vocabulary: whether a sparse teacher with ``tail="renormalize"`` is compared with the student's
-            whole vocabulary: the divergence is finite where the teacher has nothing, and asks of the student
-            there for its mass alone. The others compare the entries.
+            whole vocabulary. This needs a divergence that is finite where the teacher has no probability and
+            depends there only on the student's total probability. All others compare only the entries.
     """
 
     name: str

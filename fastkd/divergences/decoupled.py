@@ -1,4 +1,4 @@
-"""Decoupled distillation (DKD, Zhao et al. 2022): the label against the others, and the others alone."""
+"""Decoupled distillation (DKD, Zhao et al. 2022): label against other classes, and those among themselves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def decoupled(pair: Pair) -> Result:
     hot_ratio = pair.total(pair.log_ratio.masked_fill(~hot, 0.0))
     rest_ratio = (log_rest_p - log_rest_q).masked_fill((rest_p == 0) & (rest_q == 0), 0.0)
     target = times(hot_p, hot_ratio) + times(rest_p, rest_ratio)
-    # The smaller probability of each pair has the digits of the difference.
+    # The smaller probabilities, of the label or of the rest, keep the digits of the difference.
     gap = torch.where(hot_p < 0.5, hot_q - hot_p, rest_p - rest_q)
 
     def among_others(x: Tensor, log_rest: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from fastkd.divergences.tvd import tvd
 def log_acceptance(pair: Pair) -> Result:
     p, q, ratio = pair.log_p.exp(), pair.log_q.exp(), pair.log_ratio
     apart = tvd(pair)
-    # Where p and q share little, what they share is summed by itself: the student's part, of the classes
-    # that it finds less likely than the teacher does, and the teacher's part. A tie is half of either's.
+    # Where p and q share little, the shared probability is summed directly, in two parts: q over the classes
+    # that the student finds less likely, and p over those that the teacher does. A tie adds half to each.
     student_less, teacher_less, half = ratio > 0, ratio < 0, math.log(2)
     log_shared = pair.log_total(torch.minimum(pair.log_p, pair.log_q))
     of_student = torch.where(student_less, pair.log_q, pair.log_q - half).masked_fill(teacher_less, -math.inf)
@@ -48,7 +48,7 @@ def kl_tvd(pair: Pair) -> Result:
     forward, apart = forward_kl(pair), tvd(pair)
     shared = pair.total(torch.minimum(pair.log_p, pair.log_q).exp())
     shared = torch.where(apart.value < 0.5, 1 - apart.value, shared)  # the form that keeps more digits
-    exponent = -pair.beta * shared  # of the weight, a constant for the gradients
+    exponent = -pair.beta * shared  # of the weight, which the gradients treat as a constant
     by_forward, by_apart = torch.exp(exponent), -torch.expm1(exponent)
     return Result(*(times(by_forward, f) + by_apart * a for f, a in zip(forward, apart, strict=True)))
 

@@ -23,7 +23,7 @@ JSD = Divergence(
     "jsd",
     jsd,
     parameters={"beta": Parameter(0.5, 0.0, 1.0)},
-    # As TRL has them; the formula itself tends to 0 there.
+    # The same meaning as in TRL; the formula itself tends to 0 there.
     limits={0.0: "forward_kl", 1.0: "reverse_kl"},
     sums=True,
 )

@@ -9,9 +9,9 @@ from fastkd.divergences.base import Divergence, Pair, Result, always
 
 
 def _kl(pair: Pair, p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
-    """sum p (log p - log q), with the terms ``q - p``, whose sum is 0, added.
+    """sum p (log p - log q), with ``q - p``, whose sum is 0, added to each term.
 
-    Each term is then of second order in a small ratio, and so is the effect of an error in the ratios.
+    Each term is then of second order in a small log-ratio, and so is the effect of errors in the log-ratios.
     """
     return pair.total(times(p, log_ratio) + difference(p, q, log_ratio))
 
@@ -34,7 +34,7 @@ def jeffreys(pair: Pair) -> Result:
 
 
 def forward_stream(alpha: float, beta: float) -> tuple[tuple[float, float], ...]:
-    """The sum of the teacher's exponentials times the log-ratio."""
+    """One stream, the sum of the teacher's exponentials times the log-ratio."""
     return ((1, 0),)
 
 

@@ -1,4 +1,4 @@
-"""Divergences that are a function of one sum, that of ``p**a q**(1 - a)``."""
+"""Divergences that are functions of the sum of ``p**a q**(1 - a)``."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ class Cross:
         return self._less(self.log_p_power, -self.b * self.pair.log_ratio)
 
     def _less(self, log_power: Tensor, exponent: Tensor) -> Tensor:
-        # Where c is the power times exp(exponent), expm1 keeps the digits of their difference.
+        # c is the power times exp(exponent); for small exponents expm1 keeps the digits of their difference.
         power, near = log_power.exp(), exponent.abs() < 1
         return torch.where(near, power * torch.expm1(exponent.clamp(-1, 1)), self.log_c.exp() - power)
 
 
 def _power(pair: Pair, a: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of ``C = sum c`` with ``c = p^a q^(1 - a)``: ``C - 1``, ``log C``, ``q - c / C`` and ``p - c / C``."""
+    """``C - 1``, ``log C``, ``q - c / C`` and ``p - c / C``, with ``c = p^a q^(1 - a)`` and ``C = sum c``."""
     cross = Cross(pair, a, 1 - a)
     p, q = pair.log_p.exp(), pair.log_q.exp()
     less_q, less_p = cross.less_q_power(), cross.less_p_power()
-    # With a (q - p), whose sum is 0, added, so that an error in the ratios is of second order, as in _kl.
+    # Each term has a (q - p) added, whose sum is 0: an error in the log-ratios is then of second order, as in
+    # kl._kl.
     excess = pair.total(less_q + a * difference(p, q, pair.log_ratio))
     log_c = pair.log_total(cross.log_c)
     near = excess.abs() < 0.5
     log_c = torch.where(near, torch.log1p(excess.clamp(-0.5, 0.5)), log_c)
-    share = torch.exp(cross.log_c - log_c)  # of each class in C
+    share = torch.exp(cross.log_c - log_c)  # each class's part of C
     share = torch.where(torch.isneginf(cross.log_c), 0.0, share)
     by_q = torch.where(near, (q * excess - less_q) / (1 + excess), q - share)
     by_p = torch.where(near, (p * excess - less_p) / (1 + excess), p - share)

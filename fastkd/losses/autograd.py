@@ -1,4 +1,4 @@
-"""How the losses take part in autograd: the gradient is computed in the forward pass, or in the backward."""
+"""The autograd functions of the losses: the forward pass computes the gradient, or the backward does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fastkd.losses.request import DIFFERENTIABLE, NO_GRADIENT, Inputs, Request
 from fastkd.ops.rows import wide
 
-try:  # private, so its absence only costs memory
+try:  # private in torch; without it gradients are copied, which only costs memory
     from torch._C._autograd import _get_current_graph_task_keep_graph as _keeps_graph
 except ImportError:
 
@@ -23,7 +23,7 @@ except ImportError:
         return True
 
 
-# Gradients by a function's arguments that have none: its settings come first, the tensors of the rows last.
+# The None gradients of a function's other arguments: its settings come first, the tensors of the rows last.
 SETTINGS = (None,) * 3
 ROW_TENSORS = (None,) * (len(Inputs._fields) - DIFFERENTIABLE)
 ARGUMENTS = len(SETTINGS) + len(Inputs._fields)
@@ -40,17 +40,17 @@ OVERWRITTEN = (
 
 
 def under_transforms() -> bool:
-    """Whether torch.func's transforms or forward-mode AD are at work, which ask more of a function."""
+    """Whether torch.func's transforms or forward-mode AD are active, which need :class:`Transformed`."""
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
-            # Traced by torch.compile, they take an op's gradient for 0.
+            # Traced by torch.compile, these transforms would take the op's gradient to be 0.
             raise RuntimeError("torch.compile cannot trace torch.func's transforms of a fastkd loss")
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _batched(x: Tensor) -> bool:
-    """Whether ``x`` stands for many at once: under torch.func.vmap, or with is_grads_batched=True."""
+    """Whether ``x`` is a batch of tensors: under torch.func.vmap, or with is_grads_batched=True."""
     return under_transforms() or (
         not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
     )
@@ -58,11 +58,12 @@ def _batched(x: Tensor) -> bool:
 
 @dataclass
 class Overwritten:
-    """The student's logits once their gradient is in their memory.
+    """The student's logits after their gradient has been written over them.
 
     Attributes:
-        logits: outside autograd, the same memory.
-        version: their version counter after that; a later change in place moves it on.
+        logits: the same memory, outside autograd.
+        version: their version counter at that time. A later change in place raises the counter, which
+            :meth:`gradient` detects.
     """
 
     logits: Tensor
@@ -78,10 +79,10 @@ class Overwritten:
 
 
 class Fused(torch.autograd.Function):
-    """The loss, with gradients from the same pass; the backward multiplies them by the upstream gradient.
+    """The loss and its gradients in one pass; the backward multiplies them by the upstream gradient.
 
-    The last result is empty. It leads from the backward's gradients to this node, so that a second derivative
-    raises where it would otherwise be left out.
+    The last result, the anchor, is empty. It connects the backward's gradients to this node, so that a second
+    derivative raises instead of being silently left out.
     """
 
     @staticmethod
@@ -115,11 +116,11 @@ class Fused(torch.autograd.Function):
 
 
 class Deferred(torch.autograd.Function):
-    """The loss alone; the backward makes the gradients, knowing the upstream gradient.
+    """The loss alone; the backward computes the gradients, given the upstream gradient.
 
-    A float16 gradient is made this way: with its true factor (a GradScaler's is in the upstream gradient) it
-    is rounded once, to numbers that float16 has, and is infinite only where it is too large in truth. The
-    gradient of a head's weight needs it, too, where the upstream gradient differs from token to token.
+    float16 gradients need this. Multiplied by their final factor (a GradScaler's is in the upstream gradient)
+    they are rounded to float16 once, and overflow only where the final gradient itself is too large. The
+    gradient of a head's weight needs it, too, if the upstream gradient differs from token to token.
     """
 
     @staticmethod
@@ -155,7 +156,7 @@ class Deferred(torch.autograd.Function):
 def _returned(
     ctx: Any, request: Request, row_loss: Tensor, metrics: Tensor | None, anchor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of a forward: the loss, the metrics (empty where not asked for), and the anchor."""
+    """The results of a forward: the loss, the metrics (empty if not requested), and the anchor."""
     metrics = row_loss.new_empty(0) if metrics is None else metrics
     ctx.mark_non_differentiable(metrics)
     ctx.set_materialize_grads(False)
@@ -176,10 +177,10 @@ class Overwrite(torch.autograd.Function):
 
 
 class _FirstOrder(torch.autograd.Function):
-    """A gradient as it is; its own gradient leads to the node that made it, where it raises.
+    """Returns a gradient unchanged; differentiating it leads to the node that made it, which raises.
 
     Args:
-        refused: further tensors that the gradient depends on in a way that is not there.
+        refused: further tensors that the gradient depends on, with no derivative implemented.
     """
 
     generate_vmap_rule = True
@@ -209,9 +210,9 @@ class _FirstOrder(torch.autograd.Function):
 
 
 class Transformed(torch.autograd.Function):
-    """:class:`Fused` as torch.func's transforms and forward-mode AD ask for it, on logits.
+    """:class:`Fused` in the form that torch.func's transforms and forward-mode AD need, for logits only.
 
-    Its gradients are results too: the forward of such a function may save nothing else.
+    It also returns its gradients, since such a function may save only its inputs and results.
     """
 
     @staticmethod
@@ -277,14 +278,14 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
     """
     rows = math.prod(grad.shape[:-1])
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _batched(upstream):
-        # In plain torch, which can be differentiated by `upstream`, batched and fused.
+        # Plain torch can be differentiated with respect to `upstream`, batched and fused.
         factor = upstream if upstream.dim() == 0 else upstream.view(*grad.shape[:-1], 1)
         return (grad.to(upstream.dtype) * factor).to(dtype)
     if dtype != grad.dtype:
-        # A head's sums: multiplied as they are rounded, without a wide tensor between.
+        # A head's sums: one operation multiplies and rounds them, without a wide intermediate tensor.
         return torch.mul(grad, upstream, out=torch.empty(grad.shape, dtype=dtype, device=grad.device))
     keep = _keeps_graph()
-    # Reading a number waits for nothing on a CPU. (A fake tensor, which has none, is of another type.)
+    # On a CPU, reading the number waits for nothing. (A fake tensor has no number and another type.)
     readable = upstream.device.type == "cpu" and upstream.dim() == 0 and type(upstream) is Tensor
     if readable and float(upstream) == 1.0:
         return grad.clone() if keep else grad
@@ -308,7 +309,7 @@ def _gradients(
 
 @torch.no_grad()
 def _unscaled_gradients(request: Request, wanted: tuple[bool, ...], tensors: Any) -> list[Tensor | None]:
-    """The gradients of a call for an upstream gradient of 1, of float16 tensors in float32."""
+    """The gradients of a call for an upstream gradient of 1; those of float16 tensors are float32."""
     if request.head_scales is not None:
         raise RuntimeError(
             "the gradients of linear_kd_loss(..., reduction='none'), and of float16 logits beside a "
@@ -320,12 +321,12 @@ def _unscaled_gradients(request: Request, wanted: tuple[bool, ...], tensors: Any
 
 
 def _dtypes(inputs: Sequence[Tensor | None]) -> list[torch.dtype]:
-    """The dtypes of the inputs that may get a gradient; any for one that is not there."""
+    """The dtypes of the inputs that may get a gradient; float32 for an absent one."""
     return [torch.float32 if x is None else x.dtype for x in tuple(inputs)[:DIFFERENTIABLE]]
 
 
 def one_by_one(function: Any, batch_size: int, in_dims: Any, arguments: Any) -> tuple[Any, Any]:
-    """A batching rule: the function of each element of the batch, and the results stacked."""
+    """A batching rule for vmap: applies the function to each element of the batch and stacks the results."""
     leaves, structure = pytree.tree_flatten(arguments)
     dims = pytree.tree_flatten(in_dims)[0]
     results = []

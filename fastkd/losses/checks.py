@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a call, found before any memory is touched."""
+"""The checks of a call's arguments, which raise before any memory is touched."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastkd.teachers import TAILS, SparseTeacher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
-# What an op gets for a parameter that a divergence does not have.
+# Its default is passed to an op for a parameter that the divergence does not have.
 UNUSED = Parameter(0.5)
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:
-    """``value`` if it is among ``choices``; ``ValueError`` with the nearest of them otherwise."""
+    """``value`` if it is one of ``choices``; otherwise a ``ValueError`` that names the nearest choice."""
     choices = list(choices)
     if isinstance(value, str) and value in choices:
         return value
@@ -34,7 +34,7 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
     """A finite Python number in ``[low, high]`` (``(low, high]`` with ``open_low``)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a Python number, not {type(value).__name__}")
-    # Comparisons alone, which torch.compile can trace; NaN fails the first.
+    # Only comparisons, which torch.compile can trace; NaN fails the first.
     if not low <= value <= high or abs(value) == math.inf or (open_low and value == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
         raise ValueError(f"{name} must be a finite number in {bounds}, got {value}")
@@ -42,7 +42,7 @@ def number(name: str, value: object, low: float, high: float, *, open_low: bool 
 
 
 def logits_like(name: str, x: object, what: str = "(..., V)", *, empty: bool = False) -> Tensor:
-    """A floating tensor of at least one dimension; the last may be 0 wide only where ``empty`` (a shard)."""
+    """``x`` if it is a floating tensor with dimensions. Only if ``empty`` (a shard) may the last be 0."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if type(x).__name__ == "DTensor":
@@ -74,7 +74,7 @@ def head(side: str, hidden: object, weight: object, bias: object) -> None:
 
 
 def head_dtypes(side: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise unless a head has one dtype."""
+    """Raise unless hidden states, weight and bias have one dtype."""
     for name, x in (("weight", weight), ("bias", bias)):
         if x is not None and x.dtype != hidden.dtype:
             raise TypeError(
@@ -132,7 +132,7 @@ def per_token(
 
 
 def teacher_columns(columns: object, student_columns: int, options: Any) -> None:
-    """Check the teacher's columns ``(V,)`` int64 of a student with part of its vocabulary."""
+    """Check ``teacher_columns``, ``(V,)`` int64, for a student that has part of the teacher's vocabulary."""
     if not isinstance(columns, Tensor) or columns.dtype != torch.int64 or columns.dim() != 1:
         raise TypeError("teacher_columns must be an int64 tensor of shape (V,)")
     if columns.shape[0] not in (student_columns, options.vocab_size):
@@ -156,7 +156,7 @@ def teacher_columns(columns: object, student_columns: int, options: Any) -> None
 
 
 def class_weights(weights: object, columns: int, vocab: int, device: torch.device, *, sharded: bool) -> None:
-    """Check class weights ``(V,)``, or of the student's width; how many classes shards have is not known."""
+    """Check class weights ``(V,)``, or as wide as the student; among shards the width is not checked."""
     if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.dim() != 1:
         raise TypeError("class_weights must be a floating tensor of shape (V,)")
     if weights.requires_grad:
@@ -169,14 +169,14 @@ def class_weights(weights: object, columns: int, vocab: int, device: torch.devic
 
 
 def are_soft(labels: object, leading: torch.Size) -> bool:
-    """Whether labels are class probabilities: floating, with a dimension more than the tokens have."""
+    """Whether labels are class probabilities: floating, with one dimension more than the tokens."""
     return isinstance(labels, Tensor) and labels.is_floating_point() and labels.dim() == len(leading) + 1
 
 
 def soft_labels(
     labels: Tensor, leading: torch.Size, columns: int, vocab: int, device: torch.device, divergence: str
 ) -> None:
-    """Check labels that are class probabilities ``(..., V)``, or of the student's width."""
+    """Check labels that are class probabilities ``(..., V)``, or as wide as the student."""
     if labels.dim() == 0 or labels.shape[:-1] != leading or labels.shape[-1] not in (vocab, columns):
         raise ValueError(
             f"labels that are class probabilities must have shape {(*leading, vocab)}, got "
@@ -196,7 +196,7 @@ def sparse_teacher(
     divergence: str,
     *temperatures: float | None,
 ) -> None:
-    """Check a sparse teacher's tensors, and that the divergence and temperatures are ones that it takes."""
+    """Check a sparse teacher's tensors, and that it supports the divergence and the temperatures."""
     indices, logprobs = teacher.indices, teacher.logprobs
     logits_like("teacher.logprobs", logprobs, "(..., K)")
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
@@ -231,7 +231,7 @@ def sparse_teacher(
 def shards(
     student_columns: int, teacher_columns: int | None, vocab_size: int | None, group: object | None
 ) -> tuple[int, str | None]:
-    """``(vocab_size or -1, the group's name)`` for a vocabulary that lies across a group, or may not."""
+    """Check the widths; return ``(vocab_size, None)``, or with a group ``(vocab_size or -1, its name)``."""
     if group is None:
         if teacher_columns is None:
             teacher_columns = student_columns
@@ -271,7 +271,7 @@ def vocabulary(student_columns: int, teacher_columns: int, vocab_size: int | Non
 
 
 def parameters(name: str, alpha: float | None, beta: float | None) -> tuple[str, float, float]:
-    """``(divergence, alpha, beta)``: defaults filled in, limits that are other divergences replaced."""
+    """``(divergence, alpha, beta)`` with defaults; where a limit is another divergence, that one's name."""
     divergence = DIVERGENCES[one_of("divergence", name, DIVERGENCES)]
     for parameter, value in (("alpha", alpha), ("beta", beta)):
         if value is not None and parameter not in divergence.parameters:
@@ -303,7 +303,7 @@ def row_spec(
     z_loss: float,
     vocab_size: int,
 ) -> LossSpec:
-    """Check the arithmetic's numbers and fold them into a :class:`LossSpec`."""
+    """Check the numbers of the loss and combine them into a :class:`LossSpec`."""
     ratio = number("kd_ratio", kd_ratio, 0.0, 1.0)
     student_t = number("temperature", temperature, 0.0, math.inf, open_low=True)
     teacher_t = student_t
@@ -330,7 +330,7 @@ def row_spec(
 
 
 def needs_labels(divergence: str, kd_ratio: float, labels: Tensor | None) -> None:
-    """Raise where there are no labels and the loss reads them."""
+    """Raise if the loss needs labels and there are none."""
     if labels is not None:
         return
     if kd_ratio < 1:

@@ -1,8 +1,9 @@
-"""Cross-entropy by class: weights of the classes, and class probabilities as labels.
+"""Cross-entropy with class weights, or with class probabilities as labels.
 
-The kernels know one label per token and one weight per row. Class weights of hard labels are weights of the
-rows of a call of its own, with cross-entropy alone. Probabilities ``y`` are a teacher's: with ``m = sum(y)``
-and ``r = y / m``, ``-sum y log q = m (KL(r, q) + H(r))``.
+The kernels accept one label per token and one weight per row, so both cases need a second call, which
+computes cross-entropy alone. With hard labels, the class weights of the labels are the row weights of that
+call. Class probabilities ``y`` are its teacher: with ``m = sum(y)`` and ``r = y / m``,
+``-sum y log q = m (KL(r, q) + H(r))``.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ CE, KD = METRICS.index("ce"), METRICS.index("kd")
 
 
 class Term(NamedTuple):
-    """One call of the op, of which a loss is the sum.
+    """One call of the op; a loss is the sum of its terms.
 
     Attributes:
-        spec: its arithmetic.
+        spec: the arithmetic of the call.
         teacher: what the student is compared with.
         labels: ``(...)`` int64 or None.
         scale: ``(rows,)``, the weights of the rows.
-        weight: ``(rows,)``, a row's factor in its cross-entropy, where this term has all of that; else None.
-        entropy: ``(rows,)``, what the divergence from soft labels lacks of their cross-entropy; else None.
+        weight: ``(rows,)``, the factor of each row's cross-entropy, if this term is the cross-entropy; else
+            None.
+        entropy: ``(rows,)``, ``H(r)``, which the divergence from soft labels lacks to be their cross-entropy;
+            else None.
     """
 
     spec: LossSpec
@@ -47,14 +50,14 @@ class Term(NamedTuple):
         return Inputs(*sides, *source, self.labels, self.scale)  # type: ignore[arg-type, call-arg]
 
     def complete(self, loss: Tensor, per_token: bool) -> Tensor:
-        """The term's share of the loss, from what the op returns."""
+        """The term of the loss, given what the op returned."""
         if self.entropy is None:
             return loss
         constant = self.spec.kd_weight * self.scale * self.entropy
         return loss + (constant if per_token else constant.sum())
 
     def metrics(self, rows: Tensor, others: Tensor) -> Tensor:
-        """``(rows, len(METRICS))``: those of the other term, ``others``, with this one's cross-entropy."""
+        """``(rows, len(METRICS))``: ``others``, the other term's metrics, with this term's cross-entropy."""
         assert self.weight is not None
         ce = rows[:, CE] if self.entropy is None else rows[:, KD] + self.entropy
         joined = others.clone()
@@ -70,12 +73,12 @@ def by_class(
     options: Options,
     spec: LossSpec,
 ) -> list[Term]:
-    """The terms of a loss with class weights or soft labels: one of all but cross-entropy, and that.
+    """The terms of a loss with class weights or soft labels: all but cross-entropy, and cross-entropy.
 
     Args:
         student: the student's logits or hidden states ``(..., n)``.
-        columns: the student's.
-        labels: ``(...)`` int64, ``(..., V)`` class probabilities, or None where nothing asks for them.
+        columns: the width of the student's logits.
+        labels: ``(...)`` int64, ``(..., V)`` class probabilities, or None if nothing needs them.
     """
     leading, device = student.shape[:-1], student.device
     weights, vocab = options.class_weights, spec.vocab_size
@@ -143,7 +146,7 @@ def _soft_term(student: Tensor, labels: Tensor, options: Options, spec: LossSpec
 
 
 def _weight_of_label(labels: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(rows,)``; any where the label is ignored. One outside the vocabulary is for the op to refuse."""
+    """``(rows,)``, arbitrary where the label is ignored. The op rejects labels outside the vocabulary."""
     labels = labels.reshape(-1)
     known = (labels >= 0) & (labels < weights.shape[0])
     return weights.detach().to(dtype)[torch.where(known, labels, 0)]
@@ -152,7 +155,7 @@ def _weight_of_label(labels: Tensor, weights: Tensor, dtype: torch.dtype) -> Ten
 def _scale(
     student: Tensor, labels: Tensor | None, options: Options, factor: Tensor, by_label: Tensor | None
 ) -> Tensor:
-    """``(rows,)``, the weights of rows whose cross-entropy has this ``factor``.
+    """``(rows,)``, the weights of rows whose cross-entropy is multiplied by ``factor``.
 
     As in ``F.cross_entropy``, the mean over hard labels is divided by the sum of their class weights.
     """

@@ -66,20 +66,22 @@ def kd_loss(
 
     .. math:: L = r \, T^2 D(p, q) + (1 - r) \, \mathrm{CE}(s) + z \, \mathrm{logsumexp}(s)^2
 
-    computed in float32 (float64 when an input is) in one pass that also writes the gradient. On
+    where ``r`` is ``kd_ratio`` and ``z`` is ``z_loss``. It is computed in float32 (float64 if an input is
+    float64), in one pass that also writes the gradient; float16 gradients are written in the backward. On
     ``(N, V)`` logits ``kd_loss(s, t, temperature=T)`` equals
     ``F.kl_div(F.log_softmax(s / T, -1), F.softmax(t / T, -1), reduction="batchmean") * T * T``
     (Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*).
 
     Args:
-        student_logits: ``(..., V_s)``, float32, bfloat16, float16 or float64, any strides.
-        teacher: logits ``(..., V_t)`` of the same leading shape; the dtype may differ. A gradient flows to
-            it if it requires one. Or a :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`,
-            whose logits exist a few rows at a time. None where ``kd_ratio`` is 0.
-        labels: ``(...)`` int64, aligned with the logits (the caller shifts). Needed when ``kd_ratio < 1``. Or
-            class probabilities ``(..., V)`` of a floating dtype, as ``F.cross_entropy`` takes them; then no
-            label is ignored.
-        kd_ratio: ``r`` in [0, 1], the divergence's share. At 0 the teacher is read for the metrics only.
+        student_logits: ``(..., V_s)``, float32, bfloat16, float16 or float64, with any strides.
+        teacher: logits ``(..., V_t)`` of the same leading shape (the dtype may differ), or a
+            :class:`fastkd.SparseTeacher`, or a :class:`fastkd.HiddenTeacher`, whose logits are computed a few
+            rows at a time. May be None if ``kd_ratio`` is 0. A gradient flows to each of the teacher's
+            floating tensors that requires one.
+        labels: ``(...)`` int64, aligned with the logits (the caller shifts them). Needed if ``kd_ratio < 1``.
+            Or class probabilities ``(..., V)`` of a floating dtype, as in ``F.cross_entropy``; no token is
+            ignored then.
+        kd_ratio: ``r`` in [0, 1], the divergence's weight. At 0 the teacher is read for the metrics only.
         divergence: ``D(p, q)``, in nats (``docs/losses.md`` has the gradients and when to use which):
 
             - ``"forward_kl"`` sum p (log p - log q);
@@ -87,7 +89,7 @@ def kd_loss(
             - ``"jeffreys"`` the sum of both;
             - ``"jsd"`` b KL(p, m) + (1 - b) KL(q, m), m = b p + (1 - b) q (GKD, Agarwal et al. 2024);
             - ``"skew_forward_kl"`` KL(p, b p + (1 - b) q) (DistiLLM, Ko et al. 2024);
-            - ``"skew_reverse_kl"`` KL(q, b q + (1 - b) p) (likewise);
+            - ``"skew_reverse_kl"`` KL(q, b q + (1 - b) p) (DistiLLM);
             - ``"tvd"`` sum abs(p - q) / 2, with subgradient 0 where p = q;
             - ``"hellinger"`` 1 - sum sqrt(p q);
             - ``"alpha"`` (1 - sum p^a q^(1-a)) / (a (1 - a)) (Amari);
@@ -96,8 +98,8 @@ def kd_loss(
                 2025);
             - ``"decoupled"`` TCKD + b NCKD (DKD, Zhao et al. 2022); needs labels;
             - ``"log_acceptance"`` -log(sum min(p, q)), for draft models (Samarin et al. 2026);
-            - ``"kl_tvd"`` w KL(p, q) + (1 - w) TVD(p, q), w = exp(-b (1 - TVD)) per token, a constant for the
-                gradient (likewise).
+            - ``"kl_tvd"`` w KL(p, q) + (1 - w) TVD(p, q), with w = exp(-b (1 - TVD)) per token, which the
+                gradient treats as a constant (Samarin et al. 2026).
         beta: ``b``. ``jsd``: in [0, 1], default 0.5; as in TRL, 0 means forward_kl and 1 reverse_kl, though
             the formula itself tends to 0 there. The skews: in [0, 1), default 0.1. ``decoupled``: >= 0,
             default 1. ``alpha_beta``: not 0, default 0.5. ``kl_tvd``: >= 0, default 3.
@@ -106,54 +108,63 @@ def kd_loss(
         temperature: ``T`` > 0 of the student's distribution in the divergence.
         teacher_temperature: ``T_t`` > 0, default ``temperature``.
         t_squared: multiply the divergence by ``T * T``, so that gradients keep their size.
-        reduction: with w = ``token_weights`` (1 if None), over tokens whose label is not ``ignore_index``:
-            ``"mean"`` sum(w L) / sum(w), 0 when nothing is valid; ``"sum"``; ``"batchmean"`` sum(w L) /
-            ``student_logits.size(0)``; ``"none"`` w L in the leading shape.
-        num_items: int or 0-d tensor in place of the denominator of ``"mean"``: the losses of micro-batches
-            then add up to the loss of the batch.
-        token_weights: ``(...)`` real.
+        reduction: how the losses L of the tokens whose label is not ``ignore_index`` are combined, with w =
+            ``token_weights`` (1 if None): ``"mean"`` sum(w L) / sum(w), or 0 if no token is valid; ``"sum"``
+            sum(w L); ``"batchmean"`` sum(w L) / ``student_logits.size(0)``; ``"none"`` w L in the leading
+            shape.
+        num_items: int or 0-d tensor that replaces the denominator of ``"mean"``, so that the losses of
+            micro-batches add up to the loss of the batch.
+        token_weights: ``(...)``, real factors of the tokens' losses.
         ignore_index: tokens with this label are not read, and their gradient is exactly 0.
-        label_smoothing: e in [0, 1]: the label's share falls to 1 - e, e is spread over the vocabulary.
-        class_weights: ``(V,)`` floating, factors of the classes in the cross-entropy, as the ``weight`` of
-            ``F.cross_entropy``; its mean, too, is divided by the sum of the labels' weights (or by
-            ``num_items``). With class weights, or class probabilities as labels, cross-entropy takes a pass
-            of its own.
-        z_loss: weight of the squared log-partition at temperature 1 (PaLM, Chowdhery et al. 2022).
-        vocab_size: columns at or past it do not exist, on either side; needed when ``V_s != V_t``. With
-            ``group`` it counts the columns of all shards, and on a GPU its use waits for the device once a
-            call.
-        teacher_columns: ``(V_s,)`` int64 for a student whose vocabulary is a part of the teacher's (a draft
-            model's): the teacher's column of each of the student's, each once. The teacher's logits are then
-            ``(..., V_t)`` of any width. A few rows of its selected columns exist at a time.
-        teacher_tail: the teacher's probability outside these columns: ``"renormalize"`` leaves it out, and
-            ``"bucket"`` keeps it as a class to which the student gives nothing (for divergences that are
-            finite then: ``log_acceptance`` is that of the true acceptance probability). A
-            :class:`fastkd.SparseTeacher` has a tail of its own; its indices are the teacher's columns.
+        label_smoothing: e in [0, 1]: cross-entropy's target is 1 - e at the label, plus e spread evenly over
+            the vocabulary.
+        class_weights: ``(V,)`` floating, factors of the classes in the cross-entropy, like the ``weight`` of
+            ``F.cross_entropy``: the mean of cross-entropy over labels that are class numbers is divided by
+            the sum of their weights (or by ``num_items``). With class weights, or class probabilities as
+            labels, cross-entropy needs a pass of its own.
+        z_loss: weight of the student's squared log-sum-exp at temperature 1 (PaLM, Chowdhery et al. 2022).
+        vocab_size: columns at or beyond it are padding, on either side, and are not read; needed if ``V_s !=
+            V_t``, unless ``teacher_columns`` is given. With ``group`` it counts the columns of all shards,
+            and on a GPU it makes the host wait for the device once a call.
+        teacher_columns: ``(V_s,)`` int64, for a student whose vocabulary is part of the teacher's (a draft
+            model's): entry ``i`` is the teacher's column for the student's column ``i``, without repeats. The
+            teacher's logits are then ``(..., V_t)`` of any width; their selected columns are copied a few
+            rows at a time.
+        teacher_tail: how the loss treats the teacher's probability outside ``teacher_columns``:
+            ``"renormalize"`` ignores it, and ``"bucket"`` keeps it as one more class, to which the student
+            gives no probability. ``"bucket"`` needs a divergence that is finite then; ``log_acceptance`` is
+            one, and with it measures the true acceptance probability. A :class:`fastkd.SparseTeacher` uses
+            its own ``tail``, and its indices are the teacher's columns.
         class_dim: the dimension of the logits (a teacher's, and class probabilities', too) that holds the
             classes: 1 for ``(N, C, d1, ...)`` as in ``F.cross_entropy``. A sparse teacher's entries stay
             last.
-        inplace: write the gradient over ``student_logits`` (contiguous, and neither a leaf nor a view of
-            one), which saves the memory of a gradient. They hold no logits afterwards: a backward through any
-            later use of them (of anything that they are a view of, too) raises. float16 logits are
-            overwritten in the backward, others at once. Without effect where no student gradient is wanted or
-            the loss takes two passes, under ``torch.compile``, whose planner decides on memory, and under
+        inplace: write the gradient over ``student_logits``, which saves the memory of a gradient. They must
+            be contiguous, and neither a leaf that requires grad nor a view of one. Afterwards they hold no
+            logits: a backward through any later use of them, or of a tensor that they are a view of, raises.
+            The forward overwrites them, or, where the gradient has to wait for the upstream gradient (as for
+            float16), the backward. The option has no effect if the student needs no gradient, if the loss
+            needs two passes, under ``torch.compile``, whose planner decides on memory, and under
             ``torch.func``'s transforms.
-        group: process group across which the vocabulary lies, a range of columns on each process in rank
-            order, of any widths (the head of a tensor-parallel model). ``student_logits`` and ``teacher`` are
-            this process's columns, ``labels`` (the same everywhere) count those of the whole vocabulary. The
-            loss is the whole vocabulary's on every process, the gradient that of the process's own columns.
-            Only per-token scalars cross the network (``docs/losses.md``).
-        backend: ``"native"``, ``"triton"``, ``"reference"``, or None for the best that can run.
-
+        group: process group across which the vocabulary is sharded: each process has a range of columns, of
+            any width, in rank order (the head of a tensor-parallel model). ``student_logits`` and ``teacher``
+            are this process's columns; ``labels``, the same on every process, count the columns of the whole
+            vocabulary. Every process gets the loss over the whole vocabulary and the gradient of its own
+            columns. Only per-token scalars cross the network (``docs/losses.md``).
+        backend: ``"native"``, ``"triton"`` or ``"reference"``. None means the backend that the environment
+            variable ``FASTKD_BACKEND`` names, or if it is unset the best one that can run.
         return_metrics: also return :class:`fastkd.KDMetrics`, from the same pass.
 
     Returns:
-        A float32 (float64) scalar, or ``(...)`` for ``reduction="none"``; with ``return_metrics`` a pair.
+        A float32 scalar (float64 if an input is float64), or ``(...)`` with ``reduction="none"``. With
+        ``return_metrics`` a pair of the loss and its metrics.
 
     Raises:
-        ValueError: shapes, ranges, unknown names. TypeError: dtypes. IndexError: a label outside the
-            vocabulary, on CPU (on a GPU that token's loss is NaN). BackendUnavailable: a named backend that
-            cannot run. All before any memory is touched.
+        ValueError: a wrong shape, a number out of range, an unknown name, or options that exclude each other.
+        TypeError: a wrong type or dtype.
+        IndexError: a label outside the vocabulary, on a CPU. (On a GPU it makes that token's loss NaN.)
+        BackendUnavailable: the named backend cannot run here.
+
+    All of these are raised before any memory is touched.
     """
     checks.logits_like("student_logits", student_logits, empty=group is not None)
     if class_dim != -1:

@@ -1,4 +1,4 @@
-"""``linear_kd_loss``: the distillation loss from hidden states, without the logits."""
+"""``linear_kd_loss``: the distillation loss from hidden states, without holding all logits."""
 
 from __future__ import annotations
 
@@ -44,32 +44,36 @@ def linear_kd_loss(
     backend: str | None = None,
     return_metrics: bool = False,
 ) -> Any:
-    r"""Distillation loss from hidden states; the ``(tokens, vocab)`` logits never exist.
+    r"""Distillation loss from hidden states, without holding the ``(tokens, vocab)`` logits.
 
-    Equal to :func:`fastkd.kd_loss` on ``student_hidden @ student_weight.T + student_bias`` (scaled, then
-    capped). The rows go through the heads a chunk at a time, in the inputs' dtype (under autocast in its
-    dtype, as those of ``F.linear``, so hidden states and weight may differ there); float16 logits are
-    float32. Gradients of the weights are summed over the chunks in float32.
+    Equals :func:`fastkd.kd_loss` on ``student_hidden @ student_weight.T + student_bias`` (scaled, then
+    capped). The heads process a chunk of rows at a time, in the dtype of the inputs (under autocast in its
+    dtype, as in ``F.linear``, so hidden states and weight may differ there); the logits of float16 heads are
+    float32. Gradients of the weights are summed over the chunks in float32 (float64 for float64). Only under
+    ``torch.func``'s transforms and forward-mode AD are all logits held.
 
     Args:
         student_hidden: ``(..., H_s)``.
-        student_weight: ``(V_s, H_s)``, same dtype.
+        student_weight: ``(V_s, H_s)``, of the same dtype.
         teacher: :class:`fastkd.HiddenTeacher`, :class:`fastkd.SparseTeacher`, or logits ``(..., V_t)``.
         labels: ``(...)`` int64, aligned with the hidden states, or class probabilities ``(..., V)``.
-        student_bias: ``(V_s,)``.
+        student_bias: ``(V_s,)`` or None.
         logit_scale: factor on the student's logits.
-        logit_softcap: ``c`` of ``c * tanh(logits / c)`` on the scaled logits (Gemma 2), None for none.
-        chunk_size: tokens per chunk, default chosen so that the scratch stays near 400 MB, on a GPU near
-            1 GiB (with ``group``: 512, on a GPU 2,048, since all processes must cut alike).
-        group: as in :func:`fastkd.kd_loss`; the weights (of both heads) and the bias are this process's rows
-            of them, the hidden states the same everywhere. Their gradient is this process's share: the
-            tensor-parallel layer in front adds the shares up, as it does for the logits of such a head.
+        logit_softcap: ``c`` in ``c * tanh(logits / c)``, applied to the scaled logits (Gemma 2); None for no
+            cap.
+        chunk_size: tokens per chunk. The default keeps the scratch memory near 400 MB, on a GPU near 1 GiB;
+            with ``group`` it is 512, on a GPU 2,048, since all processes must use the same chunks.
+        group: as in :func:`fastkd.kd_loss`. The weights of both heads and the bias are this process's rows;
+            the hidden states are the same on every process. Their gradient on each process is a partial sum:
+            the tensor-parallel layer before the head adds these up, as it does for a head that returns
+            logits.
 
     All other arguments are those of :func:`fastkd.kd_loss`, with its errors. With ``reduction="none"`` the
     backward runs the heads again, since a weight's gradient depends on each token's upstream gradient.
 
     Returns:
-        A float32 (float64) scalar, or ``(...)`` for ``reduction="none"``; with ``return_metrics`` a pair.
+        A float32 scalar (float64 if an input is float64), or ``(...)`` with ``reduction="none"``. With
+        ``return_metrics`` a pair of the loss and its :class:`fastkd.KDMetrics`.
     """
     if chunk_size is not None and (
         isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1

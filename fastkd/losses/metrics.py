@@ -1,4 +1,4 @@
-"""What a loss tells about a batch besides its value."""
+"""The metrics that a loss can return besides its value."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from fastkd.spec import METRICS
 
 
 class KDMetrics(NamedTuple):
-    """Means over the valid tokens, 0-d tensors of the loss's dtype, detached; 0 where no token is valid.
+    """Means over the valid tokens, as detached 0-d tensors of the loss's dtype; 0 if no token is valid.
 
-    A token is valid when its label is not ``ignore_index`` and its weight not 0. With ``group`` they are
-    those of the whole vocabulary.
+    A token is valid if its label is not ``ignore_index`` and its weight is not 0. With ``group`` the metrics
+    are those of the whole vocabulary.
 
     Attributes:
-        kd: the divergence, with the factor T**2 where the loss has it, without ``kd_ratio`` (measured at
+        kd: the divergence, multiplied by T**2 if the loss does so, but not by ``kd_ratio`` (it is computed at
             ``kd_ratio=0``, too). NaN without a teacher.
-        ce: cross-entropy with its label smoothing, whatever its share of the loss. NaN without labels.
-        student_entropy, teacher_entropy: of q and p, at their temperatures, in nats. The teacher's is NaN
-            where there is none; a sparse teacher's is that of what it holds.
-        agreement: share of the tokens on which both sides' largest logit is the same. NaN without a
-            teacher.
-        num_valid: how many tokens the means are over.
+        ce: cross-entropy with its label smoothing and class weights, but not multiplied by ``1 - kd_ratio``.
+            NaN without labels.
+        student_entropy, teacher_entropy: entropies of q and p, at their temperatures, in nats. The teacher's
+            is NaN without a teacher; a sparse teacher's is that of its classes (the entries and, with
+            ``"bucket"``, the rest).
+        agreement: fraction of the tokens on which both sides' largest logit is in the same column. NaN
+            without a teacher.
+        num_valid: number of valid tokens.
     """
 
     kd: Tensor
@@ -36,7 +38,7 @@ class KDMetrics(NamedTuple):
 
 
 def mean_metrics(rows: Tensor, valid: Tensor) -> KDMetrics:
-    """From ``(tokens, len(METRICS))``, 0 in tokens that are not valid, and ``(tokens,)`` bool."""
+    """From ``(tokens, len(METRICS))``, which are 0 in invalid tokens, and ``valid``, ``(tokens,)`` bool."""
     count = valid.sum().to(rows.dtype)
     means = rows.detach().sum(0) / torch.clamp(count, min=1)
     return KDMetrics(**dict(zip(METRICS, means.unbind(0), strict=True)), num_valid=count)

@@ -16,7 +16,7 @@ from fastkd.spec import LossSpec
 
 
 class Options(NamedTuple):
-    """See :func:`fastkd.kd_loss` for what each means."""
+    """See :func:`fastkd.kd_loss` for the meaning of each."""
 
     kd_ratio: float = 1.0
     divergence: str = "forward_kl"
@@ -40,7 +40,7 @@ class Options(NamedTuple):
     teacher_tail: str = "renormalize"
 
     def check(self, columns: int = -1) -> LossSpec:
-        """Check all that can be without tensors; the arithmetic for a vocabulary of ``columns``."""
+        """Check everything that needs no tensors; return the :class:`LossSpec` for ``columns`` columns."""
         reductions.check(self.reduction, self.num_items)
         registry.check_name(self.backend)
         checks.one_of("teacher_tail", self.teacher_tail, ("renormalize", "bucket"))
@@ -58,11 +58,11 @@ class Options(NamedTuple):
             columns,
         )
         if not torch.compiler.is_compiling():
-            # A value that cannot be looked up is a wrong one, and row_spec says how.
+            # An unhashable value is a wrong one; row_spec raises the error that explains it.
             with contextlib.suppress(TypeError):
                 return _known_spec(*numbers)
         return checks.row_spec(*numbers)
 
 
-# A training run asks for the same few again and again.
+# A training run uses the same few settings again and again.
 _known_spec = functools.lru_cache(maxsize=64, typed=True)(checks.row_spec)

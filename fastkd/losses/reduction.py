@@ -1,4 +1,4 @@
-"""From a reduction to one weight per row, so that kernels only ever see rows."""
+"""Turns a reduction into one weight per row, so that kernels only see rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def row_scale(
 ) -> Tensor:
     """``(tokens,)`` weights such that the sum of ``weight * L`` is the reduced loss.
 
-    Invalid tokens weigh 0. Nothing here waits for the device.
+    Invalid tokens get weight 0. Nothing here makes the host wait for the device.
     """
     tokens = math.prod(student.shape[:-1])
     weighted = token_weights is not None
@@ -52,18 +52,18 @@ def row_scale(
         return scale / (student.shape[0] if student.dim() > 1 else 1)
     if reduction != "mean":
         return scale
-    # Nothing to average is a loss of 0, not 0 / 0.
+    # With nothing to average the loss is 0, not 0 / 0.
     if num_items is None and not weighted:
         return scale / (max(tokens, 1) if labels is None else scale.sum().clamp(min=1))
     if isinstance(num_items, Tensor) or num_items is None:
-        # num_items may be on the CPU for logits on a GPU: as a 0-d factor it costs no copy.
+        # num_items may be on the CPU while logits are on a GPU: a 0-d factor needs no copy.
         total = scale.sum() if num_items is None else num_items.to(dtype)
         return scale * torch.where(total == 0, 0.0, 1.0 / total)
     return scale * (1.0 / num_items if num_items != 0 else 0.0)
 
 
 def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None, student: Tensor) -> Tensor:
-    """``(tokens,)`` bool: the tokens that the metrics are means over."""
+    """``(tokens,)`` bool: the tokens over which the metrics are averaged."""
     tokens = math.prod(student.shape[:-1])
     counted = torch.ones(tokens, dtype=torch.bool, device=student.device)
     if labels is not None:

@@ -1,4 +1,4 @@
-"""One call of a loss, checked: its tensors and its settings, and the op that they go to."""
+"""One checked call of a loss: its tensors, its settings, and the op that runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 import fastkd.ops.dense
-import fastkd.ops.linear  # noqa: F401  registers the ops, as the line above
+import fastkd.ops.linear  # noqa: F401  registers the ops, like the line above
 from fastkd.ops.columns import copied_bytes
 from fastkd.ops.linear import chunks_of
 from fastkd.ops.rows import wide
@@ -23,8 +23,8 @@ class Inputs(NamedTuple):
         student: logits ``(..., V)``, or hidden states ``(..., H)`` where ``student_weight`` is set.
         teacher: logits, hidden states where ``teacher_weight`` is set, a sparse teacher's
             log-probabilities, or None.
-        indices: of a sparse teacher, like its log-probabilities.
-        teacher_columns: ``(V,)`` int64, the teacher's column of each of the student's, or None.
+        indices: a sparse teacher's columns, of the shape of its log-probabilities, or None.
+        teacher_columns: ``(V,)`` int64, the teacher's column for each of the student's, or None.
         labels: ``(...)`` int64 or None.
         loss_scale: ``(rows,)``, see :func:`fastkd.losses.reduction.row_scale`.
     """
@@ -46,7 +46,7 @@ NO_GRADIENT = (False,) * DIFFERENTIABLE
 
 
 class HeadScales(NamedTuple):
-    """The arithmetic of both heads behind their products, see :func:`fastkd.linear_kd_loss`."""
+    """The factors and caps on both heads' matrix products, see :func:`fastkd.linear_kd_loss`."""
 
     student_scale: float = 1.0
     student_softcap: float | None = None
@@ -66,10 +66,10 @@ class Request(NamedTuple):
     """The settings of a call.
 
     Attributes:
-        tail: of a sparse teacher.
+        tail: a sparse teacher's ``tail``.
         per_token: whether the loss is ``(rows,)`` and not their sum.
-        head_scales: None where neither side has a head, nor the teacher other columns.
-        teacher_rest: whether the teacher's other columns are one more class.
+        head_scales: None if neither side has a head and the call has no ``teacher_columns``.
+        teacher_rest: whether the teacher's columns that the student lacks form one more class.
     """
 
     spec: LossSpec
@@ -96,8 +96,8 @@ class Request(NamedTuple):
         Args:
             wanted: which of the differentiable inputs get a gradient.
             grad_scale: ``(rows,)``, the weights of the gradients; None for ``loss_scale``.
-            into_student: where the gradient by the student's logits goes; None for new memory.
-            metrics: False to leave out those that the request asks for.
+            into_student: memory for the gradient of the student's logits; None to allocate it.
+            metrics: False to omit the metrics even if the request has them.
         """
         gradients = [into_student if wanted[0] else None] + [None] * (DIFFERENTIABLE - 1)
         for place, want in enumerate(wanted):
@@ -122,17 +122,17 @@ class Request(NamedTuple):
         return Results(row_loss, found, tuple(gradients))
 
     def _empty(self, inputs: Inputs, place: int) -> Tensor:
-        """Memory for the gradient by ``inputs[place]``."""
+        """Memory for the gradient of ``inputs[place]``."""
         x = inputs[place]
         assert x is not None
         return torch.empty(x.shape, dtype=self._gradient_dtype(inputs, place), device=x.device)
 
     def _gradient_dtype(self, inputs: Inputs, place: int) -> torch.dtype:
-        """The dtype in which a gradient waits for its upstream gradient.
+        """The dtype in which a gradient is stored until the upstream gradient multiplies it.
 
-        The gradient by logits has its input's. A head's are sums: in float16 they are float32 until the
-        upstream gradient is known (a sum over tokens may be too large before, or too small), and in bfloat16
-        those that are summed over several chunks stay as they were summed.
+        The gradient of logits has their dtype. A head's gradients are sums. Those of a float16 head are
+        float32 until then, since before the multiplication a sum over tokens may be too large or too small
+        for float16. Of a bfloat16 head, those that are summed over several chunks keep the sums' float32.
         """
         x, weight = inputs[place], inputs[1 if place < 3 else 4]
         assert x is not None
@@ -159,14 +159,15 @@ class Request(NamedTuple):
         return (inputs.student if inputs.student_weight is None else inputs.student_weight.t()).shape[-1]
 
 
-# More than any number that a LossSpec holds, and so a bound that no check implies.
+# Larger than any number that a LossSpec holds. No check implies this bound, so torch.compile can decide it
+# only for constants.
 HUGE = 1e300
-# Older torch cannot trace the question whether a number changes, and makes a graph for each value.
+# Older torch cannot trace the test whether a number changes, and compiles a graph for each value.
 TELLS_CHANGING_NUMBERS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 def _numbers(spec: LossSpec) -> tuple[tuple[float, ...], Tensor | None]:
-    """The spec's numbers as an op takes them: as they are, or as a tensor where torch.compile traces them."""
+    """The spec's numbers as an op takes them: floats, or a tensor if torch.compile traces changing ones."""
     numbers = numbers_of(spec)
     if not torch.compiler.is_compiling() or not TELLS_CHANGING_NUMBERS:
         return numbers, None

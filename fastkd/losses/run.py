@@ -1,4 +1,4 @@
-"""The common path of both losses: checks, the choice of how gradients are made, and the reduction."""
+"""The common path of both losses: checks, the choice of the autograd function, and the reduction."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def _apply(
 def _with_gradients(
     request: Request, wanted: tuple[bool, ...], inputs: Inputs, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
-    # The gradient by given logits is final as the op writes it; a head's is a sum, which waits in float32.
+    # The op writes the gradient of given logits in their dtype, so a float16 one has to wait for the upstream
+    # gradient (Deferred). A head's gradients are sums, which are float32 until then.
     final = (inputs.student, inputs.student_weight), (inputs.teacher, inputs.teacher_weight)
     half = any(
         want and weight is None and x is not None and x.dtype == torch.float16
@@ -122,7 +123,7 @@ def _with_gradients(
 def _transformed(
     request: Request, inputs: Inputs, student: Side, teacher: Side
 ) -> tuple[Tensor, Tensor | None]:
-    # On whole logits, in plain torch up to them, and in float32 where a gradient may not fit float16.
+    # The op gets whole logits, which plain torch computes; as float32 if a gradient may not fit float16.
     s, t = student.logits(), teacher.logits()
     assert s is not None
     s = s.float() if s.dtype == torch.float16 else s
@@ -143,7 +144,7 @@ def _transformed(
         teacher_columns=None,
     )
     request = request._replace(head_scales=None, chunk_size=None)
-    # Forward-mode AD takes the gradients, too, and does not say beforehand whose.
+    # Forward-mode AD needs the gradients, too, and does not announce which inputs have tangents.
     wanted = (True, False, False, t is not None, False, False)
     loss, metrics, *_ = Transformed.apply(request, wanted, *inputs)
     return loss, metrics if request.metrics else None

@@ -1,4 +1,4 @@
-"""The two sides of a call, checked and in one form."""
+"""The student's and the teacher's side of a call, checked and brought into one form."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Side(NamedTuple):
     """One model's distributions, checked: logits, or hidden states and a head, or a sparse teacher.
 
     Attributes:
-        tensor: ``(..., V)``, ``(..., H)`` or ``(..., K)``; None for no teacher.
+        tensor: ``(..., V)`` logits, ``(..., H)`` hidden states or ``(..., K)`` log-probabilities; None
+            without a teacher.
         columns: how many columns the logits have; None where that is not known.
-        subset: ``(V,)`` int64, those of them that the student has, in its order; None for all.
-        rest: whether the others are one more class.
+        subset: ``(V,)`` int64, the teacher's columns that the student has, in its order; None for all.
+        rest: whether the teacher's other columns form one more class.
     """
 
     tensor: Tensor | None
@@ -36,7 +37,7 @@ class Side(NamedTuple):
     rest: bool = False
 
     def logits(self) -> Tensor | None:
-        """The whole logits in plain torch, where ``tensor`` does not hold them."""
+        """``tensor``, or for a head the whole logits, which plain torch computes."""
         if self.weight is None or self.tensor is None:
             return self.tensor
         return head_logits(self.tensor, self.weight, self.bias, self.scale, self.softcap)
@@ -86,7 +87,7 @@ def teacher_side(teacher: Any, leading: torch.Size, device: torch.device, option
 
 
 def subset_of(teacher: Side, student_columns: int, options: Options) -> Side:
-    """The teacher's side seen in the columns that ``options.teacher_columns`` say the student has."""
+    """The teacher's side restricted to ``options.teacher_columns``, the columns that the student has."""
     columns = options.teacher_columns
     assert columns is not None
     checks.teacher_columns(columns, student_columns, options)
@@ -102,13 +103,13 @@ def subset_of(teacher: Side, student_columns: int, options: Options) -> Side:
         return Side(tensor, weight, bias, *shape, columns=teacher.columns, subset=columns, rest=rest)
     if not torch.compiler.is_compiling():
         check_columns(columns, tensor, weight)
-    # A head's other columns need not be multiplied out.
+    # The head's other columns need not be computed.
     bias = None if bias is None else bias[columns]
     return Side(tensor, weight[columns], bias, teacher.scale, teacher.softcap, columns=columns.shape[0])
 
 
 def _entries_in(teacher: Side, columns: Tensor) -> Side:
-    """A sparse teacher's entries by the student's columns; those that the student lacks do not exist."""
+    """A sparse teacher's entries with the student's column numbers; those that it lacks become absent."""
     assert teacher.indices is not None and teacher.tensor is not None
     ordered, place = columns.sort()
     wanted = teacher.indices.long()

@@ -1,4 +1,4 @@
-"""A student whose vocabulary is a part of its teacher's: the columns that it has, a few rows at a time."""
+"""Students whose vocabulary is part of the teacher's: selects the teacher's columns, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from fastkd.ops.rows import wide
 
 
 def select(logits: Tensor, columns: Tensor, temperature: float | None) -> Tensor:
-    """``logits[..., columns]``, and with a temperature the logit of all others as one more column.
+    """``logits[..., columns]``, and with a temperature one more column for all others.
 
     Args:
         logits: ``(..., V_t)``.
-        columns: ``(V,)`` int64, each once.
-        temperature: that of the softmax in which the last column has the others' probability. The result is
-            then float32 or wider, since that column is a sum.
+        columns: ``(V,)`` int64, without repeats.
+        temperature: None, or the temperature of the softmax that gives the last column the probability of all
+            others. The result is then float32 or wider, since that column is a sum.
     """
     if temperature is None:
         return logits.index_select(-1, columns)
     logits = logits.to(wide(logits))
     others = logits.index_fill(-1, columns, -math.inf) / temperature
-    # Where nothing is left, logsumexp's own gradient would be NaN.
+    # If all others are -inf, logsumexp's own gradient would be NaN.
     empty = torch.isneginf(others).all(-1, keepdim=True)
     rest = torch.logsumexp(others.masked_fill(empty, 0.0), -1, keepdim=True).masked_fill(empty, -math.inf)
     return torch.cat([logits.index_select(-1, columns), temperature * rest], -1)
 
 
 def check_columns(columns: Tensor, teacher: Tensor | None, teacher_weight: Tensor | None) -> None:
-    """Raise where a column is not the teacher's, or comes twice; on a CPU, where that costs no wait."""
+    """On a CPU, where this costs no wait, raise if a column is not the teacher's or occurs twice."""
     if columns.device.type != "cpu" or teacher is None:
         return
     width = teacher.shape[-1] if teacher_weight is None else teacher_weight.shape[0]
@@ -52,19 +52,19 @@ def copied_bytes(
     columns: Tensor | None,
     rest: bool,
 ) -> tuple[int, int]:
-    """Bytes per row of what the classes below make of the student's and of the teacher's logits."""
+    """Bytes per row that the classes below add to the student's and to the teacher's logits."""
     if columns is None or teacher is None:
         return 0, 0
     wide_row = columns.shape[0] * wide(teacher).itemsize
     if not rest:
         return 0, columns.shape[0] * teacher.element_size()
     width = teacher.shape[-1] if teacher_weight is None else teacher_weight.shape[0]
-    # The teacher's others, their exponentials and their shares are as wide as all of its logits.
+    # The other columns, their exponentials and their softmax are each as wide as all of the teacher's logits.
     return columns.shape[0] * student.element_size(), wide_row + 3 * width * wide(teacher).itemsize
 
 
 class SelectedColumns:
-    """The teacher's logits in the student's columns, and the gradients of what made them.
+    """The teacher's logits in the student's columns, and the gradients of the tensors that produce them.
 
     Args:
         side: the teacher's logits in all of its columns.
@@ -81,13 +81,13 @@ class SelectedColumns:
         self.side.announce(runner)
 
     def forward(self, start: int, stop: int) -> Tensor:
-        """``(1, stop - start, V)`` of these rows, or ``V + 1``."""
+        """Logits ``(1, stop - start, V)`` of these rows; with a temperature ``V + 1`` columns."""
         self.all = self.side.forward(start, stop)
         self.selected = select(self.all, self.columns, self.temperature)
         return self.selected
 
     def gradient(self, start: int, stop: int) -> Tensor | None:
-        """Where the row kernel writes the gradient by these rows' logits: over them."""
+        """Where the row kernel writes the gradient of these rows' logits: over the logits."""
         return self.selected if self.wanted else None
 
     def slope(self, logits: Tensor) -> Tensor | None:
@@ -99,7 +99,7 @@ class SelectedColumns:
         if self.temperature is None:
             into.zero_()
         else:
-            # The others share their column's gradient as they share its probability.
+            # The last column's gradient is divided among the others in proportion to their probabilities.
             by_rest, logits = grad[..., -1:], self.all.to(grad.dtype) / self.temperature
             others = logits.index_fill(-1, self.columns, -math.inf)
             share = torch.softmax(others, -1)
@@ -109,7 +109,7 @@ class SelectedColumns:
         self.side.backward(start, stop, into, slope)
 
     def agreement(self, student: Tensor) -> Tensor:
-        """Whether the student's most likely column is that of all the teacher's, ``(rows,)`` bool.
+        """Whether the student's most likely column is also that of the whole teacher, ``(rows,)`` bool.
 
         Args:
             student: ``(1, rows, V + 1)`` logits of the rows of the last :meth:`forward`.
@@ -124,7 +124,7 @@ class SelectedColumns:
 
 
 class WithoutRest:
-    """The student's logits and one more column, to which it gives no probability.
+    """The student's logits and one more column, of no probability, for all of the teacher's other columns.
 
     Args:
         side: the student's logits.
@@ -140,13 +140,13 @@ class WithoutRest:
         self.side.announce(runner)
 
     def forward(self, start: int, stop: int) -> Tensor:
-        """``(1, stop - start, vocab + 1)`` of these rows."""
+        """Logits ``(1, stop - start, vocab + 1)`` of these rows."""
         found = self.side.forward(start, stop)[..., : self.vocab]
         self.logits = torch.nn.functional.pad(found, (0, 1), value=-math.inf)
         return self.logits
 
     def gradient(self, start: int, stop: int) -> Tensor | None:
-        """Where the row kernel writes the gradient by these rows' logits: over them."""
+        """Where the row kernel writes the gradient of these rows' logits: over the logits."""
         return self.logits if self.wanted else None
 
     def slope(self, logits: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""``fastkd::dense_kd`` and ``fastkd::scale_rows``: the fused loss on given logits of the student."""
+"""``fastkd::dense_kd`` and ``fastkd::scale_rows``: the fused loss on logits that the caller has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEACHER_SCHEMA = (
     "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
 )
 # The caller allocates the results: `row_loss` (rows,) and `metrics` (rows, len(METRICS)) of the dtype of
-# loss_scale. A gradient is contiguous, of its input's shape and dtype, or absent where it is not wanted.
+# loss_scale. A gradient is contiguous, of its input's shape and dtype, or None if it is not wanted.
 LIBRARY.define(
     f"dense_kd(Tensor student, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, str? group, str? backend, "
     "Tensor(a!) row_loss, Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_teacher) -> ()",
@@ -75,7 +75,7 @@ def _dense_kd(
     runner.about_to_write(grad_teacher)
     runner.rows(tokens.call(0, rows, s, given, row_loss, by_student, by_teacher, metrics))
     if given is None and grad_teacher is not None and by_teacher is not None:
-        # The gradient by the log-probabilities, which is made in the dtype of the arithmetic.
+        # The gradient of the log-probabilities was computed in the dtype of the arithmetic.
         grad_teacher.view(by_teacher.shape).copy_(by_teacher)
 
 

@@ -1,4 +1,4 @@
-"""One side's logits, a chunk of rows at a time, and those that are given."""
+"""The interface to one side's logits, a chunk of rows at a time, and its form for given logits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fastkd.ops.rows import as_rows
 
 
 class Logits(Protocol):
-    """One side's logits in chunks of rows, and the gradients of what makes them.
+    """One side's logits in chunks of rows, and the gradients of the tensors that produce them.
 
     Attributes:
-        wanted: whether any gradient is.
+        wanted: whether any of these gradients is wanted.
     """
 
     wanted: bool
@@ -27,24 +27,24 @@ class Logits(Protocol):
         """Logits ``(1, stop - start, columns)`` of these rows."""
 
     def gradient(self, start: int, stop: int) -> Tensor | None:
-        """Where the row kernel writes the gradient by these rows' logits; None where it is not wanted."""
+        """Where the row kernel writes the gradient of these rows' logits; None if it is not wanted."""
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """What :meth:`backward` needs of the logits before they are overwritten; None for nothing."""
+        """A factor for :meth:`backward`, computed before the logits are overwritten; None for 1."""
 
     def backward(self, start: int, stop: int, grad: Tensor, slope: Tensor | None) -> None:
-        """Take the gradient by these rows' logits further."""
+        """Propagate the gradient of these rows' logits to the tensors that produced them."""
 
     def finish(self) -> None:
         """Complete the gradients after the last chunk."""
 
 
 class GivenLogits:
-    """Logits ``(..., V)`` of any strides, and where their gradient goes.
+    """Logits that are inputs of the op, with any strides, and the memory for their gradient.
 
     Args:
         logits: ``(..., V)``.
-        gradient: contiguous, like ``logits``, or None; may be ``logits``.
+        gradient: contiguous, of the shape and dtype of ``logits``, or None; may be ``logits`` itself.
     """
 
     def __init__(self, logits: Tensor, gradient: Tensor | None) -> None:
@@ -60,7 +60,7 @@ class GivenLogits:
         runner.about_to_write(self.fresh)
 
     def forward(self, start: int, stop: int) -> Tensor:
-        """Logits ``(1, stop - start, V)`` of these rows, without a copy where one slice holds them."""
+        """Logits ``(1, stop - start, V)`` of these rows, without a copy if one slice holds them."""
         if self.logits.shape[0] == 1:
             return self.logits[:, start:stop]
         inner = self.logits.shape[1]
@@ -68,15 +68,15 @@ class GivenLogits:
         return self.logits[index // inner, index % inner][None]
 
     def gradient(self, start: int, stop: int) -> Tensor | None:
-        """Where the gradient by these rows goes."""
+        """Where the row kernel writes the gradient of these rows."""
         return None if self.by_logits is None else self.by_logits[:, start:stop]
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """Nothing comes between these logits and what is given."""
+        """None: these logits are the input itself."""
         return None
 
     def backward(self, start: int, stop: int, grad: Tensor, slope: Tensor | None) -> None:
-        """The gradient is where it belongs."""
+        """Do nothing: the row kernel has already written the result."""
 
     def finish(self) -> None:
-        """Nothing is left to be done."""
+        """Do nothing: the gradient is complete."""

@@ -1,4 +1,4 @@
-"""An output head, a chunk of rows at a time: logits, and the gradients of what made them."""
+"""An output head, a chunk of rows at a time: logits, and the gradients of hidden states, weight and bias."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from fastkd.backends.base import Backend
 from fastkd.ops.rows import wide
 
-# Rows of logits on a GPU begin at multiples of this: a cache line, for bulk copies and matrix instructions.
+# On a GPU, rows of logits begin at whole cache lines, which suits bulk copies and matrix instructions.
 ROW_BYTES = 128
-# The exponent of 2 of a float16 gradient's largest element once it has been scaled for a matrix product.
+# float16 gradients are scaled for a matrix product: their largest element becomes at most 2**FLOAT16_TOP.
 FLOAT16_TOP = 10.0
 
 
 def logits_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of a chunk of logits, and of their gradient, for hidden states of ``dtype``.
 
-    float16 logits are held in float32: a gradient of theirs may be too large or too small for float16 before
-    the upstream gradient (a GradScaler's) is known, while the sums made of it are not.
+    Logits of float16 heads are float32: until the upstream gradient (a GradScaler's) multiplies it, their
+    gradient may be too large or too small for float16. The sums over it are float32 as well.
     """
     return torch.float32 if dtype == torch.float16 else dtype
 
@@ -32,7 +32,7 @@ def row_pitch(vocab: int, dtype: torch.dtype, device_type: str) -> int:
 
 
 def row_bytes(weight: Tensor | None, vocab: int) -> int:
-    """Bytes of a row of logits of this head; 0 without a head."""
+    """Bytes per row of this head's logits; 0 without a head."""
     if weight is None:
         return 0
     return row_pitch(vocab, weight.dtype, weight.device.type) * logits_dtype(weight.dtype).itemsize
@@ -44,10 +44,10 @@ class Head:
     Args:
         hidden, weight, bias: ``(..., H)``, ``(V, H)``, ``(V,)`` or None, of one dtype.
         vocab: rows of the weight that exist.
-        rows: of a chunk, at most.
-        read: ``(rows,)`` bool, the rows that are read. The hidden states of others may hold anything.
-        gradients: where the gradients by hidden, weight and bias go, or None: of the shape of their inputs,
-            in their dtype or a wider one.
+        rows: the most rows of a chunk.
+        read: ``(rows,)`` bool, the rows that are read. The hidden states of other rows may hold anything.
+        gradients: memory for the gradients of hidden, weight and bias, each of its input's shape and of its
+            dtype or a wider one, or None.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Head:
         self.wanted = any(x is not None for x in gradients)
         by_hidden, self.by_weight, self.by_bias = gradients
         self.by_hidden = None if by_hidden is None else by_hidden.view(self.hidden.shape)
-        # Whether float16 operands make a float32 product. Elsewhere they are widened.
+        # Whether torch multiplies float16 operands into a float32 product; if not, they are widened.
         self.half = hidden.dtype == torch.float16 and _products_in_float32(hidden.device)
         if hidden.dtype == torch.float16 and not self.half:
             self.weight = self.weight.float()
@@ -80,11 +80,11 @@ class Head:
         )[:, :vocab]  # fmt: skip
         self.sums: Tensor | None = None
         if self.by_weight is not None:
-            # The products of several chunks are summed in float32, and rounded once where they have to be.
+            # The products of several chunks are summed in float32, and rounded once at the end if need be.
             self.sums = self.by_weight
             if rows < len(self.hidden) and self.by_weight.dtype != wide(weight):
                 self.sums = torch.empty_like(self.by_weight, dtype=wide(weight))
-            # No chunk writes the rows past the vocabulary, nor any row where there are no tokens.
+            # No chunk writes the rows beyond the vocabulary, or any row if there are no tokens.
             self.sums[vocab if len(self.hidden) else 0 :].zero_()
         self.bias_sums: Tensor | None = None
         if self.by_bias is not None:
@@ -117,15 +117,15 @@ class Head:
         return logits[None]
 
     def gradient(self, start: int, stop: int) -> Tensor | None:
-        """Where the row kernel writes the gradient by these rows' logits: over the logits."""
+        """Where the row kernel writes the gradient of these rows' logits: over the logits."""
         return self.logits[None, : stop - start] if self.wanted else None
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """d capped / d uncapped, taken before the logits are overwritten; None where it is 1."""
+        """d capped / d uncapped, computed before the logits are overwritten; None if there is no cap."""
         return None if self.softcap is None else 1 - (logits[0] / self.softcap).square()
 
     def backward(self, start: int, stop: int, grad: Tensor, slope: Tensor | None) -> None:
-        """Take the gradient ``(1, stop - start, vocab)`` by these rows' logits into those of the tensors."""
+        """Propagate the gradient ``(1, stop - start, vocab)`` of these rows' logits to the head's tensors."""
         grad = grad[0]
         if slope is not None:
             grad.mul_(slope)
@@ -136,7 +136,7 @@ class Head:
             self.bias_sums[:vocab] += grad.sum(0, dtype=self.bias_sums.dtype)
         hidden = self.hidden[start:stop]
         if self.sums is not None:
-            # The gradient of a row that is not read is 0, and 0 * NaN would not be.
+            # The gradient of a row that is not read is 0, but 0 * NaN would be NaN.
             hidden = torch.where(self.read[start:stop, None], hidden, 0.0)
         if self.half:
             self._backward_of_half(start, stop, grad, hidden)
@@ -147,7 +147,8 @@ class Head:
             _add_product(self.sums[:vocab], grad.t(), hidden.to(grad.dtype), first=first)
 
     def _backward_of_half(self, start: int, stop: int, grad: Tensor, hidden: Tensor) -> None:
-        # As float16 numbers near 1, whatever their size was; the product is divided by the same power of two.
+        # A power of two brings the largest element to 2**FLOAT16_TOP or just below, so that gradients of any
+        # size fit float16; the product is divided by the same power.
         finite = torch.where(torch.isfinite(grad), grad.abs(), 0.0).amax()
         exponent = torch.where(finite == 0, 0.0, FLOAT16_TOP - torch.ceil(torch.log2(finite)))
         half, inverse = (grad * torch.exp2(exponent)).half(), torch.exp2(-exponent)
@@ -164,7 +165,7 @@ class Head:
                 into.add_(product)
 
     def finish(self) -> None:
-        """Give the logits' memory back, and round the sums into the gradients."""
+        """Free the logits' memory, and round the sums into the gradients."""
         del self.logits
         if self.by_weight is not None and self.sums is not None and self.sums is not self.by_weight:
             self.by_weight.copy_(self.sums)
@@ -191,9 +192,9 @@ def _add_product(into: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
 
 
 def _products_in_float32(device: torch.device) -> bool:
-    """Whether torch writes a product of 16-bit numbers as float32, unrounded, or adds it to a float32 sum.
+    """Whether torch can write a product of 16-bit matrices as float32, unrounded, or add it to a float32 sum.
 
-    Elsewhere the product is a tensor of its own, written, read again and rounded once more.
+    If not, the product is a tensor of its own, which is rounded once more, written, and read again.
     """
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     return device.type == "cuda" and torch.version.hip is None and version >= (2, 11)

@@ -1,9 +1,9 @@
 """``fastkd::linear_kd``: heads and loss together, a few rows of logits at a time.
 
-Per chunk of rows: two head GEMMs, the row kernel turning the student's logits into their gradient in
-place, two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists. The teacher's
-head may take a chunk in parts, since its logits are of no use after the row kernel. Either side's logits may
-be given instead. With ``teacher_columns`` the student's vocabulary is a part of the teacher's.
+Each chunk of rows needs two head GEMMs, the row kernel, which turns the student's logits into their gradient
+in place, and two gradient GEMMs. Nothing is computed twice and no ``(tokens, vocab)`` tensor exists. The
+teacher's head may process a chunk in parts, since nothing needs its logits after the row kernel. Either side
+may have logits instead of a head. With ``teacher_columns`` the student's vocabulary is part of the teacher's.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from fastkd.ops.rows import wide
 from fastkd.ops.tokens import Tokens
 from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
 
-# Large enough that the GEMMs run at full speed, small beside the logits of a training batch.
+# Large enough for the GEMMs to run at full speed, small compared with the logits of a training batch.
 SCRATCH_BYTES = 384 * 2**20
 
 AGREEMENT = METRICS.index("agreement")
 
-# On a GPU each chunk costs a sweep through the weight's float32 sums (8 bytes per element of the weight) and
-# through the heads, so there are few. Rows come in whole tiles of its GEMMs.
+# On a GPU each chunk reads and writes the weight's float32 sums (8 bytes per element of the weight) and reads
+# the heads, so chunks are few and large. They consist of whole tiles of the GPU's GEMMs.
 GPU_SCRATCH_BYTES = 2**30
 GPU_TILE = 128
 
-# With a group every process must cut alike without knowing the widths of the others, so the size is fixed.
+# With a group, all processes must use the same chunks without knowing each other's widths: a fixed size.
 SHARDED_CHUNK, GPU_SHARDED_CHUNK = 512, 2048
 
-# As in dense_kd, but gradients may be wider than their inputs.
+# As in dense_kd, but the gradients may be wider than their inputs.
 LIBRARY.define(
     "linear_kd(Tensor student, Tensor? student_weight, Tensor? student_bias, float student_scale, "
     "float? student_softcap, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_scale, "
@@ -48,7 +48,7 @@ LIBRARY.define(
 
 
 class Chunks(NamedTuple):
-    """Rows of logits that are alive at once: the student's, and those of a teacher's head."""
+    """How many rows of logits are held at once: the student's, and those of a teacher's head."""
 
     student: int
     teacher: int
@@ -57,12 +57,12 @@ class Chunks(NamedTuple):
 def default_chunks(
     tokens: int, student_bytes: int, teacher_bytes: int, device_type: str, sums: int = 0
 ) -> Chunks:
-    """As many rows as fit the scratch, in chunks of equal size.
+    """As many rows as fit the scratch memory, in chunks of equal size.
 
     Args:
-        student_bytes, teacher_bytes: of a row of logits; 0 where there is no such head.
-        sums: bytes of the float32 sums of weights' gradients beyond those of the gradients. One chunk needs
-            no sums, so on a GPU its logits may take their memory.
+        student_bytes, teacher_bytes: bytes per row of logits; 0 without that head.
+        sums: bytes that the float32 sums of the weights' gradients need beyond the gradients themselves. A
+            single chunk needs no sums, so on a GPU its logits may use that memory.
     """
     tokens, both = max(tokens, 1), max(student_bytes + teacher_bytes, 1)
     if device_type == "cpu":
@@ -79,13 +79,13 @@ def default_chunks(
 
 
 def equal_parts(rows: int, most: int, tile: int = 1) -> int:
-    """The size of parts of ``rows``: as few as can be of at most ``most``, alike but for whole tiles."""
+    """The size of parts of ``rows``: as few as possible of at most ``most`` rows, equal up to a tile."""
     count = -(-rows // most)
     return min(rows, -(-rows // (count * tile)) * tile)
 
 
 def _whole_tiles(size: int, bytes_per_row: int) -> int:
-    """Rows in ``size`` bytes."""
+    """Rows that fit in ``size`` bytes, in whole tiles and at least one."""
     return max(GPU_TILE, size // max(bytes_per_row, 1) // GPU_TILE * GPU_TILE)
 
 
@@ -100,13 +100,13 @@ def chunks_of(
     device_type: str,
     copied: tuple[int, int] = (0, 0),
 ) -> Chunks:
-    """How many rows of a call go through the heads at once.
+    """How many rows of a call the heads process at once.
 
     Args:
         student_weight, teacher_weight: None where the logits are given.
-        wanted: whether the gradients by these weights are.
-        chunk_size: the user's choice.
-        copied: bytes per row of what :mod:`fastkd.ops.columns` makes of the logits of either side.
+        wanted: whether the gradients of these weights are wanted.
+        chunk_size: the user's choice, or None.
+        copied: bytes per row that :mod:`fastkd.ops.columns` adds to the logits of either side.
     """
     if chunk_size is not None:
         chunks = Chunks(chunk_size, chunk_size)
@@ -211,7 +211,7 @@ def _linear_kd(
             tokens_of.spec = spec._replace(vocab_size=vocab + 1)
 
     def loss_of(start: int, stop: int, s: Tensor, by_student: Tensor | None) -> None:
-        """Losses of these rows, and the gradients by both sides' logits where they are wanted."""
+        """Compute the losses of these rows, and the gradients of both sides' logits if they are wanted."""
         t = slope = by_teacher = None
         if teacher_side is not None:
             t, by_teacher = teacher_side.forward(start, stop), teacher_side.gradient(start, stop)
@@ -252,7 +252,7 @@ def _linear_kd(
 
 
 def _linear_kd_without_autocast(student: Tensor, *arguments: object) -> None:
-    # The caller has cast the heads as autocast asks for; what is computed of them is not cast again.
+    # The caller has already cast the heads as autocast requires; the results must not be cast again.
     with torch.autocast(student.device.type, enabled=False):
         _linear_kd(student, *arguments)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Any leading shape seen as rows, without a copy where strides allow."""
+"""Views tensors of any leading shape as rows, without a copy where strides allow."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def same_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     s, t = as_rows(student), as_rows(teacher)
     if s.shape[:2] == t.shape[:2]:
         return s, t
-    # The two fold differently: one of them must be flat for the other to follow.
+    # The two fold differently, so both are flattened, which copies what strides do not allow to view.
     rows = student.shape[:-1].numel()
     return student.reshape(1, rows, student.shape[-1]), teacher.reshape(1, rows, teacher.shape[-1])
 
 
 def wide(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype of the arithmetic: float64 when any input is, else float32."""
+    """The dtype of the arithmetic: float64 if any input is float64, else float32."""
     double = any(x is not None and x.dtype == torch.float64 for x in tensors)
     return torch.float64 if double else torch.float32

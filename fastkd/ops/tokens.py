@@ -1,4 +1,4 @@
-"""From an op's arguments to a backend's call: checks of the data, shards, rows."""
+"""Turns an op's arguments into a backend's call: checks the data, maps it to the shard, selects rows."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from fastkd.backends.base import Backend, Call, SparseRows, bad_labels
 from fastkd.backends.shards import Shards
 from fastkd.spec import LossSpec
 
-# What labels become among shards, whose own numbers may collide with any ignore_index.
+# With shards, the labels of ignored tokens and of columns in another shard. The caller's ignore_index cannot
+# stay: a shard's own column numbers may collide with it.
 IGNORED, ELSEWHERE = -100, -1
 
 
 class Tokens:
-    """What goes with the rows of one op call, checked and put in terms of this process's columns.
+    """The per-row inputs of one op call, checked and expressed in this process's columns.
 
     Args:
         labels: any shape, int64.
         indices: ``(..., K)`` of a sparse teacher, with its ``logprobs`` and ``tail``; None for logits.
         loss_scale, grad_scale: ``(rows,)``.
-        columns: width of the student's logits here.
+        columns: width of this process's logits of the student.
         spec: ``vocab_size`` counts the columns that exist; with a group those of all shards, or -1 for all.
-        group: name of the process group across which the columns lie, in rank order.
-        runner: the backend that is going to run the call.
+        group: name of the process group across which the columns are sharded, in rank order.
+        runner: the backend that will run the call.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Tokens:
     ) -> None:
         self.spec, self.tail, self.class_temperature = spec, tail, 1.0
         if tail == "bucket":
-            # The classes are formed at temperature 1; theirs comes after.
+            # The classes are formed at temperature 1; the student's temperature applies to them later.
             self.class_temperature = spec.temperature
             self.spec = spec._replace(temperature=1.0)
         self.loss_scale = loss_scale.contiguous()
@@ -73,7 +74,7 @@ class Tokens:
         if self.spec.vocab_size < 0:
             self.spec = self.spec._replace(vocab_size=columns)
             return shards, shards.total
-        # The only number here that the host must know; on a GPU it waits for it.
+        # The host needs this number, and no other, so on a GPU it waits for the device.
         here = min(max(self.spec.vocab_size - int(shards.first), 0), columns)
         total = self.spec.vocab_size
         self.spec = self.spec._replace(vocab_size=here)
@@ -112,7 +113,7 @@ class Tokens:
         if self.indices is None or self.logprobs is None or self.spec.kd_weight == 0:
             return None
         present = self.read[:, None] & ~torch.isneginf(self.logprobs)
-        # Absent entries get numbers of their own below 0, so that they repeat nothing.
+        # Absent entries get distinct numbers below 0, so that they never count as repeated.
         absent = torch.arange(-self.indices.shape[1], 0, device=self.indices.device)
         order = torch.where(present, self.indices, absent).sort(-1).values
         repeated = (order[:, 1:] == order[:, :-1]).any(-1)
@@ -120,14 +121,14 @@ class Tokens:
         return outside.any(-1) | repeated
 
     def _bad_masses(self, dtype: torch.dtype) -> Tensor | None:
-        """``(rows,)`` bool, rows whose classes leave less than nothing.
+        """``(rows,)`` bool, rows whose probabilities sum to more than 1.
 
         Args:
-            dtype: of the logarithms as they were given.
+            dtype: the dtype in which the caller gave the log-probabilities.
         """
         if self.tail != "bucket" or self.logprobs is None or self.spec.kd_weight == 0:
             return None
-        # A logarithm's rounding grows with it; this is far more than it makes of a mass of 1.
+        # A logarithm's rounding grows with its size; this tolerance is far above its effect on a mass of 1.
         most = 1 + math.sqrt(torch.finfo(dtype).eps)
         return self.read & (self.logprobs.exp().sum(-1) > most)
 
@@ -137,7 +138,7 @@ class Tokens:
         error: Callable[[int, int | Tensor], Exception],
         total: int | Tensor,
     ) -> None:
-        """Raise on a CPU; elsewhere, where the host would have to wait, make the rows' results NaN."""
+        """Raise on a CPU. Elsewhere the host would have to wait, so make the rows' results NaN."""
         if bad is None:
             return
         if bad.device.type == "cpu":
@@ -187,8 +188,8 @@ class Tokens:
     ) -> Call:
         """The rows ``[start, stop)``, which ``student`` and ``teacher`` hold as ``(outer, inner, columns)``.
 
-        For a sparse teacher, as for none, ``teacher`` is None; ``grad_teacher`` is then ``(rows, K)`` of the
-        arithmetic's dtype.
+        ``teacher`` is None without a teacher, and for a sparse one, whose ``grad_teacher`` is ``(rows, K)``
+        in the dtype of the arithmetic.
         """
         whole = start == 0 and stop == row_loss.shape[0]
 
@@ -217,7 +218,7 @@ class Tokens:
 
 
 def _resolve(group: str) -> dist.ProcessGroup:
-    # As torch's functional collectives do; a name is what an op can take and torch.compile trace.
+    # An op can take a group's name, and torch.compile trace it, as in torch's functional collectives.
     from torch.distributed import distributed_c10d
 
     resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class TritonBackend(KernelBackend):
-    """One program per row, which streams its row pair twice, or three times where the divergence has sums."""
+    """One program per row, which sweeps over both sides twice, or three times if the divergence has sums."""
 
     name = "triton"
 

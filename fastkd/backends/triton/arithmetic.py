@@ -1,4 +1,4 @@
-"""Scalar functions that keep their digits, for tiles and scalars alike."""
+"""Elementary functions of full accuracy, for tiles and scalars alike."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def fma(x, y, z):
 
 @triton.jit
 def times(weight, x):
-    """``weight * x`` with ``0 * anything = 0``. Subnormal weights are 0, as ratios to them overflow."""
+    """``weight * x`` with ``0 * anything = 0``. Subnormal weights count as 0: ratios to them overflow."""
     return tl.where(weight < TINY, 0.0, weight * x)
 
 
 @triton.jit
 def log_quotient(a, b):
-    """``log(a / b)``, exactly 0 where the two are equal: a GPU's usual division is not."""
+    """``log(a / b)``, exactly 0 where the two are equal, which a GPU's default division does not ensure."""
     return tl.log(tl.div_rn(a, b))
 
 
@@ -40,8 +40,8 @@ def log_quotient(a, b):
 def log1p(x):
     """``log(1 + x)`` for ``x`` in (-1, 1]: the logarithm of the rounded sum plus what the rounding lost.
 
-    The loss, at most 2**-25, belongs divided by ``1 + x``. But below -1/2 the sum is exact, and above, the
-    quotient changes the result by less than its own rounding.
+    The lost part, at most 2**-24, should be divided by ``1 + x``. But for ``x`` below -1/2 the sum is exact,
+    and above that the division would change the result by less than the result's own rounding.
     """
     total = 1.0 + x
     return tl.log(total) + (x - (total - 1.0))
@@ -49,7 +49,7 @@ def log1p(x):
 
 @triton.jit
 def expm1(x):
-    """``exp(x) - 1``: near 0 by its series, whose first term left out is 2e-8 of it."""
+    """``exp(x) - 1``: near 0 by its series, whose first omitted term is at most 2e-8 of the result."""
     series = 1.0 + x * 0.125
     series = 1.0 + x * series * (1.0 / 7)
     series = 1.0 + x * series * (1.0 / 6)

@@ -1,4 +1,4 @@
-"""The differences between versions of Triton, and between its compiler and interpreter, are met here."""
+"""Handles the differences between versions of Triton, and between its compiler and its interpreter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 
 # Marks a plain function of constants, which the compiler calls while it compiles a kernel. Triton 3.4 has it
-# in its language module, later versions at the top. Earlier versions have no such functions, and there a
-# function of a kernel cannot return nested tuples either.
+# in its language module, later versions at the top level. Earlier versions lack it, and in those a function
+# that a kernel calls cannot return nested tuples either.
 _mark: Any = getattr(triton, "constexpr_function", getattr(tl, "constexpr_function", None))
-# Whether kernels are interpreted, which Triton decides when it meets their functions.
+# Whether kernels are interpreted, which Triton decides when their functions are decorated.
 _INTERPRETED = _mark is not None and bool(triton.knobs.runtime.interpret)
 
 
@@ -31,7 +31,7 @@ def _find_lacking() -> str | None:
     if _INTERPRETED and _version(triton.__version__) < (3, 7):
         import numpy  # the interpreter needs it, the compiler does not
 
-        # That interpreter makes a loop's bounds by `int` of an array of one element, which is an error there.
+        # That interpreter converts a loop's bounds by `int` of a one-element array, an error in NumPy 2.4.
         if _version(numpy.__version__) >= (2, 4):
             return (
                 f"the interpreter of Triton {triton.__version__} cannot run loops with NumPy "
@@ -40,7 +40,7 @@ def _find_lacking() -> str | None:
     return None
 
 
-# Why the kernels cannot run, and what mends it; None where they can.
+# Why the kernels cannot run, and the remedy; None if they can.
 lacking: str | None = _find_lacking()
 # Whether `tl.fma` rounds once. The interpreter of Triton before 3.9 multiplies and then adds.
 FUSED = not _INTERPRETED or _version(triton.__version__) >= (3, 9)
@@ -61,7 +61,7 @@ def constant(value: float) -> Any:
     """A number that kernels read from their module: a ``tl.constexpr``; while interpreted, the number itself.
 
     The interpreter leaves arithmetic between a ``tl.constexpr`` and a tensor to Python, and the result is a
-    ``tl.constexpr`` that holds a tensor. Triton 3.7 and 3.8 refuse those in ``tl.maximum`` and its like.
+    ``tl.constexpr`` that holds a tensor. Triton 3.7 and 3.8 reject those in ``tl.maximum`` and the like.
     """
     return value if _INTERPRETED else tl.constexpr(value)
 
@@ -69,7 +69,7 @@ def constant(value: float) -> Any:
 def inlined(function: Callable[..., Any]) -> Any:
     """``triton.jit`` for small functions that kernels call often; while interpreted, the function itself.
 
-    The interpreter spends more on the call of a compiled function than on one operation. A plain function
-    costs it nothing, but must not assign: only in compiled ones does the interpreter make tensors of numbers.
+    The interpreter spends more time on the call of a jitted function than on one operation. A plain function
+    costs it nothing, but must not assign: the interpreter turns numbers into tensors in jitted ones only.
     """
     return function if _INTERPRETED else triton.jit(function)

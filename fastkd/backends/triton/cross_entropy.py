@@ -13,9 +13,9 @@ from fastkd.backends.triton.split import split
 
 
 class Unit(NamedTuple):
-    lse: Any  # log-sum-exp of the logits less the row's origin
-    nll: Any  # less the label's logit
-    label: Any  # probabilities of the label and of all others, where it is split off
+    lse: Any  # log-sum-exp of the logits, which are relative to the row's origin
+    nll: Any  # lse minus the label's logit
+    label: Any  # probabilities of the label and of all others, if the label is split off
     others: Any
 
 
@@ -45,7 +45,7 @@ def cross_entropy(found, unit, label_s, columns, smoothing, SMOOTHING: tl.conste
 
 @triton.jit
 def unit_inverse(found, unit, row, POWER: tl.constexpr, SPLITS: tl.constexpr):
-    """What makes probabilities of the exponentials at temperature 1 that the last sweep has."""
+    """The factor that turns the last sweep's exponentials at temperature 1 into probabilities."""
     moved = (found.shift_1 - unit_shift(row.shifts, POWER)) * LOG2E
     z = found.z_1 * tl.exp2(moved + unit_rest(row.shifts, POWER))
     if SPLITS:

@@ -39,9 +39,10 @@ from fastkd.backends.triton.tiles import (
     tile_columns,
 )
 
-# What changes from call to call selects no compiled variant: the number of rows is no argument, and neither
-# strides nor the memory of what a row has one element of are specialised. The memory of logits and gradients
-# is, on alignment by 16 bytes, and so is the vocabulary, which belongs to the model, on divisibility by 16.
+# Values that change from call to call must not select a compiled variant. The number of rows is therefore not
+# an argument, and these are not specialised: the strides between rows and the pointers to per-row values.
+# The pointers to logits and gradients are, on alignment to 16 bytes, and so is the vocabulary, which belongs
+# to the model, on divisibility by 16.
 UNSPECIALISED = [
     *("labels", "loss_scale", "grad_scale", "row_loss", "metrics", "record", "coefficient"),
     *(f"{tensor}_{dimension}" for tensor in ("s", "t", "gs", "gt") for dimension in ("outer", "inner")),
@@ -64,15 +65,15 @@ def dense_rows_kernel(
     WIDE_GS: tl.constexpr, WIDE_GT: tl.constexpr,
     REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One phase (``KernelBackend.launch``) of row ``program_id(0)``. Arguments that are not of ``Call``:
+    """One phase (``KernelBackend.launch``) of row ``program_id(0)``. Arguments that ``Call`` does not have:
 
     - ``*_outer, *_inner, *_stride``: strides, in elements, of the three dimensions of a tensor;
-    - ``c_s, ..., b``: ``Scales``; ``kd_s, kd_t``: kd_weight over the temperature;
-    - ``DIVERGENCE``: None where there is none; ``CE``: whether cross-entropy is part of the loss; ``POWER``:
-      ``T`` where exp(s) is that power of exp(s / T) (1 or 2), else 0; pointers that are not needed: None;
+    - ``c_s, ..., b``: the fields of ``Scales``; ``kd_s, kd_t``: kd_weight over the side's temperature;
+    - ``DIVERGENCE``: None without one; ``CE``: whether cross-entropy is part of the loss; ``POWER``: ``T`` if
+      it is 1 or 2 (then exp(s) is exp(s / T)**T), else 0; pointers that the call does not need are None;
     - ``PHASED``: whether rows may begin between two boundaries of ``WIDTH`` elements;
-    - ``WIDE_*``: whether each row of a tensor begins as far from such a boundary as the student's, with
-      neighbouring columns.
+    - ``WIDE_*``: whether a tensor's columns are adjacent and each of its rows begins as far from such a
+      boundary as the student's.
     """
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
     SPLITS: tl.constexpr = splits_label(DIVERGENCE)
@@ -115,7 +116,7 @@ def dense_rows_kernel(
                 scale_g = tl.where(here, scale_g, float("nan"))
             place = label + begin
             column = tl.where(here, place, -1).to(tl.int32)
-            # Before a gradient in the same memory overwrites them.
+            # Loaded before a gradient in the same memory overwrites them.
             if NEEDS_LABEL and PHASE != "finish":
                 label_s = tl.load(student + place * s_stride, mask=here, other=NEG_INF).to(tl.float32)
                 if SPLITS:

@@ -1,7 +1,7 @@
 """The divergences: one branch each in ``streams``, ``sums``, ``value`` and ``gradients``.
 
-All is float32 and in nats where nothing else is said; ``p`` is the teacher, ``q`` the student, ``a`` and
-``b`` are those of ``Scales``. The formulas, and where they come from, are those of ``csrc/divergences``.
+All numbers are float32 and in nats unless stated otherwise; ``p`` is the teacher, ``q`` the student, ``a``
+and ``b`` are those of ``Scales``. The formulas, and their sources, are those of ``csrc/divergences``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastkd.backends.triton.tiles import NEG_INF
 
 
 class Scales(NamedTuple):
-    """The call's numbers."""
+    """The call's numbers that the formulas need."""
 
     c_s: Any  # log2(e) over the temperature
     c_t: Any
@@ -29,7 +29,7 @@ class Scales(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tile of vocabulary entries. The first sweep knows the upper half."""
+    """A tile of vocabulary entries. The first sweep has only the fields down to ``relative``."""
 
     xs: Any  # exponents of 2, relative to the shifts
     xt: Any
@@ -44,17 +44,17 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What all sweeps but the first know of their row. Exponentials are those of ``Entry``."""
+    """The constants of a row in all sweeps but the first. Exponentials are those of ``Entry``."""
 
     shifts: Any
     z_s: Any  # sum of the student's exponentials
     inverse_s: Any  # 1 / sum of exponentials
     inverse_t: Any
     ratio: Any  # the teacher's sum of exponentials over the student's
-    least_s: Any  # an exponential whose product with the ratio is still a normal number
+    least_s: Any  # the least exponential whose product with the ratio is a normal number
     log_const: Any  # log(z_s / z_t), relative to the shifts
-    log_base: Any  # what log_ratio is more than Entry.relative / T
-    cross_shift: Any  # exponent of 2 that the cross terms are divided by
+    log_base: Any  # log_ratio minus Entry.relative / T
+    cross_shift: Any  # the cross terms are divided by 2 to this power
     scale_cross: Any  # factors that normalise one term of a cross sum and of the powers' sums
     scale_p: Any
     scale_q: Any
@@ -67,14 +67,14 @@ def reads_teacher(divergence):
 
 @constexpr_function
 def has_sums(divergence):
-    """Whether it takes a sweep between the first and the last."""
+    """Whether it needs a sweep between the first and the last."""
     mixtures = ("jsd", "symmetric_jsd", "skew_forward_kl", "skew_reverse_kl")
     return divergence in (*mixtures, "tvd", "log_acceptance", "distant_acceptance", "kl_tvd")
 
 
 @constexpr_function
 def has_distant(divergence):
-    """Whether rows that share little probability take one more sweep, for ``distant_sums``."""
+    """Whether rows that share little probability need one more sweep, for ``distant_sums``."""
     return divergence == "log_acceptance"
 
 
@@ -92,13 +92,13 @@ def has_cross(divergence):
 
 @constexpr_function
 def splits_label(divergence):
-    """Whether the label is left out of all sums and treated apart."""
+    """Whether the label is left out of all sums and treated separately."""
     return divergence == "decoupled"
 
 
 @triton.jit
 def exists(e, x, otherwise):
-    """``x`` but ``otherwise`` for entries that are -inf on both sides."""
+    """``x``, but ``otherwise`` for entries that are -inf on both sides."""
     return tl.where(tl.maximum(e.xs, e.xt) == NEG_INF, otherwise, x)
 
 
@@ -106,8 +106,9 @@ def exists(e, x, otherwise):
 def cross_term(e, power, shift, shifts, scales):
     """``et**a es**b 2**-shift``, given ``power = es**(a + b)``.
 
-    Where the two sides are near each other the ratio's power is a factor, exactly 1 for equal logits: what
-    then differs between ``p**a q**b`` and ``q**(a + b)`` is no rounding error.
+    Where the two sides are near each other, ``power`` is multiplied by a power of their ratio, which is
+    exactly 1 for equal logits: a difference between ``p**a q**b`` and ``q**(a + b)`` is then no rounding
+    error.
     """
     scale = scales.a * scales.c_s
     by = fma(e.relative, scale, scales.a * (shifts.rest_t - shifts.rest_s) - scale * shifts.offset)
@@ -133,15 +134,15 @@ def teacher_power(e, scales):
 
 @triton.jit
 def _plus(total, weight, x, least):
-    """``total + weight * x`` with ``0 * anything = 0``, as for weights below ``least``."""
+    """``total + weight * x`` with ``0 * anything = 0``, also for weights below ``least``."""
     return tl.where(weight < least, total, fma(weight, x, total))
 
 
 @triton.jit
 def streams(part, e, shift, shifts, scales, DIVERGENCE: tl.constexpr):
-    """The sums of the first sweep, over unnormalised exponentials, with those of a tile.
+    """The sums of the first sweep, over unnormalised exponentials, with those of a tile added.
 
-    Its terms are linear in the log-ratio, or powers. ``shift`` is that of ``cross_term``.
+    Their terms are linear in the log-ratio, or powers. ``shift`` is that of ``cross_term``.
     """
     stream_0, stream_1, stream_2 = part.stream_0, part.stream_1, part.stream_2
     if has_forward_stream(DIVERGENCE):
@@ -163,8 +164,8 @@ def streams(part, e, shift, shifts, scales, DIVERGENCE: tl.constexpr):
 def larger_over_mean(e):
     """``log(max(p, q) / m)`` with ``m = (p + q) / 2``: 2 atanh of ``|q - p| / (|q - p| + 2 (q + p))``.
 
-    That is at most 1/3, where the odd polynomial is within 5e-9. A square root gives the reciprocal, since it
-    needs no scaling.
+    That quotient is at most 1/3, and up to there the odd polynomial is within 5e-9. The reciprocal comes from
+    ``rsqrt``, since that needs no scaling.
     """
     distance = tl.abs(e.gap)
     root = tl.rsqrt(fma(e.total, 2.0, distance))
@@ -178,13 +179,13 @@ def larger_over_mean(e):
 
 @triton.jit
 def mixture_ratios(e, a, b):
-    """``(log p - log m, log q - log m)`` with ``m = b p + a q``, ``a + b = 1``; any where p or q is 0.
+    """``(log p - log m, log q - log m)`` with ``m = b p + a q``, ``a + b = 1``; arbitrary if p or q is 0.
 
-    The larger of p and q is compared with m: by log1p while m is near it, which keeps full relative accuracy
-    where p is close to q, and by the quotient where it is not. The other one then follows by the ratio.
+    The larger of p and q is compared with m: by log1p if m is near it, which keeps full relative accuracy
+    where p is close to q, and by the quotient otherwise. The other one then follows from the log-ratio.
     """
     q_larger = e.q >= e.p
-    larger = tl.where(q_larger, e.q, e.p)  # not maximum and minimum, which lose a NaN
+    larger = tl.where(q_larger, e.q, e.p)  # not maximum and minimum, which would lose a NaN
     smaller = tl.where(q_larger, e.p, e.q)
     inverse = 1.0 / larger
     step = tl.where(q_larger, b, a) * ((smaller - larger) * inverse)
@@ -199,19 +200,19 @@ def mixture_ratios(e, a, b):
 
 @triton.jit
 def excess(x, y, a, b):
-    """``(x - m) / m`` with ``m = b x + a y``; NaN where both are 0, for ``times`` to pass over."""
+    """``(x - m) / m`` with ``m = b x + a y``; NaN where both are 0, which ``times`` ignores."""
     return a * (x - y) / (b * x + a * y)
 
 
 @triton.jit
 def direction(e):
-    """The sign of ``q - p``; differences below 2**-100, which are fractions of it, matter to no sum."""
+    """The sign of ``q - p``. For differences below 2**-100 it is a fraction, but those matter to no sum."""
     return tl.maximum(tl.minimum(e.gap * 2.0**100, 1.0), -1.0)
 
 
 @triton.jit
 def sums(sum_0, sum_1, e, row, scales, DIVERGENCE: tl.constexpr):
-    """The two sums that need both log-sum-exps first, with those of a tile, before ``normalised_sums``."""
+    """The two sums that need both log-sum-exps, with those of a tile added; see ``normalised_sums``."""
     a, b = scales.a, scales.b
     if DIVERGENCE == "symmetric_jsd":  # KL(p, m), KL(q, m)
         ahead = larger_over_mean(e)
@@ -233,19 +234,19 @@ def sums(sum_0, sum_1, e, row, scales, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def normalised_sums(sum_0, sum_1, row, DIVERGENCE: tl.constexpr):
-    """Over probabilities."""
+    """The results of ``sums`` as sums over probabilities."""
     if DIVERGENCE == "symmetric_jsd":
         return sum_0 * row.inverse_t, sum_1 * row.inverse_s
     elif DIVERGENCE == "tvd" or DIVERGENCE == "log_acceptance" or DIVERGENCE == "kl_tvd":
         sum_0 *= row.inverse_t
-        return sum_0, sum_1 * row.inverse_s + 0.0 * sum_0  # NaN, which has no direction, remains
+        return sum_0, sum_1 * row.inverse_s + 0.0 * sum_0  # keeps a NaN, which has no direction
     else:
         return sum_0, sum_1
 
 
 @triton.jit
 def is_distant(sum_0):
-    """Whether 1 - sum |q - p| / 2 has lost its digits, as ``fastkd/backends/record.py`` has it."""
+    """Whether 1 - sum |q - p| / 2 has lost digits: the bound ``DISTANT`` of ``fastkd/backends/record.py``."""
     return sum_0 > 1.75
 
 
@@ -257,8 +258,8 @@ def distant_exponent(e, row):
 
 @triton.jit
 def distant_sums(sum_0, sum_1, e, row, top):
-    """``(u, v)`` over ``2**top``, with those of a tile: the sum of q where q < p, that of p where p < q, and
-    half of a tie in each."""
+    """``(u, v) / 2**top``, with those of a tile added: the sum of q where q < p, that of p where p < q; a tie
+    adds half to each."""
     smaller = exists(e, tl.exp2(distant_exponent(e, row) - top), 0.0)
     to_u = tl.where(e.log_ratio > 0.0, 1.0, tl.where(e.log_ratio < 0.0, 0.0, 0.5))
     return fma(smaller, to_u, sum_0), fma(smaller, 1.0 - to_u, sum_1)
@@ -292,7 +293,7 @@ def mean_log_ratio(stream, z, log_const, scales):
 def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
     """``(D, constants for the gradients)``.
 
-    ``found``: the statistics, sums of powers relative to the row's shifts; ``label``: the two-way split.
+    ``found``: the statistics, with sums of powers relative to the row's shifts; ``label``: the two-way split.
     """
     a, b = scales.a, scales.b
     if DIVERGENCE == "jsd" or DIVERGENCE == "symmetric_jsd":
@@ -339,7 +340,7 @@ def value(found, label, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
             return forward + reverse, (forward, reverse, 0.0)
         else:
             tl.static_assert(DIVERGENCE == "decoupled")
-            # Without any others there is nothing to compare.
+            # If no other class has probability, there is nothing to compare.
             others = tl.where(found.z_t > 0.0, forward, 0.0)
             gap, by_teacher, target = two_ways(label)
             return target + b * others, (gap, by_teacher, others)
@@ -360,7 +361,7 @@ def gradient_units(row, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def gradients(e, constants, row, scales, DIVERGENCE: tl.constexpr):
-    """``(dD/d(s/T), dD/d(t/T_t))`` over ``gradient_units``; the caller's unused one is never computed."""
+    """``(dD/d(s/T), dD/d(t/T_t))`` over ``gradient_units``; one that the caller ignores is never computed."""
     a, b = scales.a, scales.b
     p, q = e.p, e.q
     if DIVERGENCE == "forward_kl":

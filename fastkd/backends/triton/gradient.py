@@ -38,7 +38,7 @@ from fastkd.backends.triton.tiles import (
 
 
 class Outputs(NamedTuple):
-    """Where the gradients go: pointers to column 0, or None."""
+    """The memory for the gradients: pointers to column 0, or None."""
 
     student: Any
     teacher: Any
@@ -47,20 +47,20 @@ class Outputs(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What the gradient is made of, ``grad_scale`` and weights included."""
+    """The factors of the gradients' terms, with ``grad_scale`` and the weights."""
 
     kd_s: Any  # of dD/d(s/T) and dD/d(t/T_t)
     kd_t: Any
     unit: Any  # of the exponential at temperature 1
-    uniform: Any  # less, everywhere
-    hot: Any  # less, at the label
-    label_s: Any  # at the label instead of all others, where it is split off
+    uniform: Any  # subtracted in every column
+    hot: Any  # subtracted at the label
+    label_s: Any  # the gradients at the label, if it is split off
     label_t: Any
 
 
 @triton.jit
 def _over(x, z, SPLITS: tl.constexpr):
-    # Without any others their exponentials are all 0 and shall stay so.
+    # If no other class has probability, the exponentials are all 0 and must stay 0.
     if SPLITS:
         return tl.where(z == 0.0, 0.0, x / z)
     else:
@@ -69,13 +69,13 @@ def _over(x, z, SPLITS: tl.constexpr):
 
 @triton.jit
 def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
-    """``(Row, Statistics)``: the sums of powers, if there are some, relative to the shifts of the row."""
+    """``(Row, Statistics)``, with the sums of powers, if there are any, relative to the row's shifts."""
     SPLITS: tl.constexpr = splits_label(DIVERGENCE)
     shift_s, shift_t = shared_shifts(found.shift_s, found.shift_t, scales, reads_teacher(DIVERGENCE))
     shifts = shifts_of(shift_s, shift_t, found.shift_1, scales)
     z_s = found.z_s * tl.exp2((found.shift_s - shift_s) * scales.c_s)
     z_t = found.z_t * tl.exp2((found.shift_t - shift_t) * scales.c_t)
-    # Of the exponentials as the sweeps have them.
+    # The sums of the exponentials as the sweeps compute them.
     swept_s, swept_t = z_s * tl.exp2(shifts.rest_s), z_t * tl.exp2(shifts.rest_t)
     scale_cross, scale_p, scale_q = 0.0, 0.0, 0.0
     log_const = log_quotient(z_s, z_t)
@@ -87,7 +87,7 @@ def row_of(found, cross_shift, scales, DIVERGENCE: tl.constexpr):
         if DIVERGENCE == "alpha_beta":
             stream_1 *= tl.exp2(power * shifts.rest_t)
             stream_2 *= tl.exp2(power * shifts.rest_s)
-            # One factor for all, so that equal sums stay equal.
+            # One common factor, so that equal sums stay equal.
             between = log_const * (1.0 / LN2)
             scale_q = tl.exp2(0.0 - power * tl.log2(z_s))
             scale_p = scale_q * tl.exp2(power * between)
@@ -117,7 +117,7 @@ def entry(s, t, row, scales, TEACHER: tl.constexpr):
 
 @triton.jit
 def _add(rows, s, t, sum_0, sum_1, row, scales, DIVERGENCE: tl.constexpr):
-    """The sums and those of a stripe of logits."""
+    """The sums with those of a stripe of logits added."""
     s, t = lower(rows, widen(s), widen(t))
     return sums(sum_0, sum_1, entry(s, t, row, scales, True), row, scales, DIVERGENCE)
 
@@ -127,13 +127,13 @@ def row_sums(
     rows, stripe, row, scales,
     DIVERGENCE: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The sums over the row of a divergence that has some."""
+    """The sums over the row, for a divergence that has some."""
     STRIPE: tl.constexpr = LANES * WIDTH
     TILE: tl.constexpr = REPEAT * STRIPE
     sum_0 = tl.zeros([LANES, WIDTH], tl.float32)
     sum_1 = tl.zeros([LANES, WIDTH], tl.float32)
     full, lead = edges(rows.begin, rows.end, TILE)
-    # Backwards: what the sweep before read last is what a cache still holds.
+    # Backwards, since a cache still holds what the sweep before read last.
     count = lead * REPEAT + tl.cdiv(rows.end - full * TILE, STRIPE)
     for edge in range(count):
         first = tl.where(edge < lead * REPEAT, edge, edge + (full - lead) * REPEAT) * STRIPE
@@ -156,7 +156,7 @@ def _distant_entry(rows, first, stripe, row, scales):
 
 @triton.jit
 def row_distant_sums(rows, stripe, row, scales, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """The logarithms to base 2 of ``distant_sums`` over the row. Rare, so every stripe takes the slow way."""
+    """The logarithms to base 2 of ``distant_sums`` over the row. This is rare, so every stripe has a mask."""
     tops = tl.full([LANES, WIDTH], NEG_INF, tl.float32)
     for first in range(0, rows.end, LANES * WIDTH):
         e = _distant_entry(rows, first, stripe, row, scales)
@@ -201,7 +201,7 @@ def _tile_gradients(
         if SMOOTHING:
             g_s -= factors.uniform
         if CE or SPLITS:  # noqa: SIM102
-            # One tile of the row: the others skip two instructions an element.
+            # Only one tile has the label; the others skip two instructions per element.
             if (rows.label >= first) & (rows.label < first + TILE):
                 at_label = factors.label_s if SPLITS else g_s - factors.hot
                 g_s = tl.where(columns == rows.label, at_label, g_s)
@@ -218,9 +218,9 @@ def row_gradients(
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, CE: tl.constexpr, SMOOTHING: tl.constexpr,
     POWER: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The last sweep.
+    """The last sweep, which writes the gradients.
 
-    A gradient may lie in its logits' memory: a tile is read before it is written, and by nobody else.
+    A gradient may share its logits' memory: a tile is read before it is written, and only by this program.
     """
     full, lead = edges(rows.begin, rows.end, TILE)
     for k in range(lead + (full * TILE < rows.end).to(tl.int32)):
@@ -229,7 +229,7 @@ def row_gradients(
             DIVERGENCE, UNIT, CE, SMOOTHING, POWER, TILE, True,
         )  # fmt: skip
     for i in range(lead, full):
-        # Against the direction of the sweep before: what that one read last, a cache still holds.
+        # Against the direction of the sweep before, since a cache still holds what that one read last.
         index = i if has_sums(DIVERGENCE) else full - 1 - i + lead
         _tile_gradients(
             rows, outputs, index * TILE, tile, row, constants, factors, scales,

@@ -1,4 +1,4 @@
-"""Host side: turns tensors and a LossSpec into kernel launches."""
+"""The host side: turns tensors and a LossSpec into kernel launches."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from fastkd.spec import LossSpec
 INTERPRETED = isinstance(dense_rows_kernel, InterpretedFunction)
 
 LOG2E = math.log2(math.e)
-# Scratch to tune on: enough rows to fill a GPU several times, in at most this much memory.
+# Scratch tensors for tuning: enough rows to fill a GPU several times, in at most this much memory.
 SCRATCH_BYTES = 2**30
 SCRATCH_ROWS = 4096
 
 
 def options(shape: Shape, backend: str, warp_size: int) -> dict[str, Any]:
-    """Compiler options of every launch. Without fusion of multiply and add, equal logits keep equal
-    intermediate results; where a fused one is wanted, the kernels say so."""
+    """Compiler options of every launch. Automatic fusion of multiply and add is off, so that equal logits
+    give equal intermediate results; the kernels call ``fma`` where they need it."""
     found: dict[str, Any] = {"num_warps": shape.threads // warp_size, "enable_fp_fusion": False}
     if backend == "cuda":
-        # Left to itself the compiler aims at fewer and spills what lives across the sweeps.
+        # By default the compiler aims at fewer registers and spills values that live across the sweeps.
         found["maxnreg"] = shape.registers
     return found
 
@@ -50,13 +50,13 @@ def _options(shape: Shape) -> dict[str, Any]:
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make ``device`` current, for the launch goes to the current stream of the current device."""
+    """Make ``device`` current, because a launch uses the current stream of the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _strides(x: Tensor | None) -> tuple[int, int, int]:
-    """Element strides of a 3-D tensor. A dimension of size 1 gets stride 0: its stride is arbitrary, and an
-    odd one would cost the kernel its wide accesses."""
+    """Element strides of a 3-D tensor. A row dimension of size 1 gets stride 0: its own stride is arbitrary,
+    and an odd one would cost the kernel its wide accesses."""
     if x is None:
         return 0, 0, 0
     outer, inner, column = (
@@ -66,12 +66,12 @@ def _strides(x: Tensor | None) -> tuple[int, int, int]:
 
 
 def alignment(width: int, columns: int, strides: dict[str, tuple[int, int, int]]) -> dict[str, bool]:
-    """``PHASED`` and ``WIDE_*`` of the kernels.
+    """The constants ``PHASED`` and ``WIDE_*`` of the kernels.
 
     Args:
-        width: elements of an access.
-        columns: of the first tensor.
-        strides: those of each tensor by its suffix, the first one's first.
+        width: elements per access.
+        columns: width of the first tensor.
+        strides: the strides of each tensor, by the suffix of its constant; those of the first tensor first.
     """
     phases = {
         name: (outer % width, inner % width) if column == 1 else None
@@ -84,7 +84,7 @@ def alignment(width: int, columns: int, strides: dict[str, tuple[int, int, int]]
 
 
 class _Rounded:
-    """Stands in for a bfloat16 output while interpreted: the interpreter truncates where GPUs round."""
+    """A float32 stand-in for a bfloat16 output, since Triton's interpreter truncates where GPUs round."""
 
     def __init__(self, out: Tensor | None) -> None:
         self.out = out
@@ -105,7 +105,7 @@ def _powers(spec: LossSpec) -> tuple[float, float]:
 
 
 def _scratch(call: Call) -> Callable[[], Run]:
-    """Makes rows of random logits like those of ``call``, to run the loss and its gradient on."""
+    """A function that makes random logits like those of ``call`` and returns a run of loss and gradient."""
 
     def make() -> Run:
         teacher = call.teacher
@@ -113,7 +113,7 @@ def _scratch(call: Call) -> Callable[[], Run]:
         vocab, device = call.spec.vocab_size, call.student.device
         row = vocab * (2 * call.student.element_size() + teacher.element_size())
         rows = max(1, min(SCRATCH_ROWS, min(SCRATCH_BYTES, torch.cuda.mem_get_info(device)[0] // 4) // row))
-        generator = torch.Generator(device).manual_seed(0)  # the user's own state stays as it is
+        generator = torch.Generator(device).manual_seed(0)  # leaves the user's own generator alone
 
         def logits(dtype: torch.dtype) -> Tensor:
             return torch.randn(1, rows, vocab, dtype=dtype, device=device, generator=generator)
@@ -156,7 +156,7 @@ def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Ten
 
 
 def kernel_name(spec: LossSpec) -> str | None:
-    """Of the divergence, in the kernels."""
+    """The kernels' name of the divergence, None without one. ``jsd`` has another one if ``beta`` is 0.5."""
     if spec.kd_weight == 0:
         return None
     return "symmetric_jsd" if spec.divergence == "jsd" and spec.beta == 0.5 else spec.divergence
@@ -178,7 +178,7 @@ def _launch(
         grad_teacher = None
     metrics = call.metrics is not None
     cross_entropy = spec.ce_weight != 0 and labels is not None
-    # Without a divergence only a metric, the entropy, asks for the student's temperature.
+    # Without a divergence only a metric, the entropy, needs the student's temperature.
     temperature = spec.temperature if divergence is not None or metrics else 1.0
     a, b = _powers(spec)
     width = 16 // max(x.element_size() for x in (student, teacher) if x is not None)

@@ -20,7 +20,7 @@ def write_metrics(
     metrics, found, label, label_s, label_t, column, kd, ce, DIVERGENCE: tl.constexpr, NLL: tl.constexpr,
     SHARDED: tl.constexpr,
 ):  # fmt: skip
-    """``label``: the two-way split; ``column``: the label's; ``kd, ce``: values. What a call lacks is NaN."""
+    """``label``: the two-way split; ``column``: the label's. Metrics that the call cannot have are NaN."""
     student = _entropy(found.z_s, found.moment_s)
     teacher, agreement = float("nan"), float("nan")
     if reads_teacher(DIVERGENCE):
@@ -45,6 +45,6 @@ def write_metrics(
 def _with_label(arg, largest, label, column, SHARDED: tl.constexpr):
     """The column of the largest logit, or -1 if that is the label's."""
     larger = label > largest
-    if not SHARDED:  # a tie goes to the first, which shards do not tell
+    if not SHARDED:  # a tie goes to the first column, which is not known among shards
         larger = larger | ((label == largest) & (column < arg))
     return tl.where(larger, -1, arg)

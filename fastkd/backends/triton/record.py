@@ -1,7 +1,7 @@
-"""A row's record: its statistics in memory, for phases between which the shards' records are added up.
+"""A row's record: its statistics in memory, for phases between which the shards' records are combined.
 
-The layout is that of ``csrc/params.h``. All sums are relative to the largest logits, as the kernels' own are,
-so that float32 suffices (``fastkd/backends/record.py``).
+The layout is that of ``csrc/params.h``. All sums are relative to the row maxima, so that float32 suffices
+(``fastkd/backends/record.py``).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ SUM_0 = constant(17)
 
 @triton.jit
 def write_record(record, rows, found, cross_shift, label_s, label_t, scales, DIVERGENCE: tl.constexpr):
-    """``label_s, label_t``: the label's logits themselves."""
+    """``label_s, label_t``: the label's logits, not relative to the origins."""
     vocab = rows.end - rows.begin
     found = relative_to_maxima(rows, found, scales, DIVERGENCE)
-    # The sum of the logits less `vocab` times the largest, and with a label that the divergence splits off.
+    # The sum of the logits minus `vocab` times the maximum, with a label that the divergence splits off.
     logit_sum = found.logit_sum - found.shift_s * vocab
     if splits_label(DIVERGENCE):
         logit_sum += tl.where(rows.label >= 0, label_s - rows.origin_s, 0.0)
@@ -60,7 +60,7 @@ def read_record(record, rows, scales, DIVERGENCE: tl.constexpr):
     cross_shift, label_s, label_t = tl.load(record + 8), tl.load(record + 10), tl.load(record + 11)
     logit_sum = tl.load(record + 9) + shift_s * columns
     if splits_label(DIVERGENCE):
-        # A label of -inf has made the sum infinite, and it stays so.
+        # A label of -inf has made the sum infinite, and the sum must stay so.
         logit_sum -= tl.where(label_s == NEG_INF, 0.0, label_s - origin_s)
     stream_0, stream_1 = tl.load(record + 5), tl.load(record + 6)
     if not has_cross(DIVERGENCE):

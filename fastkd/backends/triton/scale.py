@@ -21,7 +21,7 @@ def scale_rows_kernel(
     TILE: tl.constexpr = REPEAT * LANES * WIDTH
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(factor + row * factor_stride).to(tl.float32)
-    # The usual upstream gradient is 1, and the host must not wait to find out.
+    # The upstream gradient is usually 1, but the host would have to wait to know.
     skip = IN_PLACE and scale == 1.0
     if not skip:
         begin = 0

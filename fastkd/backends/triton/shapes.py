@@ -1,19 +1,20 @@
-"""Shapes of the kernels' programs: which there are, and a table of which to take."""
+"""Shapes of the kernels' programs: the candidates, and the table of defaults."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# What takes few registers per element. The others take logarithms or powers of each.
+# Divergences that need few registers per element. The others need logarithms or powers of each element.
 LIGHT = (None, "off_support", "forward_kl", "reverse_kl", "jeffreys", "tvd", "kl_tvd", "symmetric_jsd")
 
 
 class Shape(NamedTuple):
     """A program.
 
-    ``registers`` is what the compiler may use of a multiprocessor's 65,536 per thread: 512 threads share one
-    at 128. Fewer programs at a time have fewer rows under way, more of which the next sweep still finds in
-    the second-level cache; but then fewer others work while one waits for its threads to meet.
+    ``registers`` is how many of a multiprocessor's 65,536 the compiler may use per thread: with 128, 512
+    threads run at a time. If fewer programs run at a time, fewer rows are in progress, and the next sweep
+    finds more of them in the second-level cache; but fewer programs then work while one waits for its threads
+    to synchronise.
     """
 
     threads: int
@@ -21,8 +22,9 @@ class Shape(NamedTuple):
     registers: int
 
     def tile(self, itemsize: int) -> dict[str, int]:
-        """The kernels' constants, for rows whose widest element takes ``itemsize`` bytes. 16 bytes is the
-        widest access of every GPU; more of one side would be dealt to threads otherwise than the other's."""
+        """The kernels' constants, for rows whose widest element has ``itemsize`` bytes. 16 bytes is the
+        widest access of every GPU. A side of narrower elements gets no more of them per access, since both
+        sides must give each thread the same columns."""
         width = 16 // itemsize
         return {"REPEAT": self.elements // width, "LANES": self.threads, "WIDTH": width}
 
@@ -31,16 +33,16 @@ CANDIDATES = {
     "light": (Shape(128, 16, 128), Shape(256, 16, 128), Shape(512, 16, 128), Shape(128, 8, 96)),
     "heavy": (Shape(128, 8, 168), Shape(256, 8, 128), Shape(512, 8, 128), Shape(128, 8, 128)),
 }
-# Metrics and records take twice the sums.
+# Metrics and records need twice as many sums.
 RECORDING = Shape(128, 8, 168)
 SCALE = Shape(128, 16, 128)
 
 
 def weight(divergence: str | None) -> str:
-    """Which list a divergence's kernels choose from."""
+    """The list of candidates for a divergence's kernels."""
     return "light" if divergence in LIGHT else "heavy"
 
 
 def usual(divergence: str | None, vocab: int) -> Shape:
-    """The table: larger programs for rows that keep them busy."""
+    """The table of defaults: larger programs for rows that keep them busy."""
     return CANDIDATES[weight(divergence)][1 if divergence in LIGHT and vocab > 8192 else 0]

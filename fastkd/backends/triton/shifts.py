@@ -1,4 +1,4 @@
-"""Exponentials relative to a shift of each row, and sums of them moved to another one."""
+"""Exponentials relative to a shift of each row, and the conversion of their sums to another shift."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from fastkd.backends.triton.compile_time import constant
 from fastkd.backends.triton.divergences import Entry, has_cross, has_forward_stream
 from fastkd.backends.triton.tiles import finite_shift, offset_between
 
-# Exponents of 2 below which two sides' largest logits are near each other (half a nat), and beyond which a
-# logit keeps too few digits for what the row's others differ from it by.
+# As exponents of 2: row maxima that differ by less than NEAR (half a nat) are near each other, and a logit
+# beyond EXTREME has too few digits left for its differences from the row's other logits.
 NEAR = constant(0.72)
 EXTREME = constant(2.0**13)
 
 
 class Shifts(NamedTuple):
-    """What is subtracted from logits, which are less their row's origin, before the exponential.
+    """The numbers that are subtracted before the exponential from logits relative to their row's origin.
 
     An exponent of 2 is ``fma(logit, c, -k)``, one instruction. ``k`` is the rounded ``shift * c``, so each
-    exponential is ``2**rest`` times the one relative to ``shift``, which sums are corrected for. The rest is
-    below 2**-24 of ``k``, which the origins keep below 2**13.
+    exponential is ``2**rest`` times the one relative to ``shift``, and the sums are corrected for that. The
+    rest is below 2**-24 of ``k``, which the origins keep below 2**13.
     """
 
     s: Any
     t: Any
-    one: Any  # of the student's exponentials at temperature 1, where they are no powers of the others
+    one: Any  # for the student's exponentials at temperature 1, if they are no powers of the others
     k_s: Any
     k_t: Any
     k_1: Any
     rest_s: Any
     rest_t: Any
     rest_1: Any
-    offset: Any  # what makes ``t T / T_t - s`` relative to both
+    offset: Any  # subtracted from ``t T / T_t - s``, makes it relative to both
 
 
 @triton.jit
 def origins(max_s, max_t, scales, TEACHER: tl.constexpr):
-    """What to subtract from each side's logits, given the largest one of each.
+    """The origins, which are subtracted from each side's logits, given the row maxima.
 
-    Nothing where the two are near each other, for there the difference of two logits is exact and that of two
-    lowered ones is not. Otherwise each side's largest: a constant between the sides is then gone, and numbers
-    near float32's ends are small ones, or -inf as a mask is.
+    They are 0 where the maxima are near each other, since there the difference of two logits is exact and
+    that of two lowered ones is not. Otherwise they are the maxima: this removes a constant between the sides,
+    and turns numbers near float32's limits into small ones, or into -inf like a mask.
     """
     exponent_s = max_s * scales.c_s
     plain = tl.abs(exponent_s) < EXTREME  # False for infinities and NaN
@@ -60,8 +60,8 @@ def origins(max_s, max_t, scales, TEACHER: tl.constexpr):
 
 @triton.jit
 def shared_shifts(shift_s, shift_t, scales, TEACHER: tl.constexpr):
-    """At equal temperatures both rows take the larger one, so that equal logits give bitwise equal
-    exponentials and ``q - p`` keeps its digits. The origins see to it that the two are never far apart."""
+    """At equal temperatures both rows use the larger shift, so that equal logits give bitwise equal
+    exponentials and ``q - p`` keeps its digits. The origins ensure that the two are never far apart."""
     if TEACHER:
         share = scales.c_s == scales.c_t
         larger = tl.maximum(shift_s, shift_t)
@@ -84,7 +84,7 @@ def shifts_of(shift_s, shift_t, shift_1, scales):
 
 @triton.jit
 def unit_shift(shifts, POWER: tl.constexpr):
-    """What ``unit_exp`` is relative to."""
+    """The shift that ``unit_exp`` is relative to."""
     if POWER == 0:
         return shifts.one
     else:
@@ -93,7 +93,7 @@ def unit_shift(shifts, POWER: tl.constexpr):
 
 @triton.jit
 def unit_rest(shifts, POWER: tl.constexpr):
-    """``Shifts.rest`` of what ``unit_exp`` gives."""
+    """The rest, as in ``Shifts``, of the result of ``unit_exp``."""
     if POWER == 0:
         return shifts.rest_1
     else:
@@ -113,12 +113,12 @@ def unit_exp(e, s, shifts, POWER: tl.constexpr):
 
 @triton.jit
 def raw_entry(s, t, shifts, scales, TEACHER: tl.constexpr):
-    """What the first sweep knows of entries."""
+    """The fields of ``Entry`` that the first sweep needs; the others are placeholders."""
     xs = fma(s, scales.c_s, 0.0 - shifts.k_s)
     es = tl.exp2(xs)
     if TEACHER:
         xt = fma(t, scales.c_t, 0.0 - shifts.k_t)
-        # From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
+        # From the logits' difference, not from the exponents, whose rounding would swamp a small ratio.
         relative = fma(t, scales.temperatures, 0.0 - s)
         return Entry(xs, xt, es, tl.exp2(xt), relative, es, es, es, es, es)
     else:
@@ -127,7 +127,7 @@ def raw_entry(s, t, shifts, scales, TEACHER: tl.constexpr):
 
 @triton.jit
 def _moved(weighted, z, rescale, by):
-    """``sum e * x`` after its exponentials changed by a factor and every ``x`` grew ``by``."""
+    """``sum e * x`` after all ``e`` were multiplied by ``rescale`` and ``by`` was added to every ``x``."""
     return tl.where(rescale == 0.0, 0.0, rescale * (weighted + z * by))
 
 
@@ -138,13 +138,13 @@ def _shrunk(power_sum, by):
 
 @triton.jit
 def moved_streams(found, shift_s, shift_t, scales, DIVERGENCE: tl.constexpr):
-    """The streams of ``Statistics``, relative to other shifts."""
+    """The streams of ``Statistics``, made relative to other shifts."""
     by_s = (found.shift_s - shift_s) * scales.c_s
     by_t = (found.shift_t - shift_t) * scales.c_t
     stream_0, stream_1, stream_2 = found.stream_0, found.stream_1, found.stream_2
     if DIVERGENCE == "alpha_beta":
         power = scales.a + scales.b
-        # Of equal rows the three change by equal factors.
+        # For equal rows the three change by equal factors.
         stream_0 = _shrunk(stream_0, power * by_s + scales.a * (by_t - by_s))
         stream_1, stream_2 = _shrunk(stream_1, power * by_t), _shrunk(stream_2, power * by_s)
     elif has_cross(DIVERGENCE):

@@ -1,4 +1,4 @@
-"""A distribution seen as two classes, the label and all others."""
+"""A distribution as two classes, the label and all others."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Label(NamedTuple):
 
     student: Any
     teacher: Any
-    log_odds_ratio: Any  # the teacher's log-odds less the student's
+    log_odds_ratio: Any  # the teacher's log-odds minus the student's
 
 
 @triton.jit
 def split(odds):
-    """From the logarithm of the odds, label to others."""
+    """The ``Split`` with these log-odds of the label to all others."""
     rest = log1p(tl.exp(0.0 - tl.abs(odds)))
     log_label = tl.where(odds < 0.0, odds, 0.0) - rest
     log_others = tl.where(odds < 0.0, 0.0, 0.0 - odds) - rest
@@ -37,13 +37,13 @@ def split(odds):
 
 @triton.jit
 def label_splits(found, label_s, label_t, scales):
-    """From the label's logits and the ``Statistics`` of all others."""
+    """The ``Label``, from the label's logits and the ``Statistics`` of all others."""
     shift_s, shift_t = found.shift_s, found.shift_t
     odds_s = (label_s - shift_s) * scales.to_nats - tl.log(found.z_s)
     odds_t = (label_t - shift_t) * (scales.to_nats * scales.temperatures) - tl.log(found.z_t)
     relative = fma(label_t, scales.temperatures, 0.0 - label_s) - offset_between(shift_s, shift_t, scales)
     ratio = fma(relative, scales.to_nats, log_quotient(found.z_s, found.z_t))
-    # Certain on both sides: no difference, where the difference of infinities is NaN.
+    # Both sides are equally certain: the ratio is 0, but the difference of infinities would be NaN.
     certain = (odds_s == odds_t) & (tl.abs(odds_s) == float("inf"))
     return Label(split(odds_s), split(odds_t), tl.where(certain, 0.0, ratio))
 
@@ -60,6 +60,6 @@ def two_ways(label):
 
 @triton.jit
 def entropy(sides, of_others):
-    """Of the whole distribution, from that among the others."""
+    """The entropy of the whole distribution, given that among the others."""
     others = tl.where(sides.others > 0.0, sides.others * of_others, 0.0)
     return others - times(sides.label, sides.log_label) - times(sides.others, sides.log_others)

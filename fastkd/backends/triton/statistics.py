@@ -39,22 +39,22 @@ from fastkd.backends.triton.tiles import (
 )
 
 FAR = constant(2**31 - 1)
-# Powers of 2 by which the largest logit is guessed to exceed that of the first stripe. Exponentials then stay
-# clear of float32's ends, their squares too, for largest logits 60 powers further up.
+# The row maximum is guessed to exceed that of the first stripe by this many powers of 2. Exponentials, and
+# their squares, then stay clear of float32's limits even if the maximum is 60 powers higher still.
 HEADROOM = constant(24.0)
 HEADROOM_OF_SQUARES = constant(16.0)
 LEAST = constant(2.0**-60)
 MOST = constant(2.0**60)
-MOST_OF_POWERS = constant(2.0**24)  # up to the fourth
+MOST_OF_POWERS = constant(2.0**24)  # for powers up to the fourth
 
 
 class Statistics(NamedTuple):
-    """Of a row. Fields that the call does not need stay 0. Exponentials are ``2**((logit - shift) * c)``, and
-    logits less the row's origin, but for the largest."""
+    """The statistics of a row. Fields that the call does not need stay 0. Exponentials are
+    ``2**((logit - shift) * c)``. Logits are relative to the row's origin, except for the maxima."""
 
     shift_s: Any
     shift_t: Any
-    shift_1: Any  # of those at temperature 1
+    shift_1: Any  # for the exponentials at temperature 1
     z_s: Any  # sum of the student's exponentials at its temperature
     z_t: Any
     z_1: Any
@@ -64,14 +64,14 @@ class Statistics(NamedTuple):
     logit_sum: Any
     moment_s: Any  # sum of exponentials times their exponents
     moment_t: Any
-    max_s: Any  # the largest logit itself and its first column, if somebody asks for them
+    max_s: Any  # the maxima and their first columns, if the call needs them
     max_t: Any
     arg_s: Any
     arg_t: Any
 
 
 class Sums(NamedTuple):
-    """What a sweep adds up, one for each place of a stripe."""
+    """The sums of a sweep, one for each place of a stripe."""
 
     z_s: Any
     z_t: Any
@@ -94,7 +94,7 @@ def _add(
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
     MAXIMA: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """``part`` and the logits of a stripe's ``columns``."""
+    """``part`` with the logits of a stripe's ``columns`` added."""
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
     own_s, own_t = widen_sides(rows, columns, s, t, splits_label(DIVERGENCE))
     s, t = lower(rows, own_s, own_t)
@@ -136,7 +136,7 @@ def _sweep(
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
     MAXIMA: tl.constexpr, POWER: tl.constexpr, REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """``Sums`` of the whole row."""
+    """The ``Sums`` of the whole row."""
     STRIPE: tl.constexpr = LANES * WIDTH
     TILE: tl.constexpr = REPEAT * STRIPE
     nothing = tl.zeros([LANES, WIDTH], tl.float32)
@@ -175,7 +175,7 @@ def _largest(x):
 
 @triton.jit
 def _first(x, top, arg):
-    """The first column of the largest."""
+    """The first column with the largest logit."""
     return tl.min(tl.min(tl.where(x == top, arg, FAR), axis=1), axis=0).to(tl.int64)
 
 
@@ -185,7 +185,7 @@ def _statistics(
     DIVERGENCE: tl.constexpr, UNIT: tl.constexpr, SMOOTHING: tl.constexpr, METRICS: tl.constexpr,
     MAXIMA: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """The row's, from the sums of each place. What the exponents' rounding took away goes into the sums."""
+    """The row's ``Statistics``, from the sums of each place, corrected for the rounding of the exponents."""
     by_s, by_t = 0.0 - shifts.rest_s, 0.0 - shifts.rest_t
     lost_s, lost_t = tl.exp2(by_s), tl.exp2(by_t)
     sum_s, sum_t = _total(part.z_s), _total(part.z_t)
@@ -234,7 +234,7 @@ def _maxima(rows, first, stripe, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def _guess(max_s, max_t, scales, TEACHER: tl.constexpr):
-    """``(origin_s, origin_t, shift_s, shift_t, shift_1)`` that suit rows with these largest logits."""
+    """``(origin_s, origin_t, shift_s, shift_t, shift_1)`` that suit rows with these maxima."""
     origin_s, origin_t = origins(max_s, max_t, scales, TEACHER)
     shift_1 = finite_shift(max_s) - origin_s
     shift_s, shift_t = shared_shifts(shift_1, finite_shift(max_t) - origin_t, scales, TEACHER)
@@ -250,9 +250,9 @@ def row_statistics(
     """The first sweep: ``(rows with their origins, Statistics, the exponent of 2 by which a cross sum is
     divided)``.
 
-    Origins and shifts follow from a guess at the largest logits, from the row's first stripe. Float32
-    forgives a guess that is 60 powers of 2 too low; beyond, the row's largest logits are found and it is
-    swept again.
+    Origins and shifts follow from a guess of the row maxima, made from the row's first stripe. float32
+    tolerates a guess that is 60 powers of 2 too low. If it is further off, the kernel finds the maxima and
+    sweeps over the row again.
     """
     STRIPE: tl.constexpr = LANES * WIDTH
     TEACHER: tl.constexpr = reads_teacher(DIVERGENCE)
@@ -326,7 +326,7 @@ def with_powers(found, stream_0, stream_1, stream_2):
 
 @triton.jit
 def relative_to_maxima(rows, found, scales, DIVERGENCE: tl.constexpr):
-    """``found`` with the row's largest logits as shifts."""
+    """``found`` with the row maxima as shifts."""
     shift_s, shift_t = finite_shift(found.max_s) - rows.origin_s, finite_shift(found.max_t) - rows.origin_t
     by_s, by_t = (found.shift_s - shift_s) * scales.c_s, (found.shift_t - shift_t) * scales.c_t
     stream_0, stream_1, stream_2 = moved_streams(found, shift_s, shift_t, scales, DIVERGENCE)
@@ -343,7 +343,7 @@ def relative_to_maxima(rows, found, scales, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def _distant_terms(rows, first, stripe, shifts, scales):
-    """Of a stripe, ``a xt + b xs``; -inf where neither side has anything."""
+    """``a xt + b xs`` of a stripe; -inf where both sides are -inf."""
     s, t = load_sides(rows, first + stripe, True, True)
     s, t = widen_sides(rows, first + stripe, s, t, False)
     s, t = lower(rows, s, t)
@@ -353,18 +353,18 @@ def _distant_terms(rows, first, stripe, shifts, scales):
 
 @triton.jit
 def _distant_cross(rows, stripe, found, scales, LANES: tl.constexpr, WIDTH: tl.constexpr):
-    """The sum of ``p**a q**b`` between rows so far apart that its terms over- or underflow: once more,
-    relative to its largest term. Rare, so every stripe takes the slow way."""
+    """The sum of ``p**a q**b`` of rows so far apart that its terms overflow or underflow, computed again
+    relative to the largest term. This is rare, so every stripe has a mask."""
     shifts = shifts_of(found.shift_s, found.shift_t, found.shift_1, scales)
     tops = tl.full([LANES, WIDTH], NEG_INF, tl.float32)
     for first in range(0, rows.end, LANES * WIDTH):
         tops = tl.maximum(tops, _distant_terms(rows, first, stripe, shifts, scales))
     top = _largest(tops)
-    # Infinitely far, or no terms at all: the sum is what it is.
+    # If the rows are infinitely far apart, or there are no terms, no shift helps.
     shift = tl.where(tl.abs(top) == float("inf"), 0.0, top)
     cross = tl.zeros([LANES, WIDTH], tl.float32)
     for first in range(0, rows.end, LANES * WIDTH):
-        # As cross_term() has it where there is a shift.
+        # The formula of cross_term() for terms with a shift.
         cross += tl.exp2(_distant_terms(rows, first, stripe, shifts, scales) - shift)
     by_s, by_t = 0.0 - shifts.rest_s, 0.0 - shifts.rest_t
     return _total(cross) * tl.exp2(scales.b * by_s + scales.a * by_t), shift

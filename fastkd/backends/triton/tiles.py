@@ -1,8 +1,8 @@
-"""Tiles of one row: how its columns are spread over threads, loaded, reduced and cleared.
+"""Tiles of one row: how its columns are spread over threads, loaded, stored and cleared.
 
-A tile is a ``[REPEAT, LANES, WIDTH]`` block of consecutive columns: ``REPEAT`` stripes, of which a lane, one
-thread, holds ``WIDTH`` neighbours (one 16-byte access) each. Sums are kept per place of a stripe, so a sweep
-adds by one instruction an element and meets the other threads only once, at its end.
+A tile is a ``[REPEAT, LANES, WIDTH]`` block of consecutive columns: ``REPEAT`` stripes, in each of which a
+lane, one thread, holds ``WIDTH`` neighbours (one 16-byte access). Each place of a stripe has its own sums, so
+a sweep adds with one instruction per element, and threads synchronise only once, at its end.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ NEG_INF = constant(float("-inf"))
 
 
 class Rows(NamedTuple):
-    """The two rows of a program, as it reads them. Columns count from the last 16-byte boundary before the
-    row, so that rows of an odd vocabulary have wide accesses too: the vocabulary is ``[begin, end)``."""
+    """The two rows of a program, as it reads them. Columns are counted from the last 16-byte boundary before
+    the row, so that wide accesses suit rows of an odd vocabulary, too: the vocabulary is ``[begin, end)``."""
 
     student: Any  # pointers to column 0; without a teacher the second is that of the student
     teacher: Any
     s_stride: Any
     t_stride: Any
-    begin: Any  # below the width of an access; 0, as a constant, where rows begin on boundaries
+    begin: Any  # less than the width of an access; the constant 0 if rows begin on boundaries
     end: Any
     label: Any  # int32, the label's column; -1 where it is not here
-    origin_s: Any  # float32, what is subtracted from every logit of the side as it is widened
+    origin_s: Any  # float32, subtracted from every logit of the side after it is widened
     origin_t: Any
 
 
@@ -58,7 +58,7 @@ def stripe_columns(LANES: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def row_offset(row, inner, outer_stride, inner_stride):
-    """Of ``row`` in a 3-D tensor, in elements; ``row`` is int64, so no product overflows."""
+    """The offset of ``row`` in a 3-D tensor, in elements; ``row`` is int64, so no product overflows."""
     return (row // inner) * outer_stride + (row % inner) * inner_stride
 
 
@@ -66,18 +66,18 @@ def row_offset(row, inner, outer_stride, inner_stride):
 def row_pointer(
     base, row, inner, outer_stride, inner_stride, stride, begin, WIDE: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Pointer to column 0 of ``row``, whose vocabulary begins at column ``begin``. WIDE: the host has found
-    that this is a multiple of ``WIDTH`` elements away from ``base``."""
+    """Pointer to column 0 of ``row``, whose vocabulary begins at column ``begin``. ``WIDE``: the host has
+    checked that the pointer is a multiple of ``WIDTH`` elements away from ``base``."""
     offset = row_offset(row, inner, outer_stride, inner_stride) - tl.cast(begin, tl.int64) * stride
     if WIDE:
-        offset = offset // WIDTH * WIDTH  # changes nothing but what the compiler knows
+        offset = offset // WIDTH * WIDTH  # the same value, but now the compiler knows
     return base + offset
 
 
 @triton.jit
 def edges(begin, end, TILE: tl.constexpr):
-    """``(full, lead)`` of the tiles that a row's columns touch: those before ``full`` have columns of the row
-    alone, but for the first one, of which ``lead`` says whether some lie before the row."""
+    """``(full, lead)`` of the tiles that contain a row's columns. The tiles before ``full`` have no other
+    columns, except that the first one begins before the row if ``lead`` is 1."""
     full = end // TILE
     lead = ((begin > 0) & (full > 0)).to(tl.int32)
     return full, lead
@@ -85,7 +85,7 @@ def edges(begin, end, TILE: tl.constexpr):
 
 @triton.jit
 def widen(x):
-    """To float32. A bfloat16 is its upper half: as integers, a pair costs a shift and a mask."""
+    """To float32, of which a bfloat16 is the upper half: as integers, a pair costs a shift and a mask."""
     if x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -104,8 +104,8 @@ def load_tile(pointer, columns, stride, begin, end, MASKED: tl.constexpr):
 
 @triton.jit
 def load_sides(rows, columns, TEACHER: tl.constexpr, MASKED: tl.constexpr):
-    """``(student, teacher)`` logits as they lie in memory. Converting them waits for them: that is for later,
-    when all loads of a tile are under way."""
+    """``(student, teacher)`` logits as stored in memory. Converting them would wait for the loads, so callers
+    do that later, after they have issued all loads of a tile."""
     s = load_tile(rows.student, columns, rows.s_stride, rows.begin, rows.end, MASKED)
     t = s
     if TEACHER:
@@ -115,7 +115,7 @@ def load_sides(rows, columns, TEACHER: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def load_stripes(rows, first, stripe, STRIPE: tl.constexpr, REPEAT: tl.constexpr, TEACHER: tl.constexpr):
-    """A tuple of ``REPEAT`` times ``load_sides``."""
+    """A tuple of the results of ``load_sides`` for ``REPEAT`` stripes."""
     loaded = ()
     for k in tl.static_range(REPEAT):
         loaded += (load_sides(rows, first + k * STRIPE + stripe, TEACHER, False),)  # type: ignore[assignment]
@@ -134,7 +134,7 @@ def widen_sides(rows, columns, s, t, SPLITS: tl.constexpr):
 
 @triton.jit
 def lower(rows, s, t):
-    """``(student, teacher)`` logits less the row's origins, which is how the sweeps see them."""
+    """``(student, teacher)`` logits minus the row's origins, as the sweeps use them."""
     return s - rows.origin_s, t - rows.origin_t
 
 
@@ -163,11 +163,11 @@ def clear_columns(pointer, begin, end, stride, tile, TILE: tl.constexpr):
 
 @triton.jit
 def finite_shift(maximum):
-    """The maximum as something to subtract: where all is -inf, 0, so that ``-inf - shift`` stays -inf."""
+    """The maximum as a shift: 0 if all logits are -inf, so that ``-inf - shift`` stays -inf."""
     return tl.where(maximum == NEG_INF, 0.0, maximum)
 
 
 @triton.jit
 def offset_between(shift_s, shift_t, scales):
-    """What to subtract from ``t T / T_t - s`` so that it is relative to both shifts."""
+    """The number to subtract from ``t T / T_t - s`` so that it is relative to both shifts."""
     return fma(shift_t, scales.temperatures, 0.0 - shift_s)

@@ -1,8 +1,8 @@
-"""The shapes of programs, chosen by timing them once per GPU and kind of call, if the user asks for it.
+"""Chooses shapes of programs by timing them once per GPU and kind of call, if the user enables it.
 
-Off by default: a shape fixes the order of sums, so two machines, or two ranks, that choose differently round
-differently, and the first call would compile and time every candidate. What was chosen is never chosen again:
-it is kept in the process and, one file for each kind of call, in the user's cache directory, where the first
+It is off by default: a shape fixes the order of sums, so two machines, or two ranks, that choose differently
+round differently, and the first call has to compile and time every candidate. A choice is made only once: it
+is kept in the process and, in one file for each kind of call, in the user's cache directory, where the first
 of several processes decides for all.
 """
 
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 
 @functools.cache
 def _sources() -> str:
-    """Of the kernels, so that a choice does not outlive the code that it was made for."""
+    """A hash of the kernels' sources, so that a choice does not outlive the code that it was made for."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -44,12 +44,12 @@ def _sources() -> str:
 
 
 def bucket(vocab: int) -> int:
-    """Vocabularies up to the same power of two share a choice."""
+    """``vocab`` rounded up to a power of two; vocabularies with the same one share a choice."""
     return 1 << max(vocab - 1, 0).bit_length()
 
 
 def _identity(device: str, divergence: str | None, dtypes: str, vocab: int) -> dict[str, str | int]:
-    """All that a choice depends on."""
+    """Everything that a choice depends on."""
     return {
         "device": device,
         "triton": triton.__version__,
@@ -68,7 +68,7 @@ def _path(identity: dict[str, str | int]) -> Path | None:
 
 
 def _read(identity: dict[str, str | int]) -> Shape | None:
-    """The stored choice; None where there is none, or a file that is none."""
+    """The stored choice; None if there is no file, or no valid choice in it."""
     path = _path(identity)
     try:
         stored = json.loads(path.read_text()) if path is not None else None
@@ -79,7 +79,7 @@ def _read(identity: dict[str, str | int]) -> Shape | None:
 
 
 def _store(identity: dict[str, str | int], shape: Shape) -> Shape:
-    """Write the choice, whole or not at all; return the one that holds: the first process's."""
+    """Write the choice, completely or not at all; return the one that counts, the first process's."""
     path = _path(identity)
     if path is None:
         return shape
@@ -88,7 +88,7 @@ def _store(identity: dict[str, str | int], shape: Shape) -> Shape:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
             json.dump({"call": identity, "shape": shape}, file)
         try:
-            os.link(file.name, path)  # fails where there is a file
+            os.link(file.name, path)  # fails if the file exists
         except OSError:
             earlier = _read(identity)
             if earlier is not None:
@@ -102,7 +102,7 @@ def _store(identity: dict[str, str | int], shape: Shape) -> Shape:
 
 
 def _times(candidates: tuple[Shape, ...], run: Run) -> dict[Shape, float]:
-    """Median milliseconds of those that run. Waits for the device."""
+    """Median milliseconds of the candidates that can run. Waits for the device."""
     times: dict[Shape, list[float]] = {}
     for shape in candidates:
         try:
@@ -110,7 +110,7 @@ def _times(candidates: tuple[Shape, ...], run: Run) -> dict[Shape, float]:
             times[shape] = []
         except triton.runtime.errors.OutOfResources:
             continue
-    for _ in range(REPEATS):  # in turns, so that a clock that changes changes it for all
+    for _ in range(REPEATS):  # in turns, so that a changing clock rate affects all of them
         for shape, found in times.items():
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -147,8 +147,8 @@ def choose(
     """The shape for a call on the current device, the same one each time in this process.
 
     Args:
-        dtypes: of student and teacher.
-        scratch: makes tensors to tune on and returns what runs a shape on them.
+        dtypes: the dtypes of student and teacher.
+        scratch: makes tensors for tuning and returns a function that runs a shape on them.
     """
     table = usual(divergence, vocab)
     if device.type != "cuda" or not _settings.triton_autotune():
@@ -159,6 +159,6 @@ def choose(
             identity = _identity(torch.cuda.get_device_name(device), divergence, dtypes, vocab)
             shape = _read(identity)
             if shape is None and torch.cuda.is_current_stream_capturing():
-                shape = table  # timing would wait; and what a graph has captured stays for this process
+                shape = table  # timing would wait, and the process keeps what a graph has captured
             _chosen[key] = shape or _tuned(identity, table, scratch)
         return _chosen[key]
