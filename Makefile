@@ -1,7 +1,7 @@
-# Every target sets up what it needs in $(VENV): only Python 3.10 or newer, make and a C++17 compiler must be there.
+# Except for gpu, targets set up what they need in $(VENV), given Python 3.10+, make and a C++17 compiler.
 #   make test   make test-matrix   make demo   make bench   make lint   make gpu   make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
-# MATRIX (what test-matrix tests).
+# MATRIX (the versions that test-matrix tests).
 
 PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
 TORCH ?= torch==2.13.0
@@ -31,8 +31,8 @@ $(VENV)/torch.stamp:
 	  echo "Could not install $(TORCH). Is the package index reachable? Another build: make TORCH='torch>=2.6'"; exit 1; }
 	@touch $@
 
-# Editable, so that Python sources are read from here while the compiled fastkd._C lies in $(VENV). Without build
-# isolation the compiler's arguments stay the same, and only what changed is compiled again.
+# An editable install: Python imports the sources from here and the compiled fastkd._C from $(VENV).
+# Without build isolation the compiler's arguments stay the same, so only changed files are compiled again.
 $(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 	@echo "[setup 3/3] compiling fastkd (FASTKD_CUDA=$(CUDA); one minute, with CUDA two to three) and installing the rest"
 	@$(PIP) scikit-build-core pybind11 cmake ninja
@@ -41,16 +41,17 @@ $(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 	  echo "where the CUDA part is what fails: make CUDA=OFF"; exit 1; }
 	@touch $@
 
-# The peers of the benchmarks are wanted, not needed: the table leaves out what is not there.
+# The peers of the benchmarks are optional: the table omits those that are not installed.
 $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 	@echo "[setup] the benchmarks' peers"
 	@$(PIP) 'fastkd[bench]' || echo "Some peers could not be installed: the table will do without them."
 	@touch $@
 
-# --- what there is to run ---------------------------------------------------------------------------------
+# --- tests, demo, benchmarks, lint ------------------------------------------------------------------------
 
-# $(call both,MARKS): the tests with these marks. Those of the interpreted Triton kernels, which take as long as all
-# others, run beside them. pytest ends with 5 where a half has no test that ARGS choose.
+# $(call both,MARKS): runs the tests with these marks. The tests of the interpreted Triton kernels, which take
+# as long as all others, run in parallel with them. pytest exits with 5 if ARGS select none of its tests, which
+# is no failure as long as the other half has some.
 both = mkdir -p build; trap 'kill $$triton 2>/dev/null' INT TERM; \
   echo "The Triton kernels are interpreted in a process of their own; its output comes at the end."; \
   TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "$(1) and triton_interpret" $(ARGS) \
@@ -68,8 +69,9 @@ test-slow: $(VENV)/fastkd.stamp
 test-long: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "long" $(ARGS)
 
-# The losses with other versions of torch, each in an environment of its own in build/matrix; tests/matrix.py says what an
-# entry is. The first one is the oldest Python and torch that pyproject.toml promises, the other the newest torch.
+# Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
+# tests/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,
+# the second the newest torch.
 MATRIX ?= python3.10:torch==2.6.0 torch
 MATRIX_OPTIONS ?=
 
@@ -90,9 +92,9 @@ lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 # --- a machine with a GPU and no network ------------------------------------------------------------------
-# Uses the interpreter at hand and builds into the source tree; tests/gpu/README.md says what each step does. The small
-# packages that it may lack come along in build/gpu-deps, which `make gpu-deps` fills, for Python GPU_PYTHON_VERSION,
-# on a machine with a network. What a step says goes to the screen and to $(GPU_LOGS).
+# These targets use the system's Python and build into the source tree; tests/gpu/README.md describes each step.
+# Small packages that the machine may lack are in build/gpu-deps: `make gpu-deps` downloads them for Python
+# GPU_PYTHON_VERSION on a machine with a network. The output of a step goes to the screen and to $(GPU_LOGS).
 
 GPU_PYTHON ?= python3
 GPU_PYTHON_VERSION ?= 3.12
@@ -103,7 +105,8 @@ GPU_RUN := PYTHONPATH=$(GPU_DEPS):$$PYTHONPATH $(GPU_PYTHON)
 GPU_PIP := $(PYTHON) -m pip install -qq --no-compile --upgrade --target $(GPU_DEPS) --python-version $(GPU_PYTHON_VERSION) \
   --only-binary=:all:
 
-# $(call logged,NAME,COMMAND): COMMAND with its output in a file too, and its exit status.
+# $(call logged,NAME,COMMAND): runs COMMAND, also writes its output and exit status to files, and exits with
+# that status.
 logged = mkdir -p $(GPU_LOGS); { { $(2); }; echo $$? >$(GPU_LOGS)/$(1).status; } 2>&1 | tee $(GPU_LOGS)/$(1).log; \
   exit $$(cat $(GPU_LOGS)/$(1).status)
 
@@ -114,7 +117,7 @@ gpu-deps:
 	@for peer in liger-kernel trl accelerate orda-kernel; do \
 	  $(GPU_PIP) --no-deps $$peer || echo "without $$peer: the table will do without it"; done
 
-# A step that fails does not keep the later ones from running, but for the build.
+# If a step fails, the later ones still run, unless the step is the build.
 gpu: gpu-build
 	@worst=0; for step in gpu-test gpu-sanitize gpu-bench; do \
 	  echo "--- make $$step"; $(MAKE) --no-print-directory $$step || worst=1; done; exit $$worst
@@ -131,8 +134,8 @@ gpu-build: gpu-check
 	  -DPython_EXECUTABLE=$$(command -v $(GPU_PYTHON)) -Dpybind11_DIR=$$($(GPU_RUN) -m pybind11 --cmakedir) && \
 	  cmake --build build/gpu && cmake --install build/gpu --prefix . && $(GPU_RUN) -m fastkd.cli env)
 
-# The files with GPU cases alone: the others may import what is not here. Many processes, since Triton compiles hundreds
-# of kernels; what takes gigabytes shares one of them.
+# Only the files with GPU cases: the others may import packages that this machine lacks. Many processes run,
+# since Triton compiles hundreds of kernels; the tests that need gigabytes share one process.
 GPU_TESTS := $(sort $(wildcard tests/test_gpu*.py)) \
   $(foreach name,calls classes draft extreme_logits float16 inplace linear metrics mistakes parity sparse teacher_columns transforms triton_tuning,tests/test_$(name).py)
 
@@ -143,7 +146,7 @@ gpu-test: gpu-check
 gpu-sanitize: gpu-check
 	@$(call logged,sanitize,$(GPU_RUN) tests/gpu/sanitize.py --logs $(GPU_LOGS) $(ARGS))
 
-# It goes on where it stopped if it is run again.
+# A second run continues where the first one stopped.
 gpu-bench: gpu-check
 	@$(call logged,bench,$(GPU_RUN) -m fastkd.cli bench --device cuda --out $(GPU_LOGS)/bench $(ARGS))
 
