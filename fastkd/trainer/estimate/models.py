@@ -152,7 +152,7 @@ class StoredTeacher:
         made_from = {} if manifest is None else manifest.made_from
         self.columns = int(made_from.get("columns", columns))
         self.tail = "drop" if self.kind == "sampled" else args.cache_tail
-        # Samples may coincide; their number is the most distinct entries that a token can have.
+        # Samples may coincide, so a token has at most as many distinct entries as samples.
         field = "cache_top_k" if self.kind == "topk" else "cache_samples"
         self.entries = min(self.columns, int(made_from.get(field, getattr(args, field))))
         self.weight = None
