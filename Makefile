@@ -50,7 +50,7 @@ $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 # --- tests, demo, benchmarks, lint ------------------------------------------------------------------------
 
 # $(call both,MARKS): runs the tests with these marks. The tests of the interpreted Triton kernels, which take
-# as long as all others, run in parallel with them. pytest exits with 5 if ARGS select none of its tests, which
+# as long as all others, run parallel to them. pytest exits with 5 if ARGS select none of its tests, which
 # is no failure as long as the other half has some.
 both = mkdir -p build; trap 'kill $$triton 2>/dev/null' INT TERM; \
   echo "The Triton kernels are interpreted in a process of their own; its output comes at the end."; \
@@ -92,7 +92,7 @@ lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 # --- a machine with a GPU and no network ------------------------------------------------------------------
-# These targets use the system's Python and build into the source tree; tests/gpu/README.md describes each step.
+# These targets use the system's Python and build in the source tree; tests/gpu/README.md describes each step.
 # Small packages that the machine may lack are in build/gpu-deps: `make gpu-deps` downloads them for Python
 # GPU_PYTHON_VERSION on a machine with a network. The output of a step goes to the screen and to $(GPU_LOGS).
 
