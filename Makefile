@@ -1,7 +1,7 @@
-# Every target sets up what it needs in $(VENV): only Python 3.10 or newer, make and a C++17 compiler must be there.
+# Except for gpu, targets set up what they need in $(VENV), given Python 3.10+, make and a C++17 compiler.
 #   make test   make test-matrix   make demo   make bench   make lint   make gpu   make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
-# MATRIX (what test-matrix tests).
+# MATRIX (the versions that test-matrix tests).
 
 PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
 TORCH ?= torch==2.13.0
@@ -31,8 +31,8 @@ $(VENV)/torch.stamp:
 	  echo "Could not install $(TORCH). Is the package index reachable? Another build: make TORCH='torch>=2.6'"; exit 1; }
 	@touch $@
 
-# Editable, so that Python sources are read from here while the compiled fastkd._C lies in $(VENV). Without build
-# isolation the compiler's arguments stay the same, and only what changed is compiled again.
+# An editable install: Python imports the sources from here and the compiled fastkd._C from $(VENV).
+# Without build isolation the compiler's arguments stay the same, so only changed files are compiled again.
 $(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 	@echo "[setup 3/3] compiling fastkd (FASTKD_CUDA=$(CUDA); one minute, with CUDA two to three) and installing the rest"
 	@$(PIP) scikit-build-core pybind11 cmake ninja
@@ -41,16 +41,17 @@ $(VENV)/fastkd.stamp: $(VENV)/torch.stamp $(BUILD_INPUTS)
 	  echo "where the CUDA part is what fails: make CUDA=OFF"; exit 1; }
 	@touch $@
 
-# The peers of the benchmarks are wanted, not needed: the table leaves out what is not there.
+# The peers of the benchmarks are optional: the table omits those that are not installed.
 $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 	@echo "[setup] the benchmarks' peers"
 	@$(PIP) 'fastkd[bench]' || echo "Some peers could not be installed: the table will do without them."
 	@touch $@
 
-# --- what there is to run ---------------------------------------------------------------------------------
+# --- tests, demo, benchmarks, lint ------------------------------------------------------------------------
 
-# $(call both,MARKS): the tests with these marks. Those of the interpreted Triton kernels, which take as long as all
-# others, run beside them. pytest ends with 5 where a half has no test that ARGS choose.
+# $(call both,MARKS): runs the tests with these marks. The tests of the interpreted Triton kernels, which take
+# as long as all others, run parallel to them. pytest exits with 5 if ARGS select none of its tests, which
+# is no failure as long as the other half has some.
 both = mkdir -p build; trap 'kill $$triton 2>/dev/null' INT TERM; \
   echo "The Triton kernels are interpreted in a process of their own; its output comes at the end."; \
   TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "$(1) and triton_interpret" $(ARGS) \
@@ -68,8 +69,9 @@ test-slow: $(VENV)/fastkd.stamp
 test-long: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "long" $(ARGS)
 
-# The losses with other versions of torch, each in an environment of its own in build/matrix; tests/matrix.py says what an
-# entry is. The first one is the oldest Python and torch that pyproject.toml promises, the other the newest torch.
+# Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
+# tests/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,
+# the second the newest torch.
 MATRIX ?= python3.10:torch==2.6.0 torch
 MATRIX_OPTIONS ?=
 

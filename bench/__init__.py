@@ -1,1 +1,1 @@
-"""Benchmarks: what the losses cost beside the floor and beside what people use today."""
+"""Benchmarks: the time of the losses beside the floor and beside the losses of other libraries."""

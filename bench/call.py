@@ -1,6 +1,6 @@
-"""The time of a small call, which is that of Python and autograd: ``python -m bench.call``.
+"""Measures the time of a small call, which Python and autograd dominate: ``python -m bench.call``.
 
-One thread, (1, 1,000) logits in float32, KL at T = 2 with and without cross-entropy, beside plain torch.
+One thread, (1, 1,000) logits in float32: KL at T = 2 with and without cross-entropy, beside plain torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CALLS, ROUNDS = 400, 25
 
 
 def microseconds(call: Callable[[], object]) -> tuple[float, float]:
-    """The least and the median time of a call over rounds of many."""
+    """The least and the median time of a call, over rounds of many calls each."""
     times = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()

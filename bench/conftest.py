@@ -1,4 +1,4 @@
-"""Options, and the one way in which every route is checked and timed."""
+"""Defines the options, and the fixtures that check and time every route in the same way."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="module")
 def problem(request: pytest.FixtureRequest) -> Iterator[Problem]:
-    """The tensors of the case in ``request.param``, made once for all its routes."""
+    """The tensors of the case in ``request.param``, made once for all routes."""
     yield make_problem(request.param(request.config))
 
 
@@ -52,7 +52,7 @@ def right(problem: Problem) -> oracle.Answer:
 
 
 def time_call(benchmark: Any, call: Callable[[], object], device: str) -> int:
-    """Rounds of ``call`` into ``benchmark``, at least three; how many calls a round holds."""
+    """Run at least three rounds of ``call`` in ``benchmark``; returns the number of calls in a round."""
     if device == "cpu":
         call()
         start = time.perf_counter()
@@ -62,7 +62,7 @@ def time_call(benchmark: Any, call: Callable[[], object], device: str) -> int:
         return 1
 
     def calls() -> None:
-        # Many calls to one wait, so that what is seen is the device and not the launch of one call.
+        # Many calls per wait, so that the time is the device's and not that of launching one call.
         for _ in range(CUDA_CALLS_PER_ROUND):
             call()
         torch.cuda.synchronize()
@@ -73,7 +73,7 @@ def time_call(benchmark: Any, call: Callable[[], object], device: str) -> int:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer], None]:
-    """Checks a route against the oracle, then times it. A wrong answer of fastkd's fails and gets no time."""
+    """Checks a route against the oracle, then times it. A wrong answer of fastkd's fails the test."""
 
     def run(name: str, problem: Problem, right: oracle.Answer) -> None:
         case, route = problem.case, ROUTES[name]
@@ -90,7 +90,7 @@ def measure(benchmark: Any) -> Callable[[str, Problem, oracle.Answer], None]:
             pytest.skip(f"{entry['reason']}: it computes something else")
         before = floor.measured(device, [problem])
         calls_per_round = time_call(benchmark, call, case.device)
-        # The floor at both ends, so that a machine that was busy for a while is noticed.
+        # The floor is measured before and after, since the two disagree if the machine was busy for a while.
         measuring.with_floors(entry, (before, floor.measured(device, [problem])))
         benchmark.extra_info.update(entry=entry, calls_per_round=calls_per_round)
 
@@ -104,7 +104,7 @@ def measure_memory(benchmark: Any) -> Callable[[str, Case], None]:
     def run(name: str, case: Case) -> None:
         skip_missing(name, case)
         route, device = ROUTES[name], devices.of(case.device)
-        # On a CPU the process that measures makes its own tensors.
+        # On a CPU the child process that measures creates the tensors itself.
         problem = Problem(case, (), (), torch.empty(0)) if case.device == "cpu" else make_problem(case)
         if case.device != "cpu":
             step(route.loss, problem)

@@ -1,4 +1,4 @@
-"""From pytest-benchmark's JSON to one table, one compact JSON file, and the README's table."""
+"""Turns pytest-benchmark's JSON into one table, one compact JSON file, and the README's table."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _variant(allocator: str, benchmark: dict[str, Any]) -> Entry:
 
 
 def _variants(run: Run, allocator: str) -> Section:
-    """Each variant in each dtype: time, share of the floor, time per element over the plain variant's."""
+    """Each variant in each dtype: time, fraction of the floor, time per element over the plain variant's."""
     found = {(e["variant"], e["dtype"]): e for e in run.get("variants", []) if e["allocator"] == allocator}
     dtypes = list(dict.fromkeys(dtype for _, dtype in found))
     head = [f"kd_loss, V = {VOCAB:,}"]
@@ -122,7 +122,7 @@ def markdown(run: Run, source: str) -> str:
 
 
 def save(run: Run, folder: Path) -> list[Path]:
-    """Write ``<device>-<date>.json`` and ``.txt``; their paths."""
+    """Write ``<device>-<date>.json`` and ``.txt``, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     device = " ".join(part for part in run["device"].split(", ") if "threads" not in part)
     stem = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + "-" + run["date"]
@@ -133,7 +133,7 @@ def save(run: Run, folder: Path) -> list[Path]:
 
 
 def with_tables(readme: str, tables: str) -> str:
-    """The README's text with what stands between the markers replaced."""
+    """The README's text with ``tables`` in place of the text between the markers."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{tables}\n{END}{after}"

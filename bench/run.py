@@ -1,4 +1,4 @@
-"""``python -m bench.run``: the whole suite, in both allocator modes, into one table and one JSON file."""
+"""``python -m bench.run``: runs the whole suite in both allocator modes into one table and one JSON file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "build" / "bench"
 RESULTS = ROOT / "bench" / "results"
 
-# glibc maps and unmaps every large tensor unless told otherwise, and the first touch of fresh pages then
-# costs as much as a kernel. So each number is stated twice; the settings are read when a process starts.
+# By default glibc maps and unmaps every large tensor, and the first access to new pages then costs as much as
+# a kernel. So each time is measured in both modes, in separate processes, since glibc reads its settings at
+# their start.
 ALLOCATORS = {
     "default": {},
     "kept": {
@@ -28,12 +29,12 @@ ALLOCATORS = {
 
 
 def measure(allocator: str, arguments: argparse.Namespace) -> tuple[Path, int]:
-    """Run pytest-benchmark in one allocator mode; its raw JSON and exit status."""
+    """Run pytest-benchmark in one allocator mode, and return the path of its JSON and its exit status."""
     RAW.mkdir(parents=True, exist_ok=True)
     raw = RAW / f"{arguments.device}-{allocator}.json"
     raw.unlink(missing_ok=True)
     selected = arguments.k or ""
-    if allocator != "default":  # memory is asked once, where the allocator gives back what is freed
+    if allocator != "default":  # memory is measured once, with the mode that returns freed memory
         selected = f"({selected}) and not memory" if selected else "not memory"
     elements = arguments.elements // 4 if arguments.quick else arguments.elements
     if arguments.quick:
@@ -76,7 +77,7 @@ def main() -> int:
         "--results", type=Path, default=RESULTS, help="folder for the results (default: %(default)s)"
     )
     arguments = parser.parse_args()
-    # A GPU's memory comes from torch's caching allocator, which the C library has no part in.
+    # A GPU's memory comes from torch's own allocator, so the C library's mode has no effect on it.
     allocators = (arguments.allocators or list(ALLOCATORS)) if arguments.device == "cpu" else ["default"]
 
     raws, worst = {}, 0

@@ -1,4 +1,4 @@
-"""``fastkd.kd_loss`` over logits: time as a share of the memory floor, and peak memory."""
+"""``fastkd.kd_loss`` over logits: time beside the memory floor, and peak memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastkd.bench.oracle import Answer
 
 OURS = ("fastkd native", "fastkd triton")
 ROUTES = (*OURS, "eager", "torch.compile")
-# What computes the divergence alone is compared on that.
+# The routes that are compared on the divergence alone, since some of them compute no cross-entropy.
 ALONE = (*OURS, "eager", "liger", "trl")
 
 
@@ -51,7 +51,7 @@ def test_time_alone(
     measure(route, problem, right)
 
 
-# Everyone's peak grows with the tensor alone, so the peers are asked at one vocabulary.
+# A route's peak depends only on the size of the tensor, so the peers are measured at one vocabulary size.
 MEMORY = [(vocab, route) for vocab in VOCABULARIES for route in ROUTES if route in OURS or vocab == VOCAB]
 
 

@@ -1,4 +1,4 @@
-"""``fastkd.linear_kd_loss`` over hidden states: time beside the bare matrix products, and peak memory."""
+"""``fastkd.linear_kd_loss`` over hidden states: time beside the matrix products alone, and peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastkd.kd_loss`` in its other forms, each beside the plain one: divergences, teachers, vocabularies."""
+"""Variants of ``fastkd.kd_loss``, each beside the plain one: divergences, teachers, vocabulary sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fastkd.bench.cases import TEMPERATURE, Case, Problem, make_problem
 from fastkd.bench.plan import KD_RATIO
 from fastkd.divergences import DIVERGENCES
 
-# Few rows are proof enough that the variant is the one that it is called.
+# A few rows suffice to prove that the variant computes the right function.
 CHECKED_ROWS = 8
 SPARSE = 64
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Options of ``kd_loss`` beyond those of every case, and the shape of its problem."""
+    """Options of ``kd_loss`` in addition to those of every case, and the shape of its problem."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Variant:
     inplace: bool = False
 
     def loss(self, problem: Problem, student: torch.Tensor, teacher: Any, **more: Any) -> torch.Tensor:
-        temperature = 1.0 if self.sparse else TEMPERATURE  # the bucket's
+        temperature = 1.0 if self.sparse else TEMPERATURE  # the classes of a bucket are formed at 1
         options = {"kd_ratio": KD_RATIO, "temperature": temperature, **self.options, **more}
         value = fastkd.kd_loss(student, teacher, problem.labels[: student.shape[0]], **options)
         return value[0] if isinstance(value, tuple) else value
@@ -94,8 +94,8 @@ def test_variant(variant: Variant, dtype: str, benchmark: Any, request: pytest.F
         if not variant.inplace:
             variant.loss(problem, leaf, teacher).backward()
             return
-        # What a model hands over: no leaf, and free to be overwritten. (From the second call on it holds a
-        # gradient, which takes as long as logits do.)
+        # As a model returns them, these logits are no leaf, and the loss may overwrite them. (From the second
+        # call on they hold a gradient, which takes as long to process as logits.)
         held = logits.detach().requires_grad_()
         variant.loss(problem, _AsOutput.apply(held), teacher, inplace=True).backward()
 
@@ -113,7 +113,7 @@ def test_variant(variant: Variant, dtype: str, benchmark: Any, request: pytest.F
 
 
 class _AsOutput(torch.autograd.Function):
-    """The same memory as the output of an operation."""
+    """Returns its input's memory as the output of an operation, so that it is no leaf."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,13 @@
 """``python -m bench.trainer``: one training step of a tiny Llama, by fastkd's trainer, by hand and by TRL.
 
-All take the same models, batches, optimizer and number of threads. Rows:
+All use the same models, batches, optimizer and number of threads. Rows:
 
-- by hand, ``F.kl_div``: the loop that people write, both models' logits in full;
-- by hand, ``linear_kd_loss``: the same loop with fastkd's loss and nothing around it, which is what the
-trainer's own
-  overhead is measured against;
-- fastkd's ``DistillationTrainer``, and TRL's ``GKDTrainer`` where it is installed.
+- by hand, ``F.kl_div``: the loop that users write, with the full logits of both models;
+- by hand, ``linear_kd_loss``: the same loop with fastkd's loss and nothing around it, the baseline for the
+  trainer's own overhead;
+- fastkd's ``DistillationTrainer``, and TRL's ``GKDTrainer`` if it is installed.
 
-They take turns, a block of steps each, so that what else the machine does falls on all alike.
+They take turns with a block of steps each, so that other work on the machine slows all of them alike.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def llama(vocab: int, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
 
 
 class ByHand:
-    """A loop of one step per call."""
+    """A training loop; each call runs one step."""
 
     def __init__(self, student: Any, teacher: Any, batches: list[torch.Tensor], fused: bool) -> None:
         self.student, self.teacher = student.train(), teacher.eval().requires_grad_(False)
@@ -90,7 +89,7 @@ class ByHand:
 
 
 class Clock(TrainerCallback):
-    """Times what a trainer does from one optimizer step to the next: its loop and its data loader too."""
+    """Times a trainer from one optimizer step to the next, including its loop and its data loader."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -130,8 +129,8 @@ def ours(models: tuple[Any, Any], rows: Dataset, folder: str, steps: int, batch:
 
 
 def trl(models: tuple[Any, Any], rows: Dataset, folder: str, steps: int, batch: int) -> Trainer | None:
-    """GKD without samples and with the forward KL: the divergence alone, TRL has no cross-entropy beside
-    it.
+    """GKD without samples and with the forward KL. It trains on the divergence alone, since TRL has no
+    cross-entropy beside it.
     """
     warnings.simplefilter("ignore")
     try:

@@ -1,4 +1,4 @@
-"""What is measured: the sizes, the quantity, the tensors, and one call over them."""
+"""Defines a case: its sizes, its quantity, its tensors, and one call with them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 TEMPERATURE = 2.0
-# The teacher's logits are the student's times SHARPER plus noise: as sure of itself as teachers are, and so
-# far off that a loss with the sides swapped or the T^2 forgotten differs by more than any rounding.
+# The teacher's logits are the student's times SHARPER plus noise: as confident as real teachers are, and far
+# enough from the student that swapped sides or a missing T^2 change the loss by more than rounding does.
 SHARPER, NOISE = 1.5, 1.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: over logits, or (widths above 0) over hidden states and their heads.
+    """One problem over logits, or (widths above 0) over hidden states and their heads.
 
-    The quantity is ``kd_ratio * T^2 * D + (1 - kd_ratio) * CE`` where ``kd_ratio`` is below 1, and ``D``
-    alone, without the ``T^2``, where it is 1: that is what those peers compute that know no cross-entropy.
-    The mean over the tokens; T = 2, and 1 for the cross-entropy.
+    The quantity is ``kd_ratio * T^2 * D + (1 - kd_ratio) * CE`` if ``kd_ratio`` is below 1, and ``D`` alone,
+    without the ``T^2``, if it is 1: peers without a cross-entropy compute that. It is a mean over the tokens;
+    T = 2, and 1 for the cross-entropy.
     """
 
     vocab: int
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def logits_bytes(self) -> int:
-        """Of one tensor of logits: N V b."""
+        """Bytes of one tensor of logits: N V b, for N tokens and b bytes per element."""
         return self.tokens * self.vocab * self.itemsize
 
     @property
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def input_bytes(self) -> int:
-        """Of the tensors of both sides."""
+        """Bytes of the tensors of both sides, labels excluded."""
         if not self.linear:
             return 2 * self.logits_bytes
         return (self.tokens + self.vocab) * (self.student_width + self.teacher_width) * self.itemsize
@@ -93,13 +93,13 @@ class Case:
 
     @property
     def least_bytes(self) -> int:
-        """What a loss over logits must move: each side read once, and one gradient written."""
+        """The bytes that a loss over logits must move: reading each side once, and writing one gradient."""
         return (3 if self.backward else 2) * self.logits_bytes
 
 
 @dataclass
 class Problem:
-    """The tensors of a case. ``student`` and ``teacher`` are ``(logits,)`` or ``(hidden, weight)``."""
+    """The tensors of a case: ``student`` and ``teacher`` are ``(logits,)`` or ``(hidden, weight)``."""
 
     case: Case
     student: tuple[Tensor, ...]
@@ -111,7 +111,7 @@ Loss = Callable[[Problem], Tensor]
 
 
 def make_problem(case: Case, device: torch.device | str | None = None, seed: int = 0) -> Problem:
-    """Random tensors, the same for the same case and seed; the student's require grad where it is wanted."""
+    """Random tensors that depend on case and seed alone; the student's require gradients for a backward."""
     device = torch.device(device or case.device)
     generator = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, case.dtype)
@@ -139,7 +139,7 @@ def make_problem(case: Case, device: torch.device | str | None = None, seed: int
 
 
 def step(loss: Loss, problem: Problem) -> Tensor:
-    """One call: forward, and backward into fresh gradients as in training after ``zero_grad``."""
+    """One call: forward and, if the case has one, backward into new gradients, as after ``zero_grad``."""
     for x in problem.student:
         x.grad = None
     if not problem.case.backward:

@@ -1,4 +1,4 @@
-"""The clock and the memory of a device: all that differs between a CPU and a GPU."""
+"""Measures time and memory of a device; nothing else differs between a CPU and a GPU."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from fastkd.bench.routes import Route
 
 Call = Callable[[], object]
 
-# Calls per measurement: enough for quantiles, few enough where one takes a second.
+# The most calls per measurement: enough for quantiles, and few enough if a call takes a second.
 MOST_CALLS = 50
-# What the inputs of a measurement hold together, in sizes of the last cache, so that none is found there.
+# Total size of a measurement's inputs in sizes of the last cache, so that no call finds its inputs there.
 CACHES = 8
 MOST_SETS = 16
 
 
 class Device(Protocol):
-    """What the benchmark asks of a device."""
+    """The operations that the benchmark needs from a device."""
 
     kind: str
-    where: torch.device  # of its tensors
+    where: torch.device  # where the tensors are
     least_calls: int
 
     def name(self) -> str: ...
 
     def cache_bytes(self) -> int:
-        """Of the last cache before memory."""
+        """Bytes of the last cache before memory."""
         ...
 
     def free_bytes(self) -> int: ...
@@ -43,20 +43,20 @@ class Device(Protocol):
     def wait(self) -> None: ...
 
     def clock(self, calls: Sequence[Call], count: int) -> list[float]:
-        """Seconds of each of ``count`` calls, taken from ``calls`` in turn."""
+        """Seconds of each of ``count`` calls; the clock goes through ``calls`` in turn."""
         ...
 
     def peak_extra(self, route: Route, problem: Problem) -> int:
-        """Peak of memory during one call above what was held before it, gradient included. In bytes."""
+        """Peak memory of one call in bytes above the memory in use before it, the gradient included."""
         ...
 
     def tidy(self) -> None:
-        """Give back memory that only an allocator holds."""
+        """Return the memory that torch's allocator caches to the device."""
         ...
 
 
 class Cpu:
-    """The CPU, with the threads that torch has."""
+    """The CPU, with as many threads as torch uses."""
 
     kind, least_calls = "cpu", 3
     where = torch.device("cpu")
@@ -95,7 +95,7 @@ class Cpu:
         return memory.peak_extra_in_child(route.name, problem.case)
 
     def tidy(self) -> None:
-        pass  # what is let go of is free at once
+        pass  # torch keeps no cache of freed CPU memory
 
 
 class Cuda:
@@ -103,15 +103,15 @@ class Cuda:
 
     kind, least_calls = "cuda", 7
     where = torch.device("cuda")
-    # About a millisecond of waiting, queued before each call: by its end the host has launched all that the
-    # call consists of, and the events see the device rather than Python.
+    # About a millisecond of waiting, queued before each call. Meanwhile the host launches all kernels of the
+    # call, so that the events measure the device and not Python.
     head_start_cycles = 2_000_000
 
     def name(self) -> str:
         return torch.cuda.get_device_name()
 
     def cache_bytes(self) -> int:
-        # Not all that torch calls cuda say how large theirs is.
+        # Some devices that torch calls "cuda" do not state the size of their L2 cache.
         known = getattr(torch.cuda.get_device_properties(self.where), "L2_cache_size", 0)
         return int(known) or 64 * 2**20
 
@@ -157,7 +157,7 @@ def of(kind: str) -> Device:
 
 
 def time_calls(device: Device, calls: Sequence[Call], seconds: float) -> list[float]:
-    """Seconds of single calls after a warm-up, for about ``seconds`` in all."""
+    """Seconds of single calls after a warm-up, which together take about ``seconds``."""
     for _ in range(2):
         calls[0]()
     device.wait()
@@ -167,5 +167,5 @@ def time_calls(device: Device, calls: Sequence[Call], seconds: float) -> list[fl
 
 
 def sets_needed(device: Device, case: Case) -> int:
-    """How many sets of inputs to go through in turn, so that none is still in a cache when it comes again."""
+    """How many sets of inputs the calls must rotate through so that none is still in a cache when reused."""
     return min(MOST_SETS, math.ceil(CACHES * device.cache_bytes() / case.input_bytes))

@@ -1,4 +1,4 @@
-"""The least that a case can cost on this device, measured in the same run."""
+"""Measures the floor: the lowest time that a case can take on this device, in the same run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Floor:
-    """``seconds`` that the case costs at least; ``bandwidth`` of a copy in bytes/s, read and written."""
+    """``seconds``, the lowest time of the case; ``bandwidth`` of a copy in bytes/s, read and written."""
 
     seconds: float
     bandwidth: float | None = None
 
 
 def measured(device: Device, problems: Sequence[Problem]) -> Floor:
-    """The bytes that must move at the speed of a copy, or the bare matrix products behind heads."""
+    """Over logits, the time to copy the bytes that must move; behind heads, that of the matrix products."""
     case = problems[0].case
     if case.linear:
         return Floor(_median(device, [products(p) for p in problems]))
@@ -37,10 +37,10 @@ def measured(device: Device, problems: Sequence[Problem]) -> Floor:
 def copy_bandwidth(device: Device, sources: Sequence[Tensor]) -> float:
     """Bytes per second, read and written, of copying a tensor into memory that is already mapped.
 
-    On a CPU the faster of two ways: ``Tensor.copy_``, and numpy's copy on as many threads, which is the C
-    library's ``memcpy`` and writes past the caches.
+    On a CPU the faster of two copies counts: ``Tensor.copy_``, and numpy's copy on as many threads, which is
+    the C library's ``memcpy`` and writes past the caches.
     """
-    # Two targets even for one source: it is the written half that a cache would flatter.
+    # Two targets even for one source, since a cache would speed up the written half most.
     pairs = [(torch.zeros_like(source), source) for source in (*sources, *sources[:1])]
     seconds = _median(device, [_copy(*pair) for pair in pairs])
     if device.kind == "cpu":
@@ -50,10 +50,10 @@ def copy_bandwidth(device: Device, sources: Sequence[Tensor]) -> float:
 
 
 def products(problem: Problem) -> Callable[[], None]:
-    """The matrix products that no loss over hidden states can do without, into memory already mapped.
+    """The matrix products that every loss over hidden states needs, into memory that is already mapped.
 
-    Four with a teacher: two heads, and two gradients. Three for the cross-entropy, one less per gradient
-    that is not wanted.
+    Four with a teacher: two heads and two gradients. The cross-entropy alone has no product for the teacher's
+    head, and a case without a backward none for the gradients.
     """
     case = problem.case
     (hs, ws), (ht, wt) = [[x.detach() for x in side] for side in (problem.student, problem.teacher)]

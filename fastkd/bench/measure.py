@@ -1,4 +1,4 @@
-"""One route on one case: right first, then its time between two floors, and its memory."""
+"""Measures one route on one case: whether it is right, then its time between two floors, and its memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUANTILES = (10, 25, 75, 90)
 
 
 def blank(case: Case, route: Route, allocator: str = "default") -> Entry:
-    """What every entry says: the case, the route, and nothing measured yet."""
+    """The fields that every entry has, before any measurement: the case and the route."""
     return {
         **asdict(case),
         "op": case.op,
@@ -34,7 +34,7 @@ def blank(case: Case, route: Route, allocator: str = "default") -> Entry:
 
 
 def checked(entry: Entry, errors: oracle.Errors, allowed: tuple[float, float]) -> bool:
-    """Write the errors into ``entry``, and whether they are within what is allowed."""
+    """Write the errors into ``entry``; returns whether they are within ``allowed``."""
     entry.update(
         value_error=_finite(errors.value),
         gradient_error=_finite(errors.gradient),
@@ -48,12 +48,12 @@ def checked(entry: Entry, errors: oracle.Errors, allowed: tuple[float, float]) -
 
 
 def _finite(x: float | None) -> float | None:
-    """JSON has no NaN."""
+    """``x`` if it is finite, else None, since JSON has no NaN."""
     return x if x is not None and math.isfinite(x) else None
 
 
 def with_times(entry: Entry, case: Case, seconds: Sequence[float], floors: Sequence[floor.Floor]) -> Entry:
-    """``entry`` with the median and quantiles of ``seconds``, and what follows from them."""
+    """``entry`` with the median and quantiles of ``seconds``, the bandwidth that follows, and the floors."""
     ms = 1e3 * statistics.median(seconds)
     cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
     entry.update(
@@ -86,9 +86,10 @@ def route_on_case(
     """The entry of ``route``: times and memory if its answer is right, else its errors alone.
 
     Args:
-        problems: sets of inputs that the calls go through in turn; ``right`` is the answer to the first.
+        problems: sets of inputs that the calls go through in turn.
+        right: the oracle's answer to the first problem.
         seconds: about how long to measure.
-        memory: whether to measure the peak too.
+        memory: whether to measure peak memory too.
     """
     case = problems[0].case
     entry = blank(case, route)
@@ -98,20 +99,20 @@ def route_on_case(
         return entry
     before = _floor(device, problems)
     times = time_calls(device, [lambda p=p: step(route.loss, p) for p in problems], seconds)  # type: ignore[misc]
-    # The floor at both ends, so that a machine that was busy for a while is noticed.
+    # The floor is measured before and after, since the two disagree if the machine was busy for a while.
     after = _floor(device, problems)
     with_times(entry, case, times, (before, after))
     entry["input_sets"] = len(problems)
     if memory:
         try:
             entry["peak_extra_bytes"] = device.peak_extra(route, problems[0])
-        except (RuntimeError, OSError) as error:  # the time stands all the same
+        except (RuntimeError, OSError) as error:  # the measured time remains valid
             entry["no_memory_because"] = " ".join(str(error).split())
     return entry
 
 
 def without(entry: Entry, error: Exception) -> Entry:
-    """``entry`` of a route that raised: skipped where memory ran out, else failed."""
+    """``entry`` of a route that raised ``error``: skipped if memory ran out, else failed."""
     said = " ".join(str(error).split())[:300]
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         entry.update(status="skipped", reason="out of memory")

@@ -1,6 +1,6 @@
-"""Peak extra memory of one call on a CPU, in a process of its own.
+"""Measures the peak extra memory of one call on a CPU, in a process of its own.
 
-``python -m fastkd.bench.memory '{"route": "eager", "case": {...}}'`` prints bytes above what the inputs hold.
+``python -m fastkd.bench.memory '{"route": "eager", "case": {...}}'`` prints bytes above those of the inputs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastkd.bench.cases import Case, make_problem, step
 
-# Settings of the C library's allocator that would let it keep what is freed.
+# Environment variables that could make the C library's allocator keep freed memory.
 KEEPING = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
@@ -28,24 +28,24 @@ def _status_bytes(field: str) -> int:
 
 
 def peak_extra(route: str, case: Case) -> int:
-    """Bytes, gradient included, that the second call takes over what is held before it."""
+    """Peak bytes of a second call above the memory in use before it, the gradient included."""
     from fastkd.bench.peers import ROUTES
 
     problem = make_problem(case)
     loss = ROUTES[route].loss
-    step(loss, problem)  # compiles, starts threads, fills lasting caches
+    step(loss, problem)  # a first call compiles, starts threads and fills lasting caches
     for x in problem.student:
         x.grad = None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the memory in use
     before = _status_bytes("VmRSS")
     step(loss, problem)
     return _status_bytes("VmHWM") - before
 
 
 def peak_extra_in_child(route: str, case: Case) -> int:
-    """:func:`peak_extra` in a fresh process with the default allocator, where nothing else holds memory."""
+    """Run :func:`peak_extra` in a new process with the default allocator, where nothing else uses memory."""
     request = json.dumps({"route": route, "case": asdict(case)})
     command = ["env", *(part for name in KEEPING for part in ("-u", name))]
     command += [sys.executable, "-m", "fastkd.bench.memory", request]

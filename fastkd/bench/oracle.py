@@ -1,8 +1,8 @@
-"""The right answer, in float64 and a few rows at a time, and how far another is from it.
+"""Computes the right answer in float64, a few rows at a time, and how far another answer is from it.
 
-The value is over all tokens. Of a gradient over logits, the first, the last and random rows are compared;
-behind heads all of it. The entries at the labels are compared apart from the rest: the cross-entropy's
-gradient there is a thousand times all others, and would hide them.
+The loss is computed over all tokens. For a gradient over logits, the first, the last and random rows are
+compared; behind heads, the whole gradient is. The entries at the labels are compared separately, since the
+cross-entropy's gradient there is a thousand times all others and would hide them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fastkd.bench import plain
 from fastkd.bench.cases import TEMPERATURE, Case, Problem
 from fastkd.divergences import DIVERGENCES
 
-# The gradient of |p - q| turns over where the two meet: nearer than this in log space, rounding decides.
+# The gradient of |p - q| changes sign at p = q: if log p and log q are closer than this, rounding decides it.
 TIE = 1e-5
-TIED = ("tvd", "log_acceptance", "kl_tvd")  # whose gradients depend on the sign of p - q
-# Elements of one block of logits: 128 MiB in float64, of which the formulas hold a handful.
+TIED = ("tvd", "log_acceptance", "kl_tvd")  # divergences whose gradients depend on the sign of p - q
+# Elements of one block of logits: 128 MiB in float64, and the formulas keep a handful of such tensors.
 BLOCK = 2**24
 FIRST, LAST, RANDOM = 16, 16, 32
 
@@ -29,7 +29,7 @@ FIRST, LAST, RANDOM = 16, 16, 32
 class Answer:
     """The loss and gradients of a problem.
 
-    Of gradients over logits only the rows in ``rows``; ``ties`` are entries of them that nobody can know.
+    A gradient over logits has only the rows in ``rows``; ``ties`` marks those whose sign rounding decides.
     """
 
     value: Tensor
@@ -40,18 +40,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative errors: of the value, and of the gradients (the worst of them and of their parts, by norm)."""
+    """Relative errors of the value and of the gradients (the largest of all gradients' parts, by norm)."""
 
     value: float
     gradient: float | None
 
     def within(self, allowed: tuple[float, float]) -> bool:
-        # Written so that NaN is outside.
+        # Comparisons with NaN are false, so a NaN error is never within the tolerance.
         return self.value <= allowed[0] and (self.gradient is None or self.gradient <= allowed[1])
 
 
 def answer(problem: Problem) -> Answer:
-    """The loss over all tokens, and its gradients where the case wants them."""
+    """The loss over all tokens, and its gradients if the case has a backward."""
     return _answer_linear(problem) if problem.case.linear else _answer_dense(problem)
 
 
@@ -60,7 +60,7 @@ def _blocks(case: Case, device: torch.device) -> list[Tensor]:
 
 
 def checked_rows(case: Case) -> Tensor:
-    """The first, the last and random rows, in order and each once."""
+    """The first, the last and random rows, sorted and without repetition."""
     tokens = case.tokens
     random = torch.randint(tokens, (RANDOM,), generator=torch.Generator().manual_seed(0))
     first, last = torch.arange(min(FIRST, tokens)), torch.arange(max(0, tokens - LAST), tokens)
@@ -126,14 +126,14 @@ def errors(problem: Problem, value: Tensor, right: Answer) -> Errors:
             norm = float(exact[part].norm())
             if norm > 0:
                 worst.append(float((found[part] - exact[part]).norm()) / norm)
-    # max() would drop a NaN that does not come first.
+    # max() would ignore a NaN that does not come first.
     return Errors(off, max(worst) if all(x == x for x in worst) else float("nan"))
 
 
 def _parts(problem: Problem, right: Answer, which: int) -> list[Any]:
-    """What to index the gradient ``which`` with: what the labels touch, and the rest."""
+    """Masks that split gradient ``which`` into the entries that belong to labels and the rest."""
     case, labels, exact = problem.case, problem.labels, right.grads[which]
-    by_hidden = case.linear and which == 0  # every entry has a part of the label's there
+    by_hidden = case.linear and which == 0  # every entry depends on the label's logit
     if by_hidden or (case.kd_ratio == 1 and not DIVERGENCES[case.divergence].splits_label):
         return [...]
     if right.rows is not None:
@@ -144,17 +144,18 @@ def _parts(problem: Problem, right: Answer, which: int) -> list[Any]:
 
 
 def tolerance(case: Case, ours: bool) -> tuple[float, float]:
-    """The errors of value and gradient that rounding explains; more is a wrong answer.
+    """The largest errors of value and gradient that rounding explains; an answer with larger ones is wrong.
 
-    Of a peer, more is another quantity. In bfloat16 peers that compute in it were seen off by up to 0.14 (the
-    value of a JSD) and 0.07 (gradients); a KL the wrong way round, a forgotten T^2 or another weight changes
-    the gradient by 0.1 to 9. In float32 it leaves room for products in TF32.
+    For a peer, larger errors mean that it computes another quantity. Peers that compute in bfloat16 were off
+    by up to 0.14 (the value of a JSD) and 0.07 (gradients); a KL with the sides swapped, a missing T^2 or
+    another weighting changes the gradient by 0.1 to 9. In float32 the tolerance leaves room for products in
+    TF32.
     """
     rounded = case.dtype != "float32"
     if not ours:
         return (0.3, 0.1) if rounded else (1e-2, 1e-2)
-    tvd = case.divergence in TIED  # a tie turns its entry over, and with it a little of its row
+    tvd = case.divergence in TIED  # a tie flips the sign of its entry, which moves its row a little
     if not rounded:
         return 1e-5, (1e-2 if case.linear else 1e-3) if tvd else (1e-4 if case.linear else 2e-5)
-    # One rounding of the gradient to 8 bits; behind a head, also of the logits.
+    # The gradient is rounded to 8 bits once; behind a head, the logits are too.
     return (5e-3, 0.1 if tvd else 0.04) if case.linear else (1e-4, 4e-3)

@@ -1,7 +1,7 @@
-"""The losses that fastkd is compared with, each on exactly the quantity that it computes.
+"""Defines the losses that fastkd is compared with, each on exactly the quantity that it computes.
 
-Peers that take log-probabilities or probabilities are given them from logits, as their users must. Those
-that return the divergence without the T^2 are compared without it, on our side too (``kd_ratio`` 1).
+Peers that take log-probabilities or probabilities get them computed from logits, as their users must do.
+Peers that return the divergence without the T^2 are compared with fastkd's loss without it (``kd_ratio`` 1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastkd.bench.cases import TEMPERATURE, Case, Problem
 from fastkd.bench.routes import OURS, Route, needs, never
 
 T = TEMPERATURE
-# The generalized JSD of GKD: beta 0 is the forward KL there, beta 1 the reverse.
+# beta in the generalised JSD of GKD, where 0 means the forward KL and 1 the reverse KL.
 GKD_BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
 
 
@@ -55,9 +55,9 @@ def compiled(problem: Problem) -> Tensor:
 
 
 def forget_compiled() -> None:
-    """Let go of compiled graphs: torch stops compiling a function after a few shapes."""
+    """Drop all compiled graphs, since torch stops compiling a function after a few shapes."""
     _compiled.cache_clear()
-    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and the import takes seconds
+    if "torch._dynamo" in sys.modules:  # otherwise nothing was compiled, and importing it takes seconds
         torch.compiler.reset()
 
 
@@ -111,7 +111,7 @@ def liger_fused_linear_jsd(problem: Problem) -> Tensor:
 
 def liger_fused_linear_kl(problem: Problem) -> Tensor:
     with torch.no_grad():
-        target = F.softmax(F.linear(*problem.teacher) / T, -1)  # it takes the teacher's probabilities
+        target = F.softmax(F.linear(*problem.teacher) / T, -1)  # Liger takes the teacher's probabilities
     value: Tensor = _liger_kernels().LigerFusedLinearKLDivLoss(temperature=T)(*problem.student, target)
     return value
 
@@ -120,7 +120,7 @@ def liger_fused_linear_kl(problem: Problem) -> Tensor:
 def _liger_chunked(beta: float, kd_ratio: float) -> Any:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    # Its soft loss carries no T^2, which the weight makes up for.
+    # Liger's soft loss has no factor T^2, so the weight includes it.
     soft = kd_ratio * T**2 if kd_ratio < 1 else 1.0
     return LigerFusedLinearJSDLoss(
         weight_hard_loss=1 - kd_ratio, weight_soft_loss=soft, beta=beta, temperature=T
@@ -158,7 +158,7 @@ def orda(problem: Problem) -> Tensor:
 
     case = problem.case
     jsd = case.divergence == "jsd"
-    # Its KL always carries the T^2.
+    # Orda's KL always has the factor T^2, so the weight cancels it where the quantity has none.
     weight = case.kd_ratio if case.kd_ratio < 1 else T**-2
     out = distillation_loss(
         *(*problem.student, problem.labels, SeparateTeacher(*problem.teacher)),
@@ -178,12 +178,12 @@ def _anything(case: Case) -> bool:
 
 
 def _alone(linear: bool, *divergences: str) -> Callable[[Case], bool]:
-    """The divergence without cross-entropy."""
+    """Whether a case is one of these divergences without cross-entropy."""
     return lambda case: case.linear == linear and case.kd_ratio == 1 and case.divergence in divergences
 
 
 def _with_labels(*divergences: str) -> Callable[[Case], bool]:
-    """From hidden states, the divergence with or without cross-entropy."""
+    """Whether a case is one of these divergences over hidden states, with or without cross-entropy."""
     return lambda case: case.linear and case.kd_ratio > 0 and case.divergence in divergences
 
 

@@ -1,4 +1,4 @@
-"""The loss as it is written by hand: the eager peer in the dtype of its logits, and in float64 the oracle."""
+"""The loss as users write it by hand: the eager peer in the logits' dtype, and the oracle in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a, b), the mean over the rows."""
+    """KL(a, b), averaged over the rows."""
     return F.kl_div(log_b, log_a, reduction="batchmean", log_target=True)
 
 
@@ -95,7 +95,7 @@ def _decoupled(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
     at_label = torch.zeros_like(log_q, dtype=torch.bool).scatter_(-1, labels[:, None], True)
     rest = [torch.log_softmax(x.masked_fill(at_label, -torch.inf), -1) for x in (t, s)]
-    # Both 0 at the label: its term is e^0 (0 - 0) = 0.
+    # Both logarithms are set to 0 at the label, so its term is e^0 (0 - 0) = 0.
     nckd = _kl(*(x.masked_fill(at_label, 0) for x in rest))
     split = [x.gather(-1, labels[:, None]).squeeze(-1) for x in (log_p, log_q)]
     p, q = split[0].exp(), split[1].exp()
@@ -122,7 +122,7 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 def loss_of(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """``(student logits, teacher logits, labels) -> loss`` of the case's quantity."""
+    """A function ``(student logits, teacher logits, labels) -> loss`` for the case's quantity."""
     divergence, ratio, t = DIVERGENCES[case.divergence], case.kd_ratio, TEMPERATURE
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which cases are measured, and in which order: the most important first, as time may run out."""
+"""Plans which cases are measured, and in which order: the most important first, as time may run out."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fastkd.divergences import DIVERGENCES
 OPS = ("kd_loss", "linear_kd_loss")
 DTYPES = ("bfloat16", "float32", "float16")
 KD_RATIO = 0.5
-# The one whose mixture with the cross-entropy is the main quantity.
+# The divergence whose mixture with the cross-entropy is the main quantity.
 MAIN = "forward_kl"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured where nothing else is asked for. The first of each list comes first.
+    """The default sizes. The first entry of each list is the most important and is measured first.
 
-    ``seconds`` is how long one route is timed on one case; ``budget`` when to start no further case.
+    ``seconds`` is how long one route is timed on one case; after ``budget`` seconds no further case starts.
     """
 
     vocab: tuple[int, ...]
@@ -63,7 +63,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Selection:
-    """What one run measures: the sizes, and the routes that can run."""
+    """The sizes that one run measures, the routes that can run, and why others cannot (``absent``)."""
 
     device: str
     ops: tuple[str, ...]
@@ -84,11 +84,11 @@ def select(
     peers: Sequence[str] | None = None,
     quick: bool = False,
 ) -> Selection:
-    """The selection of these arguments; None means the default of the device.
+    """The selection for these arguments; None means the device's default.
 
     Raises:
         ValueError: an unknown name (with the nearest known one), a size below 1, or a backend or peer that
-            was asked for and cannot run, with the reason.
+            was requested and cannot run, with the reason.
     """
     import torch
 
@@ -148,7 +148,8 @@ def cases(selection: Selection) -> list[Case]:
     found: list[tuple[tuple[int, ...], Case]] = []
     for rank, (op, divergence, kd_ratio, backward) in enumerate(_quantities(selection)):
         main = divergence == MAIN and kd_ratio == KD_RATIO
-        # Products cost seconds: all but the main quantity at one size. Of the forward alone, one size too.
+        # Matrix products take seconds, so behind heads only the main quantity is measured at more than one
+        # vocabulary size and number of tokens. The forward alone is measured at one number of tokens.
         one_vocab = op == "linear_kd_loss" and not main
         one_tokens = one_vocab or not backward
         for d, dtype in enumerate(sizes.dtypes):
@@ -164,10 +165,11 @@ def cases(selection: Selection) -> list[Case]:
 
 
 def _quantities(selection: Selection) -> list[tuple[str, str, float, bool]]:
-    """Op, divergence, ``kd_ratio`` and whether backward, in their order.
+    """(op, divergence, ``kd_ratio``, whether with backward), in the order of measurement.
 
-    ``forward_kl`` is measured with cross-entropy, the other divergences alone; ``forward_kl`` alone where a
-    peer computes that and no more; the cross-entropy alone where torch's is there.
+    ``forward_kl`` is measured with cross-entropy, the other divergences alone. Then follow ``forward_kl``
+    alone, if a peer other than the loss by hand computes it; over logits, the forward of the main quantity;
+    behind heads, the cross-entropy alone, if torch's fused one is available.
     """
     by_op: dict[str, list[tuple[str, str, float, bool]]] = {op: [] for op in selection.ops}
     for op in selection.ops:
@@ -184,13 +186,13 @@ def _quantities(selection: Selection) -> list[tuple[str, str, float, bool]]:
         if op == "linear_kd_loss" and _only_peers_take(selection, op, MAIN, 0.0):
             rest.append((op, MAIN, 0.0, True))
         by_op[op] = head + rest
-    # The main quantity of each op before the other quantities of any.
+    # The first quantity of each op comes before any op's other quantities.
     firsts = [found[0] for found in by_op.values()]
     return [*firsts, *(q for found in by_op.values() for q in found[1:])]
 
 
 def _only_peers_take(selection: Selection, op: str, divergence: str, kd_ratio: float) -> bool:
-    """Whether a peer other than the loss by hand computes the quantity."""
+    """Whether a peer other than the loss by hand, eager or compiled, computes the quantity."""
     width = 1 if op == "linear_kd_loss" else 0
     case = Case(1, 1, "float32", selection.device, width, width, divergence, kd_ratio)
     return any(
@@ -199,12 +201,12 @@ def _only_peers_take(selection: Selection, op: str, divergence: str, kd_ratio: f
 
 
 def too_large(case: Case, device: devices.Device, sets: int) -> str | None:
-    """Why a case does not fit in memory, by its inputs and what every route needs; None where it does."""
-    scratch = 2 * case.logits_bytes if not case.linear else case.logits_bytes  # of the floor
+    """Why a case does not fit in memory, judged by its inputs and every route's needs; None if it fits."""
+    scratch = 2 * case.logits_bytes if not case.linear else case.logits_bytes  # the floor's copies
     needed = sets * case.input_bytes + max(case.gradient_bytes, scratch)
     if device.kind == "cpu":
-        # The plain peers hold some ten tensors of logits (in float64 the oracle a few blocks), and nothing
-        # would stop them: there is no error to catch before the system ends the process.
+        # The plain peers hold about ten tensors of logits, and the oracle a few blocks in float64. On a CPU
+        # the system ends a process that exceeds the memory before any error could be caught.
         needed += 12 * case.logits_bytes
     free = device.free_bytes()
     if needed <= free:

@@ -1,6 +1,6 @@
-"""The pictures of a run: share of the floor and time over the vocabulary, and memory as bars.
+"""Draws the pictures of a run: speed against the floor and time over the vocabulary size; memory as bars.
 
-``python -m fastkd.bench.plot FOLDER`` draws those of a folder that came from a machine without matplotlib.
+``python -m fastkd.bench.plot FOLDER`` draws the pictures of a run that was measured without matplotlib.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-PANELS = 3  # in a row of panels, so that a picture stays readable
+PANELS = 3  # most panels in a row, so that a picture stays readable
 
 Panel = tuple[str, list[tuple[Case, Entry]]]
 
 
 def draw_all(run: Run, folder: Path) -> list[Path]:
-    """``roofline.png``, ``peers.png`` and ``memory.png``, each where there is something to show."""
+    """Draw ``roofline.png``, ``peers.png`` and ``memory.png``, each if there is data for it."""
     colours = _colours(run)
     pictures = {
         "roofline": roofline(run, colours),
@@ -73,7 +73,7 @@ def draw_all(run: Run, folder: Path) -> list[Path]:
 
 
 def roofline(run: Run, colours: dict[str, str]) -> Any:
-    """Share of the floor's speed over the vocabulary, a line for each route; 1 is the floor."""
+    """Fraction of the floor's speed over the vocabulary size, one line for each route; 1 is the floor."""
 
     def share(entry: Entry) -> float | None:
         times = table.times_floor(entry)
@@ -90,7 +90,7 @@ def roofline(run: Run, colours: dict[str, str]) -> Any:
 
 
 def peers(run: Run, colours: dict[str, str]) -> Any:
-    """Milliseconds over the vocabulary, a line for each route."""
+    """Milliseconds over the vocabulary size, one line for each route."""
 
     def finish(axes: Any, case: Case) -> None:
         axes.set_yscale("log")
@@ -104,7 +104,7 @@ def peers(run: Run, colours: dict[str, str]) -> Any:
 
 
 def memory(run: Run, colours: dict[str, str]) -> Any:
-    """Peak extra memory of every route at the largest case of each table that knows it."""
+    """Peak extra memory of every route: for each table, the largest case with the most routes."""
     panels = []
     for entries in table.groups(run).values():
         measured = [e for e in entries if "peak_extra_bytes" in e]
@@ -184,9 +184,9 @@ def _lines(run: Run, colours: dict[str, str], value: Any, finish: Any, title: st
 
 
 def _panels(run: Run, value: Any) -> list[Panel]:
-    """One panel for each table and dtype: of its tokens and widths those with the most vocabularies.
+    """One panel for each table and dtype, at the number of tokens and widths with the most vocabulary sizes.
 
-    What was measured at one vocabulary has no curve, and no panel beside others that have.
+    Panels with one vocabulary size show no curve; they are left out if any panel has a curve.
     """
     panels = []
     for entries in table.groups(run).values():
@@ -214,7 +214,7 @@ def _shape(case: Case) -> str:
 
 def _vocabulary(axes: Any, ticks: Sequence[int]) -> None:
     axes.set_xscale("log")
-    # Neighbours would write over each other.
+    # The labels of neighbouring ticks would overlap.
     shown = [v for i, v in enumerate(ticks) if i == 0 or v >= 1.3 * ticks[i - 1]]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -244,7 +244,7 @@ def _note(run: Run, first: str) -> str:
 
 
 def _colours(run: Run) -> dict[str, str]:
-    """A colour for each route, ours first; the same in all pictures."""
+    """A colour for each route, fastkd's first, for use in all pictures."""
     names = dict.fromkeys(e["route"] for e in run["entries"])
     theirs = [name for name in names if name not in OURS]
     found = {name: colour for name, colour in OURS.items() if name in names}

@@ -1,4 +1,4 @@
-"""The file of a run: written after every measurement, and taken up again by the next call.
+"""Keeps the file of a run, which is written after every measurement and resumed by the next call.
 
 ``results.json`` holds ``format`` (2), ``device``, ``device_type``, ``date``, ``commands``, ``versions``,
 ``backends`` (why one is missing), ``absent`` (peers, with the reason), ``peers`` (what each computes),
@@ -11,11 +11,12 @@ case:
   ``failed``, the last three with a ``reason`` and no time;
 - ``value_error``, ``gradient_error``: relative, against float64 (null where NaN; the gradient's also where
   none is wanted);
-- ``ms``: the median; ``quantiles_ms``; ``calls``, how many were timed; ``input_sets`` that they went through;
-- ``floor_ms``: before and after, of the same bytes at the speed of a copy, or of the bare matrix products;
-- over logits ``gb_per_s``, the least bytes over the time, and ``copy_gb_per_s``, before and after;
-- ``peak_extra_bytes``, where it was measured: the gradient included, the inputs not; where it could not be,
-  ``no_memory_because``.
+- ``ms``: the median; ``quantiles_ms``; ``calls``, the number of timed calls; ``input_sets``, the number of
+  sets of inputs that they went through;
+- ``floor_ms``: before and after, for the same bytes at the speed of a copy, or for the matrix products alone;
+- over logits ``gb_per_s``, the bytes that must move over the time, and ``copy_gb_per_s``, before and after;
+- ``peak_extra_bytes``, the gradient included and the inputs not, where it was measured; ``no_memory_because``
+  where it could not be.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ def _key(entry: Entry) -> tuple[Any, ...]:
 
 
 class Results:
-    """The entries so far, on disk after each.
+    """The entries so far, written to disk after each addition.
 
     Args:
-        folder: where ``results.json`` lies or will lie.
-        run: all but the entries.
-        fresh: start over although there is a file.
+        folder: directory of ``results.json``, which need not exist yet.
+        run: all fields of the file except the entries.
+        fresh: start over even if the file exists.
 
     Raises:
-        ValueError: there is a file, of another machine or other versions.
+        ValueError: the file exists, but has another format, or is of another machine or other versions.
     """
 
     def __init__(self, folder: Path, run: Run, fresh: bool = False) -> None:
@@ -63,7 +64,7 @@ class Results:
         self.save()
 
     def _take_up(self) -> None:
-        """What the file holds; but what failed or did not fit is tried again."""
+        """Load the entries of the file, except those that failed or did not fit, which are measured again."""
         try:
             earlier = json.loads(self.path.read_text())
             if not isinstance(earlier, dict) or earlier.get("format") != FORMAT:
@@ -85,13 +86,13 @@ class Results:
         return _key(entry) in self._done
 
     def add(self, *entries: Entry) -> None:
-        """Keep ``entries``, on disk too."""
+        """Add ``entries`` and write the file."""
         self.run["entries"] += entries
         self._done |= {_key(entry) for entry in entries}
         self.save()
 
     def save(self) -> None:
-        """Write the file; whoever reads it meanwhile finds the old one or the new one, whole."""
+        """Replace the file in one step, so that a reader sees the whole old file or the whole new one."""
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(self.run, indent=1) + "\n")
         unfinished.replace(self.path)

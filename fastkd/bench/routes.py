@@ -1,4 +1,4 @@
-"""A route: one way to compute the quantity of a case, ours or a peer's."""
+"""Defines a route: one way to compute the quantity of a case, fastkd's or a peer's."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fastkd.divergences import DIVERGENCES
 
 @dataclass(frozen=True)
 class Route:
-    """``loss`` computes the quantity of every case that it ``takes``; ``absent`` says why it cannot run here.
+    """One way to compute a loss: fastkd with one backend, or a peer.
 
     Args:
-        name: what stands in the table.
-        family: what ``--peer`` selects it by; the backend's name for ours.
-        about: what is called, in a few words.
-        loss: the call.
-        takes: whether a case's quantity is one that it computes.
-        absent: from the device type, the reason for not running at all, or None.
-        ours: whether a wrong result is an error, not a finding.
+        name: name in the table.
+        family: name by which ``--peer`` selects the route; for fastkd's routes, the backend.
+        about: the function that is called, in a few words.
+        loss: computes the quantity of every case that the route accepts.
+        takes: whether the route computes the quantity of a case.
+        absent: for a device type, why the route cannot run there at all, or None.
+        ours: whether the route is fastkd's, so that a wrong result is an error and not a finding.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Route:
 
 
 def fastkd_loss(problem: Problem, backend: str | None = None) -> Tensor:
-    """fastkd's loss of the problem's quantity."""
+    """fastkd's loss for the problem's quantity."""
     case = problem.case
     needs_labels = case.kd_ratio < 1 or DIVERGENCES[case.divergence].splits_label
     labels = problem.labels if needs_labels else None
@@ -94,7 +94,7 @@ OURS = [_ours(name) for name in REGISTRY]
 
 
 def default_backends(device: str) -> list[str]:
-    """The compiled backends that can run on ``device``; the reference where there is none."""
+    """The compiled backends that can run on ``device``; the reference if there is none."""
     found = [r.family for r in OURS if r.family != "reference" and r.absent(device) is None]
     return found or ["reference"]
 
@@ -104,7 +104,7 @@ def never(device: str) -> str | None:
 
 
 def needs(package: str, module: str, gpu: bool = False) -> Callable[[str], str | None]:
-    """Absent without the package, and (``gpu``) without a GPU."""
+    """An ``absent`` function for a route that needs ``package`` and, with ``gpu``, a GPU."""
 
     def absent(device: str) -> str | None:
         if importlib.util.find_spec(package) is None:
@@ -115,7 +115,7 @@ def needs(package: str, module: str, gpu: bool = False) -> Callable[[str], str |
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 importlib.import_module(module)
-        except Exception as error:  # whatever an import of somebody else's may raise
+        except Exception as error:  # importing another package may raise any error
             said = " ".join(str(error).split())
             return f"{module} cannot be imported: {type(error).__name__}: {said[:200]}"
         return None

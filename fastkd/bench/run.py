@@ -1,4 +1,4 @@
-"""All cases and routes of a selection, with progress, into a folder: results, table, pictures."""
+"""Measures all cases and routes of a selection and writes results, table and pictures into a folder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def run(
     fresh: bool = False,
     command: Sequence[str] = (),
 ) -> Run:
-    """Measure everything that ``folder`` does not hold yet; the run as it is in ``results.json``.
+    """Measure everything that ``folder`` does not hold yet, and return the content of ``results.json``.
 
     Args:
         budget: seconds after which no further case is started; None for no limit.
         fresh: measure again what ``folder`` holds.
-        command: what was typed, for the file.
+        command: the command line, which the file records.
     """
     device = devices.of(selection.device)
     found = Results(folder, _describe(selection, device, command), fresh)
@@ -47,7 +47,7 @@ def run(
                 continue
             found.run["cases_left"] = (
                 len(cases) - number + 1
-            )  # in the file, should this be the last that is done
+            )  # stored with the entries of this case, in case no further one starts
             spent = time.perf_counter() - began
             if budget is not None and spent > budget:
                 break
@@ -70,7 +70,7 @@ def run(
 
 
 def finish(run: Run, folder: Path) -> list[Path]:
-    """Table and pictures of ``run`` in ``folder``; what was written there."""
+    """Write table and pictures of ``run`` into ``folder``, and return the paths of its files."""
     text = folder / "table.txt"
     text.write_text(table.text(run).lstrip("\n"))
     written = [folder / NAME, text]
@@ -83,7 +83,7 @@ def finish(run: Run, folder: Path) -> list[Path]:
 
 
 def wrong(run: Run) -> list[str]:
-    """A sentence for each measurement of fastkd's that failed or disagreed with the oracle."""
+    """A sentence for each of fastkd's measurements that failed or disagreed with the oracle."""
     return [
         f"{entry['route']}, {table.entry_title(entry)}: {entry['reason']}"
         for entry in run["entries"]
@@ -114,7 +114,8 @@ def _one_case(device: Device, case: Case, todo: list[Route], found: Results, siz
         return
     problems = [make_problem(case, device.where, seed) for seed in range(sets)]
     right = oracle.answer(problems[0])
-    # On a CPU it takes a process each time.
+    # On a CPU each measurement of memory starts a process, so only the main quantity at the largest
+    # vocabulary gets one.
     main = case.kd_ratio == plan.KD_RATIO and case.backward and case.vocab == max(sizes.vocab)
     memory = device.kind != "cpu" or main
     for number, route in enumerate(todo):
@@ -136,15 +137,15 @@ def _guarded(
     seconds: float,
     memory: bool,
 ) -> measure.Entry:
-    """The entry of a route, also where it raises: one that fails must not end the others."""
+    """The entry of a route, even if the route raises: its failure must not stop the others."""
     try:
         with warnings.catch_warnings():
-            if not route.ours:  # that they are experimental, or plain torch on a CPU: the table says so
+            if not route.ours:  # peers warn of what the table states anyway
                 warnings.simplefilter("ignore")
             return measure.route_on_case(device, route, problems, right, seconds, memory)
     except Exception as error:
         failed = measure.without(measure.blank(problems[0].case, route), error)
-    for problem in problems:  # what the failed call may have left behind
+    for problem in problems:  # a failed call may have left gradients
         for x in problem.student:
             x.grad = None
     device.tidy()

@@ -1,4 +1,4 @@
-"""The run as text: our time, its share of the floor, how many times longer the peers take, memory."""
+"""Formats a run as text: fastkd's time beside the floor, how many times longer the peers take, and memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fastkd.bench.cases import Case
 from fastkd.bench.measure import Entry
 from fastkd.bench.results import Run
 
-# Floors that differ by more than this factor were measured on a machine that was busy with other things.
+# If floors differ by more than this factor, the machine was busy with other work while they were measured.
 QUIET = 1.2
 ALLOCATORS = {"default": "the default allocator", "kept": "mapped memory kept"}
 
 
 class Section(NamedTuple):
-    """A table; a row that is shorter than the head ends in a sentence instead of numbers."""
+    """A table. A row that is shorter than the head ends in a sentence instead of numbers."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
-    left: int = 2  # columns of words, which begin at the left
+    left: int = 2  # number of text columns at the left, which are left-aligned
 
 
 def case_of(entry: Entry) -> Case:
@@ -29,7 +29,7 @@ def case_of(entry: Entry) -> Case:
 
 
 def case_title(case: Case) -> str:
-    """All of a case on one line."""
+    """The whole case on one line."""
     return f"{case.op} {case.id}, {case.quantity}, {case.calls}"
 
 
@@ -38,18 +38,18 @@ def entry_title(entry: Entry) -> str:
 
 
 def quiet(*entries: Entry) -> bool:
-    """Whether the floors before and after all of them agree: else the machine was not the same for all."""
+    """Whether all floors of the entries agree; if not, the machine was busy and times cannot be compared."""
     floors = [ms for entry in entries for ms in entry["floor_ms"]]
     return max(floors) <= QUIET * min(floors)
 
 
 def times_floor(entry: Entry) -> float | None:
-    """How many times its floor an entry takes; None where the machine was busy."""
+    """An entry's time as a multiple of its floor; None if the machine was busy."""
     return entry["ms"] / statistics.mean(entry["floor_ms"]) if quiet(entry) else None
 
 
 def size(count: int | None) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes in MiB or GiB."""
     if count is None:
         return "-"
     if count >= 2**30:
@@ -62,7 +62,7 @@ def milliseconds(ms: float) -> str:
 
 
 def speedup(ours: Entry, peer: Entry | None) -> str:
-    """How many times as long the peer takes, or why that cannot be said."""
+    """How many times as long the peer takes as fastkd, or why there is no such ratio."""
     if peer is None:
         return "-"
     if peer["status"] == "wrong":
@@ -74,7 +74,7 @@ def speedup(ours: Entry, peer: Entry | None) -> str:
 
 
 def groups(run: Run) -> dict[tuple[Any, ...], list[Entry]]:
-    """Entries that belong into one table: of one allocator, op, quantity and kind of call."""
+    """The entries of each table: those of one allocator, op, quantity and kind of call."""
     found: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in run["entries"]:
         if entry["allocator"] is not None:
@@ -85,7 +85,7 @@ def groups(run: Run) -> dict[tuple[Any, ...], list[Entry]]:
 
 
 def by_case(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
-    """Entries by the case's id and by route, in the order in which they came."""
+    """Entries by case id and by route, in the order of measurement."""
     cases: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         cases.setdefault(case_of(entry).id, {})[entry["route"]] = entry
@@ -93,7 +93,7 @@ def by_case(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def sections(run: Run) -> Iterator[Section]:
-    """The tables of a run: times, and the memory of everyone where peers were asked too."""
+    """The tables of a run: times and, if the memory of peers was measured, the memory of all routes."""
     found = groups(run)
     several = len({allocator for allocator, *_ in found}) > 1
     for (allocator, op, quantity, calls), entries in found.items():
@@ -183,7 +183,7 @@ def heading(run: Run) -> str:
 
 
 def text(run: Run) -> str:
-    """The whole of a run, with what stands for what and what is not there."""
+    """The whole run: its tables, what each peer computes, and what is absent or was not measured."""
     lines = ["", heading(run), "", render(sections(run))]
     used = {e["route"] for e in run["entries"]}
     lines += [f"vs {name}: {about}" for name, about in run.get("peers", {}).items() if name in used]

@@ -1,4 +1,4 @@
-"""Versions of the software, so that a number can be placed later."""
+"""Records the versions of the software, so that a measurement can be interpreted later."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of Python, CUDA and the packages that are installed."""
+    """Versions of Python, CUDA and those of ``PACKAGES`` that are installed."""
     found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    found["torch"] = torch.__version__  # with the kind of build, which pip does not know of all versions
+    found["torch"] = torch.__version__  # states the build too, which the package metadata may lack
     return found

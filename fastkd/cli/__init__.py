@@ -1,8 +1,8 @@
 """The ``fastkd`` command.
 
-A command is a module with ``main(argv: list[str]) -> int`` (the exit code), imported only when it is asked
-for: ``fastkd --help`` must not wait for torch. A command reports an error by raising; the sentence is
-printed here.
+A command is a module with ``main(argv: list[str]) -> int``, which returns the exit code. The module is
+imported only if the command is called, since ``fastkd --help`` must not wait for torch. A command reports an
+error by raising; this module prints the message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 
-# name -> module, one line of help
+# name -> (module, one line of help)
 COMMANDS = {
     "demo": (
         "fastkd.cli.demo",
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fastkd {name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave_process_group() -> None:
-    """Under torchrun: threads of a group that was not left may abort a process as it ends."""
+    """Leave the process group of torchrun: otherwise its threads may abort the process at its end."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -86,7 +86,7 @@ def _usage() -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """An exception on one line."""
+    """The message of an exception on one line."""
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fastkd"):
         return f"the package {error.name!r} is missing: pip install 'fastkd[train]'"
     text = " ".join(str(error).split())

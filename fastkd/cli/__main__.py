@@ -1,4 +1,4 @@
-"""``python -m fastkd.cli``, which is also how ``torchrun -m fastkd.cli`` starts it."""
+"""Runs ``python -m fastkd.cli``; ``torchrun -m fastkd.cli`` starts this module too."""
 
 import sys
 

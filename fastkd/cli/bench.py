@@ -1,4 +1,4 @@
-"""``fastkd bench``: how fast the losses are here, beside the memory's speed and beside everyone else's."""
+"""``fastkd bench``: the speed of the losses here, beside that of the memory and of other libraries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _heads(text: str) -> tuple[int, int]:
 
 
 def _defaults(name: str) -> str:
-    """Of one list of sizes, for ``--help``."""
+    """The defaults of one list of sizes, for ``--help``."""
     from fastkd.bench.plan import SIZES
 
     lists = [getattr(SIZES[device, False], name) for device in ("cuda", "cpu")]

@@ -1,4 +1,4 @@
-"""``fastkd demo``."""
+"""``fastkd demo``: a small distillation on this machine, without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastkd doctor CONFIG.yaml``: what would go wrong, before it does."""
+"""``fastkd doctor CONFIG.yaml``: finds what would go wrong in a run before it starts."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ PACKAGES = ("torch", "triton", "transformers", "accelerate", "datasets", "tokeni
 
 
 def collect() -> dict[str, Any]:
-    """Everything a bug report should say about the machine and the installation."""
+    """Everything that a bug report should state about the machine and the installation."""
     import torch
 
     import fastkd

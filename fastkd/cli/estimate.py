@@ -1,4 +1,4 @@
-"""``fastkd estimate CONFIG.yaml``: memory, time per step and cache sizes, before any weights are read."""
+"""``fastkd estimate CONFIG.yaml``: memory, time per step and cache sizes, without loading weights."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     named = any(argument.partition("=")[0] == "--model" for argument in argv)
     output_dir = str(args.output_dir)
     if not named and has_model(Path(output_dir)):
-        # The configuration of a run names the student it began with.
+        # The configuration names the student before training; the trained one is in output_dir.
         args.model = output_dir
     unset = report.untouched(type(args))["output_dir"] == args.output_dir
     if unset and args.model is not None and Path(args.model).is_dir():

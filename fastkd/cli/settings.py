@@ -1,4 +1,4 @@
-"""From a YAML file and ``--field value`` to a ``DistillationConfig``, with every mistake named."""
+"""Reads a ``DistillationConfig`` from a YAML file and ``--field value`` options, and names every mistake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastkd.trainer.config import DistillationConfig
 
-# Of the hundred fields of TrainingArguments, those that most runs set.
+# The fields that most runs set, of the hundred of TrainingArguments.
 COMMON = (
     "output_dir", "seed", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
     "max_grad_norm",
@@ -27,12 +27,12 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
     """The configuration of ``CONFIG.yaml [--field value ...]``.
 
     Args:
-        argv: a path and overrides; a value is read as YAML, ``--flag`` alone means true.
-        fixed: fields the command decides; giving them another value is not an error, they are just not read.
+        argv: a path and overrides; a value is read as YAML, and ``--flag`` alone means true.
+        fixed: fields that the command sets; they override values in ``argv`` and the file without an error.
 
     Raises:
-        ValueError: no file, not a mapping, an unknown field (with the nearest known one), a value of the
-            wrong type.
+        ValueError: there is no file, it is not a mapping, a field is unknown (the message names the nearest
+            known one), or a value has the wrong type.
     """
     import yaml
 
@@ -45,7 +45,7 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} must hold `field: value` lines, not a {type(given).__name__}")
-    # Only now, since it brings in torch and transformers.
+    # Imported late, since it imports torch and transformers: errors above need not wait for them.
     from fastkd.trainer.config import DistillationConfig
 
     given.update({name: yaml.safe_load(value) for name, value in overrides.items()})
@@ -61,7 +61,7 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
 
 
 def renamed(argv: list[str], short: str, field: str) -> list[str]:
-    """``--short`` as ``--field``, with ``=`` or without."""
+    """``argv`` with ``--short`` replaced by ``--field``, with ``=`` or without."""
     option = f"--{short}"
     return [
         f"--{field}{argument[len(option) :]}" if argument.split("=")[0] == option else argument
@@ -70,7 +70,7 @@ def renamed(argv: list[str], short: str, field: str) -> list[str]:
 
 
 def _split(argv: list[str]) -> tuple[str, dict[str, str]]:
-    """The path, and the text of each override."""
+    """The path of the file, and the text of each override."""
     paths: list[str] = []
     overrides: dict[str, str] = {}
     rest = list(argv)
@@ -91,11 +91,11 @@ def _split(argv: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """A YAML value as the field's type. YAML reads 1e-4 as text and 1 as an integer: both can be floats."""
+    """A YAML value as the field's type: YAML reads 1e-4 as text and 1 as an integer; both can be floats."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     allowed = typing.get_args(hint) if union else (hint,)
     plain = {typing.get_origin(kind) or kind for kind in allowed}
-    if value is False and name.endswith("_strategy"):  # `save_strategy: no` is YAML for false
+    if value is False and name.endswith("_strategy"):  # YAML reads the `no` in `save_strategy: no` as false
         return "no"
     if value is None or type(value) in plain or not plain & {bool, int, float, str}:
         return value
@@ -116,7 +116,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 
 
 def help_text(command: str, about: str) -> str:
-    """Usage, our own fields and the common ones of ``transformers``, with defaults."""
+    """Usage, fastkd's own fields and the common ones of ``transformers``, with defaults."""
     from transformers import TrainingArguments
 
     from fastkd.trainer.config import DistillationConfig

@@ -1,1 +1,1 @@
-"""``fastkd demo``: a real distillation, from text to table, on the machine at hand."""
+"""``fastkd demo``: a real distillation, from text to table, on this machine."""

@@ -1,4 +1,4 @@
-"""How much of a training step the loss takes: with fastkd, and written by hand with ``F.kl_div``."""
+"""Measures the fraction of a training step that the loss takes, with fastkd and by hand with ``F.kl_div``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Time steps of ``student`` on ``batch`` (input ids ``(batch, length)``), the two losses in turn.
 
-    The loss's part runs from the last hidden states of both models to the gradient of the student's: output
-    heads, softmaxes, divergence, cross-entropy and their backward. The rest is both models' layers, the
-    student's backward through them, and the optimizer. The models' weights change.
+    The loss begins at the last hidden states of both models and ends at the gradient for the student's:
+    output heads, softmaxes, divergence, cross-entropy and their backward. The rest is both models' layers,
+    the student's backward through them, and the optimizer. The student's weights are restored at the end.
 
     Returns:
-        For ``fastkd`` and ``plain``: ``loss_seconds``, ``rest_seconds`` (medians), their ``share``, and the
-        ``value`` of the loss before any step, the same for both up to rounding.
+        For ``fastkd`` and ``plain``: the medians ``loss_seconds`` and ``rest_seconds``, the loss's fraction
+        of the step as ``share``, and the ``value`` of the loss before any step, equal for both up to
+        rounding.
     """
 
     def fused(
@@ -69,11 +70,11 @@ def measure(
         name: _value(student, teacher, batch, loss) for name, loss in (("fastkd", fused), ("plain", plain))
     }
     for _ in range(repeats + 1):
-        for name, loss in (("fastkd", fused), ("plain", plain)):  # in turn, so that both see the same noise
+        for name, loss in (("fastkd", fused), ("plain", plain)):  # in turn, so that both meet the same noise
             times[name].append(_step(student, teacher, batch, loss, optimizers[name]))
     student.load_state_dict(start)
     report = {}
-    # The rest is the same work in both, so it is timed over both; the first step of each only warms up.
+    # The rest is the same work with either loss, so its median is over both; each first step is a warm-up.
     rest_seconds = statistics.median(rest for pairs in times.values() for _, rest in pairs[1:])
     for name, pairs in times.items():
         loss_seconds = statistics.median(loss for loss, _ in pairs[1:])
@@ -127,7 +128,7 @@ def _now(on: Tensor) -> float:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """A line for each loss, for the terminal."""
+    """The report as text for the terminal, one line for each loss."""
     lines = ["The loss's share of a training step, output heads included:"]
     for name, shown in (("fastkd", "fastkd"), ("plain", "F.kl_div + F.cross_entropy")):
         loss, rest = (report[name][key] * 1e3 for key in ("loss_seconds", "rest_seconds"))

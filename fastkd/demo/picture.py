@@ -1,4 +1,4 @@
-"""The picture of a demo: what the teacher bought, and what the loss costs."""
+"""Draws the picture of a demo: the gain from the teacher, and the cost of the loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = {"teacher": "teacher", "student": "student, distilled", "control": "same
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Held-out perplexity and agreement over training, and the loss's share of a step, as one PNG."""
+    """Draw held-out perplexity and agreement over training, and the loss's fraction of a step, as one PNG."""
     style: dict[Any, Any] = {
         "font.size": 10,
         "axes.edgecolor": FAINT,

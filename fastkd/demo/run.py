@@ -1,4 +1,4 @@
-"""The demo itself: a teacher, a student that learns from it, and the same student without it."""
+"""Runs the demo: trains a teacher, a student that learns from it, and the same student without it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Size:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. Steps are fixed, so a run is repeatable whatever the machine's speed."""
+    """Sizes of a demo. The number of steps is fixed, so a run can be repeated on a machine of any speed."""
 
     files: int | None = None  # None: all
     held_out_share: float = 0.05
     vocabulary: int = 16384
     length: int = 128
-    batch: int = 4  # small, so that there are many steps: that is what small models on little text need
+    batch: int = 4  # small, for many steps, which small models on little text need
     teacher: Size = Size(192, 4, 3)
     teacher_steps: int = 800
     student: Size = Size(96, 2, 2)
     student_steps: int = 400
-    transfer_pieces: int = 1000  # what the two students see; the teacher sees everything that is not held out
+    transfer_pieces: int = 1000  # pieces that the students see; the teacher sees all that is not held out
     held_out_pieces: int = 160
     evaluations: int = 5
     kd_ratio: float = 0.5
@@ -67,8 +67,8 @@ STAGES = 7
 
 
 def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
-    """Everything, with progress, into ``output_dir``: three models, ``curves.png``, ``report.json``
-    and ``report.html``.
+    """Run the demo with progress, and write three models, ``curves.png``, ``report.json`` and ``report.html``
+    into ``output_dir``.
 
     Returns:
         The report.
@@ -115,7 +115,7 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
         set_seed(seed)
         student = _llama(plan.student, tokenizer, plan.length)
         found[name], _ = train_one(settings, f"  {name}", student, teacher, transfer, dev, tokenizer)
-    # What was run is the demo: no configuration file says it.
+    # The command repeats the demo; no configuration file describes it.
     command = ["fastkd", "demo", "--output-dir", str(output_dir), "--seed", str(seed)] + ["--quick"] * quick
     found |= report.about(args, "demo") | {"configuration": {}, "repeat": shlex.join(command)}
     found["teacher"] |= report.teacher_part(found["student"]["eval"])

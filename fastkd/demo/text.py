@@ -1,4 +1,4 @@
-"""Real text that every Python has: its own standard library and documentation."""
+"""Collects real text that every Python has: its own standard library and documentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-# Installed packages, tables of numbers, and the tests (which many systems leave out).
+# Skipped: installed packages, tables of numbers, and the tests (which many systems leave out).
 SKIPPED = {
     "site-packages", "dist-packages", "__pycache__", "encodings", "idle_test", "lib2to3", "pydoc_data",
     "test", "tests", "turtledemo",
@@ -20,7 +20,7 @@ SKIPPED = {
 
 
 def documents() -> dict[str, str]:
-    """Name -> text: the modules of the standard library, and the topics of ``help()``."""
+    """The modules of the standard library and the topics of ``help()``: name -> text."""
     root = Path(os.__file__).parent
     found = {}
     for path in sorted(root.rglob("*.py")):
@@ -32,7 +32,7 @@ def documents() -> dict[str, str]:
 
 
 def split(texts: dict[str, str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Whole files to either side, in a shuffled order that depends on names and seed alone.
+    """Split whole files, in a shuffled order that depends only on their names and the seed.
 
     Returns:
         The texts to train on, and about ``share`` of all characters held out.

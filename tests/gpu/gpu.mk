@@ -13,7 +13,7 @@ GPU_RUN := PYTHONPATH=$(GPU_DEPS):$$PYTHONPATH $(GPU_PYTHON)
 GPU_PIP := $(PYTHON) -m pip install -qq --no-compile --upgrade --target $(GPU_DEPS) --python-version $(GPU_PYTHON_VERSION) \
   --only-binary=:all:
 
-# $(call logged,NAME,COMMAND): COMMAND with its output in a file too, and its exit status.
+# $(call logged,NAME,COMMAND): runs COMMAND, also writes its output and exit status to files, and exits with that status.
 logged = mkdir -p $(GPU_LOGS); { { $(2); }; echo $$? >$(GPU_LOGS)/$(1).status; } 2>&1 | tee $(GPU_LOGS)/$(1).log; \
   exit $$(cat $(GPU_LOGS)/$(1).status)
 
@@ -24,7 +24,7 @@ gpu-deps:
 	@for peer in liger-kernel trl accelerate orda-kernel; do \
 	  $(GPU_PIP) --no-deps $$peer || echo "without $$peer: the table will do without it"; done
 
-# A step that fails does not keep the later ones from running, but for the build.
+# If a step fails, the later ones still run, unless the step is the build.
 gpu: gpu-build
 	@worst=0; for step in gpu-test gpu-sanitize gpu-bench; do \
 	  echo "--- make $$step"; $(MAKE) --no-print-directory $$step || worst=1; done; exit $$worst
@@ -41,8 +41,8 @@ gpu-build: gpu-check
 	  -DPython_EXECUTABLE=$$(command -v $(GPU_PYTHON)) -Dpybind11_DIR=$$($(GPU_RUN) -m pybind11 --cmakedir) && \
 	  cmake --build build/gpu && cmake --install build/gpu --prefix . && $(GPU_RUN) -m fastkd.cli env)
 
-# The files with GPU cases alone: the others may import what is not here. Many processes, since Triton compiles hundreds
-# of kernels; what takes gigabytes shares one of them.
+# Only the files with GPU cases: the others may import packages that this machine lacks. Many processes run, since Triton
+# compiles hundreds of kernels; the tests that need gigabytes share one process.
 GPU_TESTS := $(sort $(wildcard tests/test_gpu*.py)) \
   $(foreach name,calls classes draft extreme_logits float16 inplace linear metrics mistakes parity sparse teacher_columns transforms triton_tuning,tests/test_$(name).py)
 
@@ -53,6 +53,6 @@ gpu-test: gpu-check
 gpu-sanitize: gpu-check
 	@$(call logged,sanitize,$(GPU_RUN) tests/gpu/sanitize.py --logs $(GPU_LOGS) $(ARGS))
 
-# It goes on where it stopped if it is run again.
+# A second run continues where the first one stopped.
 gpu-bench: gpu-check
 	@$(call logged,bench,$(GPU_RUN) -m fastkd.cli bench --device cuda --out $(GPU_LOGS)/bench $(ARGS))

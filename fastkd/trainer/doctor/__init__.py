@@ -1,4 +1,4 @@
-"""What would go wrong in a run, found before it: one small function per finding, in modules by theme."""
+"""Finds what would go wrong in a run before it starts: one function per finding, one module per theme."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from fastkd.trainer.doctor.findings import Case, Finding
 __all__ = ["Finding", "examine", "examined"]
 
 ORDER = ("error", "warning", "note")
-# Weights last, so that nobody waits for them in vain.
+# Checks that load weights run last: they are skipped if an earlier check could not read its input.
 THEMES = (settings, vocabulary, labels, cache, machine, quality)
 
 
 def examine(args: DistillationConfig, fast: bool = False) -> list[Finding]:
     """All findings on a configuration, errors first.
 
-    Configurations, tokenizers and at most some thousand rows are read; weights only to compare student and
-    teacher on a few rows.
+    The checks read configurations, tokenizers and a sample of the rows. They load weights only to examine the
+    student's head and to compare student and teacher on a few rows.
 
     Args:
-        args: of ``fastkd distill``, or of ``fastkd train`` without a teacher.
-        fast: read no weights, of a cache only its manifest, and estimate no memory.
+        args: the configuration of ``fastkd distill``, or of ``fastkd train`` without a teacher.
+        fast: load no weights, read only the manifest of a cache, and estimate no memory.
     """
     return examined(args, fast)[0]
 
 
 def examined(args: DistillationConfig, fast: bool = False) -> tuple[list[Finding], str]:
-    """As :func:`examine`, and which rows were looked at, in words."""
+    """The findings of :func:`examine`, and a phrase that states how many rows were examined."""
     case = Case(copy.copy(args), fast)
     found = [finding for theme in THEMES for check in theme.CHECKS for finding in check(case)]
     whole = list(dict.fromkeys([*case.troubles, *found]))

@@ -1,4 +1,4 @@
-"""Whether a cache is one for this configuration."""
+"""Checks whether a cache of teacher outputs fits the configuration."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROWS = 1_000
 
 
 def fits(case: Case) -> Iterator[Finding]:
-    """Manifest, task, tokenizer, temperature, divergence, vocabulary and number of rows; unless in a hurry
-    also the checksums of all files and the first rows' contents.
+    """Compares manifest, task, tokenizer, temperature, divergence, vocabulary and number of rows; unless
+    ``case.fast`` is set, also the checksums of all files and the contents of the first rows.
     """
     folder = case.cache_folder
     if folder is None:
@@ -35,7 +35,7 @@ def fits(case: Case) -> Iterator[Finding]:
                 f"{folder} has {teacher.columns:,} columns and the tokenizer {tokens:,} tokens",
                 "make the cache anew with a teacher of this tokenizer",
             )
-    if not case.args.packing:  # packed rows are not known before all are read
+    if not case.args.packing:  # packed rows are known only after all data is read
         yield from _rows(case, teacher)
 
 
@@ -54,7 +54,8 @@ def _rows(case: Case, teacher: CachedTeacher) -> Iterator[Finding]:
         reader = teacher.readers[part]
         everything = len(sample.rows) == sample.total
         held = len(sample.kept) if everything else sample.total
-        # Rows that hold nothing are left out of both, so of a part of the data only the excess is known.
+        # Rows with nothing to learn are in neither the cache nor `sample.kept`. If only some rows were
+        # encoded, the number of such rows is unknown: only a cache with more rows than the data is wrong.
         if len(reader) > held or (everything and len(reader) != held):
             yield Finding(
                 "error",
@@ -74,7 +75,7 @@ def _rows(case: Case, teacher: CachedTeacher) -> Iterator[Finding]:
 
 
 def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -> Iterator[Finding]:
-    """The order and the contents of the first rows."""
+    """Compares the order and the contents of the first rows with the hashes in the cache."""
     task = TASKS[case.args.task]
     some = sample.data.select(range(min(ROWS, sample.total)))
     made = [task.encode(row, sample.layout, case.tokenizer, case.args) for row in some]

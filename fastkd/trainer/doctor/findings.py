@@ -1,4 +1,4 @@
-"""What a finding is, and what the checks look at."""
+"""Defines a finding, and the case that the checks examine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Finding:
     """Something about a configuration.
 
     Attributes:
-        severity: ``error``: the run fails or trains on something wrong. ``warning``: it works, and probably
-            not as meant. ``note``: good to know.
-        name: of the check, for machines.
+        severity: ``error``: the run fails or trains on something wrong. ``warning``: the run works, but
+            probably not as intended. ``note``: good to know.
+        name: fixed name of the finding, for programs that read it.
         found: one sentence with the figure that shows it.
-        remedy: the setting to change, empty where nothing needs to be done.
+        remedy: the setting to change, empty where nothing needs to change.
     """
 
     severity: Severity
@@ -40,12 +40,12 @@ class Finding:
 
 @dataclass
 class Case:
-    """A configuration, with what it names read once and only when a check asks for it.
+    """A configuration, and the models, tokenizers and data that it names, each read once and only on demand.
 
     Attributes:
         args: a copy that the checks may fill in.
-        fast: read no weights, of a cache only its manifest, and estimate no memory.
-        troubles: what could not be read, as findings.
+        fast: load no weights, read only the manifest of a cache, and estimate no memory.
+        troubles: findings about anything that could not be read.
     """
 
     args: DistillationConfig
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def has_teacher_model(self) -> bool:
-        """Whether ``teacher`` is a model of its own."""
+        """Whether ``teacher`` names a model: neither the student's base nor a cache."""
         name = self.args.teacher
         return name is not None and name != BASE and not name.startswith(CACHE)
 
@@ -75,7 +75,7 @@ class Case:
 
     @functools.cached_property
     def student_without_weights(self) -> Any:
-        """The student, made on no device."""
+        """The student on the meta device, whose parameters have shapes and no data."""
         if self.student_config is None:
             return None
         try:
@@ -83,19 +83,19 @@ class Case:
                 return TASKS[self.args.task].auto_class.from_config(
                     self.student_config, trust_remote_code=self.args.trust_remote_code
                 )
-        except Exception as error:  # a model's own code may do anything
+        except Exception as error:  # a model's own code may raise any error
             reason = " ".join(str(error).split())[:200]
             self.troubles.append(Finding("error", "student", f"the student cannot be built: {reason}"))
             return None
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The one that the run uses."""
+        """The tokenizer that the run uses."""
         return self._try("tokenizer", lambda: load_tokenizer(self.args))
 
     @functools.cached_property
     def teacher_tokenizer(self) -> Any:
-        """None where the teacher came without one."""
+        """The teacher's own tokenizer; None where the teacher has none."""
         if not self.has_teacher_model:
             return None
         try:
@@ -115,7 +115,7 @@ class Case:
 
     @functools.cached_property
     def optimizer_steps(self) -> int | None:
-        """Of the whole run."""
+        """Optimizer steps of the whole run; None where the number of rows is not known."""
         args = self.args
         if args.max_steps > 0:
             return args.max_steps
@@ -152,6 +152,6 @@ def count(some: int, of: int) -> str:
 
 
 def listed(items: list[str], most: int = 3) -> str:
-    """The first few, with how many there are."""
+    """The first ``most`` items, and how many more there are."""
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"

@@ -1,4 +1,4 @@
-"""What the rows teach: ends, masks, cuts, repetitions, classes."""
+"""Checks what the student learns from the rows: ends of sequences, masks, cuts, repetitions, classes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastkd.trainer.sample import Sample
 from fastkd.trainer.tasks import IGNORE_INDEX, TASKS
 from fastkd.trainer.tasks.base import Row
 
-# Rows that are compared as text, which is quick.
+# Rows that are compared as text: many, since comparing text is fast.
 COMPARED = 100_000
 UNKNOWN_SHARE = 0.01
-# Longer than any window: the whole row.
+# A length limit above any row, so that rows are encoded whole.
 ALL = 2**31 - 1
 
 
@@ -99,7 +99,7 @@ def never_ends(case: Case) -> Iterator[Finding]:
 
 
 def window(case: Case) -> Iterator[Finding]:
-    """Rows that do not fit ``max_length``: whose prompt is cut, whose answer is."""
+    """Rows that do not fit ``max_length``, and whether their prompt or their answer is cut."""
     args = case.args
     if args.packing:
         return
@@ -159,7 +159,7 @@ def _whole(task: Any, row: Row, sample: Sample, limitless: Any, case: Case) -> R
 
 
 def positions(case: Case) -> Iterator[Finding]:
-    """Rows longer than what a model has positions for."""
+    """Rows with more tokens than a model has positions."""
     args = case.args
     longest = 0
     for sample in _samples(case):
@@ -194,7 +194,7 @@ def _limit(config: Any) -> int | None:
     for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
         limit = getattr(text, name, None)
         if isinstance(limit, int) and limit > 0:
-            # RoBERTa's positions begin behind its padding.
+            # RoBERTa numbers positions from pad_token_id + 1; the ones below hold no tokens.
             offset = (
                 text.pad_token_id + 1 if text.model_type in ("roberta", "xlm-roberta", "camembert") else 0
             )
@@ -203,7 +203,7 @@ def _limit(config: Any) -> int | None:
 
 
 def repeated(case: Case) -> Iterator[Finding]:
-    """The same row twice in the training data, or in the training and in the held-out data."""
+    """Rows that occur twice in the training data, or in both the training and the held-out data."""
     if case.train is None:
         return
     train = _hashes(case.train)
@@ -239,10 +239,10 @@ def _hashes(sample: Sample) -> list[bytes]:
 
 
 def unknown(case: Case) -> Iterator[Finding]:
-    """Texts that the tokenizer cannot write."""
+    """Texts that the tokenizer cannot represent without its unknown token."""
     if case.train is None or case.tokenizer is None or case.tokenizer.unk_token_id is None:
         return
-    # A unknown token that is also another one (GPT-2's end) says nothing.
+    # An unknown token that has another role too (GPT-2's is also its end) does not indicate unknown text.
     if case.tokenizer.unk_token_id in (case.tokenizer.eos_token_id, case.tokenizer.pad_token_id):
         return
     total = sum(len(row["input_ids"]) for row in case.train.kept)
@@ -273,7 +273,7 @@ def packed_prompts(case: Case) -> Iterator[Finding]:
 
 
 def classes(case: Case) -> Iterator[Finding]:
-    """Numbers of classes that the models do not have, names in another order, a single class."""
+    """Class numbers that a model does not have, class names in another order, and data of a single class."""
     if case.args.task != "classification" or case.train is None:
         return
     given = case.args.class_names or []
@@ -284,7 +284,7 @@ def classes(case: Case) -> Iterator[Finding]:
             continue
         pretrained = side == "teacher" or case.args.model_init == "pretrained"
         names = list((config.id2label or {}).values())
-        # A student takes the classes of the run; only the teacher's are fixed.
+        # The student is given as many classes as the data has; only the teacher's number is fixed.
         width = config.num_labels if side == "teacher" else max(len(given), config.num_labels)
         if seen and not 0 <= seen[0] <= seen[-1] < width:
             yield Finding(

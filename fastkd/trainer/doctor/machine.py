@@ -1,4 +1,4 @@
-"""What the machine lacks: a backend, a fused head, room on the disk."""
+"""Checks what the run lacks on this machine: a backend, a fused head, disk space, memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fastkd.trainer.estimate.optimizers import optimizer_bytes
 from fastkd.trainer.estimate.text import size
 from fastkd.trainer.heads import LinearHead, declared_head
 
-# Where the NVIDIA driver shows itself, whether or not torch can use it.
+# Exists where the NVIDIA driver is loaded, whether or not torch can use the GPU.
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def backend(case: Case) -> Iterator[Finding]:
-    """A loss that would run by the plain formulas."""
+    """A loss that would fall back to the reference backend."""
     args = case.args
     device = torch.device(args.device.type)
     student = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -54,7 +54,7 @@ def _teacher_dtype(case: Case, student: torch.dtype) -> torch.dtype:
 
 
 def idle_gpu(case: Case) -> Iterator[Finding]:
-    """A GPU that is there and would not be used, or not with our kernels."""
+    """An available GPU that the run would not use, or would use without fastkd's CUDA kernels."""
     if torch.cuda.is_available():
         if case.args.device.type == "cpu":
             yield Finding(
@@ -79,7 +79,7 @@ def idle_gpu(case: Case) -> Iterator[Finding]:
 
 
 def fused_head(case: Case) -> Iterator[Finding]:
-    """A head that is not linear as far as its configuration tells; the weights are asked elsewhere."""
+    """A head that is not linear, judged without weights; ``quality`` also compares its logits."""
     if case.args.task == "classification" or case.args.fused_head == "false":
         return
     if (model := case.student_without_weights) is None:
@@ -90,7 +90,7 @@ def fused_head(case: Case) -> Iterator[Finding]:
 
 
 def head_finding(case: Case, reason: str) -> Finding:
-    """Of a head that ``find_linear_head`` refuses."""
+    """The finding about a head that is not linear."""
     return Finding(
         "error" if case.args.fused_head == "true" else "note",
         "fused_head",
@@ -100,7 +100,7 @@ def head_finding(case: Case, reason: str) -> Finding:
 
 
 def disk(case: Case) -> Iterator[Finding]:
-    """Room for the checkpoints: weights and optimizer state each, as many as are kept at a time."""
+    """Disk space for the model and all checkpoints kept at a time, each with weights and optimizer state."""
     args, steps = case.args, case.optimizer_steps
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if (model := case.student_without_weights) is None:
@@ -135,7 +135,7 @@ def disk(case: Case) -> Iterator[Finding]:
 
 
 def memory(case: Case) -> Iterator[Finding]:
-    """A peak above what is free, as ``fastkd estimate`` has it."""
+    """A peak, as ``fastkd estimate`` computes it, above the free memory."""
     args = case.args
     if case.fast or case.train is None or not case.train.kept or case.troubles:
         return
@@ -146,7 +146,7 @@ def memory(case: Case) -> Iterator[Finding]:
     try:
         step = run_step(args, shape, processes=args.world_size)
     except ValueError:
-        return  # what is wrong is said where it is loaded
+        return  # the check that loads the model reports the error
     free = free_bytes(args.device)
     if step.peak > free:
         yield Finding(
@@ -158,7 +158,7 @@ def memory(case: Case) -> Iterator[Finding]:
 
 
 def _kept(args: Any, strategy: str, steps: int | None) -> int:
-    """Checkpoints at a time: while the newest is written, the oldest is still there."""
+    """The largest number of checkpoints on disk: the oldest is removed only after the newest is written."""
     if strategy == "no":
         return 0
     limit = math.inf if args.save_total_limit is None else args.save_total_limit + 1
@@ -168,7 +168,7 @@ def _kept(args: Any, strategy: str, steps: int | None) -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes where ``folder`` is or would be."""
+    """Free bytes on the disk that holds ``folder``, which need not exist yet."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent

@@ -1,4 +1,4 @@
-"""Whether the teacher has anything to teach: both models on a few rows. Reads weights."""
+"""Checks whether the teacher is better than the student, on a few rows. This theme loads weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fastkd.trainer.objective import means, measure
 from fastkd.trainer.tasks import TASKS
 
 ROWS, AT_ONCE = 64, 8
-# Below this much of a guess's loss a teacher knows something.
+# A teacher counts as guessing if its cross-entropy is above this fraction of a uniform guess's.
 CHANCE = 0.98
 
 
 def quality(case: Case) -> Iterator[Finding]:
-    """A teacher that is no better than the student, or than a guess; and the student's real head."""
+    """A teacher no better than the student or than a guess; a student whose logits are not its head's."""
     sample = case.held_out or case.train
     if case.fast or sample is None or not sample.kept or case.troubles:
         return

@@ -95,7 +95,7 @@ def temperatures(case: Case) -> Iterator[Finding]:
 
 
 def mixtures(case: Case) -> Iterator[Finding]:
-    """Betas at which a divergence is another one."""
+    """Values of ``beta`` at which a divergence equals another one."""
     args = case.args
     same = {
         ("jsd", 0.0): "forward_kl",

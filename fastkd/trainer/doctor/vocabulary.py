@@ -1,4 +1,4 @@
-"""Whether student, teacher and tokenizers mean the same by a number."""
+"""Checks whether student, teacher and tokenizers use the same token numbers for the same tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def columns(case: Case) -> Iterator[Finding]:
-    """Output widths: of student and teacher, and of each against the tokenizer."""
+    """Compares the output widths of student and teacher with each other and with the tokenizer."""
     if case.args.task == "classification" or case.tokenizer is None:
         return
     tokens = len(case.tokenizer)
@@ -41,7 +41,7 @@ def columns(case: Case) -> Iterator[Finding]:
 
 
 def contents(case: Case) -> Iterator[Finding]:
-    """The same number for another token."""
+    """Token numbers that mean different tokens to student and teacher, and tokens that one of them lacks."""
     ours, theirs = case.tokenizer, case.teacher_tokenizer
     if ours is None or theirs is None:
         return
@@ -74,7 +74,7 @@ def contents(case: Case) -> Iterator[Finding]:
 
 
 def splitting(case: Case) -> Iterator[Finding]:
-    """The same vocabulary, and texts cut into other tokens."""
+    """Tokenizers of one vocabulary that split texts differently."""
     ours, theirs = case.tokenizer, case.teacher_tokenizer
     if ours is None or theirs is None or case.train is None or ours.get_vocab() != theirs.get_vocab():
         return
@@ -94,7 +94,7 @@ def splitting(case: Case) -> Iterator[Finding]:
                 "student's cuts "
                 "them",
             )
-            return  # the second would say the same again
+            return  # with special tokens, the same texts would be reported again
 
 
 def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
@@ -106,7 +106,7 @@ def _tokens(tokenizer: Any, text: str, special: bool, most: int = 5) -> str:
 
 
 def specials(case: Case) -> Iterator[Finding]:
-    """Beginning, end, padding and unknown of both tokenizers."""
+    """Compares the special tokens of both tokenizers: beginning, end, padding and unknown."""
     ours, theirs = case.tokenizer, case.teacher_tokenizer
     if ours is None or theirs is None:
         return
@@ -125,7 +125,7 @@ def specials(case: Case) -> Iterator[Finding]:
 
 
 def against_models(case: Case) -> Iterator[Finding]:
-    """The tokenizer's end and padding, and those that the models stop at and pad with."""
+    """Compares the tokenizer's end and padding tokens with those of the models' configurations."""
     if case.tokenizer is None or case.args.task == "classification":
         return
     named = [("student", case.args.model, case.student_config, case.tokenizer)]

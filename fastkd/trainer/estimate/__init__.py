@@ -1,4 +1,4 @@
-"""Memory, time per step and cache sizes of a configuration, before any weights are read."""
+"""Estimates memory, time per step and cache sizes of a configuration without loading any weights."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["Estimate", "Shape", "Step", "estimate", "free_bytes", "run_step"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will need, per process.
+    """The needs of a run, per process.
 
     Attributes:
-        device, processes: where, and how many share the work.
-        train, held_out: what is known of the data's lengths.
+        device, processes: the device's type, and the number of processes that divide the work.
+        train, held_out: lengths of the training and evaluation batches.
         step: memory and arithmetic of the largest batch.
-        at_full_length: bytes at the peak if a row of ``max_length`` tokens comes, where none was seen and
-            not all rows were looked at.
-        remedies: settings that would need less, the best first.
-        machine: its measured speed; None where it was not to be measured.
-        seconds_per_step: a range.
+        at_full_length: bytes at the peak if a row of ``max_length`` tokens occurs; None where one was seen or
+            all rows were examined.
+        remedies: settings that would need less memory, the best first.
+        machine: this machine's measured speed; None where the caller asked for no measurement.
+        seconds_per_step: lowest and highest estimate; None without ``machine``.
         steps: optimizer steps of the whole run; None where the number of rows is not known.
-        caches: by kind.
-        process_bytes: what Python, torch and transformers take beside the tensors (this process now).
-        free_bytes: of the device.
-        generated_tokens: at most, of ``fastkd generate`` over the training data.
+        caches: sizes of a teacher cache, by kind.
+        process_bytes: memory of Python, torch and transformers besides the tensors (this process now).
+        free_bytes: free memory of the device.
+        generated_tokens: upper bound on the tokens that ``fastkd generate`` writes for the training data.
     """
 
     device: str
@@ -57,7 +57,7 @@ class Estimate:
     generated_tokens: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON would have it."""
+        """The estimate as a dictionary for JSON."""
         found = asdict(replace(self, step=replace(self.step, phases={})))
         found["step"] |= {
             "peak_bytes": self.step.peak,
@@ -70,16 +70,16 @@ class Estimate:
 def estimate(args: DistillationConfig, processes: int | None = None, timed: bool = True) -> Estimate:
     """Estimate a configuration.
 
-    Memory is that of tensors: weights, gradients, optimizer state, activations, logits. The batch is the
-    largest that the data makes. The allocator's own reserve and the process itself come on top.
+    The estimate counts the memory of tensors (weights, gradients, optimizer state, activations, logits) for
+    the largest batch in the data. The allocator's own reserve and the process itself need memory on top.
 
     Args:
-        args: of ``fastkd distill``, or of ``fastkd train`` without a teacher.
-        processes: that train together; those of this launch if None.
-        timed: measure this machine's speed for a second or two, to say how long a step takes.
+        args: the configuration of ``fastkd distill``, or of ``fastkd train`` without a teacher.
+        processes: number of processes that train together; those of this launch if None.
+        timed: measure this machine's speed for a second or two, to estimate the time of a step.
 
     Raises:
-        ValueError: a model or a setting that cannot be read.
+        ValueError: a model or a setting cannot be read.
     """
     args = copy.copy(args)
     if args.teacher is None:
@@ -130,7 +130,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
 
 
 def _with_samples(shape: Shape, known: Lengths, args: DistillationConfig) -> Shape:
-    """On-policy batches hold a prompt and as long an answer as the student may give."""
+    """The shape with room for on-policy samples: the longest prompt and the longest answer allowed."""
     if args.lmbda == 0:
         return shape
     if args.task == "seq2seq":
@@ -164,7 +164,7 @@ def _generated(args: DistillationConfig, train: Lengths) -> int | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of the device that nobody uses."""
+    """Free memory of the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""What a cache of the teacher's distributions would take on disk."""
+"""The disk space of a cache of the teacher's distributions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from fastkd.trainer.store.encoding import bytes_per_token
 
 @dataclass(frozen=True)
 class CacheSize:
-    """Attributes: bytes for each target, bytes of the head that is stored once, and of everything (None
-    where the number of rows is not known).
+    """Size of one kind of cache on disk.
+
+    Attributes:
+        per_token: bytes for each target.
+        head: bytes of the teacher's head, which is stored once.
+        total: bytes of the whole cache; None where the number of rows is not known.
     """
 
     per_token: float
@@ -22,12 +26,12 @@ class CacheSize:
 def cache_sizes(
     args: DistillationConfig, columns: int, hidden: int, itemsize: int, targets: float | None
 ) -> dict[str, CacheSize]:
-    """By kind, with ``cache_top_k`` and ``cache_samples`` as they are set.
+    """The size of each kind of cache, with ``cache_top_k`` and ``cache_samples`` of the configuration.
 
     Args:
-        columns, hidden, itemsize: the teacher's vocabulary, the width of its last hidden state (0 where it
-            has no linear head over a vocabulary), and bytes of one number of it.
-        targets: in all data.
+        columns, hidden, itemsize: the teacher's vocabulary size, the width of its last hidden state (0 leaves
+            out the ``hidden`` kind), and the bytes of one of its elements.
+        targets: number of targets in all data; None where it is not known.
     """
     found = {}
     for kind in CACHE_KINDS:

@@ -1,4 +1,4 @@
-"""How long the batches will be, from some thousand rows."""
+"""Estimates the batches' lengths from at most some thousand rows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BATCHES = 200
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the rows of a data set.
+    """Lengths of a data set's rows and batches.
 
     Attributes:
-        rows: how many there are (with packing, pieces); None where the data could not be read.
-        longest, usual: the largest batch, and one of mean padded length.
+        rows: number of rows (of packed pieces with ``packing``); None where the data could not be read.
+        longest, usual: shape of the largest batch, and of a batch of mean padded length.
         targets: mean number of labels of a row.
         prompt: tokens of the longest prompt.
-        whole: whether nothing longer can come.
-        source: where this is known from, in words.
+        whole: whether no row can be longer than ``longest``.
+        source: a phrase that states where the lengths come from.
     """
 
     rows: int | None
@@ -38,9 +38,10 @@ class Lengths:
 
 
 def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
-    """Of batches of ``rows`` rows of ``train_file`` or ``eval_file``; None where there is no such data.
+    """Lengths for batches of ``rows`` rows of ``train_file`` or ``eval_file``; None where there is no such
+    data.
 
-    Where the data or the tokenizer cannot be read, all rows count as long as ``max_length`` allows.
+    Where the training data or the tokenizer cannot be read, every row counts as ``max_length`` tokens.
     """
     target = args.max_target_length if args.task == "seq2seq" else 0
     full = Shape(rows, args.max_length, target)
@@ -65,7 +66,7 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
         return Lengths(
             pieces, full, full, share * args.max_length, 0, True, f"packed, from {sample.looked_at}"
         )
-    # The batches of a shuffled epoch, each padded to its longest row.
+    # Draws batches like those of a shuffled epoch; each batch is padded to its longest row.
     draw = random.Random(0)
     batches = [draw.choices(sizes, k=rows) for _ in range(BATCHES)]
     usual = [round(sum(max(row[i] for row in batch) for batch in batches) / BATCHES) for i in (0, 1)]

@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive, while operators run on tensors that hold no data."""
+"""Counts the bytes of live tensors while operators run on fake tensors, which hold no data."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from fastkd.ops.head import row_bytes
 from fastkd.ops.linear import chunks_of
 from fastkd.spec import NAMES, spec_of
 
-WIDE = 4  # bytes of the float32 that 16-bit sums are kept in
+WIDE = 4  # bytes of a float32, the dtype in which 16-bit values are summed
 
 
 class Meter(TorchDispatchMode):
-    """Follows every storage from its creation to its end.
+    """Follows every storage from its creation to its release.
 
     Attributes:
-        label: what storages that are made now are called.
-        phase: what the run is doing now.
-        live: bytes that are alive, by label.
-        peaks: of each phase, ``live`` when its sum was largest.
-        flops, operators, written: floating-point operations, calls and bytes of results of all that ran.
+        label: label of the storages that are created now.
+        phase: current phase of the run.
+        live: bytes of the live storages, by label.
+        peaks: for each phase, ``live`` at the moment when its sum was largest.
+        flops, operators, written: floating-point operations, operator calls and bytes of results so far.
 
     Args:
-        columns: widths of the logits; tensors as wide as that are called "logits and loss".
-        device: where the run will be.
+        columns: widths of the logits; tensors of one of these widths are labelled "logits and loss".
+        device: the device on which the real run will compute.
     """
 
     def __init__(self, columns: set[int], device: torch.device) -> None:
@@ -44,18 +44,18 @@ class Meter(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, Counter[str]] = {}
         self.flops = self.operators = self.written = 0
-        # By id: storages are not hashable by identity alone.
+        # Keyed by id, since a storage does not hash by identity.
         self._known: dict[int, tuple[weakref.ref[Any], str, int]] = {}
 
     def name(self, tensors: Iterable[Tensor | None], label: str, shares: int = 1) -> None:
-        """Label the storages of these tensors, known before or not; one part in ``shares`` is here."""
+        """Label the storages of these tensors, new or known; this process holds one of ``shares`` shards."""
         for tensor in tensors:
             if tensor is not None:
                 self._forget(id(tensor.untyped_storage()))
                 self._see(tensor, label, shares)
 
     def take(self, label: str, size: int) -> None:
-        """Note that ``size`` bytes more are needed for a moment."""
+        """Record that ``size`` more bytes are needed briefly."""
         self._note(Counter({label: size}))
 
     @contextlib.contextmanager
@@ -70,7 +70,7 @@ class Meter(TorchDispatchMode):
 
     @property
     def peak(self) -> tuple[str, Counter[str]]:
-        """The phase that needs most, and what is alive then."""
+        """The phase that needs the most memory, and its live bytes by label at that moment."""
         return max(self.peaks.items(), key=lambda item: item[1].total())
 
     def __torch_dispatch__(
@@ -79,7 +79,7 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = getattr(func, "_overloadpacket", None)
         if func.name() == "aten::_grouped_mm":
-            # Without data it is only known in bfloat16, with data in the others too.
+            # The version for fake tensors accepts only bfloat16; the real operator accepts other dtypes too.
             narrow = [x.bfloat16() for x in args[:2]]
             out = func(*narrow, *args[2:], **kwargs).to(args[0].dtype)
         else:
@@ -122,21 +122,21 @@ class Meter(TorchDispatchMode):
             self.live[found[1]] -= found[2]
 
     def _note(self, scratch: Counter[str]) -> None:
-        """Compare what is alive with the phase's peak."""
+        """Update the phase's peak with the live bytes and ``scratch``."""
         before = self.peaks.get(self.phase)
         if before is None or self.live.total() + scratch.total() > before.total():
             self.peaks[self.phase] = self.live + scratch
 
 
 def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int, int]:
-    """Bytes that one of our operators takes and gives back within a call, and its arithmetic."""
+    """Scratch bytes and floating-point operations of one call of a fastkd operator."""
     if name not in ("linear_kd", "dense_kd"):
         return 0, 0
     student, teacher = given["student"], given["teacher"]
     tokens = given["loss_scale"].numel()
     logits = torch.float32 if teacher is None or given["indices"] is not None else teacher.dtype
     backend = registry.choose(given["backend"], device, student.dtype, logits)
-    # The plain formulas keep about four float32 copies of the logits of a call.
+    # The reference backend keeps about four float32 copies of a call's logits.
     spare = 4 * WIDE if backend.name == "reference" else 0
     if name == "dense_kd":
         return spare * tokens * student.shape[-1], 0
@@ -147,7 +147,7 @@ def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int,
     sharded, kind = given["group"] is not None, device.type
     rows, part = chunks_of(tokens, vocab, *weights, wanted, given["chunk_size"], sharded, kind)
     spec = spec_of([given[name] for name in NAMES], given["numbers"], given["changing"])
-    # A teacher that the loss does not read is not multiplied out.
+    # The operator computes the teacher's logits only if the loss or the metrics read them.
     reads_teacher = weights[1] is not None and (spec.kd_weight != 0 or given["metrics"] is not None)
     student_bytes, teacher_bytes = (row_bytes(weight, vocab) for weight in weights)
     scratch = rows * (student_bytes + spare * vocab) + part * teacher_bytes * reads_teacher

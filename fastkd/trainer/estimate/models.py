@@ -1,4 +1,4 @@
-"""Student and teacher as their configurations describe them, with no data behind their weights."""
+"""Builds student and teacher from their configurations, with weights that hold no data."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
 
 @dataclass(frozen=True)
 class Sides:
-    """Both sides of a distillation, made inside a ``FakeTensorMode``.
+    """Both sides of a distillation, built inside a ``FakeTensorMode``.
 
     Attributes:
         student: with its adapter, in training mode.
-        head: its linear head, where the fused loss is used; a reason in words where it cannot be.
-        teacher: None to train on the labels alone.
-        teacher_weights: of a live teacher or of a cached head; empty where there is none of its own.
-        teacher_bytes: of those weights as they will be kept, quantised or not.
+        head: the student's linear head if the run uses the fused loss, else the reason why it does not.
+        teacher: the teacher; None to train on the labels alone.
+        teacher_weights: weights of a live teacher or of a cached head; empty if the teacher has none itself.
+        teacher_bytes: bytes of those weights as the run will keep them, quantised or not.
         columns: width of the student's logits.
     """
 
@@ -47,7 +47,7 @@ def build(args: DistillationConfig) -> Sides:
     """The models of a configuration, from ``config.json`` alone.
 
     Raises:
-        ValueError: a configuration that cannot be read.
+        ValueError: a configuration cannot be read.
     """
     task = TASKS[args.task]
     empty = copy.copy(args)
@@ -97,7 +97,7 @@ def read_config(field: str, name: str | None, args: DistillationConfig) -> Any:
     """The ``config.json`` of ``model`` or ``teacher``.
 
     Raises:
-        ValueError: none, or one that cannot be read.
+        ValueError: the field is not set, or its configuration cannot be read.
     """
     if name is None:
         raise ValueError(f"{field} is not set: give a directory or a hub id")
@@ -109,7 +109,7 @@ def read_config(field: str, name: str | None, args: DistillationConfig) -> Any:
 
 
 def hidden_size(model: Any) -> int:
-    """Width of the states that go into the head; 0 where the configuration does not say."""
+    """Width of the hidden states that the head multiplies; 0 where the configuration does not state it."""
     return int(getattr(model.config.get_text_config(decoder=True), "hidden_size", 0))
 
 
@@ -118,7 +118,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def _kept_bytes(model: nn.Module, weights: list[Tensor], args: DistillationConfig) -> int:
-    """Of weights as ``quantization_config`` keeps them: the linear layers but the head in 4 or 8 bits."""
+    """Bytes of the weights under ``quantization_config``: linear layers except the head in 4 or 8 bits."""
     bits = _bits(args.teacher_model_init_kwargs)
     seen = {id(t): t for t in weights}  # tied weights count once
     if bits is None:
@@ -128,7 +128,7 @@ def _kept_bytes(model: nn.Module, weights: list[Tensor], args: DistillationConfi
         id(m.weight): m.weight.numel() for m in model.modules() if type(m) is nn.Linear and m is not head
     }
     rest = [t for key, t in seen.items() if key not in linear]
-    return _bytes(rest) + int(sum(linear.values()) * (bits / 8) * 1.06)  # and the scales of their blocks
+    return _bytes(rest) + int(sum(linear.values()) * (bits / 8) * 1.06)  # 6 % for the blocks' scales
 
 
 def _bits(kwargs: Any) -> int | None:
@@ -142,7 +142,7 @@ def _bits(kwargs: Any) -> int | None:
 
 
 class StoredTeacher:
-    """What a cache hands out, without data. One that is not there yet is as the cache settings say."""
+    """A cached teacher whose outputs hold no data. The settings describe a cache that does not exist yet."""
 
     live = False
 
@@ -152,7 +152,7 @@ class StoredTeacher:
         made_from = {} if manifest is None else manifest.made_from
         self.columns = int(made_from.get("columns", columns))
         self.tail = "drop" if self.kind == "sampled" else args.cache_tail
-        # Of samples, as many as there could be distinct ones.
+        # Samples may coincide, so a token has at most as many distinct entries as samples.
         field = "cache_top_k" if self.kind == "topk" else "cache_samples"
         self.entries = min(self.columns, int(made_from.get(field, getattr(args, field))))
         self.weight = None

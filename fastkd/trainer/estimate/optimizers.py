@@ -1,4 +1,4 @@
-"""What the optimizers of ``transformers`` keep per parameter."""
+"""The memory that the optimizers of ``transformers`` need per parameter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# Bytes per trained parameter: float32 moments take 4 each, quantised ones 1 and a little for their scales.
+# Bytes of state per trained parameter: 4 for each float32 moment, 1 for each 8-bit moment and a half for each
+# 4-bit one. The scales of quantised moments are small and not counted.
 _BYTES = {
     "sgd": 0.0,
     "adagrad": 4.0,
@@ -33,9 +34,9 @@ _TWO_MOMENTS = 8.0
 
 
 def optimizer_bytes(optim: str, optim_args: str | None, trained: Iterable[Tensor]) -> int:
-    """Bytes of the state of ``optim``; of one that is not known, those of AdamW (two float32 moments)."""
+    """Bytes of the state of ``optim``; an unknown optimizer counts as AdamW (two float32 moments)."""
     shapes = [tuple(p.shape) for p in trained]
-    if optim == "adafactor":  # a row and a column for every matrix
+    if optim == "adafactor":  # one row and one column of float32 for every matrix
         return sum(
             4 * (_numel(s[:-1]) + _numel((*s[:-2], s[-1])) if len(s) > 1 else _numel(s)) for s in shapes
         )
@@ -46,7 +47,11 @@ def optimizer_bytes(optim: str, optim_args: str | None, trained: Iterable[Tensor
 
 
 def step_bytes(optim: str, device: str, trained: Iterable[Tensor]) -> int:
-    """Bytes that a step takes and gives back: all parameters at once where they are updated together."""
+    """Scratch bytes of an optimizer step.
+
+    An optimizer that updates all parameters together (``*_torch`` on a GPU) needs as much as all of them,
+    one that updates them in turn needs twice the largest, and the fused AdamW needs nothing.
+    """
     sizes = [p.numel() * p.element_size() for p in trained]
     if not sizes or optim == "adamw_torch_fused":
         return 0

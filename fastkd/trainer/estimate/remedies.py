@@ -1,4 +1,4 @@
-"""Settings that would need less memory, each with what it would come to."""
+"""Finds settings that would need less memory, each with the peak that it would reach."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.estimate.step import Shape, Step, checkpoints_activations, run_step
 from fastkd.trainer.loading import BASE, CACHE
 
-# What saves less than this share of the peak is not worth a line.
+# A setting that saves less than this fraction of the peak is not listed.
 WORTH = 0.05
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """Attributes: the fields to set, bytes at the peak with them, and their price in words."""
+    """A change of settings that lowers the peak.
+
+    Attributes:
+        settings: the fields to set, with their values.
+        peak: bytes at the peak with these settings.
+        price: a phrase that states what the change costs.
+    """
 
     settings: dict[str, Any]
     peak: int
@@ -30,8 +36,8 @@ class Remedy:
 def remedies(
     args: DistillationConfig, step: Step, train: Shape, held_out: Shape | None, processes: int
 ) -> list[Remedy]:
-    """Those that help, the cheapest first: such as change nothing about the result, then such as cost time,
-    then such as change what is learned.
+    """The settings that reduce the peak, the cheapest first: those with almost no effect on the result, those
+    that cost time, and those that change the result.
     """
     found = []
     candidates = list(_candidates(args, step))
@@ -40,13 +46,13 @@ def remedies(
         for name, value in settings.items():
             setattr(changed, name, value)
         if "gradient_checkpointing" in settings and hasattr(changed, "activation_checkpointing"):
-            changed.activation_checkpointing = True  # the same field's newer name
+            changed.activation_checkpointing = True  # newer `transformers` read this name instead
         rows = replace(train, rows=changed.per_device_train_batch_size)
         held = None if held_out is None else replace(held_out, rows=changed.per_device_eval_batch_size)
         try:
             peak = run_step(changed, rows, held, processes).peak
         except ValueError:
-            continue  # a setting that this model does not take
+            continue  # the model does not support this setting
         if peak < (1 - WORTH) * step.peak:
             found.append(Remedy(settings, peak, price))
     return found
@@ -61,7 +67,7 @@ def _candidates(args: DistillationConfig, step: Step) -> Iterator[tuple[dict[str
         yield {"per_device_eval_batch_size": half}, "the same result"
     rows = args.per_device_train_batch_size
     if rows > 1 and not evaluates:
-        # An odd batch cannot be halved exactly.
+        # Rounded up, since an odd batch cannot be halved exactly.
         again = -(-rows * args.gradient_accumulation_steps // (rows // 2))
         yield (
             {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": again},

@@ -1,4 +1,4 @@
-"""How fast this machine is, measured in a second or two, and what a step takes at that speed."""
+"""Measures this machine's speed in a second or two, and estimates the time of a step from it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ import torch
 from fastkd.trainer.estimate.step import Step
 
 SECONDS = 0.4
-# Around the sum of arithmetic, memory traffic and calls: kernels overlap on some machines, wait on others.
+# Limits of the range, as factors of the sum of arithmetic, memory traffic and calls: kernels overlap on some
+# machines and wait on others.
 FASTER, SLOWER = 0.5, 2.5
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Attributes: floating-point operations a second in matrix products, bytes a second copied (each way
-    counted), seconds of an operator that has almost nothing to do.
+    """The speed of this machine.
+
+    Attributes:
+        flops: floating-point operations per second in matrix products.
+        bandwidth: bytes per second of a copy, where bytes read and bytes written both count.
+        call: seconds of an operator call with almost no work.
     """
 
     flops: float
@@ -42,7 +47,7 @@ def measure(device: torch.device, dtype: torch.dtype, rows: int, width: int) -> 
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the least of several rounds."""
+    """Seconds of one call: the least of several rounds, each a mean over its calls."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -65,10 +70,13 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def seconds_per_step(step: Step, micro_batches: int, machine: Machine) -> tuple[float, float]:
-    """A range for one optimizer step: arithmetic, memory traffic and calls one after another, and around
-    that as much as machines differ.
+    """The lowest and highest estimate for one optimizer step.
+
+    The sum of arithmetic, memory traffic and calls is multiplied by ``FASTER`` for the lowest and by
+    ``SLOWER`` for the highest.
     """
-    update = 7 * 4 * step.trained / machine.bandwidth  # weights, gradients and two moments, read and written
+    # Seven float32 per parameter: weights and two moments are read and written, gradients are read.
+    update = 7 * 4 * step.trained / machine.bandwidth
     micro = step.flops / machine.flops + 3 * step.written / machine.bandwidth + step.operators * machine.call
     sum_of_all = micro_batches * micro + update
     return FASTER * sum_of_all, SLOWER * sum_of_all

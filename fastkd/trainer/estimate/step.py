@@ -1,4 +1,4 @@
-"""A training step run on tensors without data: what it holds at its peak, and how much it computes."""
+"""Runs a training step on fake tensors, which hold no data, to count its peak memory and its arithmetic."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch: rows, and tokens in each (``target`` of the decoder, where there is one)."""
+    """A batch: rows, tokens per row (``length``), and tokens per row in the decoder, if any (``target``)."""
 
     rows: int
     length: int
@@ -36,21 +36,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """What one process needs for one optimizer step.
+    """Memory and arithmetic of one optimizer step in one process.
 
     Attributes:
-        phases: at the peak of each phase, bytes by what holds them.
+        phases: for each phase, the bytes at its peak by what holds them.
         flops: floating-point operations of one micro-batch, forward and backward, the teacher included.
         operators, written: operator calls of one micro-batch, and bytes of their results.
-        parameters, trained: of the student: all, and those that learn.
-        teacher_parameters: 0 without a teacher of its own.
+        parameters, trained: numbers of the student's parameters, and of those that are trained.
+        teacher_parameters: number of the teacher's parameters; 0 where it has no model of its own.
         columns: width of the student's logits.
         hidden: width of the student's hidden states.
-        teacher_columns: width of the teacher's logits; 0 without one.
-        teacher_hidden, teacher_itemsize: width of the teacher's hidden states (0 where it has no vocabulary)
-            and bytes of one number of them.
-        head: why the loss goes through logits; None where it does not.
-        optim: the optimizer.
+        teacher_columns: width of the teacher's logits; 0 without a teacher.
+        teacher_hidden, teacher_itemsize: width of the teacher's hidden states (0 without a teacher model, and
+            for a classifier) and bytes of one of their elements.
+        head: why the loss needs whole logits; None where the loss is fused with the heads.
+        optim: name of the optimizer.
         reason: why activations are not counted; None where they are.
     """
 
@@ -72,7 +72,7 @@ class Step:
 
     @property
     def phase(self) -> str:
-        """The phase that needs most."""
+        """The phase that needs the most memory."""
         return max(self.phases, key=lambda name: self.phases[name].total())
 
     @property
@@ -84,22 +84,24 @@ class Step:
 def run_step(
     args: DistillationConfig, train: Shape, held_out: Shape | None = None, processes: int = 1
 ) -> Step:
-    """Run an optimizer step, and an evaluation batch where there is one, and count.
+    """Run an optimizer step, and an evaluation batch where there is evaluation data, and count.
 
-    Nothing is computed and no weights are read: the operators only work out shapes. Operators are the
-    machine's own (of attention, for example), so the count follows every setting that the model follows.
+    Nothing is computed and no weights are read: the operators only work out shapes. The model's own code
+    chooses its operators (for attention, for example) as in a real run, so the count reflects every setting
+    that the model reads.
 
     Args:
         args: the configuration.
         train, held_out: the batches of one process.
-        processes: with ``fsdp`` they share parameters, gradients and optimizer state, and one layer at a
-            time is whole; otherwise each holds all, and gradients once more in the buckets of DDP.
+        processes: number of processes. With ``fsdp`` each holds a shard of parameters, gradients and
+            optimizer state, and one whole layer at a time; otherwise each holds all of them, and the
+            gradients a second time in the buckets of DDP.
 
-    Of a model whose code decides by the data only weights, gradients and optimizer state are counted, and
-    ``reason`` is set.
+    If the model's code cannot run without data (it branches on values, say), only weights, gradients and
+    optimizer state are counted, and the result's ``reason`` is set.
 
     Raises:
-        ValueError: a model or a setting that does not fit.
+        ValueError: a model or a setting does not fit.
     """
     device = torch.device(args.device.type)
     moved = mock.patch.object(nn.Module, "_apply", _apply)
@@ -109,14 +111,14 @@ def run_step(
             return run.step(train, held_out)
         except ValueError:
             raise
-        except Exception as error:  # whatever a model's code may do with tensors that hold no data
+        except Exception as error:  # a model's code may raise any error on fake tensors
             first = (str(error).strip().splitlines() or [""])[0]
             return run.weights_alone(f"{type(error).__name__}: {first[:200]}")
 
 
 def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """``Module._apply`` that puts new parameters in the place of the old ones. The original swaps their
-    insides, which tensors without data refuse.
+    """Replaces ``Module._apply``: puts new parameters in the place of the old ones. The original exchanges
+    the contents of the existing parameters, which fake tensors do not support.
     """
     made: dict[int, nn.Parameter] = {}
     for part in module.modules() if recurse else [module]:
@@ -169,7 +171,7 @@ class _Run:
         args, meter, sides = self.args, self.meter, self.sides
         shares = self.shards
         meter.name([*sides.student.parameters(), *sides.student.buffers()], "student weights", shares)
-        if shares > 1:  # the largest layer is whole while it runs
+        if shares > 1:  # a layer is gathered whole while it runs: counts the largest
             meter.live["student weights"] += max(map(_weight_bytes, _layers(sides.student)), default=0)
         meter.name(sides.teacher_weights, "teacher weights")
         raw = sum(t.numel() * t.element_size() for t in {id(t): t for t in sides.teacher_weights}.values())
@@ -178,10 +180,10 @@ class _Run:
             p.register_post_accumulate_grad_hook(lambda p: meter.name([p.grad], "gradients", shares))
         optim = self.optim
         meter.live["optimizer state"] += optimizer_bytes(optim, args.optim_args, self.trained) // shares
-        if self.processes > shares:  # the buckets of DDP
+        if self.processes > shares:  # DDP copies the gradients to its buckets
             meter.live["gradients"] += _bytes(self.trained)
         with meter:
-            # With accumulation, the second micro-batch finds the gradients of the first.
+            # With accumulation, a second micro-batch runs while the gradients of the first are alive.
             for _ in range(min(2, args.gradient_accumulation_steps)):
                 before = meter.flops, meter.operators, meter.written
                 self._backward(self._batch(train, "train"))
@@ -200,7 +202,7 @@ class _Run:
         return self._found(phases, *(b - a for a, b in zip(before, after, strict=True)))
 
     def weights_alone(self, reason: str) -> Step:
-        """What is known without running the models."""
+        """The result without running the models: weights, gradients and optimizer state."""
         weights = _bytes([*self.sides.student.parameters(), *self.sides.student.buffers()])
         phase = Counter(
             {
@@ -263,7 +265,7 @@ class _Run:
 
 
 class _Labelled:
-    """A teacher whose activations are counted apart."""
+    """Wraps a teacher, so that its activations have a label of their own."""
 
     def __init__(self, teacher: Any, meter: Meter) -> None:
         self.teacher, self.meter = teacher, meter
@@ -277,7 +279,7 @@ class _Labelled:
 
 
 def key_value_bytes(config: Any, tokens: int, itemsize: int = 4) -> int:
-    """Of the keys and values that generation keeps of ``tokens`` tokens, over all layers."""
+    """Bytes of the keys and values that generation keeps for ``tokens`` tokens, over all layers."""
     config = config.get_text_config(decoder=True)
 
     def number(name: str, otherwise: int) -> int:
@@ -290,7 +292,7 @@ def key_value_bytes(config: Any, tokens: int, itemsize: int = 4) -> int:
 
 
 def checkpoints_activations(args: DistillationConfig) -> bool:
-    """``gradient_checkpointing``, which newer `transformers` call ``activation_checkpointing``."""
+    """Whether ``gradient_checkpointing`` is set (``activation_checkpointing`` in newer `transformers`)."""
     return bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
 
 

@@ -1,4 +1,4 @@
-"""An estimate as people read it."""
+"""Formats an estimate for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastkd.trainer.estimate import Estimate
 
 
 def text(found: Estimate, args: DistillationConfig) -> str:
-    """Aligned lines, the memory first."""
+    """The estimate as aligned lines, memory first."""
     step = found.step
     lines = [_title(found, args), "", *_aligned(_facts(found)), ""]
     if step.reason is not None:
@@ -111,7 +111,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Two digits of it, in the unit that fits."""
+    """A time to two digits, in the largest unit that fits."""
     for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= 1.5 * length:
             return (

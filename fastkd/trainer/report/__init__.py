@@ -1,4 +1,4 @@
-"""``report.json``, ``report.html`` and the table at the end of a run."""
+"""Writes ``report.json``, ``report.html`` and the table at the end of a run."""
 
 from fastkd.trainer.report.files import write
 from fastkd.trainer.report.live import Live

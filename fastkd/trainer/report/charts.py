@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: readable with three points or thirty thousand."""
+"""Draws line charts as inline SVG, readable with three points or thirty thousand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from html import escape
 
 Points = list[tuple[float, float]]
 
-# Points of a line that are drawn.
+# The most points that are drawn of a line.
 DRAWN = 200
 WIDTH, HEIGHT = 360.0, 208.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 10.0, 24.0, 32.0
-# A logarithmic axis from this ratio of the largest to the smallest value on.
+# The axis is logarithmic if the largest value is at least this many times the smallest.
 LOGARITHMIC_FROM = 12.0
 
 
@@ -22,10 +22,10 @@ class Line:
     """One series.
 
     Attributes:
-        label: in the legend.
-        role: its colour: student, control, teacher or other.
-        points: (step, value), steps rising; values that are not finite are left out of the drawing.
-        dashed: the secondary ones of a colour.
+        label: name in the legend.
+        role: decides the colour: student, control, teacher or other.
+        points: (step, value), steps rising; values that are not finite are not drawn.
+        dashed: marks a secondary line of the same colour.
     """
 
     label: str
@@ -36,14 +36,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure.
+    """One figure.
 
     Attributes:
-        title: what it shows.
-        axis: what the vertical axis counts.
-        lines: drawn in this order.
-        levels: (label, role, value) of constants.
-        percent: values are shares.
+        title: heading above the figure.
+        axis: label of the vertical axis.
+        lines: the lines, in drawing order.
+        levels: (label, role, value) of horizontal lines.
+        percent: whether values are fractions, to be shown in percent.
         may_be_log: whether a logarithmic axis makes sense.
     """
 
@@ -57,14 +57,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is drawn of a series: a line, and the (step, lowest, highest) of the band around it."""
+    """A series as it is drawn: a line, and the (step, lowest, highest) of the band around it."""
 
     points: Points
     band: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def downsample(points: Points, most: int = DRAWN) -> Drawn:
-    """Series of up to ``most`` points as they are; of longer ones the means of equal stretches.
+    """Reduces a series of more than ``most`` points to the means of ``most`` equal stretches.
 
     The band holds the lowest and highest value of each stretch, so that a spike of one step stays visible.
     """
@@ -128,7 +128,7 @@ def _band(line: Line, drawn: Drawn, across: _Axis, up: _Axis) -> str:
 def _drawn(line: Line, points: Points, across: _Axis, up: _Axis) -> str:
     places = [(across.place(x), up.place(y)) for x, y in points]
     kind = f"{line.role} dashed" if line.dashed else line.role
-    # The exact values, for the pointer.
+    # page.js shows the exact values at the pointer.
     exact = " ".join(f"{x:g},{y:.5g}" for x, y in points)
     made = f'<polyline class="line {kind}" data-points="{exact}" points="'
     made += " ".join(f"{x:.1f},{y:.1f}" for x, y in places) + '"/>'
@@ -179,13 +179,13 @@ def _short(value: float) -> str:
 
 
 class _Axis:
-    """Values to places on the paper.
+    """Maps values to coordinates in the SVG.
 
     Args:
         low, high: the range of the values.
-        begin, end: where the range is on the paper.
-        log: a logarithmic axis.
-        exact: begin at ``low`` and end at ``high``, rather than a little before and after.
+        begin, end: the coordinates of the two ends of the axis.
+        log: whether the axis is logarithmic.
+        exact: begin at ``low`` and end at ``high``, without a margin.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which curves a report draws, from the logs of its models."""
+"""Chooses the curves of a report from the logs of its models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from fastkd.trainer.report.tables import parts
 
 NAMES = {"teacher": "teacher", "student": "student", "model": "model", "control": "without teacher"}
 ROLES = {"teacher": "teacher", "student": "student", "model": "student", "control": "control"}
-# What has a chart of its own, or none; any other number that a step logs is a loss beside ours.
+# Logged numbers that have a chart of their own or get none. Any other number of a training step counts as a
+# matching loss.
 KNOWN = {
     "loss", "kd", "ce", "agreement", "accuracy", "student_entropy", "teacher_entropy", "learning_rate",
     "grad_norm", "epoch", "step", "perplexity", "teacher_perplexity", "teacher_ce", "teacher_accuracy",
@@ -20,7 +21,7 @@ KNOWN = {
 def charts(report: dict[str, Any]) -> list[Chart]:
     """All charts that have something to show."""
     histories = {name: part["history"] for name, part in parts(report).items() if part.get("history")}
-    # The demo's teacher saw other data, in other steps.
+    # The teacher's curve is left out: the demo's teacher trains on other data, for other steps.
     if len(histories) > 1:
         histories.pop("teacher", None)
     teacher = (report.get("teacher") or {}).get("eval") or {}
@@ -36,7 +37,7 @@ def charts(report: dict[str, Any]) -> list[Chart]:
         return [("teacher", "teacher", teacher[key])] if teacher.get(key) is not None else []
 
     entropies = lines("student_entropy")
-    for name in ("student", "control"):  # the same on both, but for dropped or resumed logs
+    for name in ("student", "control"):  # the two differ only where logs are missing or the run resumed
         if points := series(histories.get(name, []), "teacher_entropy"):
             entropies.append(Line("teacher", "teacher", points, dashed=True))
             break
@@ -64,7 +65,7 @@ def charts(report: dict[str, Any]) -> list[Chart]:
 
 
 def series(history: list[dict[str, Any]], key: str) -> Points:
-    """The values of one key by step; of several entries for a step, the last."""
+    """The values of one key by step; if a step has several entries, the last counts."""
     found = {
         entry["step"]: float(entry[key])
         for entry in history

@@ -1,4 +1,4 @@
-"""The files that a run leaves."""
+"""Writes the files of a report."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastkd.trainer.report.record import now
 
 
 def write(folder: Path, report: dict[str, Any], name: str = "report") -> Path:
-    """``NAME.json``, the same as a page in ``NAME.html``, and ``config.yaml``, which repeats the run.
+    """Write ``NAME.json``, the same content as a page in ``NAME.html``, and ``config.yaml`` to repeat a run.
 
-    Each is written whole or not at all.
+    Each file is written whole or not at all.
 
     Args:
-        folder: where to.
-        report: as :func:`fastkd.trainer.report.about` begins it; the time is added as ``written``.
-        name: of the files; the configuration of any other than ``report`` is called after it too.
+        folder: the directory of the files.
+        report: begins with :func:`fastkd.trainer.report.about`; this function adds the time as ``written``.
+        name: stem of the file names; for any other than ``report`` the configuration is ``NAME.config.yaml``.
 
     Returns:
         The JSON file's path.

@@ -14,9 +14,9 @@ class Live(TrainerCallback):
     """Writes the report at every evaluation and checkpoint, so that a run that is stopped leaves one too.
 
     Args:
-        folder: where the report is.
-        report: what is known so far; never changed.
-        name: the model that is trained now.
+        folder: directory of the report.
+        report: the report's content so far; this callback never changes it.
+        name: the report's name for the model that trains now.
     """
 
     def __init__(self, folder: Path, report: dict[str, Any], name: str) -> None:
@@ -30,7 +30,7 @@ class Live(TrainerCallback):
 
     def _write(self, state: Any) -> None:
         if not state.is_world_process_zero or state.global_step >= state.max_steps:
-            return  # others do not write; and the whole report comes at the end
+            return  # one process writes, and at the end the caller writes the whole report
         part = {"steps": state.global_step, "eval": {}, "history": state.log_history}
         where = {"title": self.name, "step": state.global_step, "of": state.max_steps}
         write(self.folder, {**self.report, self.name: part, "unfinished": where})

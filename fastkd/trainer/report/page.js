@@ -13,7 +13,7 @@ for (const button of document.querySelectorAll("button.copy")) {
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
 }
-// The values under the pointer, in the legend.
+// Shows the values at the pointer in the legend.
 for (const figure of document.querySelectorAll("figure")) {
   const svg = figure.querySelector("svg");
   const percent = figure.dataset.percent === "1";

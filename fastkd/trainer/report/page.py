@@ -1,4 +1,4 @@
-"""``report.html``: one file that needs nothing but a browser."""
+"""Makes ``report.html``, one file that needs nothing but a browser."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from fastkd.trainer.report.tables import (
 )
 from fastkd.trainer.report.verdict import verdict
 
-# Of a text that is shown; the JSON file has the whole.
+# Characters of a text that the page shows; the JSON file holds the whole text.
 LONGEST_TEXT = 1500
-# Classes up to which a confusion table is readable.
+# With more classes than this a confusion table is unreadable.
 MOST_CLASSES = 20
 TITLES = {"train": "Training", "distill": "Distillation", "evaluate": "Evaluation", "demo": "Demo"}
 
@@ -37,7 +37,7 @@ def page(report: dict[str, Any]) -> str:
     """The report as an HTML document: no script, font or image is loaded from anywhere.
 
     Args:
-        report: what the JSON file holds. Everything in it is treated as text.
+        report: the content of the JSON file. Everything in it is treated as text, never as HTML.
     """
     style = (files(__package__) / "page.css").read_text("utf-8")
     script = (files(__package__) / "page.js").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What a report says of how a run was made: settings, versions, the machine, and how to repeat it."""
+"""Records how a run was made: settings, versions, the machine, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def versions() -> dict[str, str]:
 
 
 def settings(args: DistillationConfig) -> dict[str, Any]:
-    """The fields that differ from those of an untouched configuration; never a token."""
+    """The fields that differ from their defaults, except tokens, passwords and secrets."""
     before = untouched(type(args))
     return {k: v for k, v in args.to_dict().items() if v != before[k] and not k.endswith(_HIDDEN)}
 
 
 def untouched(kind: type[DistillationConfig]) -> dict[str, Any]:
-    """The fields of a configuration that nobody has set."""
+    """The fields of a configuration in which nothing is set."""
 
     class Untouched(kind):  # type: ignore[valid-type, misc]
-        # A second configuration would set the process group up anew, as if it were the run's.
+        # The original property would set up the process group again, as if this configuration were the run's.
         _setup_devices = torch.device("cpu")
 
     found = Untouched().to_dict()
-    # What that would also have taken out.
+    # The original property would also have removed this entry.
     found["accelerator_config"].pop("use_configured_state", None)
     return found
 
 
 def configuration(args: DistillationConfig) -> dict[str, Any]:
-    """The fields that repeat the run: all of ours, and those of `transformers` that differ from their
-    defaults.
+    """The fields that repeat the run: all of fastkd's that are set, and those of `transformers` that differ
+    from their defaults.
     """
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     given = {field.name for field in dataclasses.fields(args) if field.init}
@@ -62,13 +62,13 @@ def configuration(args: DistillationConfig) -> dict[str, Any]:
 
 
 def defaults(args: DistillationConfig) -> dict[str, Any]:
-    """What :func:`settings` differ from."""
+    """The default values of the fields in :func:`settings`."""
     before = untouched(type(args))
     return {name: before[name] for name in settings(args)}
 
 
 def machine(args: DistillationConfig) -> dict[str, Any]:
-    """The device, the backend of the losses on it, and how many processes and threads took part."""
+    """The device, the losses' backend on it, and the number of processes and threads."""
     device = args.device.type
     name = torch.cuda.get_device_name(args.device) if device == "cuda" else platform.processor() or device
     return {
@@ -81,7 +81,7 @@ def machine(args: DistillationConfig) -> dict[str, Any]:
 
 
 def backend(device: str) -> str:
-    """The first backend that runs on a device, which is the one that is chosen."""
+    """The backend that the losses use on a device: the first that is available."""
     available = [name for name, state in fastkd.available_backends().items() if state == "available"]
     named = (name.partition(":") for name in available)
     return next((name for name, _, where in named if where.endswith(device)), "reference")
@@ -107,7 +107,9 @@ def now() -> str:
 
 
 def repeat(command: str, output_dir: str, processes: int) -> str:
-    """The command as it was typed; where there was none, the one that reads the report's configuration."""
+    """The command as it was typed, with tokens hidden; if the run did not start from the command line, the
+    command that reads the report's configuration.
+    """
     if sys.argv[1:2] != [command]:
         return shlex.join(["fastkd", command, os.path.join(output_dir, "config.yaml")])
     typed: list[str] = []

@@ -1,4 +1,4 @@
-"""The tables of a report: the same numbers, in the same forms, on the terminal and on the page."""
+"""Makes the tables of a report, with the same numbers and formats on the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WRITING: tuple[Column, ...] = (
     ("hit_limit", "at limit", "{:.1%}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
 )
-# The models that a report may speak of, in this order.
+# The models that a report may contain, in display order.
 MODELS = ("teacher", "student", "model", "control")
 DECODINGS = ("greedy", "beam")
 
@@ -58,7 +58,7 @@ def rows(report: dict[str, Any]) -> Rows:
 
 
 def writing_rows(report: dict[str, Any]) -> Rows:
-    """Models and how they wrote as rows of :data:`WRITING`."""
+    """The models, once for each way of decoding, as rows of :data:`WRITING`."""
     found = {}
     for name, part in parts(report).items():
         for how in DECODINGS:
@@ -69,11 +69,11 @@ def writing_rows(report: dict[str, Any]) -> Rows:
 
 
 def teacher_part(scores: dict[str, float], parameters: int | None = None) -> dict[str, Any]:
-    """The teacher's part of a report, from what a student's evaluation measured of it.
+    """The teacher's part of a report, from the teacher's scores in a student's evaluation.
 
     Args:
-        scores: with or without the ``eval_`` of `transformers`.
-        parameters: how many; None where the teacher was never loaded.
+        scores: the evaluation's scores; names may have the prefix ``eval_`` of `transformers`.
+        parameters: number of the teacher's parameters; None where the teacher was never loaded.
     """
     known = {name.removeprefix("eval_"): value for name, value in scores.items()}
     names = {
@@ -87,7 +87,7 @@ def teacher_part(scores: dict[str, float], parameters: int | None = None) -> dic
 
 
 def cells(rows: Rows, columns: Sequence[Column] = COLUMNS) -> list[list[str]]:
-    """The table as text, its headings first; a column that no row fills is left out."""
+    """The table as text, headings first; a column without values is left out."""
     shown = [column for column in columns if any(row.get(column[0]) is not None for row in rows.values())]
     found = [["", *(heading for _, heading, _ in shown)]]
     for name, row in rows.items():

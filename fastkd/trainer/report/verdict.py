@@ -1,4 +1,4 @@
-"""What a run showed, in a sentence."""
+"""States the result of a run in a sentence."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from fastkd.trainer.report.tables import Rows, parts, rows
 
-# Relative differences below this are not called better or worse.
+# Smaller relative differences count as equal.
 LEVEL = 0.005
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """The student against the control and the teacher, by the figure that says most about the task."""
+    """Compares the student with the control and the teacher, by the figure that fits the task best."""
     table = rows(report)
     name = next((name for name in ("student", "model") if name in table), None)
     if name is None:
@@ -73,7 +73,7 @@ def _texts(row: dict[str, Any]) -> int:
 
 
 def _by_chance(one: float, other: float, count: int) -> float:
-    """Two standard errors of the difference of two shares of ``count`` texts."""
+    """Two standard errors of the difference between two accuracies on ``count`` texts each."""
     return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / count)
 
 
