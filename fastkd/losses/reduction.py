@@ -45,7 +45,7 @@ def row_scale(
         if labels is not None:
             scale = torch.where(labels.reshape(tokens) != ignore_index, scale, 0.0)
     elif labels is not None:
-        scale = (labels.reshape(tokens) != ignore_index).to(dtype)
+        scale = ((labels if labels.dim() == 1 else labels.reshape(tokens)) != ignore_index).to(dtype)
     else:
         scale = torch.ones(tokens, dtype=dtype, device=student.device)
     if reduction == "batchmean":
@@ -54,7 +54,7 @@ def row_scale(
         return scale
     # With nothing to average the loss is 0, not 0 / 0.
     if num_items is None and not weighted:
-        return scale / (max(tokens, 1) if labels is None else scale.sum().clamp(min=1))
+        return scale.div_(max(tokens, 1) if labels is None else scale.sum().clamp_(min=1))
     if isinstance(num_items, Tensor) or num_items is None:
         # num_items may be on the CPU while logits are on a GPU: a 0-d factor needs no copy.
         total = scale.sum() if num_items is None else num_items.to(dtype)
