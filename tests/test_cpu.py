@@ -1,4 +1,4 @@
-"""What is particular to the CPU kernels: instruction sets, threads, forks, huge offsets."""
+"""Test the particulars of the CPU kernels: instruction sets, threads, forks, huge offsets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a wrong call says, before any memory is touched."""
+"""Check the errors that wrong calls raise before they change any memory."""
 
 from __future__ import annotations
 

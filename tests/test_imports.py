@@ -1,4 +1,4 @@
-"""``import fastkd`` in a fresh process: whatever Triton there is, and whichever module is asked for first."""
+"""``import fastkd`` works in a fresh process with any Triton or none, and whichever module comes first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 REPORT = "import fastkd, json; print(json.dumps(fastkd.available_backends()))"
-# As if Triton were older than 3.4.
+# Code that makes Triton look older than 3.4.
 OLD = (
     "import triton, triton.language as tl\n"
     "for module in (triton, tl):\n"
@@ -54,7 +54,7 @@ def test_with_an_old_triton() -> None:
 def test_an_interpreter_that_numpy_has_left_behind(
     triton: str, numpy: str, interpret: str, missing: bool
 ) -> None:
-    pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)  # too old a Triton
+    pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)  # fails if Triton is too old
     versions = f"import triton, numpy; triton.__version__, numpy.__version__ = {triton!r}, {numpy!r}\n"
     found = report(versions, TRITON_INTERPRET=interpret)["triton:cpu"]
     if missing:
