@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Relative error allowed for a gradient of each dtype: it is computed in float32 and rounded once to its dtype.
+# Relative error allowed for a gradient of each dtype; it is computed in float32 and rounded once.
 ROUNDING = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 2.5e-3, torch.float16: 6e-4}
 
 

@@ -1,4 +1,4 @@
-"""List the CUDA translation units of the CMake build: ``instance.cu`` is one for each divergence of ``list.h``."""
+"""List the CUDA files as CMake compiles them: ``instance.cu`` once for each divergence of ``list.h``."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 fastkd's operators run on fake tensors, which hold no data but claim a CUDA device. An operation that would
 make the host wait for the GPU, or move data between host and device memory, raises ``Refused``.
 
-Kernel launches are recorded instead of made. Autograd is bypassed, since it would need the device: the losses'
-autograd functions are called directly, as autograd would call them.
+Kernel launches are recorded instead of made. Autograd is bypassed, since it would need the device: the
+losses' autograd functions are called directly, as autograd would call them.
 """
 
 from __future__ import annotations

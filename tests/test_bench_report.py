@@ -1,4 +1,4 @@
-"""What the benchmark's table must not say: a ratio from a busy machine, or a speed for a wrong answer."""
+"""Test that the benchmark's table gives no ratio from a busy machine, and no speed for a wrong result."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_wrong_peer_gets_its_error_instead_of_a_ratio() -> None:
     whole = text(entry("fastkd native", 20.0, (10.0, 10.0)), peer)
     assert "wrong (3e-01)" in whole
     assert "15.0x" not in whole
-    assert "the gradient by 3.1e-01" in whole  # below, in a sentence
+    assert "the gradient by 3.1e-01" in whole  # in a sentence below the table
 
 
 def test_backends_are_rows_of_their_own_and_like_is_compared_with_like() -> None:

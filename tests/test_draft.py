@@ -65,7 +65,7 @@ def test_tiny_acceptances(target: Target, nats: float) -> None:
 
 
 def test_no_step_where_rows_become_distant(target: Target) -> None:
-    """Around an acceptance rate of 1/8, where the kernels switch between two forms of the loss, both are right."""
+    """Both forms of the loss are right around an acceptance rate of 1/8, where the kernels switch forms."""
     gaps = torch.linspace(2.3, 3.1, 9)
     s, t = torch.zeros(9, 40), torch.zeros(9, 40)
     s[:, :20], t[:, 20:] = gaps[:, None], gaps[:, None]
@@ -192,8 +192,8 @@ def test_gradients_pass_gradcheck(divergence: str) -> None:
     def loss(s: Tensor, t: Tensor) -> Tensor:
         return fastkd.kd_loss(s, t, divergence=divergence, reduction="none", backend="reference", **fixed)
 
-    # The gradient takes kl_tvd's weight as a constant, but numerical differences see it change. At beta = 0 it
-    # is constant.
+    # The gradient takes kl_tvd's weight as a constant, but numerical differences see it change. At beta = 0
+    # it is constant.
     fixed: dict[str, float] = {"beta": 0.0} if divergence == "kl_tvd" else {}
     check: Callable[..., bool] = torch.autograd.gradcheck
     for nats in (0.5, 6.0):

@@ -1,7 +1,7 @@
 """Test float16: no representable gradient is lost or infinite, and mixed-precision training matches float32.
 
-A float16 number is at most 65,504, and it loses digits below 6e-5. A gradient over a vocabulary that is divided
-by the number of tokens and multiplied by a GradScaler's 65,536 passes through that whole range.
+A float16 number is at most 65,504, and it loses digits below 6e-5. A gradient over a vocabulary that is
+divided by the number of tokens and multiplied by a GradScaler's 65,536 passes through that whole range.
 """
 
 from __future__ import annotations

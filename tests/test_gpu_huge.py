@@ -32,8 +32,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Target]:
 
 @pytest.fixture(autouse=True)
 def as_allocated() -> None:
-    """Do not fill fresh tensors with NaN as the other tests do: it would double the traffic, and these tests
-    need no such check."""
+    """Do not fill fresh tensors with NaN as the other tests do: it would double the memory traffic and reveal
+    nothing more."""
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 

@@ -1,4 +1,4 @@
-"""``return_metrics``: the same loss, and means over the valid tokens that a plain computation confirms."""
+"""Test ``return_metrics``: the loss is the same, and the means over valid tokens match plain torch."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_what_a_call_lacks_is_nan(target: Target) -> None:
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "decoupled"])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_divergence_without_a_share_is_measured(target: Target, divergence: str, inplace: bool) -> None:
-    """Loss and gradient at kd_ratio=0 are the cross-entropy's, even where the divergence is infinite."""
+    """At kd_ratio=0 the divergence is measured, but loss and gradient are the cross-entropy's, even where the
+    divergence is infinite."""
     x, t = torch.randn(4, 50, device=target.device).requires_grad_(), torch.randn(4, 50, device=target.device)
     labels = torch.randint(0, 50, (4,), device=target.device)
     options = {"kd_ratio": 0.0, "divergence": divergence, "temperature": 3.0}
@@ -137,7 +138,7 @@ def test_sparse_teachers(target: Target, tail: str) -> None:
 
 
 def test_the_entropy_of_a_cold_sparse_teacher(target: Target) -> None:
-    """At a hundredth of the temperature no entry's exponential is more than 0 by itself."""
+    """At temperature 0.01 each entry's exponential underflows unless the maximum is subtracted first."""
     s = torch.randn(2, 40, device=target.device)
     indices = torch.tensor([[3, 9, 20], [0, 1, 39]], device=target.device)
     logprobs = torch.tensor([[-9.0, -9.01, -11.0], [-8.0, -8.02, -8.03]], device=target.device)
@@ -162,7 +163,8 @@ def test_under_compile() -> None:
 
 
 def test_the_first_of_equal_logits_leads(target: Target) -> None:
-    """Also where the label, which the decoupled divergence takes apart, is among them."""
+    """Of equal logits the first counts as the largest, also if one of them is the label, which the decoupled
+    divergence handles separately."""
     s, t = torch.zeros(3, 40, device=target.device), torch.zeros(3, 40, device=target.device)
     s[:, [5, 9]], t[:, 5] = 3.0, 3.0
     labels = torch.tensor([5, 9, 1], device=target.device)

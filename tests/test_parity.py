@@ -196,7 +196,8 @@ def test_strides(target: Target, view: str, dtype: torch.dtype) -> None:
 def _spread(x: Tensor) -> Tensor:
     """The same numbers with columns a little more than 2^30 elements apart; the pages in between stay unused.
 
-    Kernels count columns from a 16-byte boundary, and rows of an odd width begin at various distances from one.
+    Kernels count columns from a 16-byte boundary, and rows of an odd width begin at various distances from
+    one.
     """
     return torch.empty_strided(x.shape, (1, 9, 2**30 + 1), dtype=x.dtype).copy_(x)
 

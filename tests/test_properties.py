@@ -1,11 +1,11 @@
 """Compare random calls with the oracle: shapes, strides, dtypes, temperatures, masks, options and magnitudes.
 
 The error allowed in a result follows from the magnitudes of the terms that are added up in it. Let u be the
-unit roundoff of the arithmetic (2^-24, or 2^-53 for float64). An exponent ``s / T - logsumexp(s / T)`` is then
-known within a few u times M = max|s| / T + max|t| / T_t + log V + 1, because each of its terms is rounded.
-Each term of a formula is off by a few u M times its magnitude, and a sum is off by the sum of these errors. A
-gradient is rounded once more to its dtype. ``magnitudes`` lists the terms of each divergence; "a few" is K for
-one element and K_SUM for a sum.
+unit roundoff of the arithmetic (2^-24, or 2^-53 for float64). An exponent ``s / T - logsumexp(s / T)`` is
+then known within a few u times M = max|s| / T + max|t| / T_t + log V + 1, because each of its terms is
+rounded. Each term of a formula is off by a few u M times its magnitude, and a sum is off by the sum of these
+errors. A gradient is rounded once more to its dtype. ``magnitudes`` lists the terms of each divergence; "a
+few" is K for one element and K_SUM for a sum.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Test sparse teachers: the three tails against the oracle, in both losses, and the calls that are refused."""
+"""Test sparse teachers: the three tails against the oracle, in both losses, and refused calls."""
 
 from __future__ import annotations
 
