@@ -43,7 +43,7 @@ ONE = ["--op", "kd_loss", "--vocab", "40", "--dtype", "float32", "--divergence",
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no memory in processes of their own, make few calls, draw no pictures: times do not matter here."""
+    """Start no processes to measure memory, make few calls, draw no pictures: times do not matter here."""
     monkeypatch.setattr(memory, "peak_extra_in_child", lambda route, case: 5 * case.logits_bytes)
     monkeypatch.setattr(devices, "MOST_CALLS", 4)
     monkeypatch.setattr(devices, "MOST_SETS", 2)
@@ -330,7 +330,7 @@ def test_the_oracle_is_that_of_the_tests(name: str) -> None:
 
 
 def test_what_rounding_decides_is_no_error() -> None:
-    """Where p and q are nearly equal, rounding decides the sign in the gradient of |p - q|; either is right."""
+    """Where p and q are nearly equal, rounding decides the sign of the gradient of |p - q|; both pass."""
     case = Case(3000, 4, "float32", divergence="tvd", kd_ratio=1)
     problem = make_problem(case)
     with torch.no_grad():

@@ -73,8 +73,8 @@ def test_constant_between_unlike_sides(target: Target, divergence: str) -> None:
     s = t + (torch.randn_like(t) * 8).round() / 512
     options = {"divergence": divergence, "temperature": 2.0, "kd_ratio": 0.5}
     expected = _exact(s, t, **options)
-    # Triton's exponents of 2 leave room for a maximum that is 24 larger, so they are rounded at that size. The
-    # error is 4e-7 of a probability, while log-ratios are 0.008. It is as large without the constant.
+    # Triton's exponents of 2 leave room for a maximum that is 24 larger, so they are rounded at that size.
+    # The error is 4e-7 of a probability, while log-ratios are 0.008. It is as large without the constant.
     bound = 1e-4 if target.backend == "triton" else 5e-5
     for shift in (64.0, -512.0):
         for found, exact in zip(_run(target, s + shift, t, **options), expected, strict=True):

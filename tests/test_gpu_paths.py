@@ -141,7 +141,7 @@ def test_dtypes_and_a_teachers_gradient(dtype: torch.dtype, keep: bool) -> None:
         dense(watch, given.logits.requires_grad_(), given, kd_ratio=0.5, z_loss=1e-3)
         linear(watch, given.logits, given, kd_ratio=0.5, z_loss=1e-3, chunk_size=3)
         launches_are_placed(watch)
-        # For a second backward the gradients stay stored and are returned as copies; float16 ones are not stored.
+        # A second backward needs the stored gradients, so copies are returned. float16 ones are not stored.
         gradient = given.student.untyped_storage().nbytes()
         assert watch.seen.made.count(gradient) == (6 if keep and dtype != torch.float16 else 3)
 

@@ -163,7 +163,7 @@ def test_under_compile() -> None:
 
 
 def test_the_first_of_equal_logits_leads(target: Target) -> None:
-    """Of equal logits the first counts as the largest, also if one of them is the label, which the decoupled
+    """The first of equal logits counts as the largest, also if one of them is the label, which the decoupled
     divergence handles separately."""
     s, t = torch.zeros(3, 40, device=target.device), torch.zeros(3, 40, device=target.device)
     s[:, [5, 9]], t[:, 5] = 3.0, 3.0

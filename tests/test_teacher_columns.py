@@ -95,7 +95,7 @@ def test_acceptance_is_the_true_one(target: Target) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_heads(target: Target, tail: str, reduction: str, chunk_size: int | None) -> None:
-    """Student and teacher may each be given as logits or hidden states; all four calls agree, with softcaps."""
+    """Student and teacher may each be given as logits or as hidden states with a softcap; all four agree."""
     _, _, labels, columns = make(target)
     sides = [torch.randn(2, 3, 8), torch.randn(STUDENT, 8), torch.randn(2, 3, 12), torch.randn(TEACHER, 12)]
     sides = [x.to(target.device) for x in sides]

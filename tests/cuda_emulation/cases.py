@@ -173,8 +173,8 @@ def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
 
 
 def test_rows_that_no_cluster_takes() -> None:
-    """The cluster kernel must not be used if the sides' 16-byte boundaries differ, if columns are strided, or
-    if there are more columns than 16 blocks hold."""
+    """The cluster kernel refuses sides whose 16-byte boundaries differ, strided columns, and more columns
+    than 16 blocks hold; if it is not forced, another kernel runs such calls."""
     wide = logits(1, 500_000, torch.float32)
     calls = [
         (logits(2, 50, torch.float32), logits(2, 50, torch.float32, 1)),
@@ -311,8 +311,8 @@ def test_distant_rows_and_extreme_temperatures(divergence: Named, shift: float, 
     KERNEL.rows(call)
     found = results(call)
     torch.testing.assert_close(found[0].double(), expected[0], rtol=2e-4, atol=1e-5)
-    # The rounding of log-ratios, which are as large as the logits' difference over T. A gradient divides it by
-    # T once more.
+    # The rounding of log-ratios, which are as large as the logits' difference over T. A gradient divides it
+    # by T once more.
     noise = 2e-7 * float((s - t).abs().amax()) / temperature**2
     for ours, exact in zip(found[1:], expected[1:], strict=True):
         assert (ours.double() - exact).norm() <= 2e-4 * exact.norm() + noise
@@ -321,7 +321,7 @@ def test_distant_rows_and_extreme_temperatures(divergence: Named, shift: float, 
 @pytest.mark.parametrize("divergence", [d for d in NAMED + OTHERS if d[0] in DISTANT], ids=str)
 @pytest.mark.parametrize("metrics", [False, True])
 def test_rows_without_common_ground(divergence: Named, metrics: bool) -> None:
-    """Each side's likely columns are 400 nats lower on the other side, so that min(p, q) underflows float32."""
+    """Each side's likely columns are 400 nats lower on the other side, so min(p, q) underflows float32."""
     s, t = logits(2, 900, torch.float32, scale=1.0), logits(2, 900, torch.float32, scale=1.0)
     s[..., :450] += 400
     t[..., 450:] += 400

@@ -1,4 +1,4 @@
-"""From files to batches: nothing dropped in silence, every mistake named."""
+"""Test the way from files to batches: nothing is dropped without a message, and every mistake is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EOS = 256
 
 @pytest.fixture
 def tokenizer() -> Any:
-    """One token per byte, and an end-of-text."""
+    """A tokenizer with one token per byte, and an end-of-text token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate(alphabet)} | {"<|endoftext|>": EOS}
     bytes_only = Tokenizer(models.BPE(vocabulary, []))
