@@ -1,4 +1,4 @@
-"""Train a few steps with matches, half of them on-policy; test_on_policy.py runs this, also under torchrun."""
+"""Train a few steps with matches, half of them on-policy; test_on_policy.py runs this also under torchrun."""
 
 from __future__ import annotations
 
