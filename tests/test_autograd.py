@@ -211,6 +211,7 @@ def packed(spec: LossSpec) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("changing", [False, True])
 def test_a_spec_arrives_as_it_was_sent(changing: bool) -> None:
+    """A LossSpec survives being packed into an operator's arguments and unpacked again."""
     spec = LossSpec("jsd", *(0.1 * i for i in range(1, 10)), -7, 12)
     numbers = torch.tensor(numbers_of(spec), dtype=torch.float64) if changing else None
     assert spec_of(names_of(spec), () if changing else numbers_of(spec), numbers) == spec

@@ -254,6 +254,8 @@ def test_a_wrong_part_is_not_hidden_by_the_labels_gradient() -> None:
 def test_a_failing_call_of_ours_is_an_error_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """An exception in fastkd's own call ends the benchmark with exit status 1."""
+
     def fails(problem: Problem, backend: str | None = None) -> Tensor:
         raise RuntimeError("no kernel")
 
@@ -299,6 +301,8 @@ def test_a_case_that_does_not_fit_says_so(
 def test_where_memory_cannot_be_measured_the_time_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """If the peak of memory cannot be measured, the entry still has its time."""
+
     def elsewhere(route: str, case: Case) -> int:
         raise RuntimeError("the peak of memory on a CPU needs Linux")
 
@@ -376,6 +380,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.op}-{c.dtype}-{c.divergence}-{c.kd_ratio:g}")
 def test_the_tolerance_tells_rounding_from_another_quantity(case: Case) -> None:
+    """Right results pass the tolerance; another divergence or another kd_ratio does not."""
     problem = make_problem(case)
     right, allowed = oracle.answer(problem), oracle.tolerance(case, ours=False)
 
@@ -529,6 +534,7 @@ def test_inputs_together_exceed_the_cache_several_times() -> None:
 
 
 def test_the_floor_behind_heads_is_the_products_alone() -> None:
+    """The floor of a linear loss is its matrix products: four with a teacher, three without."""
     torch.manual_seed(0)
     case = Case(30, 5, "float32", student_width=4, teacher_width=8)
     problem = make_problem(case)
@@ -797,6 +803,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 
 def test_events_stand_around_each_call_and_inputs_take_turns(gpu: FakeGpu) -> None:
+    """Each call is timed by an event before it and one after it, and the sets of inputs are used in turn."""
     calls = [lambda i=i: Event.log.append(f"call {i}") for i in range(3)]
     seconds = gpu.clock(calls, 4)
     assert seconds == [2.0] * 4  # only the call is logged between the two events

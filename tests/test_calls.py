@@ -136,6 +136,7 @@ def test_a_number_of_items_under_another_default_device() -> None:
 @pytest.mark.parametrize("what", ["temperature", "kd_ratio", "num_items"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_numbers_that_change_need_one_graph_more(what: str, fused: bool) -> None:
+    """When a number changes between calls, torch.compile compiles one more graph, not one for each value."""
     from fastkd.losses.request import TELLS_CHANGING_NUMBERS
 
     if not TELLS_CHANGING_NUMBERS and what != "num_items":

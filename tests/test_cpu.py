@@ -182,6 +182,7 @@ def test_logits_too_large_for_the_short_exponential(isa: str, divergence: str) -
 def test_what_no_block_takes_spoils_its_row_alone(
     isa: str, dtype: torch.dtype, side: int, number: float
 ) -> None:
+    """NaN or +inf in a logit makes only its own row NaN."""
     rows = _with_an_event("nothing", dtype)
     clean, _, _ = _both_gradients(*rows, False)
     rows[side][0, 3000] = number
@@ -194,6 +195,7 @@ def test_what_no_block_takes_spoils_its_row_alone(
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger"])
 def test_rows_too_long_to_keep(divergence: str) -> None:
+    """Rows too long to keep the first sweep's exponentials give the right result."""
     s = torch.randn(1, 530_001)
     t = s + 0.3 * torch.randn_like(s)
     expected, by_s, _ = reference_gradients(s, t, reduction="none", divergence=divergence)

@@ -162,6 +162,7 @@ def test_kl_tvd_is_the_hybrid(target: Target, beta: float | None) -> None:
 
 @pytest.mark.parametrize(("beta", "limit"), [(0.0, "forward_kl"), (1e6, "tvd")])
 def test_ends_of_the_hybrid(target: Target, beta: float, limit: str) -> None:
+    """kl_tvd is the forward KL at beta=0, and TVD for a very large beta."""
     s, t = torch.randn(4, 200), torch.randn(4, 200)
     for ours, end in zip(
         run(target, s, t, divergence="kl_tvd", beta=beta), run(target, s, t, divergence=limit), strict=True

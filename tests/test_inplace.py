@@ -16,6 +16,7 @@ from fastkd.divergences import DIVERGENCES
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_equals_the_copy(target: Target, divergence: str, dtype: torch.dtype) -> None:
+    """inplace=True gives the oracle's loss and gradients, and the logits' memory is reused."""
     x = torch.randn(2, 3, 1500, device=target.device).to(dtype).requires_grad_()
     t = torch.randn(2, 3, 1500, device=target.device).to(dtype).requires_grad_()
     labels = torch.randint(0, 1500, (2, 3), device=target.device)

@@ -172,6 +172,7 @@ def test_make_gpu_runs_every_file_with_cases_for_a_gpu() -> None:
     ],
 )
 def test_each_rule_bites(rule: Rule, path: str, text: str) -> None:
+    """Each rule finds the violation in a snippet that breaks it."""
     assert list(rule(path, text))
 
 

@@ -197,6 +197,7 @@ def test_cross_entropy_alone_needs_no_teacher_logits() -> None:
 
 
 def test_only_the_wanted_gradients() -> None:
+    """Inputs that do not require a gradient get none."""
     heads = Heads()
     for x in (heads.s[1], heads.s[2], *heads.t):
         x.requires_grad_(False)
@@ -212,6 +213,7 @@ def test_no_tokens() -> None:
 
 
 def test_modules_are_the_functions() -> None:
+    """The modules give the same losses as the functions with the same options."""
     s, t, y = torch.randn(4, 9), torch.randn(4, 9), torch.randint(0, 9, (4,))
     module = fastkd.KDLoss(kd_ratio=0.5, temperature=2.0)
     assert torch.equal(module(s, t, y), fastkd.kd_loss(s, t, y, kd_ratio=0.5, temperature=2.0))

@@ -56,6 +56,7 @@ def test_means(target: Target, divergence: str, temperatures: tuple[float, float
 
 
 def test_what_a_call_lacks_is_nan(target: Target) -> None:
+    """Metrics that need labels or a teacher are NaN if the call has none."""
     s, t = torch.randn(4, 50, device=target.device), torch.randn(4, 50, device=target.device)
     labels = torch.randint(0, 50, (4,), device=target.device)
     _, found = fastkd.kd_loss(s, t, return_metrics=True, **target.options)
@@ -90,6 +91,7 @@ def test_a_divergence_without_a_share_is_measured(target: Target, divergence: st
 
 
 def test_nothing_valid_and_no_weight(target: Target) -> None:
+    """All metrics are 0 without a valid token, and tokens of weight 0 do not count."""
     s, t = torch.randn(3, 20, device=target.device), torch.randn(3, 20, device=target.device)
     labels = torch.full((3,), -100, device=target.device)
     _, found = fastkd.kd_loss(s, t, labels, return_metrics=True, **target.options)
@@ -102,6 +104,7 @@ def test_nothing_valid_and_no_weight(target: Target) -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_every_way_through(target: Target, inplace: bool, reduction: str) -> None:
+    """Dense, in-place and linear losses give the same metrics with every reduction."""
     x = torch.randn(4, 70, device=target.device, requires_grad=True)
     t, labels = torch.randn(4, 70, device=target.device), torch.randint(0, 70, (4,), device=target.device)
     options = {"kd_ratio": 0.5, "reduction": reduction, "return_metrics": True}

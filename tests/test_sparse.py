@@ -339,12 +339,14 @@ def test_from_logits_refuses() -> None:
 
 
 def test_comparing_teachers_is_asking_for_the_same_one() -> None:
+    """Teachers are compared and hashed by identity, not by their tensors' values."""
     one, other = (fastkd.SparseTeacher(torch.zeros(2, 3).long(), torch.zeros(2, 3)) for _ in range(2))
     assert one == one and one != other and len({one, other}) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_bucket_takes_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -> None:
+    """tail='bucket' accepts log-probabilities that sum to more than 1 only by the rounding of their dtype."""
     logprobs = torch.log_softmax(torch.randn(64, 20) * 3, -1).to(dtype)
     indices = torch.arange(20).expand(64, 20)
     loss = fastkd.kd_loss(torch.randn(64, 50), fastkd.SparseTeacher(indices, logprobs, "bucket"))

@@ -44,6 +44,7 @@ def with_rest(s: Tensor, t: Tensor, columns: Tensor, temperature: float) -> tupl
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("temperatures", [(1.0, None), (2.0, 0.7)])
 def test_renormalized(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:
+    """With teacher_columns alone, the teacher is renormalized over the student's columns."""
     s, t, labels, columns = make(target)
     options = {"divergence": divergence, "kd_ratio": 0.6, "label_smoothing": 0.1, "z_loss": 1e-3}
     options |= {"temperature": temperatures[0], "teacher_temperature": temperatures[1]}
@@ -61,6 +62,7 @@ def test_renormalized(target: Target, divergence: str, temperatures: tuple[float
 @pytest.mark.parametrize("divergence", FINITE_OUTSIDE)
 @pytest.mark.parametrize("temperatures", [(1.0, None), (2.0, 0.7)])
 def test_with_a_rest(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:
+    """With teacher_tail='bucket', the teacher's other columns count as one more class."""
     s, t, labels, columns = make(target)
     options = {"divergence": divergence, "kd_ratio": 0.6, "z_loss": 1e-3}
     options |= {"temperature": temperatures[0], "teacher_temperature": temperatures[1]}
@@ -190,6 +192,7 @@ def test_metrics(target: Target, tail: str) -> None:
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket"])
 def test_sparse_teachers_speak_of_their_own_columns(target: Target, tail: str) -> None:
+    """A sparse teacher's indices are columns of the teacher; teacher_columns maps them to the student's."""
     s, t, labels, columns = make(target)
     s, t = s.nan_to_num(0.0), t.nan_to_num(0.0)
     logprobs, indices = torch.log_softmax(t, -1).topk(9)

@@ -374,6 +374,7 @@ def test_batch_sizes_select_no_variant() -> None:
 
 
 def test_a_teacher_that_begins_elsewhere_is_not_wide() -> None:
+    """Rows at other distances from a 16-byte boundary than the student's get no wide accesses."""
     from fastkd.backends.triton.launch import alignment
 
     found = alignment(8, 50_257, {"_S": (0, 50_257, 1), "_T": (0, 50_304, 1), "_GS": (0, 50_257, 2)})

@@ -64,6 +64,7 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
 def test_off_unless_asked_for(
     gpu: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, value: str | None
 ) -> None:
+    """Without FASTKD_TRITON_AUTOTUNE=1 nothing is tuned, and stored choices are ignored."""
     choose()
     if value is None:
         monkeypatch.delenv("FASTKD_TRITON_AUTOTUNE")
@@ -153,6 +154,7 @@ def test_without_memory_or_a_place_to_write(
     tmp_path: pathlib.Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Without a writable folder a choice is kept for the process; without memory the usual shape is used."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):

@@ -100,6 +100,7 @@ def test_a_packed_txt_file_is_one_text_with_its_line_breaks(
 def test_cutting_is_said_aloud(
     configuration: Configuration, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A message states how many texts were cut to max_length."""
     found = encoded(configuration(max_length=6, train_file=str(write(tmp_path, "jsonl"))), tokenizer)
     assert max(map(len, found["input_ids"])) == 6
     assert "1 of 3 texts are longer than max_length=6 and were cut" in caplog.text
@@ -166,6 +167,7 @@ def test_a_prompt_gives_way_to_its_completion(
     text: str,
     label: str,
 ) -> None:
+    """A row that is too long is cut at the prompt's beginning first, and then at the completion's end."""
     path = jsonl(tmp_path, {"prompt": "abcdefgh:", "completion": "cd"})
     (row,) = encoded(configuration(train_file=path, max_length=max_length), tokenizer)
     assert tokenizer.decode(row["input_ids"]) == text and said(tokenizer, row) == label

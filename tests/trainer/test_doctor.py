@@ -198,6 +198,7 @@ def test_a_vocabulary_that_is_too_small(place: Path) -> None:
 
 
 def test_the_same_number_for_another_token(place: Path) -> None:
+    """An error is reported if a token number stands for different tokens in the two vocabularies."""
     words = list(WORDS)
     words[10:14] = reversed(words[10:14])
     tokenizer(words).save_pretrained("teacher")
@@ -216,6 +217,7 @@ def test_tokens_that_only_one_side_has(place: Path) -> None:
 
 
 def test_the_same_vocabulary_split_otherwise(place: Path) -> None:
+    """A warning is reported if equal vocabularies split texts differently."""
     made = tokenizer()
     made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
     made.save_pretrained("teacher")
@@ -224,6 +226,7 @@ def test_the_same_vocabulary_split_otherwise(place: Path) -> None:
 
 
 def test_a_beginning_that_only_the_teacher_writes(place: Path) -> None:
+    """It is reported if only the teacher's tokenizer adds a token at the beginning of a text."""
     made = tokenizer(bos_token="w44")
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "w44 $A", special_tokens=[("w44", 47)]
@@ -365,6 +368,7 @@ def test_classes(classified: Path) -> None:
 
 
 def test_a_target_without_its_first_token(place: Path) -> None:
+    """An error is reported if a seq2seq model has no decoder start token."""
     for side in ("student", "teacher"):
         transformers.T5Config(
             vocab_size=48,
@@ -466,6 +470,7 @@ def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
 
 
 def test_a_head_that_only_its_weights_give_away(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that is not linear is found only by the slow checks, which load weights."""
     learned(24, 60).save_pretrained("teacher")
     monkeypatch.setattr("fastkd.trainer.heads._reproduces", lambda *_: False)
     assert "not those of its linear head alone" in look(fast=False)["fused_head"].found
@@ -529,6 +534,7 @@ def test_a_cache_without_its_evaluation_part(cached: Callable[..., dict[str, Fin
 
 
 def test_an_unquoted_no_is_not_false(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unquoted `no` in YAML, which is parsed as False, is understood as save_strategy 'no'."""
     with Path("run.yaml").open("a") as file:
         file.write("save_strategy: no\n")
     assert main(["doctor", "run.yaml", "--fast", "--max_steps", "5000"]) == 0

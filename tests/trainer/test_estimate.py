@@ -239,6 +239,7 @@ def test_remedies_need_less_and_are_honest(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_the_evaluation_may_need_most(workplace: Path) -> None:
+    """If evaluation has the peak, the estimate says so and suggests a smaller evaluation batch."""
     args = settings_of(workplace, eval_file="text.txt", per_device_train_batch_size=1)
     args.per_device_eval_batch_size = 64
     found = estimate(args, timed=False)
@@ -247,6 +248,7 @@ def test_the_evaluation_may_need_most(workplace: Path) -> None:
 
 
 def test_fsdp_shares_and_ddp_adds_buckets(workplace: Path, configuration: Configuration) -> None:
+    """FSDP shards the student's memory over the processes; DDP adds buckets as large as the gradients."""
     args, shape = settings_of(workplace), Shape(2, 8)
     alone = run_step(args, shape).phases["optimizer step"]
     ddp = run_step(args, shape, processes=4).phases["optimizer step"]
@@ -285,6 +287,7 @@ def test_a_cached_teacher_has_no_weights(workplace: Path) -> None:
 def test_a_model_that_decides_by_its_data_has_its_weights_counted(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A model whose forward reads its data cannot be simulated, so no activations are counted."""
     forward = transformers.LlamaForCausalLM.forward
 
     def peeking(self: Any, input_ids: Any, **kwargs: Any) -> Any:

@@ -265,6 +265,7 @@ def test_an_adapter_beside_its_own_base(
 
 
 def test_the_share_of_the_teacher() -> None:
+    """A student's score is also given as a fraction of the teacher's, unless that is 0."""
     found: dict[str, Any] = {
         "teacher": {"greedy": {"bleu": 40.0}, "beam": {"bleu": 0.0}},
         "student": {"greedy": {"bleu": 30.0}, "beam": {"bleu": 5.0}},

@@ -57,6 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def test_best_beams_with_everything_else_kept(made: Callable[[str], Path]) -> None:
+    """Mode 'beam' writes the best beam as the completion and keeps the other columns."""
     found, given = open_generated("train_file", made("beam")), prompts(20)
     assert found["prompt"][:] == [row["prompt"] for row in given]
     assert found["tag"][:] == [row["tag"] for row in given]
@@ -199,6 +200,7 @@ def test_translations(tmp_path: Path) -> None:
 
 
 def test_prompts_alone_are_enough_unless_there_is_something_to_be_near_to(tmp_path: Path) -> None:
+    """Rows need references only in mode 'interpolate', which chooses the answer nearest to them."""
     rows = [{"prompt": row["prompt"]} for row in prompts(10)]
     found = write(tmp_path / "a", rows)
     assert found.column_names == ["prompt", "completion"]

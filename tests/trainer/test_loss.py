@@ -297,6 +297,7 @@ def test_num_items_is_the_denominator() -> None:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_measured_sums(fused: bool, smoothing: float) -> None:
+    """In evaluation the model returns right sums of its loss and metrics over the tokens."""
     student, teacher, batch = llama(0), llama(1), batch_of()
     model = distilled(student, teacher, fused, label_smoothing=smoothing)
     trained = model(**batch)["loss"]

@@ -465,6 +465,7 @@ def test_a_teacher_without_attention_maps_is_refused() -> None:
 
 
 def test_nobodys_random_numbers_move() -> None:
+    """Creating projections leaves the global random state unchanged, and gives equal weights each time."""
     student, teacher = llama(0), llama(1, hidden=24)
     before = torch.get_rng_state()
     made = [Matching(student, teacher, [{"student": 1, "teacher": 1}], 0.0) for _ in range(2)]

@@ -150,6 +150,8 @@ def test_draws_follow_from_seed_step_and_process_alone(
 
 
 def test_the_share_of_steps(configuration: Configuration) -> None:
+    """A fraction lmbda of the steps is on-policy, and the seed alone decides which."""
+
     def due(lmbda: float, seed: int = 42) -> list[bool]:
         made = policy(configuration(lmbda=lmbda, seed=seed))
         return [made.is_due(step) for step in range(2000)]
@@ -340,6 +342,7 @@ def test_mixed_precision_and_answers_that_end_at_once(configuration: Configurati
 
 
 def test_samples_go_with_matches(configuration: Configuration) -> None:
+    """On-policy steps can be combined with matches: the loss is the sum of both."""
     args = configuration(
         lmbda=1.0,
         max_completion_length=4,

@@ -236,6 +236,7 @@ def test_kd_ratio_zero_is_plain_training_and_does_not_run_the_teacher(configurat
 
 
 def test_label_smoothing_is_the_losss(configuration: Configuration) -> None:
+    """The trainer's label_smoothing_factor is applied as cross-entropy's label smoothing."""
     data, student = rows(4, shortest=6, longest=6), llama(0)
     ids = torch.tensor([row["input_ids"] for row in data])
     with torch.no_grad():
@@ -259,6 +260,7 @@ def test_gradient_checkpointing_changes_nothing(configuration: Configuration) ->
 
 
 def test_the_student_passes_for_itself(configuration: Configuration) -> None:
+    """The wrapped model offers the student's config and generate()."""
     trainer = DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=rows(4))
     assert trainer.model.config is trainer.student.config
     assert trainer.model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False).shape == (1, 4)
