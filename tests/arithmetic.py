@@ -1,4 +1,4 @@
-"""A watch for float64 tensors, which some devices do not have (Apple's GPUs, Intel Arc)."""
+"""Detect float64 tensors, which some devices do not support (Apple's GPUs, Intel Arc)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _NoFloat64(TorchDispatchMode):
 
 @contextmanager
 def without_float64() -> Iterator[None]:
-    """Inside the block a backend that makes a float64 tensor for a float32 call fails."""
+    """Inside the block, a backend that makes a float64 tensor in a float32 call fails an assertion."""
     with pytest.MonkeyPatch.context() as patch:
         rows = Backend.rows
 

@@ -1,4 +1,4 @@
-"""One place for how near is near enough, per dtype."""
+"""Tolerances of the suite, per dtype, and the assertions that use them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# The loss is float32 whatever the inputs; a gradient is rounded once to its dtype.
+# Relative error allowed for a gradient of each dtype; it is computed in float32 and rounded once.
 ROUNDING = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 2.5e-3, torch.float16: 6e-4}
 
 
@@ -19,7 +19,7 @@ def assert_value(actual: Tensor, expected: Tensor, *, rtol: float | None = None,
 
 
 def assert_gradient(actual: Tensor, expected: Tensor, *, factor: float = 1.0) -> None:
-    """Relative error of the whole gradient, and no element far outside its own rounding."""
+    """Assert that the gradient's relative error is small as a whole, and that no element is far off."""
     assert actual.shape == expected.shape
     a, e = actual.double().cpu(), expected.double().cpu()
     assert not a.isnan().any(), "NaN in the gradient"
@@ -33,7 +33,7 @@ def assert_gradient(actual: Tensor, expected: Tensor, *, factor: float = 1.0) ->
 
 
 def enlargement(options: Mapping[str, object]) -> float:
-    """By how much a divergence of powers enlarges the rounding of its sums."""
+    """The factor by which ``alpha`` and ``alpha_beta`` enlarge the rounding of their sums; at least 1."""
     a, b = (float(options.get(name, 0.5)) for name in ("alpha", "beta"))  # type: ignore[arg-type]
     if options.get("divergence") == "alpha_beta":
         return max(1.0, 1 / abs(a * b))
@@ -41,14 +41,17 @@ def enlargement(options: Mapping[str, object]) -> float:
 
 
 def value_rounding(temperature: float, options: Mapping[str, object]) -> float:
-    """What float32 leaves of a divergence: its sums, near 1, are right to two units of roundoff, and T^2
-    multiplies them. (An exponential alone may have a systematic error of one, as NumPy's for AVX-512 has.)"""
+    """The absolute error that float32 arithmetic leaves in a divergence.
+
+    Its sums, near 1, are right to two units of roundoff, and the loss multiplies them by T^2. (A single
+    exponential may have a systematic error of one unit, as NumPy's for AVX-512 has.)
+    """
     return 1e-7 * temperature**2 * enlargement(options)
 
 
 @contextmanager
 def during(**what: object) -> Iterator[None]:
-    """Name the turn of a loop in which an assertion fails."""
+    """Add the current loop values to the message of an assertion that fails in the block."""
     try:
         yield
     except AssertionError as error:

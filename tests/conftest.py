@@ -14,10 +14,10 @@ from fastkd.backends.registry import REGISTRY
 
 
 def mark_repetitions(items: list[pytest.Item]) -> None:
-    """Mark as slow all but some cases of tests with the mark ``repeats``, for each target apart.
+    """Mark as slow most cases of the tests that carry the mark ``repeats``, separately for each target.
 
-    ``repeats(n)`` leaves n cases of a target to the quick tests, evenly spread, ``repeats(interpreted=n)``
-    only where Triton's kernels are interpreted. On a GPU all of them run.
+    ``repeats(n)`` keeps n evenly spread cases per target among the quick tests. ``repeats(interpreted=n)``
+    does so only where Triton's kernels are interpreted. On a GPU all cases run.
     """
     groups: dict[object, list[pytest.Item]] = {}
     for item in items:
@@ -40,10 +40,11 @@ def mark_repetitions(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this process cannot run: GPU cases without a GPU, interpreted ones not interpreted.
+    """Deselect the cases that this process cannot run: GPU cases without a GPU, and interpreted Triton cases
+    without the interpreter.
 
-    Both are counted as deselected, not as skipped: each has a run of its own (``make gpu``, and the second
-    half of ``make test``). ``--collect-only -m gpu`` lists the GPU's cases anywhere.
+    Both are counted as deselected, not as skipped, because each has a run of its own (``make gpu``, and the
+    second half of ``make test``). ``--collect-only -m gpu`` lists the GPU cases on any machine.
     """
     mark_repetitions(items)
     unrunnable = set() if torch.cuda.is_available() or config.option.collectonly else {"gpu"}
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """A kernel that breaks the GPU's context fails every test after it: begin anew, or end."""
+    """Replace or end this process if a kernel broke the GPU's context: every later test would fail too."""
     if not torch.cuda.is_initialized():
         return
     try:
@@ -83,6 +84,6 @@ def seeded_and_poisoned() -> Iterator[None]:
 
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Each backend on each device, and each instruction set of the CPU."""
+    """Run the test with each backend on each device, and with each instruction set of the CPU."""
     with request.param.active():
         yield request.param

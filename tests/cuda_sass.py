@@ -1,5 +1,7 @@
-"""The shortest way through each loop of a CUDA kernel's machine code: what a turn costs that meets nothing
-rare (an unaligned row, the label, a larger maximum)."""
+"""Find the shortest path through each loop of a CUDA kernel's machine code.
+
+Its length is the cost of a turn in which nothing rare occurs (an unaligned row, the label, a larger maximum).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from sass import Instruction, instructions
 
 
 def kernels(text: str) -> dict[str, list[Instruction]]:
-    """Instructions by mangled name, of what ``cuobjdump -sass`` prints."""
+    """The instructions of each kernel, by mangled name, from the output of ``cuobjdump -sass``."""
     parts = re.split(r"Function : (\w+)", text)[1:]
     return {name: instructions(code) for name, code in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def turns(code: list[Instruction]) -> list[Counter[str]]:
-    """Of each loop, the instructions of its shortest turn, by full name."""
+    """For each loop, how often each instruction (by full name) occurs in its shortest turn."""
     place = {instruction.address: n for n, instruction in enumerate(code)}
     found = []
     for last, branch in enumerate(code):
@@ -49,7 +51,7 @@ def _shortest(code: list[Instruction], place: dict[int, int], first: int, last: 
 
 def _successors(code: list[Instruction], place: dict[int, int], n: int) -> list[int]:
     instruction = code[n]
-    # A branch may also name a predicate of its own: BRA P0, or BRA.DIV.
+    # A branch is also conditional if its operands name a predicate (BRA P0) or if it is BRA.DIV.
     conditional = (
         instruction.conditional or "P" in instruction.operands.split("0x")[0] or "DIV" in instruction.name
     )

@@ -1,8 +1,10 @@
-"""A GPU's side of a call where there is no GPU: fastkd's operators run on tensors that hold no data but say
-that they lie on one, while everything that would wait for it, or leave its memory, is refused.
+"""Test the host code of a GPU call on a machine without a GPU.
 
-The kernels' launches are noted in place of being made. Autograd, which would ask for the device, is left out:
-the losses' functions are called as it would call them.
+fastkd's operators run on fake tensors, which hold no data but claim a CUDA device. An operation that would
+make the host wait for the GPU, or move data between host and device memory, raises ``Refused``.
+
+Kernel launches are recorded instead of made. Autograd is bypassed, since it would need the device: the
+losses' autograd functions are called directly, as autograd would call them.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from fastkd.backends import native
 from fastkd.losses import autograd, checks
 from fastkd.ops import dense, linear
 
-# The host needs the result, or its size, to go on.
+# Operators whose result, or its size, the host needs before it can continue.
 WAITS = {
     *("_local_scalar_dense", "item", "equal", "is_nonzero", "allclose"),
     *("nonzero", "nonzero_numpy", "argwhere", "masked_select", "bincount", "histc", "repeat_interleave"),
@@ -47,19 +49,19 @@ FUNCTIONS = (autograd.Fused, autograd.Deferred)
 
 
 class Refused(AssertionError):
-    """An operator that a GPU's path must not call."""
+    """Raised for an operator that the GPU path must not call."""
 
 
 @dataclass
 class Seen:
-    """What ran.
+    """A record of the launches, allocations and operators that ran.
 
     Attributes:
-        launches: of each kernel, the device and the stream that it was given.
+        launches: the device and the stream that each kernel launch received.
         made: bytes of every tensor that was allocated.
-        peak: the most that was alive of them at once.
+        peak: the most bytes of them that were alive at once.
         products: ``(rows, inner, columns)`` of every matrix product.
-        moved: bytes that the operators other than kernels and products read and wrote.
+        moved: bytes that operators other than kernels and products read and wrote.
     """
 
     launches: list[tuple[int, int]] = field(default_factory=list)
@@ -90,14 +92,14 @@ class Watch(TorchDispatchMode):
             return 0
         self._refuse(func, name, given, args)
         if name == "addmm" and "dtype" in func._overloadname:
-            out = self._wide_addmm(args, kwargs)  # known to no fake tensor in all versions
+            out = self._wide_addmm(args, kwargs)  # fake tensors do not support it in every torch version
         else:
             out = func(*args, **kwargs)
         self._note(func, name, given, out)
         return out
 
     def _inside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the operator's own code, and compare what it returns with what tracing is told."""
+        """Run the operator's own code, and compare its outputs with those of its registered fake version."""
         promised = _forms(func(*args, **kwargs))
         with self:
             out = INSIDE[func._schema.name](*args, **kwargs)
@@ -116,14 +118,14 @@ class Watch(TorchDispatchMode):
         host = [x for x in given if x.device.type == "cpu"]
         if not host or len(host) == len(given):
             return
-        # A number of the host's goes to a kernel as an argument; `where` alone copies it first.
+        # A 0-dimensional host tensor becomes a kernel argument; only `where` copies it to the device first.
         takes_numbers = (torch.Tag.pointwise in func.tags and name != "where") or name == "fill_"
         if not takes_numbers or any(x.dim() for x in host):
             raise Refused(f"{func} takes {[tuple(x.shape) for x in host]} from the host's memory")
 
     def _note(self, func: Any, name: str, given: list[Tensor], out: Any) -> None:
         results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        # The host may reckon with numbers of its own.
+        # The host may compute with 0-dimensional tensors of its own.
         host = all(x.device.type == "cpu" for x in given)
         for x in results:
             if x.device != self.device and not (host and x.device.type == "cpu" and x.dim() == 0):
@@ -133,7 +135,7 @@ class Watch(TorchDispatchMode):
             a, b = given[1:3] if "add" in name else given[:2]
             self.seen.products.append((a.shape[0], a.shape[1], b.shape[1]))
         elif func.namespace == "aten" and not func.is_view and "empty" not in name:
-            # A result that the caller has allocated is among the given tensors, too, and not read.
+            # An output that the caller allocated is also among the given tensors; it is not read.
             read = given if name.endswith("_") else [x for x in given if not any(x is y for y in results)]
             self.seen.moved += sum(x.numel() * x.element_size() for x in (*read, *results))
 
@@ -147,13 +149,13 @@ class Watch(TorchDispatchMode):
         self.seen.peak = max(self.seen.peak, sum(size for _, size in self._live.values()))
 
     def backward(self, *upstream: Tensor | None) -> list[Tensor | None]:
-        """What the last loss's backward returns for the gradients by its results."""
+        """The gradients that the last loss's backward returns for these upstream gradients."""
         function, context = self.calls.pop()
         with torch.no_grad():
             return list(function.backward(context, *upstream))
 
     def given(self, *tensors: Tensor | None) -> None:
-        """Tensors that were there before."""
+        """Register tensors that existed before the call, so that they do not count as allocations."""
         for x in tensors:
             if x is not None:
                 storage = x.untyped_storage()
@@ -174,7 +176,7 @@ def _forms(out: Any) -> list[tuple[Any, ...]]:
 
 
 class Context:
-    """What a function keeps from its forward to its backward."""
+    """A stand-in for the autograd context, which keeps tensors from the forward to the backward."""
 
     saved_tensors: tuple[Tensor | None, ...] = ()
 
@@ -190,7 +192,7 @@ class Context:
 
 @functools.cache
 def _guard_devices() -> None:
-    """Without a GPU give torch the device guard that its indexing asks for, see gpu/guard.cpp."""
+    """On a machine without a GPU, register the device guard that torch's indexing needs (gpu/guard.cpp)."""
     if torch.cuda.is_available():
         return
     compiler = shutil.which("g++") or shutil.which("c++")
@@ -208,7 +210,7 @@ def _guard_devices() -> None:
 
 @contextmanager
 def watched(device: str = "cuda:1", reads_allowed: int = 0, keeps_graph: bool = False) -> Iterator[Watch]:
-    """Fake tensors and the native backend of a GPU that is not there."""
+    """Inside the block tensors are fake, and the native backend behaves as if ``device`` existed."""
     _guard_devices()
     on = torch.device(device)
     watch = Watch(on, reads_allowed)
@@ -234,7 +236,7 @@ def watched(device: str = "cuda:1", reads_allowed: int = 0, keeps_graph: bool = 
         for function in FUNCTIONS:
             stack.enter_context(applied(function))
         stack.enter_context(mock.patch.object(autograd.Overwrite, "apply", lambda logits: logits))
-        # The student's logits are a leaf here, for want of a graph.
+        # Without autograd the student's logits are a leaf, which `inplace` would refuse.
         stack.enter_context(mock.patch.object(checks, "overwritable", lambda x: None))
         stack.enter_context(mock.patch.object(native, "_C", module))
         stack.enter_context(mock.patch.object(native, "_address", lambda x: 0 if x is None else 4096))

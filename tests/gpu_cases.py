@@ -1,4 +1,5 @@
-"""One call each way through the losses, on tensors that can be refilled in place, with what it should give.
+"""One call for each combination of loss and teacher, on tensors that can be refilled in place, with its
+expected result.
 
 Numbers are made on the CPU from a seed, so that they are the same on every device.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import fastkd
 
-# The loss, and what it is distilled from.
+# (loss, kind of teacher)
 WAYS = (
     *(("dense", "logits"), ("dense", "sparse"), ("inplace", "logits"), ("inplace", "sparse")),
     *(("linear", "logits"), ("linear", "hidden"), ("linear", "sparse")),
@@ -26,9 +27,9 @@ class Case:
     """``rows`` tokens over ``vocab`` columns.
 
     Args:
-        way: of ``WAYS``.
-        metrics: ask for them too. Calls without have kernels of their own.
-        options: of the loss, beside the defaults that let every part of it work.
+        way: an entry of ``WAYS``.
+        metrics: also compute the metrics. Calls without metrics use different kernels.
+        options: options of the loss. They override defaults that make every term of the loss nonzero.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Case:
         **options: Any,
     ) -> None:
         self.with_metrics = metrics
-        self.metrics: Any = ()  # of the last run
+        self.metrics: Any = ()  # metrics of the last run
         self.way, self.rows, self.vocab = way, rows, vocab
         temperature = 1.0 if way[1] == "sparse" else 2.0
         arithmetic = {"kd_ratio": 0.6, "temperature": temperature, "label_smoothing": 0.1, "z_loss": 1e-3}
@@ -58,7 +59,7 @@ class Case:
             self.device[name] = self.device[name].to(dtype)
 
     def refill(self, seed: int) -> None:
-        """Other numbers, in the same memory."""
+        """Write other numbers to the same memory."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int, std: float = 1.0) -> Tensor:
@@ -101,7 +102,7 @@ class Case:
         return x["logits"]
 
     def run(self) -> Tensor:
-        """Forward and backward into fresh gradients; the loss."""
+        """Run forward, and backward into fresh gradients; return the loss."""
         for leaf in self.leaves.values():
             leaf.grad = None
         loss, self.metrics = self.forward()
@@ -109,7 +110,7 @@ class Case:
         return loss.detach()
 
     def forward(self) -> tuple[Tensor, Any]:
-        """The loss, and the metrics where they are asked for."""
+        """Return the loss and the metrics; the metrics are ``()`` where the case has none."""
         x = self.device
         options = {
             "token_weights": x["weights"], "num_items": x["items"], "return_metrics": self.with_metrics,
@@ -127,12 +128,12 @@ class Case:
         return found if self.with_metrics else (found, ())
 
     def results(self) -> list[Tensor]:
-        """Of a run: loss, metrics, gradients; copies."""
+        """Run, and return copies of the loss, the metrics and the gradients."""
         found = [self.run(), *self.metrics, *(leaf.grad for leaf in self.leaves.values())]
         return [x.clone() for x in found if x is not None]
 
     def expected(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and gradients by the definition, in float64, from the numbers on the device."""
+        """The oracle's loss and gradients in float64, from the numbers on the device."""
         x = {name: value.detach().cpu() for name, value in self.device.items()}
         x = {name: value.double() if value.is_floating_point() else value for name, value in x.items()}
         leaves = {name: x[name].requires_grad_() for name in self.leaves}
@@ -152,11 +153,11 @@ class Case:
         return loss.detach(), dict(zip(leaves, grads, strict=True))
 
     def check(self, loss: Tensor) -> None:
-        """The loss of a run, and the gradients that it left."""
+        """Compare the loss of a run, and the gradients that it left, with the oracle's."""
         sixteen = self.device["student"].dtype in (torch.bfloat16, torch.float16)
         linear = self.way[0] == "linear"
         expected, grads = self.expected()
-        # 16-bit heads round the logits themselves.
+        # With a 16-bit head the logits themselves are rounded to 16 bits.
         loose = 2e-2 if sixteen and linear else None
         with during(way=self.way, dtype=self.device["student"].dtype):
             assert_value(loss.cpu(), expected, rtol=loose, atol=loose or 3e-6)

@@ -1,7 +1,8 @@
-"""Triton's interpreter without the work that it repeats.
+"""A patch that makes Triton's interpreter faster by skipping work that it repeats.
 
-For every call of a function inside a kernel it looks through ``triton.language`` for members to replace by
-interpreted ones, two thirds of its time, although the launch or an earlier call has replaced them all.
+For every call of a function inside a kernel, the interpreter searches ``triton.language`` for members to
+replace by interpreted ones. The search costs two thirds of its time, although the launch or an earlier call
+has already replaced all of them.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import Any
 
 
 def patch_once() -> None:
-    """Let it look only where members have not been replaced yet."""
+    """Make the interpreter search only if the members have not been replaced yet."""
     import triton.language as tl
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang
-    # Before Triton 3.6 the members stay replaced, and there is no such class.
+    # Before Triton 3.6 this class does not exist, and the members stay replaced.
     nothing_to_undo = getattr(interpreter, "_LangPatchScope", lambda: None)
 
     def patch_new(fn: Any) -> Any:

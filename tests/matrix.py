@@ -1,10 +1,10 @@
-"""The losses' quick tests against several versions of torch, each in an environment of its own.
+"""Run the losses' quick tests with several versions of torch, each in an environment of its own.
 
     python tests/matrix.py python3.10:torch==2.6.0 torch
 
-An entry is a requirement of pip, before it perhaps an interpreter and a colon. Without an interpreter it is
-the one that runs this script, and without a version pip takes the newest torch. Environments lie in
-``--folder``: a complete one is used again, and one whose making was interrupted is made anew.
+An entry is a pip requirement, optionally after an interpreter and a colon. The default interpreter is the one
+that runs this script, and without a version pip installs the newest torch. Environments are created in
+``--folder``: a complete one is used again, and one whose creation was interrupted is created anew.
 ``make test-matrix`` calls this script.
 """
 
@@ -23,9 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("numpy", "pytest>=8.2", "hypothesis", "scikit-build-core", "pybind11", "cmake", "ninja")
-# Tests that no version of torch makes a difference to, or that need more than torch.
+# Tests that do not depend on the version of torch, or that need more than torch.
 APART = ("bench", "bench_report", "cuda_build", "cuda_emulation", "layers", "matrix", "readme", "sanitizers")
-ROOM = 8 * 2**30  # bytes of disk: a build of torch with CUDA and what it brings, unpacked and as downloaded
+ROOM = 8 * 2**30  # bytes of disk for torch with CUDA and its dependencies, unpacked and as downloaded
 FOUND = """
 import importlib.metadata, json, platform, torch, fastkd
 try:
@@ -38,7 +38,7 @@ print(json.dumps([versions, fastkd.available_backends()["triton:cpu"]]))
 
 
 class Failure(Exception):
-    """What went wrong with an entry, and what to do about it."""
+    """An entry failed; the message states why, and what to do about it."""
 
 
 def execute(*command: str) -> int:
@@ -64,7 +64,7 @@ class Entry:
 
 
 def find_python(name: str) -> Path:
-    """The interpreter of that name, on PATH or among those that pyenv keeps without switching them on."""
+    """The interpreter of that name, on PATH or among pyenv's installed versions, active or not."""
     kept = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/*/bin/{name}"))
     on_path = shutil.which(name)
     for candidate in [*([on_path] if on_path else []), *map(str, kept)]:
@@ -84,7 +84,7 @@ def parse(text: str, folder: Path) -> Entry:
 
 
 def make(entry: Entry) -> None:
-    """Make the environment with torch and the tools, unless it is there already."""
+    """Create the environment with torch and the tools, unless it exists already."""
     ready = entry.folder / "ready.json"
     if ready.exists():
         print("      it is there already", flush=True)
@@ -106,7 +106,7 @@ def make(entry: Entry) -> None:
 
 
 def build(entry: Entry) -> None:
-    """Compile what has changed, install fastkd in place, and check its requirements."""
+    """Compile changed files, install fastkd in place, and check its requirements."""
     settings = {"cmake.define.FASTKD_CUDA": "OFF", "build-dir": str(entry.folder / "cmake")}
     chosen = [f"--config-settings={name}={value}" for name, value in settings.items()]
     if entry.install("--no-build-isolation", "--no-deps", *chosen, "--editable", ".") != 0:
@@ -123,7 +123,7 @@ def quick_tests() -> list[str]:
 
 
 def test(entry: Entry, arguments: list[str]) -> str:
-    """Run the tests, those of the interpreted Triton kernels beside the others; return the versions."""
+    """Run the tests, with those of the interpreted Triton kernels in parallel; return the versions."""
     python = str(entry.folder / "bin" / "python")
     interpreting = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     found = subprocess.run([python, "-c", FOUND], cwd=ROOT, capture_output=True, text=True, env=interpreting)
@@ -150,7 +150,7 @@ def test(entry: Entry, arguments: list[str]) -> str:
     finally:
         if interpreted is not None and interpreted.poll() is None:
             interpreted.kill()
-    # With more arguments one of the halves may have no test; pytest then exits with 5.
+    # If the arguments select tests, one of the two runs may have none; pytest then exits with 5.
     if statuses - {0, 5} or 0 not in statuses:
         raise Failure(f"tests failed with {versions}")
     return versions

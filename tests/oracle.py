@@ -1,4 +1,4 @@
-"""The loss as the definition states it: float64, plain torch, gradients by autograd.
+"""The oracle: the loss written out from its definition in float64 and plain torch, with autograd's gradients.
 
 Entries that are -inf on both sides add 0 to values and gradients, and ``0 * log 0`` is 0.
 """
@@ -23,7 +23,7 @@ BETA = {
 }
 ALPHA = {"alpha": 0.5, "renyi": 0.5, "alpha_beta": 0.5}
 
-# Every divergence, with the parameters that the suite tries: the defaults first.
+# Every divergence with the parameters that the suite tries; the defaults come first.
 CASES: list[tuple[str, dict[str, float]]] = [
     ("forward_kl", {}),
     ("reverse_kl", {}),
@@ -43,7 +43,7 @@ CASES: list[tuple[str, dict[str, float]]] = [
 
 
 class Sparse(NamedTuple):
-    """A teacher that names ``K`` columns per token; like ``fastkd.SparseTeacher``, which will also do."""
+    """A teacher that names ``K`` columns per token. The oracle accepts ``fastkd.SparseTeacher`` as well."""
 
     indices: Tensor
     logprobs: Tensor
@@ -51,13 +51,13 @@ class Sparse(NamedTuple):
 
 
 def _sum_of(weight: Tensor, log_ratio: Tensor) -> Tensor:
-    """sum weight * log_ratio with 0 * anything = 0, also in the gradient."""
+    """Sum of ``weight * log_ratio``, where ``0 * anything`` is 0 in the value and in the gradient."""
     present = weight > 0
     return torch.where(present, weight * torch.where(present, log_ratio, 0.0), 0.0).sum(-1)
 
 
 def _log_sum(x: Tensor) -> Tensor:
-    """logsumexp over the last dimension, -inf without a gradient where there is nothing to sum."""
+    """Log-sum-exp over the last dimension; -inf without a gradient where every entry is -inf."""
     empty = (x == -INF).all(-1, keepdim=True)
     return torch.where(empty[..., 0], -INF, torch.logsumexp(torch.where(empty, 0.0, x), -1))
 
@@ -67,7 +67,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _mixture(log_x: Tensor, log_y: Tensor, share: float) -> Tensor:
-    """log of ``share x + (1 - share) y``."""
+    """Log of the mixture ``share x + (1 - share) y``."""
     if share == 0:
         return log_y
     neither = (log_x == -INF) & (log_y == -INF)
@@ -77,7 +77,10 @@ def _mixture(log_x: Tensor, log_y: Tensor, share: float) -> Tensor:
 
 
 def _powers(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
-    """a log p + b log q, -inf where neither exists (powers may be negative, and 0 drops its side)."""
+    """``a log p + b log q``, and -inf where p and q are both 0.
+
+    An exponent may be negative, and an exponent of 0 drops its side.
+    """
     neither = (log_p == -INF) & (log_q == -INF)
     log_p, log_q = torch.where(neither, 0.0, log_p), torch.where(neither, 0.0, log_q)
     exponent = (a * log_p if a else 0.0) + (b * log_q if b else 0.0)
@@ -88,7 +91,7 @@ def _decoupled(log_p: Tensor, log_q: Tensor, beta: float, labels: Tensor) -> Ten
     at_label = F.one_hot(labels, log_p.shape[-1]).bool()
 
     def split(log_x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two-way split label / rest, and the rest normalised by itself."""
+        """The log-probabilities of the label and of the rest, and the rest normalised on its own."""
         rest = torch.where(at_label, -INF, log_x)
         total = _log_sum(rest)
         label = torch.where(at_label, log_x, 0.0).sum(-1)
@@ -107,7 +110,7 @@ def divergence(
     alpha: float | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """``D(p, q)`` of each row; ``labels``, of the rows, are for ``decoupled``."""
+    """``D(p, q)`` of each row. Only ``decoupled`` needs ``labels``, one per row."""
     b = BETA.get(name, math.nan) if beta is None else beta
     a = ALPHA.get(name, math.nan) if alpha is None else alpha
     p, q = log_p.exp(), log_q.exp()
@@ -137,7 +140,7 @@ def divergence(
     if name == "alpha_beta":
         cross = _powers(log_p, log_q, a, b).exp()
         of_p, of_q = _powers(log_p, log_q, a + b, 0).exp(), _powers(log_p, log_q, 0, a + b).exp()
-        # Of a power of 0 with a negative exponent the largest term wins, and makes D infinite.
+        # 0 to a negative exponent is infinite; that term outgrows the others, so D is infinite.
         infinite = (cross == INF) | (of_p == INF) | (of_q == INF)
         terms = -1 / (a * b) * (cross - a / (a + b) * of_p - b / (a + b) * of_q)
         return torch.where(infinite, INF, terms).sum(-1)
@@ -153,8 +156,8 @@ def divergence(
     raise ValueError(name)
 
 
-# Divergences that compare a renormalized teacher with the whole vocabulary: where p is 0 they are finite. The
-# generalized JSD is, too, but is defined among the entries.
+# Divergences that compare a renormalized teacher with the whole vocabulary, because they are finite where p
+# is 0. The generalized JSD is finite there too, but is defined on the teacher's entries alone.
 OVER_VOCABULARY = (
     *("forward_kl", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "renyi"),
     *("log_acceptance", "kl_tvd"),
@@ -170,7 +173,7 @@ def sparse_divergence(
     temperature: float = 1.0,
     teacher_temperature: float = 1.0,
 ) -> Tensor:
-    """``D`` of each row, from ``(rows, columns)`` logits and a teacher that names ``K`` columns of each."""
+    """``D`` of each row, from ``(rows, columns)`` logits and a teacher that names ``K`` columns per row."""
     exists = teacher.logprobs > -INF
     columns = torch.where(exists, teacher.indices.long(), 0)
     forms_classes = teacher.tail == "bucket"
@@ -179,7 +182,7 @@ def sparse_divergence(
     if teacher.tail == "renormalize":
         log_p = F.log_softmax(teacher.logprobs / teacher_temperature, -1)
         if name in OVER_VOCABULARY or (name == "alpha" and (0.5 if alpha is None else alpha) > 0):
-            # Absent entries go to a column past the vocabulary, and every other column has p = 0.
+            # Absent entries go to a column past the vocabulary; columns that are not named have p = 0.
             past = torch.where(exists, columns, logits.shape[-1])
             dense = logits.new_full((logits.shape[0], logits.shape[-1] + 1), -INF)
             dense = dense.scatter(-1, past, log_p)[:, :-1]
@@ -220,7 +223,7 @@ def token_losses(
     ignore_index: int = -100,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """Unweighted losses in the leading shape, 0 for ignored tokens."""
+    """Unweighted losses in the leading shape; ignored tokens have 0."""
     leading = student.shape[:-1]
     columns = vocab_size or student.shape[-1]
     s = student[..., :columns].reshape(-1, columns)
@@ -293,7 +296,7 @@ def metrics(
     vocab_size: int | None = None,
     **options: object,
 ) -> dict[str, Tensor]:
-    """Means over the valid tokens, float64; NaN for what the call lacks."""
+    """Means over the valid tokens in float64; the cross-entropy is NaN if the call has no labels."""
     columns = vocab_size or student.shape[-1]
     s, t = (x[..., :columns].reshape(-1, columns).double() for x in (student, teacher))
     valid = torch.ones(s.shape[0], dtype=torch.bool)
@@ -304,7 +307,7 @@ def metrics(
     t_t = temperature if teacher_temperature is None else teacher_temperature
     log_p, log_q = F.log_softmax(t / t_t, -1), F.log_softmax(s / temperature, -1)
     nan = s.new_full((), math.nan)
-    options.pop("kd_ratio", None)  # the metrics are the same whatever it is
+    options.pop("kd_ratio", None)  # the metrics do not depend on it
     name = options.pop("divergence", "forward_kl")
     kd = divergence(name, log_p, log_q, labels=labels, **options)  # type: ignore[arg-type]
     ce = nan
@@ -323,9 +326,9 @@ def metrics(
 def reference_gradients(
     student: Tensor, teacher: Tensor | Sparse, *args: object, **options: object
 ) -> tuple[Tensor, ...]:
-    """(loss, d loss / d student, d loss / d teacher) of the oracle, in float64.
+    """The oracle's (loss, d loss / d student, d loss / d teacher) in float64.
 
-    The gradient with respect to a sparse teacher is that of its ``logprobs``.
+    For a sparse teacher the last one is the gradient with respect to its ``logprobs``.
     """
     s = student.detach().double().requires_grad_()
     if isinstance(teacher, Tensor):

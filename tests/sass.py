@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
-# Of the floating-point pipes, which issue twice as often as the one of comparisons, selects and integers.
+# Instructions of the floating-point pipes. These issue twice as often as the pipe for comparisons, selects
+# and integers.
 FMA = ("FFMA", "FMUL", "FADD", "IMAD")
 
 
@@ -27,13 +28,13 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """That a memory access moves."""
+        """Bytes that a memory access moves per thread."""
         parts = self.name.split(".")
         return 16 if "128" in parts else 8 if "64" in parts else 2 if {"U16", "S16"} & {*parts} else 4
 
     @property
     def target(self) -> int | None:
-        """Of a branch."""
+        """Address that a branch jumps to; None for other instructions."""
         found = re.search(r"0x([0-9a-f]+)", self.operands) if self.base == "BRA" else None
         return int(found[1], 16) if found else None
 
@@ -53,7 +54,7 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """The innermost loops, without what a forward branch inside them may skip (the label's tile)."""
+    """The innermost loops, without the code that a forward branch inside them may skip (the label's tile)."""
     spans = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
     inner = [
         (first, last)
@@ -73,7 +74,7 @@ def loops(code: list[Instruction]) -> list[list[Instruction]]:
 
 
 def summary(loop: list[Instruction], bytes_per_column: int) -> dict[str, float]:
-    """Of a loop that reads logits, ``bytes_per_column``: columns per turn, and instructions per column."""
+    """Columns per turn and instructions per column of a loop that reads ``bytes_per_column`` of logits."""
     kinds = Counter(i.base for i in loop)
     columns = sum(i.bytes for i in loop if i.base == "LDG") / bytes_per_column
     if columns == 0:

@@ -19,7 +19,7 @@ class Target:
     backend: str
     device: str = "cpu"
     isa: str | None = None
-    kernel: str | None = None  # of native's on a GPU; None is fastkd's own choice
+    kernel: str | None = None  # native CUDA kernel to force; None leaves the choice to fastkd
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -44,8 +44,8 @@ class Target:
 
 
 def _cuda_kernels() -> list[str | None]:
-    """Native's own choice between its kernels, and where that may be the cluster kernel (from compute
-    capability 9.0 on) also the one that streams."""
+    """None for fastkd's own choice of kernel; also "stream" where that choice may be the cluster kernel,
+    which is from compute capability 9.0 on."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
         return [None]
     return [None, "stream"]
@@ -53,7 +53,7 @@ def _cuda_kernels() -> list[str | None]:
 
 def _parameters() -> list[Any]:
     cpu = [pytest.param(Target("reference"), id="reference")]
-    # A missing module is a failure of every native case, not a silent absence of them.
+    # If the native module is missing, every native case fails instead of being silently absent.
     cpu += [
         pytest.param(Target("native", isa=isa), id=f"native-{isa}")
         for isa in native.cpu_isas() or ["unbuilt"]
@@ -68,7 +68,7 @@ def _parameters() -> list[Any]:
 
 
 TARGETS = _parameters()
-# What is about a GPU alone, with one on the CPU that shows the test itself to be right.
+# For tests that concern a GPU only. The CPU target shows that the test itself is right.
 GPU_TARGETS = [
     *(parameter for parameter in TARGETS if parameter.values[0].device == "cuda"),
     pytest.param(Target("native"), id="native-cpu", marks=pytest.mark.slow),

@@ -1,4 +1,4 @@
-"""The losses as citizens of autograd, torch.compile and torch.library."""
+"""Test how the losses work with autograd, torch.compile and torch.library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import fastkd
 from fastkd.divergences import DIVERGENCES
 from fastkd.spec import METRICS, LossSpec, names_of, numbers_of, spec_of
 
-# Other than the defaults.
+# Parameters other than the defaults.
 PARAMETERS = {
     "jsd": {"beta": 0.2},
     "skew_forward_kl": {"beta": 0.6},
@@ -24,7 +24,7 @@ PARAMETERS = {
 }
 
 
-# The weight of kl_tvd is a constant for the gradient, which so is not the slope of the value.
+# kl_tvd's gradient takes its weight as a constant, so it is not the slope of the value.
 @pytest.mark.parametrize("divergence", [name for name in DIVERGENCES if name != "kl_tvd"])
 @pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("parameters", [0, 1])
@@ -121,7 +121,7 @@ def test_autocast_changes_nothing_inside_the_loss() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_heads_follow_autocast(dtype: torch.dtype, inputs: torch.dtype) -> None:
-    """Hidden states and weight may differ, and both are cast, as F.linear casts them."""
+    """Hidden states and weight may have different dtypes; autocast casts both, as it does for F.linear."""
     h = torch.randn(8, 16).to(inputs).requires_grad_()
     head = torch.nn.Linear(16, 300)
     wide = torch.randn(8, 32), torch.randn(300, 32, dtype=torch.bfloat16)
@@ -205,12 +205,13 @@ SPARSE = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -10
 
 
 def packed(spec: LossSpec) -> tuple[object, ...]:
-    """The spec as the ops take it."""
+    """The spec in the form that the ops accept."""
     return (*names_of(spec), numbers_of(spec), None)
 
 
 @pytest.mark.parametrize("changing", [False, True])
 def test_a_spec_arrives_as_it_was_sent(changing: bool) -> None:
+    """A LossSpec survives being packed into an operator's arguments and unpacked again."""
     spec = LossSpec("jsd", *(0.1 * i for i in range(1, 10)), -7, 12)
     numbers = torch.tensor(numbers_of(spec), dtype=torch.float64) if changing else None
     assert spec_of(names_of(spec), () if changing else numbers_of(spec), numbers) == spec

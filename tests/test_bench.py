@@ -1,4 +1,4 @@
-"""``fastkd bench`` on small sizes: what it measures, what it refuses, and what it leaves behind."""
+"""Test ``fastkd bench`` on small sizes: what it measures, what it refuses, and which files it writes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ONE = ["--op", "kd_loss", "--vocab", "40", "--dtype", "float32", "--divergence",
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process for each peak of memory, few calls, no pictures: what is tested here is not the clock."""
+    """Start no processes to measure memory, make few calls, draw no pictures: times do not matter here."""
     monkeypatch.setattr(memory, "peak_extra_in_child", lambda route, case: 5 * case.logits_bytes)
     monkeypatch.setattr(devices, "MOST_CALLS", 4)
     monkeypatch.setattr(devices, "MOST_SETS", 2)
@@ -140,7 +140,7 @@ def test_the_pictures_show_something(whole: Path) -> None:
 
     for name in ("roofline", "peers", "memory"):
         path = whole / f"{name}.png"
-        if name == "roofline" and not path.exists():  # on a busy machine there is no share to show
+        if name == "roofline" and not path.exists():  # a busy machine gives no times that could be plotted
             entries = [e for e in read(whole)["entries"]]
             assert not any(table.quiet(e) for e in entries)
             continue
@@ -197,7 +197,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 
 def gradient_scaled(loss: Tensor, factor: float) -> Tensor:
-    """The same value with a gradient ``factor`` times as large."""
+    """The same loss, with a gradient ``factor`` times as large."""
     return loss.detach() + factor * (loss - loss.detach())
 
 
@@ -223,7 +223,7 @@ def test_no_speed_for_a_wrong_result(
     (entry,) = [e for e in read(tmp_path)["entries"] if e["ours"] and e["backward"]]
     assert entry["status"] == "wrong"
     assert "ms" not in entry
-    assert "NaN" not in (tmp_path / "results.json").read_text()  # no JSON that only Python reads
+    assert "NaN" not in (tmp_path / "results.json").read_text()  # not JSON outside Python
     (row,) = [
         line for line in said.out.splitlines() if line.startswith("float32-V64-N6") and "off by" in line
     ][:1]
@@ -232,7 +232,8 @@ def test_no_speed_for_a_wrong_result(
 
 
 def test_a_wrong_part_is_not_hidden_by_the_labels_gradient() -> None:
-    """The cross-entropy's entry at the label is by far the largest of its row."""
+    """A wrong gradient of the divergence is found, although the cross-entropy's entry at the label is by far
+    the largest of its row."""
     case = Case(512, 16, "bfloat16")
     problem = make_problem(case)
 
@@ -247,12 +248,14 @@ def test_a_wrong_part_is_not_hidden_by_the_labels_gradient() -> None:
     whole = problem.student[0].grad.double() / torch.linalg.norm(problem.student[0].grad.double())
     step(ROUTES["fastkd native"].loss, problem)
     right = problem.student[0].grad.double() / torch.linalg.norm(problem.student[0].grad.double())
-    assert float((whole - right).norm()) < 4e-3  # over all entries at once it would have passed
+    assert float((whole - right).norm()) < 4e-3  # the error over all entries at once would pass
 
 
 def test_a_failing_call_of_ours_is_an_error_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """An exception in fastkd's own call ends the benchmark with exit status 1."""
+
     def fails(problem: Problem, backend: str | None = None) -> Tensor:
         raise RuntimeError("no kernel")
 
@@ -298,6 +301,8 @@ def test_a_case_that_does_not_fit_says_so(
 def test_where_memory_cannot_be_measured_the_time_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """If the peak of memory cannot be measured, the entry still has its time."""
+
     def elsewhere(route: str, case: Case) -> int:
         raise RuntimeError("the peak of memory on a CPU needs Linux")
 
@@ -329,13 +334,13 @@ def test_the_oracle_is_that_of_the_tests(name: str) -> None:
 
 
 def test_what_rounding_decides_is_no_error() -> None:
-    """The gradient of |p - q| where p and q are all but equal."""
+    """Where p and q are nearly equal, rounding decides the sign of the gradient of |p - q|; both pass."""
     case = Case(3000, 4, "float32", divergence="tvd", kd_ratio=1)
     problem = make_problem(case)
     with torch.no_grad():
         rest = torch.logsumexp(problem.student[0][:, 1:] / TEMPERATURE, -1)
         other = torch.logsumexp(problem.teacher[0][:, 1:] / TEMPERATURE, -1)
-        # The same odds against all other columns, so the same probability to rounding.
+        # Column 0 has the same odds on both sides, so the same probability up to rounding.
         problem.teacher[0][:, 0] = problem.student[0][:, 0] + TEMPERATURE * (other - rest)
     right = oracle.answer(problem)
     assert right.ties is not None and right.ties[:, 0].all() and right.ties.sum() < 8
@@ -375,6 +380,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.op}-{c.dtype}-{c.divergence}-{c.kd_ratio:g}")
 def test_the_tolerance_tells_rounding_from_another_quantity(case: Case) -> None:
+    """Right results pass the tolerance; another divergence or another kd_ratio does not."""
     problem = make_problem(case)
     right, allowed = oracle.answer(problem), oracle.tolerance(case, ours=False)
 
@@ -403,7 +409,7 @@ ELSEWHERE = [r.name for r in PEERS if r.name not in ("eager", "torch.compile")]
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_peers_compute_what_they_are_compared_on(name: str) -> None:
-    """Of those that are installed and can run on this machine."""
+    """Each peer that is installed and can run on this machine computes the quantity it is compared on."""
     route, device = ROUTES[name], "cuda" if torch.cuda.is_available() else "cpu"
     if (reason := route.absent(device)) is not None:
         pytest.skip(reason)
@@ -436,7 +442,7 @@ def test_no_peer_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name in ("liger", "liger chunked", "trl", "trl chunked", "orda"):
         assert "not installed: pip install 'fastkd[bench]'" in selection.absent[name]
-    # Without a peer that computes it, the forward KL alone would be compared with nobody.
+    # No installed peer computes the forward KL alone, so there would be nothing to compare.
     assert not any(c.divergence == "forward_kl" and c.kd_ratio == 1 for c in plan.cases(selection))
 
 
@@ -503,7 +509,7 @@ def test_a_gpu_measures_all_shapes() -> None:
     heads = {(c.student_width, c.teacher_width) for c in cases if c.linear}
     assert heads == {(1024, 2048), (2048, 4096)}
     assert any(not c.backward for c in cases)
-    assert any(c.linear and c.kd_ratio == 0 for c in cases)  # beside F.linear_cross_entropy
+    assert any(c.linear and c.kd_ratio == 0 for c in cases)  # to compare with F.linear_cross_entropy
 
 
 def test_bytes_are_counted() -> None:
@@ -528,6 +534,7 @@ def test_inputs_together_exceed_the_cache_several_times() -> None:
 
 
 def test_the_floor_behind_heads_is_the_products_alone() -> None:
+    """The floor of a linear loss is its matrix products: four with a teacher, three without."""
     torch.manual_seed(0)
     case = Case(30, 5, "float32", student_width=4, teacher_width=8)
     problem = make_problem(case)
@@ -561,11 +568,11 @@ def test_the_threaded_copy_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pairs) == 2 and copied[-1]
 
 
-# --- time that runs out, and a run that is taken up again ---------------------------------------------------
+# --- time that runs out, and a run that is resumed ----------------------------------------------------------
 
 
 class Clock:
-    """A clock on which each question takes ten seconds."""
+    """A clock that advances by ten seconds each time it is read."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -749,11 +756,11 @@ def test_memory_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPa
         memory.peak_extra_in_child("nobody", case)
 
 
-# --- what needs a GPU, on a device that is none -------------------------------------------------------------
+# --- the code for GPUs, on a fake device --------------------------------------------------------------------
 
 
 class Event:
-    """An event that looks at a counter when it is recorded."""
+    """A fake CUDA event, whose time is its position in a log of calls."""
 
     log: list[str]
 
@@ -796,9 +803,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 
 def test_events_stand_around_each_call_and_inputs_take_turns(gpu: FakeGpu) -> None:
+    """Each call is timed by an event before it and one after it, and the sets of inputs are used in turn."""
     calls = [lambda i=i: Event.log.append(f"call {i}") for i in range(3)]
     seconds = gpu.clock(calls, 4)
-    assert seconds == [2.0] * 4  # one entry of the log lies between the events
+    assert seconds == [2.0] * 4  # only the call is logged between the two events
     each = [["sleep", "event", f"call {i}", "event"] for i in (0, 1, 2, 0)]
     assert Event.log == [*(x for part in each for x in part), "wait"]
 

@@ -1,4 +1,4 @@
-"""What the benchmark's table must not say: a ratio from a busy machine, or a speed for a wrong answer."""
+"""Test that the benchmark's table gives no ratio from a busy machine, and no speed for a wrong result."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def test_peer_on_a_busier_machine_gets_no_ratio() -> None:
 
 
 def test_machine_that_grew_busy_states_nothing_beside_the_time() -> None:
+    """An entry whose two floor measurements differ is marked busy and gets no ratio."""
     ours = entry("fastkd native", 288.7, (247.9, 515.0), LINEAR)
     line = row(ours, entry("liger chunked", 878.5, (516.9, 515.0), LINEAR))
     assert line.count("busy") == 2
@@ -86,10 +87,11 @@ def test_wrong_peer_gets_its_error_instead_of_a_ratio() -> None:
     whole = text(entry("fastkd native", 20.0, (10.0, 10.0)), peer)
     assert "wrong (3e-01)" in whole
     assert "15.0x" not in whole
-    assert "the gradient by 3.1e-01" in whole  # below, in a sentence
+    assert "the gradient by 3.1e-01" in whole  # in a sentence below the table
 
 
 def test_backends_are_rows_of_their_own_and_like_is_compared_with_like() -> None:
+    """Each backend has its own row, and ratios compare entries of the same case."""
     alone = Case(1000, 10, "float32", kd_ratio=1)
     whole = text(
         entry("fastkd native", 20.0, (10.0, 10.0)),
@@ -103,6 +105,7 @@ def test_backends_are_rows_of_their_own_and_like_is_compared_with_like() -> None
 
 
 def test_what_is_not_there_is_said() -> None:
+    """The table lists skipped cases, absent peers and cases that were not run."""
     skipped = {**measure.blank(DENSE, ROUTES["fastkd native"]), "status": "skipped", "reason": "needs 9 GiB"}
     whole = text(skipped, absent={"trl": "not installed"}, cases_left=3)
     assert "skipped: needs 9 GiB" in whole

@@ -1,4 +1,4 @@
-"""The losses take the teachers, views, masks, modes and compilers that people come with."""
+"""Test that the losses accept the teachers, views, masks, modes and compilers that users have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastkd.ops import linear as linear_op
 def test_kd_loss_takes_a_hidden_teacher(
     target: Target, divergence: str, inplace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its logits exist a few rows at a time, and every gradient is there."""
+    """The teacher's logits exist only a few rows at a time, and every gradient is right."""
     monkeypatch.setattr(linear_op, "SCRATCH_BYTES", 1)  # the smallest chunks, of 64 rows
     rows = 70 if target.backend != "triton" else 66
     x = torch.randn(2, rows // 2, 90, device=target.device).requires_grad_()
@@ -44,7 +44,7 @@ def test_kd_loss_takes_a_hidden_teacher(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("view", ["Linear with bias", "view", "flatten", "row", "reshape back", "chunk"])
 def test_inplace_on_views(dtype: torch.dtype, view: str) -> None:
-    """A model's logits are often a view: of a 3-D Linear's product, or flattened by the caller."""
+    """A model's logits are often a view, because a 3-D Linear returns one or the caller flattens them."""
     shapes = {
         "Linear with bias": lambda z: z,
         "view": lambda z: z.view(-1, 40),
@@ -86,7 +86,7 @@ def test_inplace_on_a_view_is_refused_where_it_must_be() -> None:
 def test_hidden_states_of_ignored_tokens_may_hold_anything(
     target: Target, reduction: str, dtype: torch.dtype, chunk_size: int | None
 ) -> None:
-    """NaN and infinity, on both sides: no gradient sees them."""
+    """NaN and infinity in the hidden states of ignored tokens, on both sides, reach no gradient."""
     labels = torch.tensor([1, -100, 5, -100, 7], device=target.device)
     masked = labels == -100
     clean = [torch.randn(*size, device=target.device) for size in ((5, 6), (30, 6), (5, 9), (30, 9))]
@@ -136,6 +136,7 @@ def test_a_number_of_items_under_another_default_device() -> None:
 @pytest.mark.parametrize("what", ["temperature", "kd_ratio", "num_items"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_numbers_that_change_need_one_graph_more(what: str, fused: bool) -> None:
+    """When a number changes between calls, torch.compile compiles one more graph, not one for each value."""
     from fastkd.losses.request import TELLS_CHANGING_NUMBERS
 
     if not TELLS_CHANGING_NUMBERS and what != "num_items":

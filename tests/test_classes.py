@@ -1,4 +1,4 @@
-"""Class weights, class probabilities as labels, and the class dimension elsewhere than last."""
+"""Test class weights, class probabilities as labels, and a class dimension that is not the last."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ COLUMNS = 37
 
 
 def make(target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Student, teacher, hard labels with ignored ones, class probabilities, class weights."""
+    """Student, teacher, hard labels (some ignored), class probabilities and class weights."""
     s, t = torch.randn(4, 3, COLUMNS) * 2, torch.randn(4, 3, COLUMNS) * 2
     labels = torch.randint(0, COLUMNS, (4, 3))
     labels[1, 2] = labels[3, 0] = -100
     soft = torch.softmax(torch.randn(4, 3, COLUMNS) * 2, -1) * 1.2
-    soft[0, 0] = F.one_hot(torch.tensor(5), COLUMNS)  # with zeros
+    soft[0, 0] = F.one_hot(torch.tensor(5), COLUMNS)  # probabilities with zeros
     weights = torch.rand(COLUMNS) * 3
     weights[7] = 0
     return tuple(x.to(target.device) for x in (s, t, labels, soft, weights))  # type: ignore[return-value]
@@ -29,7 +29,7 @@ def make(target: Target) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def cross_entropy(
     s: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float, reduction: str, scale: Tensor
 ) -> Tensor:
-    """F.cross_entropy in float64, with weights of the tokens."""
+    """F.cross_entropy in float64, with token weights."""
     s = s.flatten(0, -2)
     labels = labels.flatten(0, -2).to(s.dtype) if labels.is_floating_point() else labels.flatten()
     weights = None if weights is None else weights.double()
@@ -110,7 +110,7 @@ def test_from_hidden_states(target: Target, given: str, chunk_size: int | None) 
 @pytest.mark.parametrize("kd_ratio", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("given", ["weights", "soft"])
 def test_metrics(target: Target, given: str, kd_ratio: float) -> None:
-    """The cross-entropy is the mean of F.cross_entropy's; the other metrics do not know of class weights."""
+    """The cross-entropy is F.cross_entropy's mean; the other metrics do not depend on class weights."""
     s, t, hard, soft, weights = make(target)
     labels = soft if given == "soft" else hard
     options = {"kd_ratio": kd_ratio, "return_metrics": True, **target.options}

@@ -1,4 +1,4 @@
-"""What is particular to the CPU kernels: instruction sets, threads, forks, huge offsets."""
+"""Test the particulars of the CPU kernels: instruction sets, threads, forks, huge offsets."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ def _both_gradients(
 
 
 def _rising(columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows whose largest logits come late, so that each block's exponentials are kept relative to others.
+    """Rows whose logits rise, so that every block of columns raises the maximum that exponentials refer to.
 
-    Alike; the teacher ahead by more than a shared shift allows, then level; a stretch of -inf on both sides.
+    In row 0 both sides are alike. In row 1 the teacher is first ahead by more than a shared shift allows,
+    then level. Row 2 begins with -inf on both sides.
     """
     rise = torch.linspace(-60, 20, columns)
     s, t = (torch.randn(3, columns) + rise for _ in range(2))
@@ -85,20 +86,20 @@ def test_maxima_that_rise_from_block_to_block(
             if both:
                 assert_gradient(grad_t, by_t)
         _, grad_s, grad_t = _both_gradients(s, s, True, divergence=divergence, **parameters, labels=labels)
-        if divergence != "decoupled":  # its label is apart
+        if divergence != "decoupled":  # which computes the label separately, so the gradient may be rounding
             assert (grad_s == 0).all() and (grad_t == 0).all()
 
 
 def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two rows of several blocks; somewhere in the first one, logits that the short loop does not take."""
+    """Two rows of several blocks. The event puts logits in row 0 that the fast path cannot handle."""
     s, t = torch.randn(2, 4096) * 2, torch.randn(2, 4096) * 2
-    first, late = slice(0, 100), slice(2200, 2700)  # what the first shifts come from; a later block
-    if event == "far above":  # more than an exponent field holds
+    first, late = slice(0, 100), slice(2200, 2700)  # the columns that set the first shifts; a later block
+    if event == "far above":  # exceeds the range of a float32's exponent field
         s[0, 2400], t[0, 2400] = 500.0, 498.0
-    elif event == "above":  # within it, but not when squared
+    elif event == "above":  # within that range, but not when squared
         s[0, late] += 120
         t[0, late] += 120
-    elif event == "one above":  # within it at a high temperature, but not at temperature 1
+    elif event == "one above":  # within that range at a high temperature, but not at temperature 1
         s[0, 2400], t[0, 2400] = 97.0, 96.0
     elif event == "one side above":
         t[0, late] += 60
@@ -158,14 +159,14 @@ def test_blocks_of_any_logits(isa: str, dtype: torch.dtype, event: str, divergen
             finite = expected.isfinite()
             assert torch.equal(loss[~finite].double(), expected[~finite])
             assert_value(loss[finite], expected[finite], rtol=1e-5)
-            assert_gradient(grad_s[finite], by_s[finite], factor=10)  # of a ratio of some hundreds
+            assert_gradient(grad_s[finite], by_s[finite], factor=10)  # log-ratios reach some hundreds
 
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "hellinger"])
 def test_logits_too_large_for_the_short_exponential(isa: str, divergence: str) -> None:
     s, t = (torch.randn(2, 2048) * 2 + 2.0**21 for _ in range(2))
-    # Exponents of 2 without a rounding.
+    # At this temperature a logit is its own exponent of 2, without rounding.
     options = {"divergence": divergence, "temperature": math.log2(math.e)}
     expected, by_s, _ = reference_gradients(s, t, reduction="none", **options)
     with native.forced_isa(isa):
@@ -181,6 +182,7 @@ def test_logits_too_large_for_the_short_exponential(isa: str, divergence: str) -
 def test_what_no_block_takes_spoils_its_row_alone(
     isa: str, dtype: torch.dtype, side: int, number: float
 ) -> None:
+    """NaN or +inf in a logit makes only its own row NaN."""
     rows = _with_an_event("nothing", dtype)
     clean, _, _ = _both_gradients(*rows, False)
     rows[side][0, 3000] = number
@@ -193,6 +195,7 @@ def test_what_no_block_takes_spoils_its_row_alone(
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger"])
 def test_rows_too_long_to_keep(divergence: str) -> None:
+    """Rows too long to keep the first sweep's exponentials give the right result."""
     s = torch.randn(1, 530_001)
     t = s + 0.3 * torch.randn_like(s)
     expected, by_s, _ = reference_gradients(s, t, reduction="none", divergence=divergence)
@@ -203,7 +206,7 @@ def test_rows_too_long_to_keep(divergence: str) -> None:
 
 @pytest.mark.parametrize("columns", [110_592, 110_001], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "reverse_kl"])
-@pytest.mark.parametrize("isa", native.cpu_isas()[:-1])  # the baseline has no such stores
+@pytest.mark.parametrize("isa", native.cpu_isas()[:-1])  # the baseline has no stores that bypass the caches
 def test_a_gradient_written_past_the_caches_has_the_same_bits(
     isa: str, divergence: str, columns: int
 ) -> None:
@@ -221,12 +224,13 @@ def test_a_gradient_written_past_the_caches_has_the_same_bits(
 @pytest.mark.parametrize("divergence", ["forward_kl", "decoupled"])
 @pytest.mark.parametrize("digits", [0x7FC00000, 0x7FFFF800, 0x7FFFFFFF], ids=hex)
 def test_nan_stays_nan_whatever_its_digits(isa: str, divergence: str, digits: int) -> None:
-    """Rounding to bfloat16 by integers would carry many digits into the sign: -0."""
+    """A NaN with many mantissa bits set stays NaN. Rounding it to bfloat16 by integer arithmetic would carry
+    into the sign and give -0."""
     worst = torch.tensor(digits, dtype=torch.int32).view(torch.float32)
     s = torch.randn(3, 700).bfloat16().requires_grad_()
     t = torch.randn(3, 700)
     t[1, 5] = t[2, 9] = worst
-    labels = torch.tensor([5, 0, 9])  # in the last row it is the label's
+    labels = torch.tensor([5, 0, 9])  # in the last row the NaN is at the label
     with native.forced_isa(isa):
         fastkd.kd_loss(s, t, labels, kd_ratio=0.5, divergence=divergence, backend="native").backward()
     assert s.grad is not None and not s.grad[0].isnan().any()
@@ -237,10 +241,10 @@ def test_nan_stays_nan_whatever_its_digits(isa: str, divergence: str, digits: in
 @pytest.mark.parametrize("isa", native.cpu_isas())
 @pytest.mark.parametrize("both", [False, True])
 def test_bfloat16_gradients_are_rounded_to_nearest(isa: str, both: bool) -> None:
-    """To one of the nearest: halfway between two, the vector code rounds away from 0 and torch to the even.
+    """Each gradient is a nearest bfloat16. On a tie the vector code rounds away from 0 and torch to even.
 
-    A teacher of neighbouring rows keeps both calls from the loop for plain blocks, which adds up in another
-    order: they then have the same float32 gradient, which one of them rounds and the other one returns.
+    The teacher's columns are strided, which keeps both calls off the fast path; that one would add up in
+    another order. Both calls thus compute the same float32 gradient: one rounds it, the other returns it.
     """
     s, t = torch.randn(4, 2051).bfloat16(), torch.randn(4, 2051).t().contiguous().t()
     with native.forced_isa(isa):
@@ -260,7 +264,7 @@ def test_bfloat16_gradients_of_plain_blocks_are_rounded_to_nearest(isa: str) -> 
     with native.forced_isa(isa):
         _, rounded, _ = _both_gradients(s, t, False)
     nearest = (exact.bfloat16().double() - exact).abs()
-    # float32 arithmetic moves q - p by a share of the larger of the two, and with it the place of a tie.
+    # float32's error in q - p is a fraction of the larger of the two, and may decide a tie the other way.
     p, q = (x.double().softmax(-1) for x in (t, s))
     assert ((rounded.double() - exact).abs() <= nearest + 2e-5 * torch.maximum(p, q)).all()
 
@@ -274,7 +278,7 @@ def test_bfloat16_gradients_of_plain_blocks_are_rounded_to_nearest(isa: str) -> 
     ],
 )
 def test_near_models_in_16_bits(isa: str, divergence: str, temperature: float) -> None:
-    """What is left between them must not be the error of a short exponential."""
+    """The divergence of near models must not be swamped by the error of the fast path's short exponential."""
     s = torch.randn(4, 9000) * 3
     s, t = s.bfloat16(), (s + 0.05 * torch.randn_like(s)).bfloat16()
     options = {"divergence": divergence, "temperature": temperature}
@@ -287,7 +291,7 @@ def test_near_models_in_16_bits(isa: str, divergence: str, temperature: float) -
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
 def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
-    """A process whose columns are all padding: what lies beside them in memory is not its own."""
+    """A rank whose columns are all padding zeroes their gradient, and writes nothing beside them."""
     columns, rows = 3, 2
     memory = torch.full((rows, 64), 7.0)
     spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0, -100, 0)
@@ -300,19 +304,19 @@ def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
         spec=spec,
         row_loss=torch.zeros(rows),
         grad_student=memory[None, :, :columns],
-        shards=object(),  # type: ignore[arg-type]  only its being there counts
+        shards=object(),  # type: ignore[arg-type]  the kernel only needs it not to be None
     )
     record = torch.zeros(rows, len(COLUMNS), dtype=torch.float64)
     with native.forced_isa(isa):
         native.NativeBackend().launch(call, "statistics", record)
-        for name in ("z_s", "z_t", "z_one", "columns"):  # of the other shards
+        for name in ("z_s", "z_t", "z_one", "columns"):  # as if added by the other shards
             record[:, COLUMNS.index(name)] = 1.0
         native.NativeBackend().launch(call, "finish", record)
     assert (memory[:, :columns] == 0).all() and (memory[:, columns:] == 7).all()
 
 
 def test_scaling_refuses_columns_that_are_apart() -> None:
-    """The kernel takes no stride of columns, so that it would scale what lies between them."""
+    """The kernel has no column stride, so with strided columns it would scale the elements in between."""
     near, apart = torch.ones(2, 3), torch.ones(3, 2).t()
     for grad, out in ((near, apart), (apart, near)):
         with pytest.raises(AssertionError, match="contiguous"):
@@ -351,7 +355,7 @@ def test_exactly_the_threads_torch_has(threads: int) -> None:
 
 
 def test_fork_after_use() -> None:
-    """A child of a process that has used its threads must neither hang nor give other numbers."""
+    """A process forked after the parent used its threads must neither hang nor compute other numbers."""
     s, t = torch.randn(64, 20_000), torch.randn(64, 20_000)
     scale = torch.full((64,), 1 / 64)
 
@@ -359,7 +363,7 @@ def test_fork_after_use() -> None:
         from fastkd.backends.base import Call
         from fastkd.spec import LossSpec
 
-        # The kernel alone: torch's own threads do not survive a fork.
+        # Calls the kernel directly, because torch's own threads do not survive a fork.
         out = torch.empty(64)
         spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 20_000)
         native.NativeBackend().rows(Call(s[None], t[None], None, scale, scale, spec, out))
@@ -378,7 +382,7 @@ def test_fork_after_use() -> None:
 
 
 def test_15_offsets_past_32_bits() -> None:
-    """Rows of an expanded tensor whose offsets pass 2^31 elements, without the memory."""
+    """Row offsets exceed 2^31 elements in a strided tensor whose memory is mostly never touched."""
     base = torch.randn(2, 8)
     storage = torch.from_numpy(np.zeros(2**31 + 64, dtype=np.uint16)).view(torch.bfloat16)  # pages on demand
     far = storage.as_strided((2, 8), (2**31 + 8, 1))
@@ -390,7 +394,7 @@ def test_15_offsets_past_32_bits() -> None:
 
 @pytest.mark.slow
 def test_15_more_than_2_31_elements() -> None:
-    """The row index times the row length passes 2^31: 4.3 GB of logits and as much gradient."""
+    """The row index times the row length exceeds 2^31: 4.3 GB of logits and a gradient of the same size."""
     rows, columns = 2**15 + 1, 2**16
     s = torch.zeros(rows, columns, dtype=torch.bfloat16)
     t = torch.zeros(1, columns, dtype=torch.bfloat16).expand(rows, columns)

@@ -1,4 +1,4 @@
-"""What the compiler says of the CUDA kernels: registers, spills, vector accesses. Needs nvcc, not a GPU."""
+"""Check the compiled CUDA kernels for registers, spills and vector accesses. Needs nvcc, but no GPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sass import cuobjdump
 
 UNITS = units()
 NVCC = shutil.which("nvcc")
-# Products stay rounded, as on the CPU: a difference of two is then exactly 0 for equal rows.
+# Without fmad products are rounded, as on the CPU: the difference of two is then exactly 0 for equal rows.
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
 LIMIT_S = 600
-# 65,536 registers per multiprocessor: 64 let it hold 1024 threads, 80 let it hold 768, 96 let it hold 640,
-# 128 let it hold 512. csrc/cuda/dense_kernel.cuh says what takes more than 64.
+# A multiprocessor has 65,536 registers. With 64 per thread it holds 1024 threads, with 80 it holds 768, with
+# 96 it holds 640, with 128 it holds 512. csrc/cuda/dense_kernel.cuh states what needs more than 64.
 STREAMING = {
     64: ("none", "off_support", "forward_kl", "reverse_kl", "jeffreys"),
     80: (
@@ -29,10 +29,10 @@ STREAMING = {
     ),
     128: ("alpha_beta",),
 }
-EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # of the others 96
+EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # all others have 96
 CLUSTER = 80
-# For each dtype that both sides have one that streams and one for clusters; one that takes pairs of dtypes,
-# phases and metrics too. A sparse teacher's calls come in phases only.
+# Kernels per file: for each dtype that both sides can have, a streaming kernel and a cluster kernel; in
+# addition one for mixed dtypes, phases and metrics. A sparse teacher's calls run in phases only.
 KERNELS = {
     "cluster_shape.cu": 0,
     "dense_rows.cu": 0,
@@ -44,7 +44,7 @@ DEFAULT_KERNELS = 7
 
 
 def limit_of(name: str, kernel: str) -> int:
-    """Registers of a kernel, by its divergence or file and its mangled name."""
+    """The registers allowed to a kernel, from its divergence or file and its mangled name."""
     if "cluster" in kernel:
         return CLUSTER
     if "AnyElement" in kernel:
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
 
 def compile_all(out: Path, *arguments: str) -> dict[str, tuple[str, Path]]:
-    """Compile every file; returns the compiler's words and its output, by divergence or file name."""
+    """Compile every file; return the compiler's messages and the output file, by divergence or file name."""
 
     def compile_one(item: tuple[str, Unit]) -> tuple[str, tuple[str, Path]]:
         name, unit = item
@@ -71,7 +71,7 @@ def compile_all(out: Path, *arguments: str) -> dict[str, tuple[str, Path]]:
 
 
 def test_flags() -> None:
-    """What is tested here is what CMake builds."""
+    """The flags used in these tests are those of the CMake build."""
     text = (CSRC.parent / "CMakeLists.txt").read_text()
     assert all(flag in text for flag in FLAGS[2:])
 
@@ -89,7 +89,7 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
         found = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
         assert len(found) == KERNELS.get(name, DEFAULT_KERNELS), name
         if any(frames):
-            # A constant of the row may wait in memory while a loop needs its register: none is read there.
+            # The compiler may spill a constant of the row, but the loops' turns must not access local memory.
             assert max(frames) <= 16, report
             pytest.importorskip("triton", reason="its wheel has the disassembler")
             for code in kernels(cuobjdump(output.read_bytes(), "-sass")).values():
@@ -102,7 +102,7 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_vector_accesses(tmp_path: Path) -> None:
     for name, (_, output) in compile_all(tmp_path, "-arch=compute_90", "-ptx").items():
-        # Both sides in at least two sweeps; one side where there is no divergence; files without a kernel.
+        # Both sides are loaded in at least two sweeps; kernels without a divergence load one side only.
         loads = {"none": 2, "off_support": 2, "scale_rows.cu": 1}.get(name, 4)
         for kernel in output.read_text().split(".entry")[1:]:
             if "cluster" in kernel[:80]:
@@ -116,16 +116,16 @@ def test_vector_accesses(tmp_path: Path) -> None:
             assert generic is None, f"{name}: {generic.group()} does not know its address space"
 
 
-# At the floor of 6 bytes an H100's multiprocessor (of 132, at 1.75 GHz and 3 TB/s) has 0.46 clocks for a pair
-# of bfloat16 logits: time for 59 instructions of a thread, among them 7.4 special functions (16 lanes, not
-# 128). These are the loops' shortest turns, without cross-entropy: that adds 4 and, at other temperatures
-# than 1 and 2, two exponentials.
+# A pair of bfloat16 logits moves at least 6 bytes. At 3 TB/s that gives each of an H100's 132 multiprocessors
+# (at 1.75 GHz) 0.46 clocks per pair: time for 59 instructions of a thread, of which 7.4 may be special
+# functions (these have 16 lanes, the others 128). The budgets count the loops' shortest turns without
+# cross-entropy, which adds 4 instructions and, at temperatures other than 1 and 2, two exponentials.
 @dataclass(frozen=True)
 class Budget:
     sweeps: int
-    special: float  # exponentials and logarithms of a pair of logits
-    cluster: float  # instructions of a pair, where the sweeps read shared memory
-    streaming: float  # and where they read memory
+    special: float  # exponentials and logarithms per pair of logits
+    cluster: float  # instructions per pair in the kernel whose sweeps read shared memory
+    streaming: float  # instructions per pair in the kernel whose sweeps read global memory
 
 
 BUDGETS = {
@@ -149,7 +149,8 @@ def test_instructions_per_pair(divergence: str, tmp_path: Path) -> None:
         kind = "cluster" if "cluster" in name else "streaming"
         load = "LDS.128" if kind == "cluster" else "LDG.E.128"
         sweeps = [turn for turn in turns(code) if load in turn]
-        # The first sweep is there once more for the few rows whose logits are lowered: two additions a pair.
+        # The first sweep exists twice: the other copy is for the few rows whose logits are shifted down, and
+        # has two more additions per pair.
         only_sums = [turn for turn in sweeps if turn["FMNMX"] and not turn["MUFU.LG2"]]
         first, again = sorted(only_sums, key=lambda turn: turn["FADD"])
         assert again["FADD"] == first["FADD"] + 2 * group

@@ -1,7 +1,8 @@
-"""The CUDA kernels where there is no GPU: their sources, built for the CPU by a C++ compiler.
+"""Test the CUDA kernels without a GPU: a C++ compiler builds their sources for the CPU.
 
-``cuda_emulation/`` holds the CUDA names that they use, on fibers. This checks arithmetic, indices, barriers;
-what only the hardware does (its own exponential, its memory order) is left to the tests marked ``gpu``.
+``cuda_emulation/`` implements the CUDA names that they use, with fibers as threads. This checks arithmetic,
+indices and barriers. The hardware's own behaviour (its exponential, its memory order) is left to the tests
+marked ``gpu``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from cuda_sources import CSRC, Unit, units
 
 TESTS = Path(__file__).parent
 EMULATION = TESTS / "cuda_emulation"
-# Products that the kernels want rounded stay so. Vectors go through pointers of another type, as in CUDA.
+# No contraction, since the kernels rely on rounded products. No strict aliasing, since the kernels access
+# vectors through pointers of another type, which CUDA allows.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Werror"]
 LIMIT_S = 600
@@ -26,7 +28,7 @@ LIMIT_S = 600
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fastkd._C that runs the CUDA kernels, emulated, for tensors on the CPU."""
+    """Build a fastkd._C that runs the emulated CUDA kernels for tensors on the CPU."""
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is needed to build the emulated kernels")
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
@@ -54,7 +56,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_emulated_kernels(module: Path) -> None:
-    # The cases of their own, and those of the suite that say most about a kernel.
+    # The kernels' own cases, and the tests of the suite that exercise a kernel most.
     files = [EMULATION / "cases.py", TESTS / "test_mistakes.py", TESTS / "test_parity.py"]
     suite = "(test_mistakes or test_sizes or test_temperatures or test_options)"
     chosen = f"cases or {suite} and emulated_cuda and not backwards and not float64"

@@ -1,4 +1,4 @@
-"""What docs/ promises: every divergence has its section, snippets run, links and numbers are real."""
+"""Test the promises of docs/: every divergence has its section, snippets run, links and numbers are real."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def without_code(text: str) -> str:
 
 
 def sections(text: str) -> dict[str, str]:
-    """Each heading with the text below it, down to the next."""
+    """Each heading with the text from it to the next heading."""
     parts = re.split(r"^#{1,3} ", text, flags=re.MULTILINE)
     return {title.strip(): body for title, _, body in (part.partition("\n") for part in parts)}
 
 
 def anchor(title: str) -> str:
-    """What GitHub makes of a heading."""
+    """The anchor that GitHub derives from a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
@@ -69,7 +69,7 @@ def test_python_snippets_run(page: Path) -> None:
     if any("fastkd.trainer" in snippet for snippet in snippets):
         pytest.importorskip("transformers")
     scope: dict[str, object] = {}
-    for snippet in snippets:  # each goes on where the one before it ended
+    for snippet in snippets:  # later snippets use the names that earlier ones defined
         exec(compile(snippet, page.name, "exec"), scope)
 
 
@@ -85,7 +85,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @every_page
 def test_inline_math_survives_markdown(page: Path) -> None:
-    """Markdown takes a backslash before punctuation for its own, so ``\\,`` would show as a comma."""
+    """Markdown treats a backslash before punctuation as an escape, so ``\\,`` would show as a comma."""
     for line in without_code(page.read_text()).splitlines():
         assert line.count("$") % 2 == 0, line
         for formula in re.findall(r"\$[^$]+\$", line):

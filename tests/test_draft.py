@@ -1,4 +1,4 @@
-"""Losses for draft models: the acceptance rate of speculative decoding, and its hybrid with KL."""
+"""Test losses for draft models: the acceptance rate of speculative decoding, and its hybrid with KL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INF = math.inf
 
 
 def run(target: Target, s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
-    """``(losses per row, student's gradient, teacher's)`` of the sum of the rows' losses."""
+    """The losses of the rows, and the student's and the teacher's gradient of their sum."""
     s, t = (x.detach().to(target.device).requires_grad_() for x in (s, t))
     loss = fastkd.kd_loss(s, t, reduction="none", **target.options, **options)  # type: ignore[arg-type]
     by_s, by_t = torch.autograd.grad(loss.sum(), (s, t))
@@ -27,7 +27,7 @@ def run(target: Target, s: Tensor, t: Tensor, **options: object) -> tuple[Tensor
 
 
 def apart_by(nats: float, columns: int = 37) -> tuple[Tensor, Tensor]:
-    """Two rows that share about ``exp(-nats)`` of their probability, on several columns of each."""
+    """Two student and teacher rows with sum min(p, q) about ``exp(-nats)``, spread over several columns."""
     random = torch.Generator().manual_seed(3)
     s, t = (torch.randn(2, columns, generator=random) for _ in range(2))
     s[:, : columns // 2] += nats
@@ -41,13 +41,13 @@ def test_log_acceptance_is_the_logarithm_of_what_both_share(target: Target) -> N
     p, q = t.double().softmax(-1), s.double().softmax(-1)
     shared = torch.minimum(p, q).sum(-1, keepdim=True)
     assert_value(loss, -shared[:, 0].log())
-    # TVD's gradients, over the acceptance rate.
+    # The gradients are TVD's, divided by the acceptance rate.
     _, tvd_s, tvd_t = reference_gradients(s, t, divergence="tvd", reduction="none")
     assert_gradient(by_s, tvd_s / shared)
     assert_gradient(by_t, tvd_t / shared)
 
 
-# 69 nats are an acceptance of 1e-30; from 87 on it is no float32, from 708 on no float64.
+# 69 nats are an acceptance rate of 1e-30. From 87 nats on the rate underflows float32, from 708 on float64.
 @pytest.mark.parametrize("nats", [0.0, 1.0, 2.0, 3.0, 5.0, 16.0, 40.0, 69.0, 90.0, 300.0, 800.0, 5000.0])
 def test_tiny_acceptances(target: Target, nats: float) -> None:
     s, t = apart_by(nats)
@@ -57,7 +57,7 @@ def test_tiny_acceptances(target: Target, nats: float) -> None:
             expected = reference_gradients(s, t, divergence="log_acceptance", reduction="none")
             with during(dtype=dtype):
                 assert_value(found[0], expected[0])
-                # The exponents of 2 of what is shared are rounded to float32.
+                # The exponents (of 2) of the entries of min(p, q) are rounded to float32.
                 factor = max(4.0, nats / 16 if dtype == torch.float32 else 0.0)
                 for ours, exact in zip(found[1:], expected[1:], strict=True):
                     assert_gradient(ours, exact, factor=factor)
@@ -65,7 +65,7 @@ def test_tiny_acceptances(target: Target, nats: float) -> None:
 
 
 def test_no_step_where_rows_become_distant(target: Target) -> None:
-    """Both forms of the loss are right around an acceptance rate of 1/8, where one takes over."""
+    """Both forms of the loss are right around an acceptance rate of 1/8, where the kernels switch forms."""
     gaps = torch.linspace(2.3, 3.1, 9)
     s, t = torch.zeros(9, 40), torch.zeros(9, 40)
     s[:, :20], t[:, 20:] = gaps[:, None], gaps[:, None]
@@ -86,7 +86,7 @@ def test_equal_rows(target: Target, divergence: str) -> None:
 
 
 def test_ties_count_half(target: Target) -> None:
-    """Where p = q the subgradient is the mean of both sides', in near rows and in distant ones."""
+    """Where p = q, the subgradient is the mean of both one-sided ones, in near rows and in distant ones."""
     for gap in (0.5, 50.0):
         s = torch.tensor([[gap, 0.0, -3.0, -3.0]])
         t = torch.tensor([[0.0, gap, -3.0, -3.0]])
@@ -109,7 +109,7 @@ def test_padding_is_minus_infinity(target: Target) -> None:
             for ours, exact in zip(found[1:], expected[1:], strict=True):
                 assert_gradient(ours[:, 3:40], exact, factor=12)
                 assert not ours[:, :3].any() and not ours[:, 40:].any()
-            # What one side alone has is shared by neither.
+            # A column that only one side has adds nothing to sum min(p, q).
             s[:, 1], t[:, 30] = -INF, -INF
             found = run(target, s, t, divergence="log_acceptance")
             for ours, exact in zip(
@@ -119,7 +119,7 @@ def test_padding_is_minus_infinity(target: Target) -> None:
 
 
 def test_rows_that_share_nothing(target: Target) -> None:
-    """They are infinitely apart, no gradient changes that, and other rows do not notice."""
+    """Rows with disjoint support have an infinite loss and a zero gradient, and do not affect other rows."""
     s, t = torch.randn(3, 60), torch.randn(3, 60)
     s[1, :30], t[1, 30:] = -INF, -INF
     loss, by_s, by_t = run(target, s, t, divergence="log_acceptance")
@@ -140,7 +140,7 @@ def test_a_sure_teacher_makes_it_cross_entropy(target: Target) -> None:
 
 
 def hybrid(s: Tensor, t: Tensor, eta: float) -> Tensor:
-    """The definition, with the weight a constant."""
+    """The hybrid loss by its definition; autograd sees the weight as a constant."""
     log_p, log_q = t.log_softmax(-1), s.log_softmax(-1)
     tvd = 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
     weight = torch.exp(-eta * (1 - tvd.detach()))
@@ -162,6 +162,7 @@ def test_kl_tvd_is_the_hybrid(target: Target, beta: float | None) -> None:
 
 @pytest.mark.parametrize(("beta", "limit"), [(0.0, "forward_kl"), (1e6, "tvd")])
 def test_ends_of_the_hybrid(target: Target, beta: float, limit: str) -> None:
+    """kl_tvd is the forward KL at beta=0, and TVD for a very large beta."""
     s, t = torch.randn(4, 200), torch.randn(4, 200)
     for ours, end in zip(
         run(target, s, t, divergence="kl_tvd", beta=beta), run(target, s, t, divergence=limit), strict=True
@@ -170,7 +171,8 @@ def test_ends_of_the_hybrid(target: Target, beta: float, limit: str) -> None:
 
 
 def test_kl_tvd_of_a_token_that_the_student_lacks(target: Target) -> None:
-    """Infinite as the forward KL is, with a student's gradient that is as finite."""
+    """If the student rules out a column of the teacher, kl_tvd is infinite and the student's gradient finite,
+    as for the forward KL."""
     s, t = torch.randn(2, 50), torch.randn(2, 50)
     s[0, 4] = -INF
     loss, by_s, _ = run(target, s, t, divergence="kl_tvd")
@@ -191,7 +193,8 @@ def test_gradients_pass_gradcheck(divergence: str) -> None:
     def loss(s: Tensor, t: Tensor) -> Tensor:
         return fastkd.kd_loss(s, t, divergence=divergence, reduction="none", backend="reference", **fixed)
 
-    # With a constant weight, which numerical differences see change, only the ends of the hybrid agree.
+    # The gradient takes kl_tvd's weight as a constant, but numerical differences see it change. At beta = 0
+    # it is constant.
     fixed: dict[str, float] = {"beta": 0.0} if divergence == "kl_tvd" else {}
     check: Callable[..., bool] = torch.autograd.gradcheck
     for nats in (0.5, 6.0):

@@ -1,4 +1,4 @@
-"""``fastkd env`` says what is here and why something is not."""
+"""``fastkd env`` lists what is available, and the reason for everything that is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a wrong call says, before any memory is touched."""
+"""Check the errors that wrong calls raise before they change any memory."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def test_wrong_linear_calls(error, match, args, options) -> None:
 
 
 def test_no_teacher_goes_with_no_share_of_it() -> None:
+    """The teacher may be None only at kd_ratio=0."""
     with pytest.raises(TypeError, match="must be a tensor"):
         fastkd.kd_loss(S, None, Y, kd_ratio=0.5)
     expected = torch.nn.functional.cross_entropy(S, Y)

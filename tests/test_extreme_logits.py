@@ -1,4 +1,4 @@
-"""Logits that lie a constant apart, and logits as large as float32 has them."""
+"""Test logits that differ by a constant between the sides, and logits near the ends of float32's range."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastkd.divergences import DIVERGENCES
 LOWEST = torch.finfo(torch.float32).min
 HIGHEST = torch.finfo(torch.float32).max
 EVERY_DIVERGENCE = pytest.mark.parametrize("divergence", DIVERGENCES)
-# By what its formula multiplies the rounding of a sum, 1 / |a (1 - a)| and the like.
+# The factor by which a divergence's formula multiplies the rounding of a sum, such as 1 / |a (1 - a)|.
 ENLARGEMENT = {"alpha": 4.0, "alpha_beta": 4.0, "renyi": 2.0}
 # The CUDA kernels have bounds of their own (docs/losses.md), tested by tests/cuda_emulation/cases.py.
 EXACT = [p for p in TARGETS if p.values[0].device == "cpu" or p.values[0].backend == "triton"]
@@ -24,12 +24,12 @@ LINEAR = ("forward_kl", "reverse_kl", "jeffreys")
 
 
 def _rows(target: Target, rows: int) -> int:
-    """A few where Triton interprets its kernels, each row by itself."""
+    """At most 4 rows where Triton's interpreter runs the kernels, since it runs each row separately."""
     return min(rows, 4) if target.backend == "triton" and target.device == "cpu" else rows
 
 
 def _run(target: Target, s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses, gradient by the student, by the teacher), on the CPU."""
+    """The losses, the student's gradient and the teacher's gradient, moved to the CPU."""
     a, b = (x.to(target.device).detach().requires_grad_() for x in (s, t))
     labels = (torch.arange(s.shape[0]) % s.shape[1]).to(target.device)
     loss = fastkd.kd_loss(a, b, labels, reduction="none", **options, **target.options)  # type: ignore[arg-type]
@@ -47,18 +47,18 @@ def _exact(s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Ten
 @EVERY_EXACT_TARGET
 @EVERY_DIVERGENCE
 def test_constant_between_the_sides(target: Target, divergence: str) -> None:
-    # On a grid, so that float32 has the shifted logits exactly: both sides are then one distribution.
+    # On a grid the shifted logits are exact in float32, so that both sides are the same distribution.
     t = (torch.randn(_rows(target, 64), 1000) * 512).round() / 512
     bound = 1e-7 * ENLARGEMENT.get(divergence, 1.0)
     if divergence not in ("forward_kl", "reverse_kl", "jeffreys", "decoupled", "hellinger", "alpha", "renyi"):
-        bound *= 2  # a sum of absolute differences, each of which is rounding
+        bound *= 2  # it sums absolute differences, so roundings do not cancel
     for shift in (8.0, -8.0, 32.0, 100.0, -100.0, 1000.0):
         assert torch.equal(t + shift - t, torch.full_like(t, shift))
         for temperature in (1.0, 3.0):
             loss, by_s, by_t = _run(
                 target, t + shift, t, divergence=divergence, temperature=temperature, t_squared=False
             )
-            # What 1 / T rounds away of the constant is the same for all entries, and enters the powers.
+            # The rounding of the constant times 1 / T is the same for all entries, and enters the powers.
             rounded = 2e-9 * abs(shift) / temperature if temperature != 1 and divergence in ENLARGEMENT else 0
             with during(shift=shift, temperature=temperature):
                 assert loss.abs().max() <= bound + rounded
@@ -73,8 +73,8 @@ def test_constant_between_unlike_sides(target: Target, divergence: str) -> None:
     s = t + (torch.randn_like(t) * 8).round() / 512
     options = {"divergence": divergence, "temperature": 2.0, "kd_ratio": 0.5}
     expected = _exact(s, t, **options)
-    # Triton's exponents of 2 leave room for one that is 24 larger, and are rounded at that size: 4e-7 of a
-    # probability, over log-ratios of 0.008. The constant adds nothing: the gradients are as far off without.
+    # Triton's exponents of 2 leave room for a maximum that is 24 larger, so they are rounded at that size.
+    # The error is 4e-7 of a probability, while log-ratios are 0.008. It is as large without the constant.
     bound = 1e-4 if target.backend == "triton" else 5e-5
     for shift in (64.0, -512.0):
         for found, exact in zip(_run(target, s + shift, t, **options), expected, strict=True):
@@ -83,7 +83,7 @@ def test_constant_between_unlike_sides(target: Target, divergence: str) -> None:
 
 
 def _pairs(columns: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Rows with numbers near float32's ends whose losses and gradients float64 has."""
+    """Rows with numbers near the ends of float32's range; their losses and gradients are exact in float64."""
     s, t = torch.randn(4, columns), torch.randn(4, columns)
     masked = torch.tensor([4, 5])
     large = torch.zeros(4, columns)
@@ -105,7 +105,7 @@ def test_extreme_rows(target: Target, divergence: str) -> None:
     for columns in (7, 1100):
         for name, (s, t) in _pairs(columns).items():
             if divergence == "decoupled" and "certain" in name:
-                continue  # float64 has no digits for the other columns beside that
+                continue  # next to that logit float64 has no digits left for the other columns
             for temperature in (1.0, 0.05):
                 options = {"divergence": divergence, "temperature": temperature, "kd_ratio": 0.5}
                 expected = _exact(s, t, **options)
@@ -114,7 +114,7 @@ def test_extreme_rows(target: Target, divergence: str) -> None:
                         assert not found.isnan().any()
                         atol = 2e-4 * exact.abs().amax(-1, keepdim=True).clamp(min=1)
                         if target.backend != "native" and found.dim() == 2:
-                            # In float32 a teacher's gradient is the difference of two large ratios.
+                            # In float32 a teacher's gradient is a difference of two large log-ratios.
                             atol = atol + 2e-7 * expected[0].abs()[:, None] / temperature
                         assert ((found - exact).abs() <= atol).all()
 
@@ -122,7 +122,7 @@ def test_extreme_rows(target: Target, divergence: str) -> None:
 @EVERY_EXACT_TARGET
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger", "decoupled"])
 def test_rows_unlike_their_beginning(target: Target, divergence: str) -> None:
-    """What a backend concludes from a row's first columns must not hold it back in the others."""
+    """A backend's conclusions from a row's first columns must not spoil the columns after them."""
     s, t = torch.randn(6, 3001), torch.randn(6, 3001)
     beginning = slice(0, 2000)
     s[0, beginning] = t[0, beginning] = LOWEST
@@ -131,7 +131,7 @@ def test_rows_unlike_their_beginning(target: Target, divergence: str) -> None:
     t[2, beginning] -= 200.0
     s[3, beginning] += 1000.0  # they begin far apart
     t[3, beginning] -= 1000.0
-    s[4, 2500] += 2.0**20  # one entry late in the row is the largest by far, on both sides or on one
+    s[4, 2500] += 2.0**20  # one late entry is the largest by far, on both sides or on one
     t[4, 2500] += 2.0**20
     s[5, 2500] += 2.0**14
     s[:, :6], t[:, :6] = torch.randn(6, 6), torch.randn(6, 6)  # the labels
@@ -142,7 +142,7 @@ def test_rows_unlike_their_beginning(target: Target, divergence: str) -> None:
         with during(temperature=temperature):
             torch.testing.assert_close(found[0].double(), expected[0], rtol=1e-6, atol=1e-6)
             for ours, exact in zip(found[1:], expected[1:], strict=True):
-                # In float32 it may be the difference of two ratios as large as the divergence.
+                # In float32 a gradient may be the difference of two log-ratios as large as the divergence.
                 atol = (
                     1e-5
                     if target.backend == "native"
@@ -154,7 +154,8 @@ def test_rows_unlike_their_beginning(target: Target, divergence: str) -> None:
 @EVERY_EXACT_TARGET
 @EVERY_DIVERGENCE
 def test_values_of_the_size_of_float32(target: Target, divergence: str) -> None:
-    """One-hot against one-hot: the divergences that are not bounded are the logits' difference."""
+    """Student and teacher are one-hot in different columns, so unbounded divergences reach the logits'
+    difference."""
     s, t = torch.randn(2, 40), torch.randn(2, 40)
     s[:, 5], t[:, 6] = 3e37, 3e37
     for temperature in (1.0, 2.0):
@@ -195,7 +196,7 @@ def test_z_loss_of_extreme_rows(target: Target) -> None:
 
 @EVERY_EXACT_TARGET
 def test_small_temperature_and_large_logits(target: Target) -> None:
-    """Ratios of 2e5, whose sums in float32 left a gradient of 6e-5 where it is 0."""
+    """Log-ratios of 2e5 must not leave a gradient where it is 0; float32 sums of them once left 6e-5."""
     s, t = torch.zeros(2, 30), torch.zeros(2, 30)
     s[:, 3], t[:, 4] = 1e4, 1e4
     options = {"divergence": "jeffreys", "temperature": 0.05}
@@ -204,7 +205,7 @@ def test_small_temperature_and_large_logits(target: Target) -> None:
 
 
 def test_infinite_is_no_extreme(target: Target) -> None:
-    """An infinite logit stays what it is: a mask below, NaN above."""
+    """Infinite logits are not clamped to finite ones: -inf is a mask, and +inf gives NaN."""
     s, t = torch.randn(2, 60), torch.randn(2, 60)
     s[:, :3] = t[:, :3] = -float("inf")
     loss, by_s, by_t = _run(target, s, t)
@@ -216,7 +217,7 @@ def test_infinite_is_no_extreme(target: Target) -> None:
 
 @EVERY_EXACT_TARGET
 def test_the_ends_of_float32(target: Target) -> None:
-    """Answers beyond float32 may be infinite; none is NaN."""
+    """Losses beyond float32's range may be infinite, but none is NaN."""
     high = torch.rand(4, 90) < 0.5
     s, t = torch.where(high, HIGHEST, LOWEST), torch.where(torch.rand(4, 90) < 0.5, HIGHEST, LOWEST)
     for divergence in DIVERGENCES:
@@ -230,13 +231,13 @@ def test_the_ends_of_float32(target: Target) -> None:
 def test_extreme_rows_of_sparse_teachers(target: Target, tail: str) -> None:
     s, t = torch.randn(3, 60), torch.randn(3, 60)
     s[0] += 2.0**20
-    if target.backend == "native":  # the float32 of others has no digits for the other columns
+    if target.backend == "native":  # others, in float32, keep no digits for the other columns
         s[1, 7] = 2.0**32
     s[2, 30:] = LOWEST
     logprobs, indices = torch.log_softmax(t, -1)[:, :30].topk(5)
     labels = torch.tensor([1, 2, 3])
     found = []
-    # Triton's kernels take no float64.
+    # Triton's kernels do not accept float64.
     oracle = {"backend": "reference"} if target.backend == "triton" else target.options
     for dtype, options in ((torch.float32, target.options), (torch.float64, oracle)):
         a, b = (x.to(target.device, dtype).detach().requires_grad_() for x in (s, logprobs))

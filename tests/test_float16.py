@@ -1,7 +1,7 @@
-"""float16: no gradient that it can hold is lost or infinite, and mixed-precision training is that of float32.
+"""Test float16: no representable gradient is lost or infinite, and mixed-precision training matches float32.
 
-A float16 number is at most 65,504, and below 6e-5 it has ever fewer digits. A gradient over a vocabulary,
-divided by a batch of tokens and multiplied by a GradScaler's 65,536, passes through all of that range.
+A float16 number is at most 65,504, and it loses digits below 6e-5. A gradient over a vocabulary that is
+divided by the number of tokens and multiplied by a GradScaler's 65,536 passes through that whole range.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import fastkd
 from fastkd.divergences import DIVERGENCES
 from fastkd.ops import head as heads
 
-UNIT = 2.0**-11  # half a unit in the last place of a normal number
-TINY = 2.0**-25  # of a subnormal one
+UNIT = 2.0**-11  # half a unit in the last place of a normal number, relative to it
+TINY = 2.0**-25  # half a unit in the last place of a subnormal number
 
 
 def assert_rounded_once(found: Tensor, exact: Tensor, slack: float = 1e-5) -> None:
-    """``found`` is ``exact`` rounded to float16, up to float32's own error; infinite only where that is."""
+    """Assert that ``found`` is ``exact`` rounded to float16, up to float32's own error.
+
+    It may be infinite only where the rounded ``exact`` is.
+    """
     exact = exact.double()
     bound = exact.abs() * (UNIT + slack) + TINY + slack * exact.abs().amax()
     fits = exact.abs() < 65_504
@@ -48,7 +51,7 @@ def test_gradients_of_logits(target: Target, divergence: str, upstream: float, r
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jeffreys"])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_columns_that_the_teacher_bans(target: Target, divergence: str, inplace: bool) -> None:
-    """The gradient is a few hundred there, far from the largest float16."""
+    """Gradients in columns that the teacher bans are a few hundred, far from the largest float16."""
     x, t = torch.randn(8, 64, device=target.device), torch.randn(8, 64, device=target.device)
     t[:, 0], x[:, 0] = -1e4, x[:, 0] + 2
     x, t = x.half().requires_grad_(), t.half()
@@ -57,11 +60,11 @@ def test_columns_that_the_teacher_bans(target: Target, divergence: str, inplace:
     exact = x.detach().double().requires_grad_()
     oracle_loss(exact, t.double(), divergence=divergence).backward()
     assert_rounded_once(x.grad, exact.grad)
-    assert exact.grad.abs().max() > 64  # so that 1,024 times it would not fit
+    assert exact.grad.abs().max() > 64  # 1,024 times as much would not fit in float16
 
 
 def test_weights_that_do_not_sum_to_1(target: Target) -> None:
-    """A sparse teacher's counts of draws, with the division left to num_items."""
+    """A sparse teacher may hold counts of draws, which the division by num_items normalises."""
     indices = torch.tensor([[1, 2, 3], [4, 5, 6]], device=target.device)
     counts = torch.tensor([[80.0, 15.0, 5.0], [70.0, 20.0, 10.0]], device=target.device)
     teacher = fastkd.SparseTeacher(indices, counts.log(), tail="drop")
@@ -87,7 +90,7 @@ def outliers(tokens: int = 512, width: int = 16, vocab: int = 200) -> tuple[Tens
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("upstream", [1.0, 4096.0, 1e-3])
 def test_sums_over_tokens(target: Target, chunk_size: int | None, reduction: str, upstream: float) -> None:
-    """Gradients of a head are sums over hundreds of tokens that agree in sign."""
+    """The head's gradients stay right where they sum hundreds of tokens of the same sign."""
     tokens = 64 if target.backend == "triton" and target.device == "cpu" else 512
     given = [x.to(target.device).half() for x in outliers(tokens)]
     factor = upstream / (1 if reduction == "mean" else tokens)
@@ -114,7 +117,10 @@ def test_a_logit_scale(target: Target, scale: float) -> None:
 
 
 def test_products_of_half_operands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of a GPU whose float16 products are float32: gradients near 1 in float16 in every case."""
+    """Test the path of a GPU that multiplies float16 matrices into float32.
+
+    The float16 gradients that enter these products are near 1 for every upstream gradient.
+    """
 
     def product(a: Tensor, b: Tensor, out: Tensor) -> None:
         assert a.dtype == b.dtype == torch.float16 and out.dtype == torch.float32

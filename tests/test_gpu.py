@@ -1,8 +1,8 @@
-"""What is a GPU's own: streams, graphs, waiting, devices, memory, labels out of range, determinism.
+"""Test the particulars of a GPU: streams, graphs, waiting, devices, memory, bad labels, determinism.
 
-Where the body of a test makes sense without a GPU it runs on the CPU too (``native-cpu``), which shows that
-the test is right before there is a GPU to try it on. ``test_gpu_paths.py`` looks for the same things without
-one, ``test_gpu_huge.py`` has what needs gigabytes, ``gpu/sanitize.py`` what needs compute-sanitizer.
+Where a test makes sense without a GPU it runs on the CPU too (``native-cpu``), which shows that the test
+itself is right before a GPU is at hand. ``test_gpu_paths.py`` tests the same properties without a GPU,
+``test_gpu_huge.py`` has the tests that need gigabytes, ``gpu/sanitize.py`` those that need compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ IN_FLOAT32_AND_BFLOAT16 = pytest.mark.parametrize("dtype", [torch.float32, torch
 
 @pytest.fixture(params=GPU_TARGETS)
 def place(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Each backend on the GPU, and one on the CPU."""
+    """Run the test with each backend on the GPU, and with one on the CPU."""
     with request.param.active():
         yield request.param
 
 
 @contextmanager
 def no_waiting(device: str) -> Iterator[None]:
-    """On a GPU, whatever makes the host wait for it raises."""
+    """Inside the block, an operation that makes the host wait for the GPU raises."""
     if device == "cpu":
         yield
         return
@@ -52,13 +52,13 @@ def no_waiting(device: str) -> Iterator[None]:
 
 
 def captured(case: Case, device: str) -> Callable[[], Tensor]:
-    """One forward and backward as a CUDA graph; the function replays it and returns the loss."""
+    """Capture one forward and backward as a CUDA graph; return a function that replays it for the loss."""
     if device == "cpu":
         return lambda: case.run()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):  # Triton compiles, libraries set up their handles
+        for _ in range(3):  # lets Triton compile and libraries create their handles before the capture
             case.run()
     torch.cuda.current_stream().wait_stream(side)
     for leaf in case.leaves.values():
@@ -96,7 +96,8 @@ def test_graph_capture_of_every_divergence(place: Target, divergence: str) -> No
 
 @EVERY_WAY
 def test_18_side_stream(place: Target, way: tuple[str, str]) -> None:
-    """Kernels wait for the stream that is current, not for the legacy one, and keep their memory to it."""
+    """Kernels run on the current stream, not on the legacy default one, and their memory is not reused before
+    that stream has finished with it."""
     case = Case(way, place.device, place.backend, rows=64, vocab=5000)
     if place.device == "cpu":
         return case.check(case.run())
@@ -105,10 +106,10 @@ def test_18_side_stream(place: Target, way: tuple[str, str]) -> None:
     for seed in range(5):
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(20_000_000)  # about 10 ms: the numbers are written late
+            torch.cuda._sleep(20_000_000)  # about 10 ms, so that the numbers are written late
             case.refill(seed)
             loss = case.run()
-        # Whoever takes memory meanwhile must not get what the stream still works on.
+        # Allocations made meanwhile must not get memory that the stream still uses.
         for _ in range(4):
             torch.full((64, 5000), float("nan"), device=place.device)
         stream.synchronize()
@@ -174,7 +175,7 @@ def test_14_no_waiting(place: Target, way: tuple[str, str], reduction: str, metr
 
 @pytest.fixture
 def alone(place: Target, tmp_path: Path) -> Iterator[dist.ProcessGroup]:
-    """A group of this process alone, over what joins GPUs where there is one."""
+    """A process group of this process alone: NCCL on a GPU, Gloo on the CPU."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     name = "gloo" if place.device == "cpu" else "nccl"
     if name == "nccl" and not dist.is_nccl_available():
@@ -186,7 +187,7 @@ def alone(place: Target, tmp_path: Path) -> Iterator[dist.ProcessGroup]:
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != ("inplace", "sparse")], ids="-".join)
 def test_a_vocabulary_of_one_shard(place: Target, alone: dist.ProcessGroup, way: tuple[str, str]) -> None:
-    """In phases, with collectives between them, the loss is what it is in one launch; nothing waits."""
+    """A loss in phases with collectives between them equals that of one launch, and the host never waits."""
     case = Case(way, place.device, place.backend, group=alone)
     case.run()
     with no_waiting(place.device):
@@ -201,7 +202,7 @@ def test_label_out_of_range(place: Target, label: int, divergence: str | None) -
     s = torch.randn(4, 1000, device=place.device, requires_grad=True)
     t = torch.randn(4, 1000, device=place.device)
     labels = torch.tensor([3, label, 5, 7], device=place.device)
-    # Without a divergence: cross-entropy alone.
+    # None means cross-entropy alone.
     options = {"kd_ratio": 0.5, "divergence": divergence} if divergence else {"kd_ratio": 0.0}
 
     def call() -> Tensor:
@@ -228,7 +229,7 @@ def test_label_out_of_range_of_a_head(place: Target, label: int, teacher: str) -
 
 
 def out_of_range(place: Target, call: Callable[[], Tensor], leaf: Tensor) -> None:
-    """An error where that costs nothing, else NaN in the second of four tokens and nowhere else."""
+    """Assert an error on the CPU, where raising needs no wait, and NaN in token 1 alone on a GPU."""
     if place.device == "cpu":
         with pytest.raises(IndexError, match="token 1"):
             call()
@@ -274,7 +275,7 @@ def test_every_way(place: Target, way: tuple[str, str], dtype: torch.dtype, voca
 @IN_FLOAT32_AND_BFLOAT16
 @pytest.mark.parametrize("vocab", [128_256, 262_144, 470_000, 1_000_003])
 def test_long_rows(place: Target, dtype: torch.dtype, vocab: int) -> None:
-    """Up to and past what a cluster of blocks can hold."""
+    """Test rows up to the most columns that a cluster of blocks can hold, and longer ones."""
     s = (torch.randn(3, vocab) * 2).to(dtype).to(place.device).requires_grad_()
     t = (torch.randn(3, vocab) * 2).to(dtype).to(place.device)
     labels = torch.tensor([0, vocab - 1, vocab // 2], device=place.device)
@@ -291,7 +292,7 @@ def test_long_rows(place: Target, dtype: torch.dtype, vocab: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_sums_of_products(device: str, dtype: torch.dtype) -> None:
-    """Chunks' products are added up in float32; on a GPU no product is rounded before."""
+    """The products of chunks are summed in float32; on a GPU they are not rounded before that either."""
     a, b = torch.randn(6, 300, 257), torch.randn(6, 257, 64)
     a, b = a.to(dtype).to(device), b.to(dtype).to(device)
     total = torch.full((300, 64), float("nan"), device=device)
@@ -306,7 +307,8 @@ def test_sums_of_products(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", ["native", "triton"])
 @EVERY_WAY
 def test_memory(way: tuple[str, str], backend: str) -> None:
-    """Besides gradients a call takes per-token numbers, ``(tokens, K)`` of a sparse teacher, and chunks."""
+    """Besides the gradients, a call allocates only per-token numbers, a sparse teacher's ``(tokens, K)``
+    gradient, and chunks."""
     rows, vocab = 512, 32_000
     case = Case(way, "cuda", backend, rows, vocab, dtype=torch.bfloat16)
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -320,11 +322,11 @@ def test_memory(way: tuple[str, str], backend: str) -> None:
     extra = torch.cuda.max_memory_allocated() - before
     logits = rows * vocab * 2
     if way[0] == "linear":
-        # Chunks of both sides and of the softcap's slope, the float32 sum of the weight, its gradient.
+        # Chunks of both sides and of the softcap's slope, the weight's gradient and its float32 sum.
         allowed = 6 * CHUNK * vocab * 4 + vocab * WIDTHS[0] * (4 + 2)
         assert extra < allowed + 2**21 < logits
     else:
-        gradients = 2 if way[0] == "inplace" else 1  # there the logits themselves are made in the call
+        gradients = 2 if way[0] == "inplace" else 1  # with `inplace` the case makes logits, too
         assert extra < gradients * logits + 2**22
 
 
@@ -332,7 +334,7 @@ def test_memory(way: tuple[str, str], backend: str) -> None:
 @pytest.mark.parametrize("backend", ["native", "triton"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled(backend: str, mode: str) -> None:
-    """One graph, no break, and CUDA graphs made by torch.compile itself."""
+    """torch.compile makes one graph without breaks, and can turn it into CUDA graphs itself."""
     case = Case(("linear", "hidden"), "cuda", backend)
     x = case.device
 

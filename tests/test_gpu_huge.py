@@ -1,7 +1,7 @@
-"""More than 2**31 elements: offsets of every tensor that can be so large, in every way through the losses.
+"""Test tensors of more than 2**31 elements: offsets of every tensor that can be so large, in every loss.
 
-Nearly all rows are left out by their weight, so that what is read lies at the end. On the CPU the same tests
-run with small tensors, for the tests' own sake (test_cpu.py has a large one).
+Nearly all rows have weight 0, so that the rows that count are at the end. On the CPU the same tests run with
+small tensors, to show that the tests themselves are right (test_cpu.py has a large tensor).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastkd
 
-# Gigabytes each: pytest-xdist runs them one after the other.
+# Each test needs gigabytes, so pytest-xdist must run them one after the other.
 pytestmark = pytest.mark.huge
 LAST = slice(-2, None)
 
@@ -32,17 +32,18 @@ def place(request: pytest.FixtureRequest) -> Iterator[Target]:
 
 @pytest.fixture(autouse=True)
 def as_allocated() -> None:
-    """Filling fresh tensors with NaN, as the other tests do, would double the traffic and hide nothing."""
+    """Do not fill fresh tensors with NaN as the other tests do: it would double the memory traffic and reveal
+    nothing more."""
     torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def size(place: Target) -> tuple[int, int]:
-    """Rows and columns, whose product is past 2**31 on a GPU."""
+    """Rows and columns; their product is more than 2**31 on a GPU."""
     return (2**15 + 1, 2**16) if place.device == "cuda" else (33, 64)
 
 
 def weights(place: Target, rows: int) -> Tensor:
-    """Of the last two rows alone."""
+    """Token weights: 1 for the last two rows, 0 for all others."""
     found = torch.zeros(rows, device=place.device)
     found[LAST] = 1.0
     return found
@@ -62,7 +63,7 @@ def check(loss: Tensor, grad: Tensor, expected: Tensor, by: Tensor) -> None:
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "decoupled"])
 def test_15_logits(place: Target, divergence: str) -> None:
-    """Both sides and the student's gradient, with a sweep between the first and the last, too."""
+    """Offsets in both sides' logits and in the student's gradient, with two sweeps and with three."""
     rows, columns = size(place)
     s, t = logits(place, rows, columns).requires_grad_(), logits(place, rows, columns)
     labels = torch.full((rows,), columns - 1, device=place.device)
@@ -90,7 +91,7 @@ def test_15_in_place(place: Target) -> None:
     base, t = logits(place, rows, columns), logits(place, 2, columns)
     kept = base[LAST].clone()
     anchor = torch.zeros((), device=place.device, dtype=torch.bfloat16, requires_grad=True)
-    s = base.add_(anchor)  # not a leaf, and no second tensor of this size
+    s = base.add_(anchor)  # makes a non-leaf without a second tensor of this size
     teacher = t[:1].expand(rows, columns)
     loss = fastkd.kd_loss(
         s, teacher, token_weights=weights(place, rows), reduction="sum", inplace=True, **place.options
@@ -119,7 +120,8 @@ def test_15_sparse_teacher(place: Target) -> None:
 
 @pytest.mark.parametrize("teacher", ["hidden", "logits"])
 def test_15_linear(place: Target, teacher: str) -> None:
-    """All rows in one chunk, whose logits pass 2**31; and logits of the teacher that do, in small chunks."""
+    """Either one chunk of all rows, whose logits exceed 2**31 elements, or dense teacher logits of that size
+    with small chunks."""
     rows, columns = size(place)
     chunk_size = rows if teacher == "hidden" else 64
     h = torch.randn(rows, 8, dtype=torch.bfloat16).to(place.device).requires_grad_()
@@ -136,7 +138,7 @@ def test_15_linear(place: Target, teacher: str) -> None:
     t64 = wide[LAST].double() @ head.double().t() if teacher == "hidden" else given[LAST].double()
     exact = oracle_loss(h64 @ w64.t(), t64, reduction="sum")
     exact.backward()
-    # 16-bit heads round the logits themselves.
+    # With a 16-bit head the logits themselves are rounded to 16 bits.
     assert_value(loss.detach().cpu(), exact.detach().cpu(), rtol=2e-2, atol=2e-2)
     assert_gradient(w.grad, w64.grad, factor=8)
     assert_gradient(h.grad[LAST], h64.grad, factor=8)
@@ -144,7 +146,8 @@ def test_15_linear(place: Target, teacher: str) -> None:
 
 
 def test_15_upstream_gradients(place: Target) -> None:
-    """The factor of each row's stored gradient, in place and into a new tensor."""
+    """Offsets where each row's stored gradient is multiplied by its upstream gradient, in place and into a
+    new tensor."""
     rows, columns = size(place)
     s, t = logits(place, rows, columns).requires_grad_(), logits(place, 2, columns)[:1].expand(rows, columns)
     loss = fastkd.kd_loss(s, t, token_weights=weights(place, rows), reduction="none", **place.options)

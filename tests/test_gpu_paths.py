@@ -1,8 +1,8 @@
-"""What a call does on a GPU around its kernels, found out without one (device_watch.py says how).
+"""Test what a call does around its kernels on a GPU, without a GPU (device_watch.py explains how).
 
-Nothing waits for the device or copies from the host, nothing lies on another device than the inputs, every
-kernel is launched on the inputs' device and its current stream, and no tensor is as large as the logits
-besides the gradients. tests/test_gpu.py shows the same of a GPU.
+The host never waits for the device or copies to it, all tensors are on the inputs' device, every kernel is
+launched on that device and its current stream, and no tensor other than the gradients is as large as the
+logits. tests/test_gpu.py tests the same on a GPU.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from fastkd.ops import tokens as tokens_module
 from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, Chunks, default_chunks
 
 DEVICE = "cuda:1"
-# Heads narrower than there are tokens, so that the logits are the largest.
+# The heads are narrower than the number of tokens, so that the logits are the largest tensors.
 TOKENS, VOCAB, K, WIDTH, TEACHER_WIDTH = (2, 5), 1000, 8, 4, 6
 
 
 class Inputs:
-    """Everything that a call may be given, on ``DEVICE``, with no data."""
+    """Every tensor that a call may receive, on ``DEVICE``, without data."""
 
     def __init__(self, watch: Watch, dtype: torch.dtype = torch.bfloat16, vocab: int = VOCAB) -> None:
         def empty(*shape: int, dtype: torch.dtype = dtype, grad: bool = False) -> Tensor:
@@ -59,7 +59,7 @@ class Inputs:
 
 
 def backward(watch: Watch, loss: Any, reduction: str) -> None:
-    """The backward of a call: its function returns a number, or one for each row."""
+    """Check the shape of a call's loss, one number or one for each row, and run its backward."""
     loss = loss[0] if isinstance(loss, tuple) else loss
     assert loss.device == torch.device(DEVICE)
     shape = (10,) if reduction == "none" else ()
@@ -141,7 +141,7 @@ def test_dtypes_and_a_teachers_gradient(dtype: torch.dtype, keep: bool) -> None:
         dense(watch, given.logits.requires_grad_(), given, kd_ratio=0.5, z_loss=1e-3)
         linear(watch, given.logits, given, kd_ratio=0.5, z_loss=1e-3, chunk_size=3)
         launches_are_placed(watch)
-        # A second backward needs the stored gradients, which are then copied. float16's are not stored.
+        # A second backward needs the stored gradients, so copies are returned. float16 ones are not stored.
         gradient = given.student.untyped_storage().nbytes()
         assert watch.seen.made.count(gradient) == (6 if keep and dtype != torch.float16 else 3)
 
@@ -184,7 +184,7 @@ def test_linear(teacher: str, dtype: torch.dtype) -> None:
             linear(watch, source, given, reduction=reduction, **options)
             launches_are_placed(watch, 1)
             if chunk_size:
-                # None of all tokens' logits; a weight's float32 sum is the largest.
+                # No tensor holds the logits of all tokens; a weight's float32 sum is the largest.
                 assert max(watch.seen.made) < given.student.untyped_storage().nbytes()
 
 
@@ -207,7 +207,7 @@ def test_sparse_teachers_in_the_reference_backend() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_reference_backend(divergence: str) -> None:
-    """Plain torch over whole tensors, for GPUs without kernels: it may take memory, but not wait."""
+    """The reference backend, for GPUs without kernels, may take memory but must not make the host wait."""
     with watched(DEVICE) as watch:
         given = Inputs(watch, torch.float64)
         options = {"kd_ratio": 0.5, "label_smoothing": 0.1, "z_loss": 1e-3, "return_metrics": True}
@@ -220,7 +220,7 @@ GATHER = "all_gather_single" if hasattr(sharding.dist, "all_gather_single") else
 
 @pytest.fixture
 def two_processes() -> Iterator[list[int]]:
-    """Collectives of a group of two, of which this is the second process; the bytes of each are noted."""
+    """Fake collectives of a group of two, where this process is the second; records the bytes of each."""
     sent: list[int] = []
 
     def gather(out: Tensor, x: Tensor, group: object) -> None:
@@ -237,7 +237,8 @@ def two_processes() -> Iterator[list[int]]:
         yield sent
 
 
-# One with a sum of its own, one with a shift between shards, three streams, a label apart.
+# forward_kl is the plainest case, jsd has sums of its own, renyi has a shift between shards, alpha_beta has
+# three streams, and decoupled computes the label separately.
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "renyi", "alpha_beta", "decoupled"])
 def test_vocabulary_shards(divergence: str, backend: str, two_processes: list[int]) -> None:
@@ -263,7 +264,7 @@ def test_sparse_teachers_of_shards(tail: str, two_processes: list[int]) -> None:
 
 
 def test_shards_of_a_padded_vocabulary_wait_once(two_processes: list[int]) -> None:
-    """The one exception that the documents name: the host must know where its columns end."""
+    """The one wait that the documentation allows: the host must know where its shard's columns end."""
     with watched(DEVICE, reads_allowed=1) as watch:
         given = Inputs(watch)
         dense(watch, given.logits, given, kd_ratio=0.5, vocab_size=900, group="tp")
@@ -273,7 +274,7 @@ def test_shards_of_a_padded_vocabulary_wait_once(two_processes: list[int]) -> No
         dense(watch, given.logits, given, kd_ratio=0.5, vocab_size=900, group="tp")
 
 
-# What a head on an H100 is measured at: docs/performance.md.
+# The size at which docs/performance.md gives measurements of a head on an H100.
 BIG_TOKENS, BIG_VOCAB = 8192, 128_256
 
 
@@ -294,20 +295,20 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
         watch.backward(torch.empty((), device=DEVICE), None, None)
         assert loss.shape == ()
         gradients = 2 * (h.numel() + w.numel())
-        # Before torch 2.11 the product for the weight's sums is a tensor of its own, in bfloat16.
+        # Before torch 2.11 each product for the weight's sums is a separate tensor, in bfloat16.
         apart = torch.__version__ < (2, 11)
         extra = watch.seen.peak - gradients - (2 * w.numel() if apart else 0)
         assert 0 < extra < 1.5 * 2**30, f"{extra / 2**20:.0f} MiB beside the gradients"
-        # Three chunks of the student's, whole tiles of rows, the teacher's head in parts of them.
+        # The student's logits come in three chunks of whole tiles, and the teacher's in parts of each chunk.
         made = [(inner, rows) for rows, inner, columns in watch.seen.products if columns == BIG_VOCAB]
         assert [rows for inner, rows in made if inner == widths[0]] == [2816, 2816, 2560]
         parts = [rows for inner, rows in made if inner == widths[1]]
         assert parts == 2 * [1024, 1024, 768] + [896, 896, 768]
         flops = sum(2 * a * b * c for a, b, c in watch.seen.products)
         assert flops == 2 * BIG_TOKENS * BIG_VOCAB * (3 * widths[0] + widths[1]), "a product more than four"
-        # Beside products torch's operators move the sums, rounded to gradients, the hidden states, of which
-        # those of ignored tokens are masked, and per-token scalars. A product apart is added to the sums, 10
-        # bytes for each element and chunk.
+        # Besides the products, torch's operators move the weight's sums, which are rounded to gradients, the
+        # hidden states, which are masked for ignored tokens, and per-token scalars. A separate product has to
+        # be added to the sums, which moves 10 bytes for each element and chunk.
         assert watch.seen.moved < (6 + 3 * 10 * apart) * w.numel() + 4 * h.numel() + 2**25
 
 
@@ -324,12 +325,12 @@ def test_one_chunk_where_it_takes_no_more() -> None:
     for tokens in (BIG_TOKENS, 10_000, 100_000):
         chunk, part = chunks = default_chunks(tokens, row, row, "cuda", sums)
         assert chunk % GPU_TILE == 0 and part % GPU_TILE == 0 and taken(chunks) <= GPU_SCRATCH_BYTES
-        # Chunks of like size: the last is short by no more than a tile for each.
+        # Chunks are of nearly equal size: the last is shorter by less than a tile per chunk.
         count = -(-tokens // chunk)
         assert count * chunk - tokens < GPU_TILE * count
-    assert default_chunks(BIG_TOKENS, 2**30, 2**30, "cuda") == (GPU_TILE, GPU_TILE)  # however wide a row
+    assert default_chunks(BIG_TOKENS, 2**30, 2**30, "cuda") == (GPU_TILE, GPU_TILE)  # for any width
     assert default_chunks(0, row, row, "cuda") == (1, 1)
-    # Without a teacher's head all of the memory is the student's.
+    # Without a teacher's head the student's chunk may use all of the memory.
     assert default_chunks(4000, row, 0, "cuda").student == 4000
 
 
@@ -337,7 +338,7 @@ def test_one_chunk_where_it_takes_no_more() -> None:
     "way", [*WAYS[:1], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])], ids="-".join
 )
 def test_torch_compile_takes_all_of_it(way: tuple[str, str]) -> None:
-    """Forward and backward are one graph each; what is done with the loss is part of it."""
+    """torch.compile makes one graph each of forward and backward, and they include operations on the loss."""
     torch._dynamo.reset()
     for options in (
         {"metrics": True},
@@ -390,11 +391,13 @@ MASK: Callable[[Tensor], Any] = lambda x: x[x > 0]  # noqa: E731
     ],
 )
 def test_what_is_refused(call: Callable[[Tensor], Any]) -> None:
+    """The watch refuses operations that wait for the device, copy from the host or use another device."""
     with watched(DEVICE), pytest.raises(Refused):
         call(torch.empty(4, device=DEVICE))
 
 
 def test_what_is_not() -> None:
+    """The watch allows operations that need neither a wait nor a copy."""
     with watched(DEVICE):
         x = torch.empty(4, device=DEVICE)
         x[:2] = 1.5

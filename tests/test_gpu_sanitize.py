@@ -1,4 +1,4 @@
-"""``gpu/sanitize.py`` without a GPU: its workload on the CPU, under a program that only pretends to watch."""
+"""Test ``gpu/sanitize.py`` without a GPU: its workload runs on the CPU, under a fake compute-sanitizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``import fastkd`` in a fresh process: whatever Triton there is, and whichever module is asked for first."""
+"""``import fastkd`` works in a fresh process with any Triton or none, and whichever module comes first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 REPORT = "import fastkd, json; print(json.dumps(fastkd.available_backends()))"
-# As if Triton were older than 3.4.
+# Code that makes Triton look older than 3.4.
 OLD = (
     "import triton, triton.language as tl\n"
     "for module in (triton, tl):\n"
@@ -54,7 +54,8 @@ def test_with_an_old_triton() -> None:
 def test_an_interpreter_that_numpy_has_left_behind(
     triton: str, numpy: str, interpret: str, missing: bool
 ) -> None:
-    pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)  # too old a Triton
+    """Interpreted Triton before 3.7 is reported as missing if NumPy is too new for it."""
+    pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)  # fails if Triton is too old
     versions = f"import triton, numpy; triton.__version__, numpy.__version__ = {triton!r}, {numpy!r}\n"
     found = report(versions, TRITON_INTERPRET=interpret)["triton:cpu"]
     if missing:
@@ -64,6 +65,7 @@ def test_an_interpreter_that_numpy_has_left_behind(
 
 
 def test_a_fault_of_the_kernels_is_not_taken_for_a_missing_triton() -> None:
+    """An import error in fastkd's own Triton modules is raised, not reported as a missing Triton."""
     pytest.importorskip("triton")
     if "3.4 or newer" in report("")["triton:cuda"]:
         pytest.skip("this Triton is too old for the kernels")
@@ -81,6 +83,7 @@ def test_a_fault_of_the_kernels_is_not_taken_for_a_missing_triton() -> None:
     ],
 )
 def test_the_package_of_the_backends_is_a_package_and_a_function(statement: str) -> None:
+    """fastkd.backends is a package whose modules can be imported, and can also be called."""
     code = f"{statement}\nassert registry.REGISTRY\nimport fastkd\n"
     child = run(
         code + "assert fastkd.backends() == fastkd.available_backends() == registry.available_backends()"

@@ -1,4 +1,4 @@
-"""``inplace=True``: the same loss and gradients, in the logits' own memory."""
+"""Test ``inplace=True``: the loss and gradients are the same, and the gradient overwrites the logits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastkd.divergences import DIVERGENCES
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_equals_the_copy(target: Target, divergence: str, dtype: torch.dtype) -> None:
+    """inplace=True gives the oracle's loss and gradients, and the logits' memory is reused."""
     x = torch.randn(2, 3, 1500, device=target.device).to(dtype).requires_grad_()
     t = torch.randn(2, 3, 1500, device=target.device).to(dtype).requires_grad_()
     labels = torch.randint(0, 1500, (2, 3), device=target.device)
@@ -24,14 +25,14 @@ def test_equals_the_copy(target: Target, divergence: str, dtype: torch.dtype) ->
     logits = x * 1.0
     memory = logits.untyped_storage()._cdata
     loss = fastkd.kd_loss(logits, t, labels, inplace=True, **options, **target.options)
-    # float16 logits are overwritten in the backward, where the gradient's true factor is known.
+    # float16 logits are overwritten only in the backward, when the upstream gradient is known.
     overwritten = not torch.equal(logits.detach(), x.detach())
     assert overwritten == (dtype != torch.float16)
     expected, by_s, by_t = reference_gradients(x, t, labels, **options)
     assert_value(loss.detach().cpu(), expected.cpu())
     (3.0 * loss).backward()
     assert logits.untyped_storage()._cdata == memory and not torch.equal(logits.detach(), x.detach())
-    factor = 2.0 if dtype == torch.bfloat16 else 1.0  # rounded again by the factor 3
+    factor = 2.0 if dtype == torch.bfloat16 else 1.0  # multiplying by 3 rounds again
     assert_gradient(x.grad, 3.0 * by_s, factor=factor)
     assert_gradient(t.grad, 3.0 * by_t, factor=4 * factor)
 

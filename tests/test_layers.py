@@ -1,7 +1,7 @@
-"""The rules of the house, read off the sources: who may import whom, and what stays in one module.
+"""Check rules about the sources: which part may import which, and what must stay in one module.
 
-Each rule is a function from a file's name and text to its violations, so that each is shown to bite on a
-snippet that breaks it before it is trusted with the tree.
+Each rule is a function from a file's name and text to its violations. A rule is therefore also tested on
+snippets, to show that it finds a violation, before it is applied to the tree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 Rule = Callable[[str, str], Iterator[str]]
 
-# What each part of fastkd must not import: nothing looks outwards.
+# The parts that each part of fastkd must not import: imports only go inwards.
 OUTERMOST = ("trainer", "cli", "demo", "bench")
 MIDDLE = ("losses", "modules", "teachers")
 FORBIDDEN = {
@@ -30,12 +30,12 @@ MAX_ENVIRONMENT = 3
 
 
 def part(path: str) -> str:
-    """``fastkd/ops/dense.py`` and ``fastkd/ops.py`` are both of the part ``ops``."""
+    """The part of fastkd with this file: ``ops`` for both ``fastkd/ops/dense.py`` and ``fastkd/ops.py``."""
     return Path(path).parts[1].removesuffix(".py")
 
 
 def imported(path: str, text: str) -> Iterator[tuple[int, str]]:
-    """Line and full name of everything that is imported, relative imports and imported names included."""
+    """The line and the full name of every import, with relative imports resolved and each imported name."""
     package = Path(path).parent.parts
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -128,7 +128,7 @@ def test_csrc_knows_no_torch() -> None:
 
 
 def test_the_kernels_are_where_the_rules_look() -> None:
-    """The exempt modules exist and use what only they may, or the rules above guard nothing."""
+    """The exempt modules exist and do what only they may do; otherwise the rules would guard nothing."""
     native = (ROOT / "fastkd/backends/native.py").read_text()
     settings = (ROOT / "fastkd/_settings.py").read_text()
     assert list(native_addresses("fastkd/elsewhere.py", native))
@@ -172,6 +172,7 @@ def test_make_gpu_runs_every_file_with_cases_for_a_gpu() -> None:
     ],
 )
 def test_each_rule_bites(rule: Rule, path: str, text: str) -> None:
+    """Each rule finds the violation in a snippet that breaks it."""
     assert list(rule(path, text))
 
 

@@ -1,4 +1,4 @@
-"""linear_kd_loss against the float64 oracle on materialised logits, through every chunking."""
+"""Compare linear_kd_loss, with every kind of chunking, with the float64 oracle on materialised logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def softcapped(x: Tensor, cap: float | None) -> Tensor:
 
 
 class Heads:
-    """Random heads, and the same loss twice: fused, and by definition in float64."""
+    """Random heads, and their loss in two ways: fused, and by the definition in float64."""
 
     def __init__(
         self, dtype: torch.dtype = torch.float32, device: str = "cpu", shape=(2, 7), v_s=90, v_t=97
@@ -61,7 +61,7 @@ class Heads:
         loss = self.fused(chunk_size=chunk_size, backend=backend, **options)
         expected, grads = self.exact(**options)
         sixteen = self.s[0].dtype in (torch.bfloat16, torch.float16)
-        # 16-bit heads round the logits themselves.
+        # With a 16-bit head the logits themselves are rounded to 16 bits.
         assert_value(
             loss.detach().cpu(),
             expected.cpu(),
@@ -153,7 +153,7 @@ def test_dtypes(target: Target, dtype: torch.dtype, chunk_size: int | None) -> N
 
 
 def test_weight_gradient_is_summed_in_float32(target: Target) -> None:
-    """Many chunks of bfloat16 products: a bfloat16 sum would stop growing."""
+    """The products of many chunks are summed in float32; a bfloat16 sum would stop growing."""
     rows = 64 if target.backend == "triton" and target.device == "cpu" else 512
     h = torch.ones(rows, 4, dtype=torch.bfloat16, device=target.device)
     w = torch.randn(50, 4).to(torch.bfloat16).to(target.device).requires_grad_()
@@ -197,6 +197,7 @@ def test_cross_entropy_alone_needs_no_teacher_logits() -> None:
 
 
 def test_only_the_wanted_gradients() -> None:
+    """Inputs that do not require a gradient get none."""
     heads = Heads()
     for x in (heads.s[1], heads.s[2], *heads.t):
         x.requires_grad_(False)
@@ -212,6 +213,7 @@ def test_no_tokens() -> None:
 
 
 def test_modules_are_the_functions() -> None:
+    """The modules give the same losses as the functions with the same options."""
     s, t, y = torch.randn(4, 9), torch.randn(4, 9), torch.randint(0, 9, (4,))
     module = fastkd.KDLoss(kd_ratio=0.5, temperature=2.0)
     assert torch.equal(module(s, t, y), fastkd.kd_loss(s, t, y, kd_ratio=0.5, temperature=2.0))
@@ -227,7 +229,7 @@ def test_modules_are_the_functions() -> None:
 
 
 def test_peak_memory_stays_far_below_the_logits() -> None:
-    """Scratch does not grow with the tokens: the op is watched for what it allocates at once."""
+    """The scratch buffers of a chunk do not grow with the number of tokens."""
     from fastkd.ops.linear import default_chunks
 
     bytes_per_token = 151_936 * 4 * 2
@@ -236,4 +238,4 @@ def test_peak_memory_stays_far_below_the_logits() -> None:
         assert part == chunk
         assert 1 <= chunk <= max(tokens, 1)
         assert chunk * bytes_per_token <= 450 * 2**20
-        assert -(-tokens // chunk) * chunk - tokens < chunk  # chunks of like size
+        assert -(-tokens // chunk) * chunk - tokens < chunk  # chunks of nearly equal size

@@ -1,4 +1,4 @@
-"""``make test-matrix``: what it tests, what it keeps, and what it says where something is missing."""
+"""Test ``make test-matrix``: what it tests, what it keeps, and its messages where something is missing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_each_entry_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 class Steps:
-    """Stands in for what takes minutes: notes the commands, and lets those fail that contain ``failing``."""
+    """A stand-in for the slow commands: records them, and makes those fail that contain ``failing``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failing: str = "nothing fails") -> None:
         self.ran: list[str] = []

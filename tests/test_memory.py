@@ -1,4 +1,4 @@
-"""What a call adds to the peak of resident memory, each in a process of its own."""
+"""Measure how much a call adds to the peak of resident memory, each call in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``return_metrics``: the same loss, and means over the valid tokens that a plain computation confirms."""
+"""Test ``return_metrics``: the loss is the same, and the means over valid tokens match plain torch."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def test_means(target: Target, divergence: str, temperatures: tuple[float, float
 
 
 def test_what_a_call_lacks_is_nan(target: Target) -> None:
+    """Metrics that need labels or a teacher are NaN if the call has none."""
     s, t = torch.randn(4, 50, device=target.device), torch.randn(4, 50, device=target.device)
     labels = torch.randint(0, 50, (4,), device=target.device)
     _, found = fastkd.kd_loss(s, t, return_metrics=True, **target.options)
@@ -69,7 +70,8 @@ def test_what_a_call_lacks_is_nan(target: Target) -> None:
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "decoupled"])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_divergence_without_a_share_is_measured(target: Target, divergence: str, inplace: bool) -> None:
-    """Loss and gradient at kd_ratio=0 are the cross-entropy's, even where the divergence is infinite."""
+    """At kd_ratio=0 the divergence is measured, but loss and gradient are the cross-entropy's, even where the
+    divergence is infinite."""
     x, t = torch.randn(4, 50, device=target.device).requires_grad_(), torch.randn(4, 50, device=target.device)
     labels = torch.randint(0, 50, (4,), device=target.device)
     options = {"kd_ratio": 0.0, "divergence": divergence, "temperature": 3.0}
@@ -89,6 +91,7 @@ def test_a_divergence_without_a_share_is_measured(target: Target, divergence: st
 
 
 def test_nothing_valid_and_no_weight(target: Target) -> None:
+    """All metrics are 0 without a valid token, and tokens of weight 0 do not count."""
     s, t = torch.randn(3, 20, device=target.device), torch.randn(3, 20, device=target.device)
     labels = torch.full((3,), -100, device=target.device)
     _, found = fastkd.kd_loss(s, t, labels, return_metrics=True, **target.options)
@@ -101,6 +104,7 @@ def test_nothing_valid_and_no_weight(target: Target) -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_every_way_through(target: Target, inplace: bool, reduction: str) -> None:
+    """Dense, in-place and linear losses give the same metrics with every reduction."""
     x = torch.randn(4, 70, device=target.device, requires_grad=True)
     t, labels = torch.randn(4, 70, device=target.device), torch.randint(0, 70, (4,), device=target.device)
     options = {"kd_ratio": 0.5, "reduction": reduction, "return_metrics": True}
@@ -137,7 +141,7 @@ def test_sparse_teachers(target: Target, tail: str) -> None:
 
 
 def test_the_entropy_of_a_cold_sparse_teacher(target: Target) -> None:
-    """At a hundredth of the temperature no entry's exponential is more than 0 by itself."""
+    """At temperature 0.01 each entry's exponential underflows unless the maximum is subtracted first."""
     s = torch.randn(2, 40, device=target.device)
     indices = torch.tensor([[3, 9, 20], [0, 1, 39]], device=target.device)
     logprobs = torch.tensor([[-9.0, -9.01, -11.0], [-8.0, -8.02, -8.03]], device=target.device)
@@ -162,7 +166,8 @@ def test_under_compile() -> None:
 
 
 def test_the_first_of_equal_logits_leads(target: Target) -> None:
-    """Also where the label, which the decoupled divergence takes apart, is among them."""
+    """The first of equal logits counts as the largest, also if one of them is the label, which the decoupled
+    divergence handles separately."""
     s, t = torch.zeros(3, 40, device=target.device), torch.zeros(3, 40, device=target.device)
     s[:, [5, 9]], t[:, 5] = 3.0, 3.0
     labels = torch.tensor([5, 9, 1], device=target.device)

@@ -1,4 +1,4 @@
-"""Defects seen in public distillation losses, one named case each."""
+"""Mistakes found in public distillation losses, one named test for each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _leaf(x: Tensor, target: Target) -> Tensor:
 
 
 def _run(target: Target, s: Tensor, t: Tensor, labels: Tensor, **options: object) -> tuple[Tensor, ...]:
-    """(loss, gradient by the student, by the teacher), on the CPU."""
+    """The loss, the student's gradient and the teacher's gradient, moved to the CPU."""
     a, b = _leaf(s, target), _leaf(t, target)
     loss = fastkd.kd_loss(a, b, labels.to(target.device), **options, **target.options)  # type: ignore[arg-type]
     loss.sum().backward()
@@ -38,7 +38,7 @@ def _run(target: Target, s: Tensor, t: Tensor, labels: Tensor, **options: object
 
 @EVERY_CASE
 def test_01_rows_without_common_mass(target: Target, divergence: str, parameters: dict[str, float]) -> None:
-    # Nearly all of both distributions underflows float32; no logarithm or power of it may.
+    # Nearly all probabilities of both sides underflow float32; their logarithms and powers must not.
     s, t = torch.full((1, 400), -300.0), torch.full((1, 400), -300.0)
     s[0, 0], t[0, 1], t[0, 2] = 200.0, 200.0, 199.0
     labels = torch.tensor([2])
@@ -48,7 +48,7 @@ def test_01_rows_without_common_mass(target: Target, divergence: str, parameters
         assert loss == INF
         return
     assert_value(loss, expected)
-    # Exponents of 500 are rounded at 3e-5; a teacher's gradient is a small difference of two such.
+    # Exponents of 500 are rounded by 3e-5, and a teacher's gradient is a small difference of two of them.
     for grad, exact in ((grad_s, by_s), (grad_t, by_t)):
         assert (grad - exact).norm() <= 1e-6 * 500 * max(1.0, exact.norm())
 
@@ -69,7 +69,7 @@ def test_02_padding_of_minus_infinity(target: Target, divergence: str, parameter
             assert (grad_s[:, 100 - count :] == 0).all() and (grad_t[:, 100 - count :] == 0).all()
 
 
-# The lowest finite number is a mask, too: models write it over tokens that are never said.
+# The lowest finite number is a mask, too: models set the logits of forbidden tokens to it.
 @pytest.mark.parametrize("mask", [-INF, torch.finfo(torch.float32).min])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_02_whole_blocks_of_minus_infinity(target: Target, divergence: str, mask: float) -> None:
@@ -98,7 +98,9 @@ def test_02_one_sided_minus_infinity(target: Target, divergence: str, parameters
         loss, grad_s, grad_t = _run(target, s, t, labels, divergence=divergence, **parameters)
         expected, by_s, by_t = reference_gradients(s, t, labels, divergence=divergence, **parameters)
         with during(side=side):
-            if expected == INF:  # one side rules out what the other allows: infinitely far, and not NaN
+            if (
+                expected == INF
+            ):  # one side has probability 0 where the other does not: inf is right, NaN is not
                 assert loss == INF
                 continue
             assert_value(loss, expected)
@@ -113,7 +115,7 @@ def test_03_small_temperature(target: Target, divergence: str) -> None:
     loss, grad_s, grad_t = _run(target, s, t, labels, **options)
     expected, by_s, by_t = reference_gradients(s, t, labels, **options)
     assert_value(loss, expected, rtol=1e-5)
-    # Exponents of several hundred carry a relative rounding of 6e-8, of which the exponential makes 3e-5.
+    # An exponent of several hundred has a relative rounding of 6e-8, which the exponential turns into 3e-5.
     assert_gradient(grad_s, by_s, factor=40)
     assert_gradient(grad_t, by_t, factor=40)
 
@@ -123,7 +125,8 @@ def test_04_near_identical_models(target: Target, divergence: str, parameters: d
     for dtype in (torch.bfloat16,) if interpreted(target) else (torch.float32, torch.bfloat16, torch.float16):
         s, labels = (torch.randn(4, 2000) * 3).to(dtype), torch.arange(4)
         t = s.clone()
-        # A rounding step of 16 bits here and there: everything else differs by the partition alone.
+        # Every 50th logit differs by a rounding step of 16 bits; the other probabilities differ only
+        # because the normaliser does.
         step = torch.finfo(torch.bfloat16 if dtype == torch.float32 else dtype).eps
         t[:, ::50] += 2 * step * t[:, ::50].abs()
         options = {"divergence": divergence, "reduction": "sum", **parameters}
@@ -132,9 +135,9 @@ def test_04_near_identical_models(target: Target, divergence: str, parameters: d
         for grad, by in zip(grads, exact, strict=True):
             error = (grad.double() - by).norm() / by.norm()
             rounding = (by.to(dtype).double() - by).norm() / by.norm()
-            if dtype == torch.float16:  # held scaled and rounded again by its factor
+            if dtype == torch.float16:  # stored scaled, so rounded a second time when the scale is applied
                 rounding = rounding + torch.finfo(dtype).eps / 2
-            if dtype == torch.float32:  # what 24 bits leave of q - p where they differ by 1 in 1000
+            if dtype == torch.float32:  # q - p cancels: the two differ by only 1 in 1000
                 rounding = 1000 * torch.finfo(dtype).eps
             assert error <= 2 * rounding, f"{dtype}: {error:.2e} against a rounding of {rounding:.2e}"
 
@@ -152,7 +155,7 @@ def test_04_identical_models(target: Target, divergence: str, parameters: dict[s
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_05_label_gradient_is_rounded_once(target: Target, dtype: torch.dtype) -> None:
-    # softmax(s)[label] close to 1: subtracting 1 after rounding to 16 bits would leave nothing.
+    # softmax(s)[label] is close to 1: if it were rounded to 16 bits first, subtracting 1 would leave 0.
     s = torch.zeros(1, 10)
     s[0, 4] = 12.0
     s = _leaf(s.to(dtype), target)
@@ -265,7 +268,7 @@ def test_12_directions_and_mixture_weights(target: Target) -> None:
     assert_value(value(t, s, "reverse_kl"), forward)
     assert_value(value(s, t, "jsd", beta=0.2), value(t, s, "jsd", beta=0.8))
     assert (value(s, t, "jsd", beta=0.2) - value(s, t, "jsd", beta=0.8)).abs() > 1e-3
-    # Near beta = 0 the mixture is the student, and the divergence b * KL(p, q).
+    # Near beta = 0 the mixture is the student, and the divergence is about beta * KL(p, q).
     assert_value(value(s, t, "jsd", beta=1e-3) / 1e-3, forward, rtol=1e-2)
     assert_value(value(s, t, "skew_forward_kl", beta=0.0), forward)
     assert_value(value(s, t, "skew_forward_kl", beta=0.2), value(t, s, "skew_reverse_kl", beta=0.2))
@@ -336,7 +339,10 @@ def test_13_inputs_are_left_alone(target: Target) -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_14_nothing_waits_for_the_device(divergence: str, device: str) -> None:
-    """Fake tensors have no values: reading one raises. (Those of a GPU need none, but for a backward.)"""
+    """No value is read on the host: fake tensors have none, so reading one raises.
+
+    Fake tensors of a GPU need no GPU, except for a backward, which therefore runs only on the CPU.
+    """
     with FakeTensorMode():
         s, t, weights, count = (torch.empty(size, device=device) for size in ((4, 30), (4, 30), (4,), ()))
         labels = torch.empty(4, dtype=torch.int64, device=device)
@@ -432,12 +438,12 @@ def test_two_runs_give_the_same_bits(target: Target, divergence: str) -> None:
         torch.set_num_threads(before)
         runs.append((loss.detach(), x.grad))
     if target.backend == "reference":
-        runs = runs[1:]  # torch's own reductions may split by thread
+        runs = runs[1:]  # the split of torch's own reductions may depend on the number of threads
     assert all(torch.equal(a, runs[0][0]) and torch.equal(b, runs[0][1]) for a, b in runs)
 
 
 def test_float16_gradients_do_not_underflow(target: Target) -> None:
-    """A GradScaler multiplies the loss so that small gradients survive: they must still be there."""
+    """A GradScaler multiplies the loss so that small gradients survive in float16; fastkd must keep them."""
     s, t = (torch.randn(64, 3000) * 0.1).half(), (torch.randn(64, 3000) * 0.1).half()
     x = _leaf(s, target)
     (1024.0 * fastkd.kd_loss(x, t.to(target.device), **target.options)).backward()

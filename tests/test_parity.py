@@ -1,4 +1,4 @@
-"""Every backend against the float64 oracle: value, student gradient, teacher gradient."""
+"""Compare every backend with the float64 oracle: value, student gradient, teacher gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def interpreted(target: Target) -> bool:
-    """Such runs take a second, so they see fewer turns of each loop."""
+    """Whether Triton's interpreter runs the kernels. A call then takes a second, so such tests loop less."""
     return target.backend == "triton" and target.device == "cpu"
 
 
@@ -35,7 +35,7 @@ def make(
 def check(
     target: Target, s: Tensor, t: Tensor, labels: Tensor | None = None, factor: float = 1.0, **options: object
 ) -> None:
-    """Compare a call with the oracle: value and both gradients."""
+    """Compare the value and both gradients of a call with the oracle."""
     s, t = s.detach().requires_grad_(), t.detach().requires_grad_()
     loss = fastkd.kd_loss(s, t, labels, **target.options, **options)  # type: ignore[arg-type]
     expected, by_s, by_t = reference_gradients(s, t, labels, **options)
@@ -47,7 +47,7 @@ def check(
     loss.sum().backward()
     assert s.grad is not None and t.grad is not None
     assert_gradient(s.grad, by_s, factor=factor)
-    # At T << 1 a teacher's gradient is p times a large log-ratio minus its mean, which cancel.
+    # At T << 1 a teacher's gradient is p times (a large log-ratio minus its mean), and these cancel.
     assert_gradient(t.grad, by_t, factor=4 * factor)
 
 
@@ -97,14 +97,15 @@ def test_float64_runs_or_says_why_not(target: Target, dtypes: tuple[torch.dtype,
         fastkd.kd_loss(s, t, **target.options)
 
 
-# 1 and 2 share the cross-entropy's exponential; 0.05 and 100 are the ends of what people use.
+# At temperatures 1 and 2 the kernels derive the cross-entropy's exponential from the divergence's. 0.05 and
+# 100 are the ends of the range in use.
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_temperatures(target: Target, divergence: str) -> None:
     pairs = [(t, teacher_t) for t in (0.05, 0.5, 1.0, 2.0, 3.0, 100.0) for teacher_t in (None, 1.0, 2.5)]
     for temperature, teacher_temperature in pairs[::6] if interpreted(target) else pairs:
         s, t, labels = make(target, (4, 301), scale=1.0)
-        # A small temperature multiplies the logits' rounding; a large one leaves ratios of 0.01, from which
-        # the rounding of the log-sum-exps takes digits.
+        # A small temperature multiplies the logits' rounding. A large one leaves log-ratios of only 0.01,
+        # which lose digits to the rounding of the log-sum-exps.
         coldest = min(temperature, teacher_temperature or temperature)
         factor = 20.0 if coldest < 0.5 else 4.0 if temperature == 100.0 else 2.0
         options = {"temperature": temperature, "teacher_temperature": teacher_temperature, "kd_ratio": 0.7}
@@ -160,7 +161,7 @@ def test_no_tokens(target: Target) -> None:
 
 
 def _views(x: Tensor) -> dict[str, Tensor]:
-    """The same (2, 3, 40) numbers under various strides."""
+    """The same (2, 3, 40) numbers with various strides; unused elements between them are NaN."""
     shifted = x.new_full((2, 4, 40), float("nan"))
     shifted[:, :-1] = x
     padded = x.new_full((2, 3, 47), float("nan"))
@@ -193,9 +194,10 @@ def test_strides(target: Target, view: str, dtype: torch.dtype) -> None:
 
 
 def _spread(x: Tensor) -> Tensor:
-    """The same numbers with columns a little more than 2^30 elements apart. The pages between are never used.
+    """The same numbers with columns a little more than 2^30 elements apart; the pages in between stay unused.
 
-    Kernels count columns from a boundary of 16 bytes; rows of an odd width begin at various distances of one.
+    Kernels count columns from a 16-byte boundary, and rows of an odd width begin at various distances from
+    one.
     """
     return torch.empty_strided(x.shape, (1, 9, 2**30 + 1), dtype=x.dtype).copy_(x)
 
@@ -224,12 +226,16 @@ def test_column_offsets_past_32_bits(target: Target, spread: str) -> None:
 
 
 def test_column_offsets_past_32_bits_of_what_a_backend_writes(target: Target) -> None:
-    """float16, which the interpreter of Triton writes where it is told to; bfloat16 is rounded elsewhere."""
+    """A backend's outputs may also have column offsets past 32 bits.
+
+    The dtype is float16 because interpreted Triton kernels write it directly to the given tensors; a bfloat16
+    output they would write to a stand-in first.
+    """
     _on_demand(target)
     s, t, labels = make(target, (2, 3, 3), torch.float16)
     labels[0, 1] = -100  # a row of zeros
     ones = torch.ones(6)
-    spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 2)  # of 3 columns
+    spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 2)  # 2 of the 3 columns
     backend = REGISTRY[target.backend]
     results = []
     for place in (torch.clone, _spread):
@@ -268,7 +274,7 @@ def test_padded_widths(target: Target) -> None:
 
 
 def test_equals_the_plain_call(target: Target) -> None:
-    """The line that the library replaces, in float32 both times."""
+    """fastkd gives the same as the plain PyTorch expression that it replaces; both run in float32."""
     import torch.nn.functional as F
 
     s, t, labels = make(target, (16, 1234))
@@ -276,7 +282,7 @@ def test_equals_the_plain_call(target: Target) -> None:
         p, log_q = F.softmax(t / temperature, -1), F.log_softmax(s / temperature, -1)
         plain = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
         fused = fastkd.kd_loss(s, t, temperature=temperature, **target.options)
-        atol = 1e-5 + 1e-7 * temperature**2  # what float32 leaves of a divergence before T^2
+        atol = 1e-5 + 1e-7 * temperature**2  # float32's error in the divergence, multiplied by T^2
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=atol)
         mixed = fastkd.kd_loss(s, t, labels, temperature=temperature, kd_ratio=0.5, **target.options)
         torch.testing.assert_close(
@@ -292,7 +298,7 @@ def test_large_vocabulary_and_common_offset(target: Target) -> None:
 
 @pytest.mark.parametrize("columns", [1, 30])
 def test_decoupled_without_others(target: Target, columns: int) -> None:
-    """Where the label alone is possible there is nothing else to compare, and nothing is NaN."""
+    """Where only the label has any probability, the term over the other tokens is 0 and nothing is NaN."""
     s = torch.full((2, columns), -float("inf"), device=target.device)
     s[:, 0] = torch.tensor([1.5, -2.0])
     t, labels = s.clone(), torch.zeros(2, dtype=torch.int64, device=target.device)

@@ -1,10 +1,11 @@
-"""Random calls against the oracle: shapes, strides, dtypes, temperatures, masks, options and magnitudes.
+"""Compare random calls with the oracle: shapes, strides, dtypes, temperatures, masks, options and magnitudes.
 
-How far a result may be off is worked out from the magnitudes of what is added up in it. With u the unit
-roundoff of the arithmetic (2^-24, or 2^-53 for float64), an exponent ``s / T - logsumexp(s / T)`` is known
-within a few u times M = max|s| / T + max|t| / T_t + log V + 1: so much of it the roundings of its terms make.
-Each term of a formula is then off by a few u M times its magnitude, and a sum by the sum of that. A gradient
-is rounded once more to its dtype. ``magnitudes`` lists the terms of each divergence; the few are K and K_SUM.
+The error allowed in a result follows from the magnitudes of the terms that are added up in it. Let u be the
+unit roundoff of the arithmetic (2^-24, or 2^-53 for float64). An exponent ``s / T - logsumexp(s / T)`` is
+then known within a few u times M = max|s| / T + max|t| / T_t + log V + 1, because each of its terms is
+rounded. Each term of a formula is off by a few u M times its magnitude, and a sum is off by the sum of these
+errors. A gradient is rounded once more to its dtype. ``magnitudes`` lists the terms of each divergence; "a
+few" is K for one element and K_SUM for a sum.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from fastkd.backends.native import cpu_isas, forced_isa
 from fastkd.divergences import DIVERGENCES
 
 K = 8.0
-# A lane of a vector adds up to 128 terms before they go on in double; like terms all round the same way.
+# A lane of a vector adds up to 128 terms in float32 before it continues in double precision. Equal terms all
+# round in the same direction.
 K_SUM = 4 * K
 NAN = float("nan")
 RUNS = [("reference", None), *(("native", isa) for isa in cpu_isas())]
 ROUNDING = {torch.float64: 2**-53, torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-# What a probability below float32's range leaves of a power of it.
+# Error of the power of a probability that is below float32's range.
 SMALLEST = {torch.float64: 1e-250, torch.float32: 1e-28, torch.bfloat16: 1e-28, torch.float16: 2**-24}
 
 
@@ -46,8 +48,8 @@ class Example:
     layouts: tuple[str, str]
     scale: float
     offsets: tuple[float, float]
-    likeness: str  # of the teacher to the student
-    missing: str  # which side has logits of -inf
+    likeness: str  # how near the teacher is to the student
+    missing: str  # the side that has logits of -inf
     masked: bool
     weighted: bool
     options: dict[str, object]
@@ -58,7 +60,7 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def parameters_of(divergence: str) -> st.SearchStrategy[dict[str, float]]:
-    """Legal ones, not so near the forbidden ones that the divergence itself is infinite."""
+    """Legal parameters, away from the forbidden ones, near which the divergence itself becomes infinite."""
     share = st.one_of(st.floats(0.001, 0.95), st.just(0.0))
     power = st.floats(-1.5, 2.5).filter(lambda a: abs(a) > 0.05 and abs(a - 1) > 0.05)
     both = st.tuples(st.floats(-1, 2), st.floats(-1, 2)).filter(
@@ -95,10 +97,10 @@ def examples(draw: st.DrawFn) -> Example:
     powers = [abs(x) for x in parameters.values()] if divergence in ("alpha", "renyi", "alpha_beta") else []
     coldest = min(temperature, teacher_temperature or temperature)
     if powers:
-        # p^a q^b of rows further apart overflow float32.
+        # If the rows are further apart, p^a q^b overflows float32.
         scale = min(scale, 6 * coldest / (1 + 2 * sum(powers)))
     if missing in ("student", "teacher"):
-        # Probabilities that underflow float32 are no infinite divergence in it.
+        # If a probability underflowed float32, the backends would miss that the divergence is infinite.
         scale = min(scale, 8 * coldest)
     return Example(
         seed=draw(st.integers(0, 2**31)),
@@ -134,7 +136,7 @@ def examples(draw: st.DrawFn) -> Example:
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same numbers under other strides, with NaN in between."""
+    """The same numbers with other strides; elements in between are NaN."""
     columns = x.shape[-1]
     if layout == "sliced":
         wide = x.new_full((*x.shape[:-1], columns + 3), NAN)
@@ -150,7 +152,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def tensors(e: Example) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Student, teacher, labels, token weights. What must not be read is NaN."""
+    """Student, teacher, labels and token weights. Elements that must not be read are NaN."""
     random = torch.Generator().manual_seed(e.seed)
     shape = (*e.leading, e.vocab)
     s = torch.randn(shape, generator=random) * e.scale
@@ -178,7 +180,7 @@ def tensors(e: Example) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
             t = t if e.layouts[1] == "expanded" else t.masked_fill(hidden, NAN)
     if e.weighted:
         weights = torch.rand(e.leading, generator=random) + 0.1
-        if e.missing in ("neither", "both"):  # 0 times infinity is another matter
+        if e.missing in ("neither", "both"):  # otherwise the loss may be infinite, and 0 times it NaN
             weights = torch.where(weights < 0.4, 0.0, weights)
     padding = int(e.options["padding"])  # type: ignore[call-overload]
     if padding:
@@ -193,7 +195,7 @@ def tensors(e: Example) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
 
 
 def row_scale(e: Example, labels: Tensor | None, weights: Tensor | None) -> Tensor:
-    """What the reduction multiplies each row's loss by."""
+    """The factor by which the reduction multiplies each row's loss."""
     w = torch.ones(e.leading, dtype=torch.float64) if weights is None else weights.double()
     if labels is not None:
         w = torch.where(labels == -100, 0.0, w)
@@ -216,7 +218,7 @@ def _times(weight: Tensor, x: Tensor) -> Tensor:
 def magnitudes(
     e: Example, log_p: Tensor, log_q: Tensor, labels: Tensor, noise: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Magnitudes of the terms in ``D``, in dD/d(s/T) and in dD/d(t/T_t). ``noise``: of an exponent."""
+    """Magnitudes of the terms in ``D``, in dD/d(s/T) and in dD/d(t/T_t). ``noise`` is an exponent's error."""
     name = e.divergence
     a, b = e.parameters.get("alpha", 0.5), e.parameters.get("beta", 0.5)
     p, q = log_p.exp(), log_q.exp()
@@ -228,7 +230,7 @@ def magnitudes(
         name = name.removeprefix("skew_")
 
     if name in ("forward_kl", "reverse_kl", "jeffreys"):
-        # The gradients by the side that is averaged over hold the sum itself.
+        # The gradient with respect to the side that D averages over contains D itself.
         forward = 1 + _mean(p, ratio), p + q, _times(p, K_SUM / K + ratio + _mean(p, ratio))
         reverse = 1 + _mean(q, ratio), _times(q, K_SUM / K + ratio + _mean(q, ratio)), p + q
         if name == "jeffreys":
@@ -250,7 +252,7 @@ def magnitudes(
         of_x, of_y = 1 + _mean(x, to_m), _mean(y, excess)
         by_x, by_y = _times(x, to_m + of_x + b * excess + of_y), _times(y, excess + of_y)
         return (of_x, by_y, by_x) if forward else (of_x, by_x, by_y)
-    # Where p and q are within their noise of each other, the sign of their difference is anything.
+    # Where p and q differ by less than their error, the sign of their difference is unknown.
     unsure = (ratio <= 2 * K * noise) / noise
     if name == "tvd":
         by_q, by_p = (x * (1 + unsure + (x * unsure).sum(-1, keepdim=True)) for x in (q, p))
@@ -258,8 +260,8 @@ def magnitudes(
     if name == "log_acceptance":
         smaller = torch.minimum(log_p, log_q)
         log_shared = torch.logsumexp(smaller, -1, keepdim=True)
-        share = torch.where(neither, 0.0, (smaller - log_shared).exp())  # of each entry in sum min(p, q)
-        # Near rows go by the differences, of which 1 - TVD is what is left.
+        share = torch.where(neither, 0.0, (smaller - log_shared).exp())  # each entry's part of sum min(p, q)
+        # For near rows the loss is computed from the differences, as log(1 - TVD), which loses digits.
         lost = torch.where(log_shared < math.log(0.1), 1.0, (-log_shared).exp())
         by_q, by_p = (
             torch.where(x <= y * (1 + 2 * K * noise), share, x) * lost * (1 + unsure)
@@ -270,7 +272,7 @@ def magnitudes(
     if name == "kl_tvd":
         forward = 1 + _mean(p, ratio)
         weight = torch.exp(-b * torch.minimum(p, q).sum(-1, keepdim=True))
-        own = weight * (1 + b)  # and the error of the weight, which is b times that of TVD
+        own = weight * (1 + b)  # includes the weight's own error, which is b times TVD's
         by_q, by_p = (x * (1 + unsure + (x * unsure).sum(-1, keepdim=True)) for x in (q, p))
         by_forward = _times(p, K_SUM / K + ratio + forward)
         return own * forward + 1, own * (p + q) + by_q, own * by_forward + by_p
@@ -322,7 +324,7 @@ def magnitudes(
 def bounds(
     e: Example, s: Tensor, t: Tensor, labels: Tensor | None, scale: Tensor, unit: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How far each row's value and each element of the gradients may be off, before the last rounding."""
+    """Error allowed in each row's value and each gradient element, before the rounding to its dtype."""
     o = e.options
     temperature = float(o["temperature"])  # type: ignore[arg-type]
     teacher_temperature = float(o["teacher_temperature"] or temperature)  # type: ignore[arg-type]
@@ -349,13 +351,16 @@ def bounds(
     hot = F.one_hot(label, e.vocab) + float(o["label_smoothing"]) / e.vocab  # type: ignore[arg-type]
     by_s = by_s + ce * (softmax * m_one + hot) + 2 * z * m_one * softmax * m_one
     few = K * unit * scale[..., None]
-    # The oracle's gradients, by autograd in float64, are right relative to the largest of a row.
+    # The oracle's own gradients (autograd in float64) have an error relative to the row's largest element.
     by_s, by_t = (x + 2**-50 / unit * x.amax(-1, keepdim=True) for x in (by_s, by_t))
     return (K_SUM / K * few * value)[..., 0], few * by_s, few * by_t
 
 
 def last_rounding(e: Example, dtype: torch.dtype, grad: Tensor, scale: Tensor) -> Tensor:
-    """Of a gradient to its dtype. With float16 about it is held near 1 first and rounded twice."""
+    """Error of rounding a gradient to its dtype.
+
+    In calls with float16 the gradient is first stored scaled to near 1, so a 16-bit one is rounded twice.
+    """
     rounding = ROUNDING[dtype] * grad + SMALLEST[dtype]
     if torch.float16 in e.dtypes and dtype in (torch.float16, torch.bfloat16):
         rounding = 2 * rounding
@@ -363,7 +368,7 @@ def last_rounding(e: Example, dtype: torch.dtype, grad: Tensor, scale: Tensor) -
         o = e.options
         temperature = float(o["temperature"])  # type: ignore[arg-type]
         coldest = min(temperature, float(o["teacher_temperature"] or temperature))  # type: ignore[arg-type]
-        # About the largest gradient that the divergences have, which is held near 2^10.
+        # About the largest gradient of any divergence; the stored one is scaled so that this is near 2^10.
         largest = 1 + 20 * float(o["kd_ratio"]) / coldest * (temperature**2 if o["t_squared"] else 1.0)  # type: ignore[arg-type]
         rounding = rounding + 2**-34 * largest * scale.max()
     return rounding
@@ -379,7 +384,7 @@ def check(e: Example) -> None:
     unit = 2**-53 if torch.float64 in e.dtypes else 2**-24
     scale = row_scale(e, labels, weights)
     value, *by = bounds(e, s, t, labels, scale, unit)
-    # The oracle is float64 too, and a sum of rows is rounded once more.
+    # The oracle itself has float64's error, and a sum over rows is rounded once more.
     value = (value if e.options["reduction"] == "none" else value.sum()) + 2 * unit * expected.abs()
 
     for backend, isa in RUNS:

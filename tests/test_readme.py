@@ -1,4 +1,4 @@
-"""What the README promises: its commands exist, its snippets run, its links and numbers are real."""
+"""Test the README's promises: its commands exist, its snippets run, its links and numbers are real."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_python_snippets_run() -> None:
     snippets = blocks(README, "python")
     assert snippets
     scope: dict[str, object] = {}
-    for snippet in snippets:  # each goes on where the one before it ended
+    for snippet in snippets:  # later snippets use the names that earlier ones defined
         exec(compile(snippet, "README.md", "exec"), scope)
 
 

@@ -1,4 +1,4 @@
-"""The CPU kernels under the sanitizers, see ``sanitizers/run.py``."""
+"""Run the CPU kernels under the sanitizers; see ``sanitizers/run.py``."""
 
 from __future__ import annotations
 

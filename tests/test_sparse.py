@@ -1,4 +1,4 @@
-"""Sparse teachers: the three tails against the oracle, in both losses, and what is refused."""
+"""Test sparse teachers: the three tails against the oracle, in both losses, and refused calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import fastkd
 from fastkd.divergences import DIVERGENCES
 
 INF = float("inf")
-# Every divergence with every tail that it takes.
+# Every divergence with every tail that it accepts.
 CASES = [
     *(
         (divergence, tail)
@@ -26,7 +26,8 @@ CASES = [
 ]
 
 
-# Both ways to the rest, and without one, for what does not depend on the divergence.
+# For tests that do not depend on the divergence: forward_kl, whose renormalized form spans the whole
+# vocabulary, jsd, whose form spans only the teacher's entries, and the other two tails.
 FEW = [("forward_kl", "renormalize"), ("jsd", "renormalize"), ("tvd", "bucket"), ("forward_kl", "drop")]
 
 
@@ -37,7 +38,7 @@ def distinct(rows: int, columns: int, k: int) -> Tensor:
 def make(
     leading: tuple[int, ...] = (2, 3), columns: int = 230, k: int = 9, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Student logits, indices, log-probabilities that leave about a fifth of the mass, labels."""
+    """Student logits, indices, log-probabilities that sum to 0.8, and labels."""
     rows = torch.Size(leading).numel()
     s = torch.randn(*leading, columns) * 2
     logprobs = torch.log_softmax(torch.randn(rows, k) * 2, -1) + torch.log(torch.tensor(0.8))
@@ -108,7 +109,7 @@ def test_entries_that_do_not_exist(target: Target, divergence: str, tail: str) -
     logprobs[..., 5:] = -INF
     logprobs[0, 0, 1:] = -INF
     indices[..., 5:] = 10**9  # any number will do
-    indices[1, 1, 0] = 0  # what such entries stand for in memory must not disturb column 0
+    indices[1, 1, 0] = 0  # absent entries may be mapped to column 0; this must not disturb the real column 0
     check(target, s, indices, logprobs, labels, tail, divergence=divergence, kd_ratio=0.5)
 
 
@@ -124,13 +125,13 @@ def test_all_columns_are_a_dense_teacher(target: Target, tail: str) -> None:
             loss = fastkd.kd_loss(x, teacher, divergence=divergence, **target.options)
             loss.backward()
             grads.append((loss.detach(), x.grad))
-        # The rest, of which nothing is left, is known to a float32 rounding of 1.
+        # The tail's mass is 0 here, but is computed as 1 minus a sum, with float32's rounding of 1.
         assert_value(grads[0][0].cpu(), grads[1][0].cpu(), atol=3e-6)
         assert_gradient(grads[0][1], grads[1][1], factor=3)
 
 
 def test_dropped_mass_is_unbiased(target: Target) -> None:
-    """Random-sampling KD: over all draws, weighted by their probability, the gradient is the dense one."""
+    """In random-sampling KD the expected gradient over all draws equals the gradient of the dense teacher."""
     s, t = torch.randn(1, 5, device=target.device), torch.randn(1, 5, device=target.device)
     p = torch.softmax(t, -1)
     mean = torch.zeros_like(s)
@@ -257,7 +258,10 @@ def test_refused() -> None:
 
 @pytest.mark.parametrize("wrong", ["outside", "repeated"])
 def test_wrong_entries_on_a_gpu_are_nan(wrong: str) -> None:
-    """A GPU cannot raise without waiting: the same check, as data, on rows of its own."""
+    """On a GPU, wrong entries mark their row as bad, since raising would make the host wait for the device.
+
+    This tests the function that finds these rows, on CPU tensors.
+    """
     from fastkd.ops.tokens import Tokens
     from fastkd.spec import LossSpec
 
@@ -286,7 +290,7 @@ def test_wrong_entries_on_a_gpu() -> None:
 @pytest.mark.parametrize("support", ["teacher", "student", "union"])
 @pytest.mark.parametrize("given", ["logits", "hidden"])
 def test_from_logits(support: str, given: str) -> None:
-    """The entries are the columns asked for, once each, with the whole vocabulary's log-probabilities."""
+    """The entries are the requested columns, once each, with log-probabilities over the whole vocabulary."""
     h_s, w_s, h_t, w_t = torch.randn(2, 3, 8), torch.randn(50, 8), torch.randn(2, 3, 12), torch.randn(53, 12)
     s, t = h_s @ w_s.T, torch.tanh((h_t @ w_t.T)[..., :50] / 5) * 5
     if given == "logits":
@@ -335,12 +339,14 @@ def test_from_logits_refuses() -> None:
 
 
 def test_comparing_teachers_is_asking_for_the_same_one() -> None:
+    """Teachers are compared and hashed by identity, not by their tensors' values."""
     one, other = (fastkd.SparseTeacher(torch.zeros(2, 3).long(), torch.zeros(2, 3)) for _ in range(2))
     assert one == one and one != other and len({one, other}) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_bucket_takes_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -> None:
+    """tail='bucket' accepts log-probabilities that sum to more than 1 only by the rounding of their dtype."""
     logprobs = torch.log_softmax(torch.randn(64, 20) * 3, -1).to(dtype)
     indices = torch.arange(20).expand(64, 20)
     loss = fastkd.kd_loss(torch.randn(64, 50), fastkd.SparseTeacher(indices, logprobs, "bucket"))
@@ -349,7 +355,8 @@ def test_bucket_takes_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_metrics_of_a_bucket(target: Target, temperature: float) -> None:
-    """The student's entropy is its softmax's at the loss's temperature, the teacher's that of its classes."""
+    """The student's entropy is that of its softmax at the loss's temperature; the teacher's is that of its
+    entries and the bucket."""
     s, indices, logprobs, labels = make(device=target.device)
     teacher = fastkd.SparseTeacher(indices, logprobs, "bucket")
     for ratio in (0.5, 0.0):
@@ -366,7 +373,7 @@ def test_metrics_of_a_bucket(target: Target, temperature: float) -> None:
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
 def test_nothing_asks_for_float64(target: Target, tail: str) -> None:
-    """Some devices have none. The native backend runs on none of them."""
+    """No float64 tensor is made, since some devices have no float64. Native does not run on those."""
     if target.backend == "native":
         pytest.skip("CPUs and NVIDIA GPUs have float64")
     s, indices, logprobs, labels = make(device=target.device)

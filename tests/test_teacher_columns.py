@@ -1,4 +1,4 @@
-"""A student whose vocabulary is a part of its teacher's: draft models, pruned vocabularies."""
+"""Test students whose vocabulary is a part of their teacher's: draft models, pruned vocabularies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fastkd.divergences import DIVERGENCES
 
 INF = float("inf")
 STUDENT, TEACHER = 23, 41
-# At their default parameters
+# Divergences that are infinite, at their default parameters, if the teacher gives mass to other columns.
 INFINITE_OUTSIDE = ("forward_kl", "jeffreys", "decoupled", "kl_tvd")
 FINITE_OUTSIDE = [name for name in DIVERGENCES if name not in INFINITE_OUTSIDE]
 
 
 def make(target: Target, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Student and teacher logits, labels in the student's columns, and the teacher's columns."""
+    """Student logits, teacher logits, labels, and the teacher column of each student column."""
     s, t = torch.randn(2, 3, STUDENT) * 2, torch.randn(2, 3, TEACHER) * 2
     labels = torch.randint(0, STUDENT, (2, 3))
     labels[1, 1] = -100
@@ -33,7 +33,7 @@ def make(target: Target, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 
 
 def with_rest(s: Tensor, t: Tensor, columns: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Whole logits of both sides, with the teacher's other columns as one."""
+    """Logits of both sides over the student's columns and one more for all other columns of the teacher."""
     others = torch.ones(TEACHER, dtype=torch.bool, device=t.device)
     others[columns] = False
     rest = temperature * torch.logsumexp(t[..., others] / temperature, -1, keepdim=True)
@@ -44,6 +44,7 @@ def with_rest(s: Tensor, t: Tensor, columns: Tensor, temperature: float) -> tupl
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("temperatures", [(1.0, None), (2.0, 0.7)])
 def test_renormalized(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:
+    """With teacher_columns alone, the teacher is renormalized over the student's columns."""
     s, t, labels, columns = make(target)
     options = {"divergence": divergence, "kd_ratio": 0.6, "label_smoothing": 0.1, "z_loss": 1e-3}
     options |= {"temperature": temperatures[0], "teacher_temperature": temperatures[1]}
@@ -61,6 +62,7 @@ def test_renormalized(target: Target, divergence: str, temperatures: tuple[float
 @pytest.mark.parametrize("divergence", FINITE_OUTSIDE)
 @pytest.mark.parametrize("temperatures", [(1.0, None), (2.0, 0.7)])
 def test_with_a_rest(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:
+    """With teacher_tail='bucket', the teacher's other columns count as one more class."""
     s, t, labels, columns = make(target)
     options = {"divergence": divergence, "kd_ratio": 0.6, "z_loss": 1e-3}
     options |= {"temperature": temperatures[0], "teacher_temperature": temperatures[1]}
@@ -95,7 +97,7 @@ def test_acceptance_is_the_true_one(target: Target) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_heads(target: Target, tail: str, reduction: str, chunk_size: int | None) -> None:
-    """All four kinds of sides: logits or hidden states, with the softcap of either."""
+    """Student and teacher may each be given as logits or as hidden states with a softcap; all four agree."""
     _, _, labels, columns = make(target)
     sides = [torch.randn(2, 3, 8), torch.randn(STUDENT, 8), torch.randn(2, 3, 12), torch.randn(TEACHER, 12)]
     sides = [x.to(target.device) for x in sides]
@@ -190,6 +192,7 @@ def test_metrics(target: Target, tail: str) -> None:
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket"])
 def test_sparse_teachers_speak_of_their_own_columns(target: Target, tail: str) -> None:
+    """A sparse teacher's indices are columns of the teacher; teacher_columns maps them to the student's."""
     s, t, labels, columns = make(target)
     s, t = s.nan_to_num(0.0), t.nan_to_num(0.0)
     logprobs, indices = torch.log_softmax(t, -1).topk(9)

@@ -1,4 +1,4 @@
-"""torch.func's transforms, forward mode and batched gradients: right or refused, never 0 or None."""
+"""Test torch.func's transforms, forward mode and batched gradients: right or refused, never 0 or None."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_second_derivatives_are_refused(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("upstream", [False, True])
 def test_gradient_penalty_is_refused(options: dict[str, object], dtype: torch.dtype, upstream: bool) -> None:
-    """Whether the upstream gradient needs a gradient or not."""
+    """A gradient penalty is refused whether the upstream gradient needs a gradient or not."""
     net, x, t = torch.nn.Linear(8, 40), torch.randn(4, 8), torch.randn(4, 40)
     weight = torch.tensor(2.0, requires_grad=upstream)
     loss = weight * fastkd.kd_loss(net(x).to(dtype), t, **options).sum()
@@ -170,7 +170,7 @@ def test_gradient_penalty_through_a_head_is_refused(reduction: str) -> None:
 
 
 def test_a_graph_of_the_gradient_does_no_harm() -> None:
-    """create_graph=True alone is no second derivative, nor is one by the upstream gradient."""
+    """create_graph=True alone needs no second derivative, nor does a derivative by the upstream gradient."""
     s, t = make()
     x, weight = s.clone().requires_grad_(), torch.tensor(2.0, requires_grad=True)
     (g,) = torch.autograd.grad(weight * fastkd.kd_loss(x, t), x, create_graph=True)
@@ -181,7 +181,7 @@ def test_a_graph_of_the_gradient_does_no_harm() -> None:
 
 
 def test_compiled_transforms_are_right_or_refused() -> None:
-    """torch.compile takes an op's gradient inside torch.func.grad for 0."""
+    """torch.compile would treat an op's gradient inside torch.func.grad as 0; fastkd must prevent that."""
     s, t = make()
     compiled = torch.compile(grad(lambda x: fastkd.kd_loss(x, t)), backend="aot_eager")
     try:

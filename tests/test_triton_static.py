@@ -1,7 +1,7 @@
-"""Compile the Triton kernels' variants ahead of time, without a GPU, and read the machine code.
+"""Compile the Triton kernels' variants ahead of time, without a GPU, and inspect the machine code.
 
-Registers, spills and access widths decide the speed of these kernels, and all three are settled at
-compile time. The targets are an A100 (sm_80), a Hopper (sm_90) and an AMD MI300 (gfx942).
+Registers, spills and access widths determine the speed of these kernels, and all three are fixed at compile
+time. The targets are an A100 (sm_80), a Hopper (sm_90) and an AMD MI300 (gfx942).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import triton
 
 from fastkd.divergences import DIVERGENCES
 
-# Triton's compiler before 3.8 spills up to this many bytes in calls with metrics or records, nowhere else.
+# Triton's compiler before 3.8 spills up to this many bytes, but only in calls with metrics or records.
 OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 SPILLED = {"metrics": 72, "statistics": 8}
 # An MI300 has 512 vector registers per lane, so 168 leave room for three waves per SIMD.
@@ -32,7 +32,7 @@ MAX_REGISTERS_AMD = 168
 
 Variant = dict[str, Any]
 PLAIN: Variant = {"student": "bf16", "teacher": "bf16", "power": 1, "vocab": 16, "strides": 1}
-# With the fewest and the most optional terms.
+# Variants with the fewest and with the most optional terms.
 FEW: Variant = PLAIN | {"power": 2}
 LOADED: Variant = PLAIN | {
     "labels": True,
@@ -42,7 +42,7 @@ LOADED: Variant = PLAIN | {
     "power": 0,
 }
 FLOAT: Variant = {"student": "fp32", "teacher": "fp32"}
-# One of each kind, for the targets and options that not every divergence is compiled for.
+# One divergence of each kind, for targets and options that are not compiled for every divergence.
 KINDS = ("jeffreys", "skew_reverse_kl", "tvd", "alpha_beta")
 
 
@@ -51,16 +51,16 @@ def loaded(*divergences: str) -> dict[str, Variant]:
 
 
 def phase(name: str, divergence: str, **extra: Any) -> Variant:
-    """A variant of one phase, which takes and gives records."""
+    """A variant of one phase, which reads and writes records."""
     return LOADED | {"divergence": divergence, "phase": name, "sharded": True} | extra
 
 
 def main(divergence: str, shape: int | None = None, **extra: Any) -> Variant:
-    """What most calls are: KL at T = 2 plus cross-entropy, gradient of the student, even vocabulary."""
+    """The most common call: KL at T = 2 plus cross-entropy, the student's gradient, an even vocabulary."""
     return FEW | {"labels": True, "divergence": divergence, "shape": shape} | extra
 
 
-# What the budgets below are for, on each shape that the tuning may choose.
+# The divergences that have budgets below, on each shape that tuning may choose.
 MAIN = ("forward_kl", "symmetric_jsd", "tvd")
 SHAPES = {
     f"{divergence}-{kind}-{index}": main(divergence, index, **extra)
@@ -151,7 +151,7 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
         "factor": "fp32",
     }
     width = 16 // itemsize(variant)
-    # What the launcher would find: 16-byte aligned memory, contiguous rows or columns far apart.
+    # As the launcher would find them: 16-byte aligned memory, and contiguous rows or strided columns.
     columns = {16: 128_256, None: 50_257, 1: 1}[variant["vocab"]]
     strides = (0, columns, 1) if variant["strides"] == 1 else (0, 7, 3)
     suffixes = ("", "_OUT") if scaling else ("_S", "_T", "_GS", "_GT")
@@ -205,13 +205,13 @@ def amd_usage(assembly: str) -> dict[str, Any]:
         key: int(n)
         for key, n in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", assembly)
     }
-    # Scalar registers, of which there are 106, spill into lanes of a vector register, not into memory.
+    # The 106 scalar registers spill into lanes of a vector register, not into memory.
     assert found["sgpr_spill_count"] <= 64
     return {"registers": found["vgpr_count"], "spills": found["vgpr_spill_count"]}
 
 
 def compile_variant(target: str, variant: Variant) -> dict[str, Any]:
-    """Compile for ``target``: registers, spills, shared memory, and what the loops consist of."""
+    """Compile for ``target``; return registers, spills, shared memory, and the loops' instruction counts."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -243,7 +243,7 @@ Report = dict[str, dict[str, dict[str, Any]]]
 
 
 def compile_all(which: str) -> Report:
-    """Usage by target and variant, from one child process in which the interpreter is certainly off."""
+    """Usage by target and variant, compiled in a child process so that Triton's interpreter is off."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     root = str(pathlib.Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
@@ -267,7 +267,7 @@ def shapes() -> Report:
 def fits(usage: dict[str, Any], spills: int = 0) -> None:
     assert usage["spills"] <= spills
     assert usage["registers"] <= usage["allowed"]
-    assert usage["shared"] <= 2048  # threads meet through it, nothing else
+    assert usage["shared"] <= 2048  # used only for reductions across threads
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_every_shape_fits(shapes: Report, target: str, name: str) -> None:
 
 
 def sweeps(usage: dict[str, Any], divergence: str) -> list[dict[str, float]]:
-    """The loops over whole tiles, one for each sweep in its order."""
+    """The loops over whole tiles, one for each sweep, in order."""
     from fastkd.backends.triton import divergences
 
     found: list[dict[str, float]] = usage["tiles"]
@@ -296,8 +296,8 @@ def sweeps(usage: dict[str, Any], divergence: str) -> list[dict[str, float]]:
     return found
 
 
-# Upper bounds of the instructions that a column takes in each sweep, a little over what they are: with four
-# schedulers, 128 a clock and multiprocessor.
+# Upper bounds for the instructions per column in each sweep, a little above the present counts. With its four
+# schedulers a multiprocessor issues 128 a clock.
 BUDGETS = {
     "forward_kl-bf16": (16.5, 16.5),
     "forward_kl-fp32": (15.5, 15.0),
@@ -316,17 +316,17 @@ def test_instructions_per_column(compiled: Report, name: str) -> None:
         zip(sweeps(compiled["sm_90"][name], divergence), BUDGETS[name], strict=True)
     ):
         assert sweep["all"] <= most
-        # One exponential a side; JSD's reciprocal is a third one.
+        # One exponential for each side; JSD's reciprocal is a third special function.
         assert sweep["special"] == (3 if divergence == "symmetric_jsd" and index > 0 else 2)
         assert sweep["loads"] == 2 * sweep["columns"] * size / 16
         assert sweep["narrow loads"] == sweep["narrow stores"] == 0
         last = index == len(BUDGETS[name]) - 1
         assert sweep["stores"] == (sweep["columns"] * size / 16 if last else 0)
-        assert sweep["loads before use"] >= 2  # both sides are under way before either is waited for
+        assert sweep["loads before use"] >= 2  # both sides' loads are issued before either is used
 
 
 def moves_16_bytes(usage: dict[str, Any]) -> None:
-    """Whole tiles do; of the last sweep, which alone stores, as well."""
+    """Assert that the first sweep and the last, which alone stores, access whole tiles 16 bytes at a time."""
     tiles = usage["tiles"]
     assert len(tiles) >= 2 and tiles[-1]["stores"] > 0
     assert all(tile["narrow loads"] == tile["narrow stores"] == 0 for tile in (tiles[0], tiles[-1]))
@@ -344,7 +344,7 @@ def test_16_byte_accesses(compiled: Report) -> None:
 
 
 def test_16_byte_accesses_in_rows_of_an_odd_vocabulary(compiled: Report) -> None:
-    """They begin between 16-byte boundaries."""
+    """Rows of an odd vocabulary begin between 16-byte boundaries, but 16 bytes are accessed at a time."""
     moves_16_bytes(compiled["sm_90"]["odd vocabulary"])
 
 
@@ -355,17 +355,17 @@ def test_16_byte_accesses_of_every_shape(shapes: Report, target: str, name: str)
 
 
 def test_batch_sizes_select_no_variant() -> None:
-    """No argument that follows the batch is a constant of the compiled kernel or specialised."""
+    """No argument that depends on the batch is a compile-time constant or specialised."""
     from fastkd.backends.triton.dense import UNSPECIALISED, dense_rows_kernel
     from fastkd.backends.triton.launch import alignment
 
     names = dense_rows_kernel.arg_names
     assert "rows" not in names and set(UNSPECIALISED) <= set(names)
-    if hasattr(dense_rows_kernel, "params"):  # the interpreter keeps none
+    if hasattr(dense_rows_kernel, "params"):  # an interpreted kernel has none
         assert {p.name for p in dense_rows_kernel.params if p.do_not_specialize} == set(UNSPECIALISED)
     for columns in (50_257, 128_256):
         for width in (4, 8):
-            # One row (stride 0), many, and rows of a (batch, length, columns) tensor.
+            # One row (stride 0), many rows, and the rows of a (batch, length, columns) tensor.
             found = [
                 alignment(width, columns, dict.fromkeys(("_S", "_T"), strides))
                 for strides in ((0, 0, 1), (0, columns, 1), (7 * columns, columns, 1))
@@ -374,6 +374,7 @@ def test_batch_sizes_select_no_variant() -> None:
 
 
 def test_a_teacher_that_begins_elsewhere_is_not_wide() -> None:
+    """Rows at other distances from a 16-byte boundary than the student's get no wide accesses."""
     from fastkd.backends.triton.launch import alignment
 
     found = alignment(8, 50_257, {"_S": (0, 50_257, 1), "_T": (0, 50_304, 1), "_GS": (0, 50_257, 2)})
@@ -383,14 +384,14 @@ def test_a_teacher_that_begins_elsewhere_is_not_wide() -> None:
 
 
 def links(target: str) -> bool:
-    """Whether Triton can: that of 3.4 looks for AMD's own linker, later versions bring one."""
+    """Whether Triton can link for the target. Triton 3.4 needs AMD's linker; later versions bundle one."""
     from triton.backends.amd.compiler import HIPBackend
 
     if not target.startswith("gfx") or not hasattr(HIPBackend, "path_to_rocm_lld"):
         return True
     try:
         HIPBackend.path_to_rocm_lld()
-    except Exception:  # it raises no other
+    except Exception:  # Triton raises a plain Exception here
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""The choice of program shapes: when it is made, what is kept of it, and that every shape computes right."""
+"""Test the choice of program shapes: when it is made, what is stored, and that every shape computes right."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ FASTEST = LIGHT[2]
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[list[tuple[Shape, ...]]]:
-    """What tuning asks of a GPU, and a cache directory of its own; the list grows by each timing."""
+    """Replace the parts of tuning that need a GPU, and use a fresh cache directory.
+
+    The list gets one entry, the candidate shapes, for each timing.
+    """
     timings: list[tuple[Shape, ...]] = []
 
     def times(candidates: tuple[Shape, ...], run: tuning.Run) -> dict[Shape, float]:
@@ -49,7 +52,7 @@ def choose(divergence: str = "forward_kl", vocab: int = 128_256) -> Shape:
 
 
 def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that knows only what is on disk."""
+    """Continue as a new process, which knows only the choices on disk."""
     monkeypatch.setattr(tuning, "_chosen", {})
 
 
@@ -61,12 +64,13 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
 def test_off_unless_asked_for(
     gpu: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, value: str | None
 ) -> None:
+    """Without FASTKD_TRITON_AUTOTUNE=1 nothing is tuned, and stored choices are ignored."""
     choose()
     if value is None:
         monkeypatch.delenv("FASTKD_TRITON_AUTOTUNE")
     else:
         monkeypatch.setenv("FASTKD_TRITON_AUTOTUNE", value)
-    # What an earlier process has tuned does not matter either.
+    # The choice of an earlier process, which is on disk, is not used either.
     assert choose() == usual("forward_kl", 128_256) != FASTEST
     assert len(gpu) == 1 and len(files(tmp_path)) == 1
 
@@ -131,7 +135,7 @@ def test_a_spoilt_file_is_replaced(
 def test_while_a_graph_is_captured(
     gpu: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    """Nothing is timed, and later calls of the process compute what the graph does."""
+    """While a graph is captured nothing is timed, and later calls of the process use the graph's shape."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert choose() == usual("forward_kl", 128_256)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -150,6 +154,7 @@ def test_without_memory_or_a_place_to_write(
     tmp_path: pathlib.Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Without a writable folder a choice is kept for the process; without memory the usual shape is used."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
@@ -166,7 +171,7 @@ def test_without_memory_or_a_place_to_write(
 
 
 def test_the_first_of_several_processes_decides(tmp_path: pathlib.Path) -> None:
-    """They finish tuning at the same time, with different results."""
+    """If processes finish tuning at the same time with different results, all use the first one's."""
     code = """
 import sys
 from fastkd.backends.triton import tuning
@@ -198,7 +203,7 @@ print(list(tuning._store(identity, CANDIDATES["light"][int(sys.argv[1])])))
 
 
 def loss(divergence: str, columns: int, **options: object) -> None:
-    """A call against the oracle."""
+    """Compare a call with the oracle."""
     s, t = (torch.randn(2, columns) * 2).requires_grad_(), torch.randn(2, columns) * 2
     labels = torch.tensor([3, columns - 1])
     options |= {"divergence": divergence, "kd_ratio": 0.5, "temperature": 2.0}
@@ -222,7 +227,7 @@ def test_every_shape_computes_the_same(monkeypatch: pytest.MonkeyPatch, divergen
 
 @pytest.mark.triton_interpret
 def test_tuning_leaves_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs on tensors of its own, few enough rows of them to fit."""
+    """Tuning runs on tensors of its own, with few enough rows to fit into free memory."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 5 * 300 * 12, 0))
     made = []
     monkeypatch.setattr(launch, "_launch", lambda call, *rest: made.append((call, rest)))
@@ -249,7 +254,7 @@ def test_tuning_leaves_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.triton_interpret
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_row_whose_beginning_says_nothing_of_its_maximum(divergence: str) -> None:
-    """Exponentials are relative to a guess from the first columns: here it is far too low, and too high."""
+    """Kernels guess the row maximum from the first columns; here the guess is far too low or too high."""
     torch.manual_seed(1)
     s, t = torch.randn(4, 5000), torch.randn(4, 5000)
     s[0, 4000], t[0, 4100] = 170.0, 175.0
@@ -267,7 +272,7 @@ def test_a_row_whose_beginning_says_nothing_of_its_maximum(divergence: str) -> N
         expected, by_s, by_t = reference_gradients(s, t, labels, **options)
         assert x.grad is not None and y.grad is not None
         with during(temperature=temperature):
-            # Logits of 1000 are given to 6e-5; a gradient is a small difference of such.
+            # float32 rounds logits of 1000 by 6e-5, and a gradient is a small difference of such numbers.
             atol = 3e-4 + value_rounding(temperature, options)
             assert_value(value.detach(), expected, rtol=3e-5, atol=atol)
             for grad, exact in ((x.grad, by_s), (y.grad, by_t)):
@@ -296,7 +301,7 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> No
     assert_gradient(first[1], by_s)
     assert all(torch.equal(first[0], a) and torch.equal(first[1], b) for a, b in others)
     assert len(files(tmp_path)) == 1
-    torch.cuda.set_sync_debug_mode("error")  # once tuned, nothing waits
+    torch.cuda.set_sync_debug_mode("error")  # after tuning, the host must not wait
     try:
         step()
     finally:

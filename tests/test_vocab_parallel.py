@@ -1,4 +1,4 @@
-"""``group=``: real processes over loopback, each with its own columns, equal the whole vocabulary."""
+"""Test ``group=`` with processes over loopback: ranks with their own columns equal the whole vocabulary."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One rank of test_vocab_parallel.py: the loss on its own columns, against the whole vocabulary's.
+"""One rank of test_vocab_parallel.py: compare the loss on its own columns with the whole vocabulary's.
 
-Every rank makes the same tensors and cuts out its own part; what it finds wrong it raises.
+Every rank makes the same tensors, takes its own columns, and raises if a result is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import fastkd
 from fastkd.backends import record
 from fastkd.divergences import DIVERGENCES
 
-# Equal, unequal, and with a shard of nothing.
+# Columns per rank: equal, unequal, and with an empty shard.
 WIDTHS = {2: [(70, 70), (33, 107), (0, 140)], 4: [(35, 35, 35, 35), (1, 64, 0, 75)]}
 PARAMETERS = {
     "alpha": [{"alpha": -0.5}, {"alpha": 2.0}],
@@ -51,21 +51,21 @@ class Rank:
         return {"group": self.group, "backend": self.backend}
 
     def check(self, widths: tuple[int, ...], labels: Tensor | None, **options: object) -> None:
-        """Value, gradients and metrics of the shard are those of the whole, cut."""
+        """Compare the shard's value, gradients and metrics with those of the whole vocabulary."""
         cut = self.mine(widths)
         s, t = (x[..., cut].clone().requires_grad_() for x in (self.s, self.t))
         loss, found = fastkd.kd_loss(s, t, labels, return_metrics=True, **options, **self.options())
         loss.backward()
         expected, by_s, by_t = reference_gradients(self.s, self.t, labels, **options)
         torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-6, atol=2e-6)
-        # What a shard lacks of the gradient's norm must not tighten the bound.
+        # The bound is relative to the gradient's norm, so the other shards' columns are filled in first.
         for ours, theirs in ((s.grad, by_s), (t.grad, by_t)):
             whole = torch.zeros_like(self.s)
             whole[..., cut] = ours
             assert_gradient(whole + theirs.float() * (1 - self.mask(cut)), theirs, factor=4)
         parameters = {k: v for k, v in options.items() if k in ("alpha", "beta", "divergence", "kd_ratio")}
         parameters |= {k: v for k, v in options.items() if "temperature" in k or k == "label_smoothing"}
-        # An entropy is a difference of numbers as large as the logits.
+        # An entropy is a difference of numbers that may be as large as the logits.
         largest = max(float(x[torch.isfinite(x)].abs().max()) for x in (self.s, self.t))
         atol = max(3e-6, 6e-8 * largest)
         for name, value in expected_metrics(self.s, self.t, labels, **parameters).items():
@@ -82,7 +82,7 @@ class Rank:
         return mask
 
     def dense(self) -> None:
-        # Interpreted, each case takes seconds.
+        # Each case takes seconds in Triton's interpreter.
         few = slice(-1, None) if self.backend == "triton" else slice(None)
         for divergence in DIVERGENCES:
             cases = itertools.product(
@@ -94,14 +94,14 @@ class Rank:
         for widths in WIDTHS[self.size]:
             self.check(widths, self.labels, kd_ratio=0.0, z_loss=1e-3)
             self.check(widths, None, z_loss=1e-3)
-        self.s, s = self.s.clamp(min=-9), self.s  # smoothing over -inf is infinite
+        self.s, s = self.s.clamp(min=-9), self.s  # label smoothing over -inf is infinite
         self.check(WIDTHS[self.size][0], self.labels, kd_ratio=0.5, label_smoothing=0.2)
-        for widths in WIDTHS[self.size][:2]:  # with four ranks, a label that is all of its shard
+        for widths in WIDTHS[self.size][:2]:  # with four ranks, a label may be the only column of its shard
             self.check(widths, self.labels, divergence="decoupled", kd_ratio=0.5, label_smoothing=0.2)
         self.s = s
 
     def distant_rows(self) -> None:
-        """Rows that share next to no mass, each half of which is on another rank."""
+        """Student and teacher are nearly disjoint, and their likely columns are on different ranks."""
         s, t = torch.zeros(1, 140), torch.zeros(1, 140)
         s[0, 3], t[0, 137] = 400.0, 400.0
         cut = self.mine(WIDTHS[self.size][0])
@@ -117,10 +117,11 @@ class Rank:
         self.s, self.t = before
 
     def extreme_rows(self) -> None:
-        """Logits near float32's ends, and sides that lie a constant apart."""
+        """Logits near the ends of float32's range, and sides that differ by a constant."""
         lowest = torch.finfo(torch.float32).min
         torch.manual_seed(2)
-        # On a grid that float32 has where they are, so that float64 has the same distributions.
+        # Logits are on a grid that float32 represents exactly after the shifts, so float64 sees the same
+        # distributions.
         s, t = ((torch.randn(6, 140) * 512).round() / 512 for _ in range(2))
         s[0] = (s[0] * 2).round() * 64 + 1e9
         t[1] += 1000.0
@@ -138,9 +139,9 @@ class Rank:
             loss.sum().backward()
             expected, by_s, by_t = reference_gradients(s, t, labels, **options)
             assert all(bool(x.isfinite()) for x in metrics), (divergence, temperature, metrics)
-            # Beside a large label float64 has no digits for the other columns.
+            # Next to a very large logit at the label, float64 has no digits left for the other columns.
             rows = slice(1, 5) if divergence == "decoupled" else slice(None)
-            apart = 2e-7 * expected.abs()[:, None] / temperature  # a difference of two such ratios
+            apart = 2e-7 * expected.abs()[:, None] / temperature  # by_t is a difference of two such ratios
             for ours, exact, noise in (
                 (loss[:, None], expected[:, None], 0.0),
                 (a.grad, by_s[:, cut], 0.0),
@@ -150,7 +151,7 @@ class Rank:
                 assert near[rows].all(), (divergence, temperature, ours, exact)
 
     def vocabulary(self) -> None:
-        """Padding behind the vocabulary, in the last shards, and labels out of range."""
+        """Padding after the vocabulary, in the last shards, and labels out of range."""
         widths = WIDTHS[self.size][0]
         cut, padded = self.mine(widths), self.s.clone()
         padded[..., 110:] = float("nan")
@@ -171,7 +172,7 @@ class Rank:
             raise AssertionError("a label outside the whole vocabulary was accepted")
 
     def ignore_index_among_the_columns(self) -> None:
-        """``ignore_index`` may be a column, and any number that a shifted label can take."""
+        """``ignore_index`` may equal a column, or a label minus its shard's first column."""
         cut = self.mine(WIDTHS[self.size][0])
         labels = torch.tensor([[0, 1, 35], [36, 70, 139]])
         for ignore_index in (0, 1, 35, -1):
@@ -191,7 +192,7 @@ class Rank:
     def sparse(self) -> None:
         logprobs = torch.log(torch.softmax(torch.randn(2, 3, 7), -1) * 0.8)
         indices = torch.stack([torch.randperm(60)[:7] for _ in range(6)]).view(2, 3, 7)
-        indices[..., ::2] += 75  # on both sides of the cut
+        indices[..., ::2] += 75  # so that both halves of the vocabulary have entries
         for widths in WIDTHS[self.size]:
             cut = self.mine(widths)
             for divergence, tail in (
@@ -247,12 +248,12 @@ class Rank:
             exact.backward(upstream.double())
             torch.testing.assert_close(loss.detach().double(), exact.detach(), rtol=2e-6, atol=1e-6)
             torch.testing.assert_close(w.grad.double(), w64.grad[cut], rtol=1e-4, atol=2e-6)
-            # Each rank has its share of the hidden states' gradient.
+            # Each rank has a part of the sum that is the hidden states' gradient.
             dist.all_reduce(h.grad)
             torch.testing.assert_close(h.grad.double(), h64.grad, rtol=1e-4, atol=2e-6)
 
     def traffic(self) -> None:
-        """What crosses the network is what the documents say."""
+        """The bytes sent over the network are those that the documentation states."""
         sent = []
         name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
         original = getattr(dist, name)
@@ -270,7 +271,7 @@ class Rank:
         from fastkd.spec import LossSpec
 
         spec = LossSpec("forward_kl", 0.5, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, -100, 140)
-        if self.backend != "reference":  # which sends what its formulas ask for, one sum after the other
+        if self.backend != "reference":  # the reference backend sends each sum of its formulas separately
             assert sum(sent) == 8 + 6 * record.bytes_per_token(
                 spec, itemsize=4 if self.backend == "triton" else 8
             )

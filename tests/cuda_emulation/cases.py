@@ -1,4 +1,4 @@
-"""Cases for the CUDA kernels alone: ``test_cuda_emulation.py`` runs them on the emulated ones."""
+"""Tests of the CUDA kernels by themselves; ``test_cuda_emulation.py`` runs them on the emulated kernels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ULP = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 SHARES = ("jsd", "skew_forward_kl", "skew_reverse_kl")
 POWERS = ("hellinger", "alpha", "renyi", "alpha_beta")
-# Finite, however little two rows share.
+# Divergences that stay finite even if student and teacher are nearly disjoint.
 DISTANT = ("renyi", "log_acceptance")
-# A divergence's name with the parameters that go with it.
+# A divergence's name and its parameters.
 Named = tuple[str, dict[str, float]]
 NAMED: list[Named] = [(name, {}) for name in DIVERGENCES]
 OTHERS: list[Named] = [("alpha", {"alpha": a}) for a in (-0.5, 0.5, 2.0)]
@@ -49,7 +49,7 @@ def call_of(
     in_place: bool = False,
     metrics: bool = False,
 ) -> Call:
-    """A call whose results hold 7 where nothing is written."""
+    """A call whose outputs are filled with 7, which shows what the kernel does not write."""
     rows, wide = s.shape[0] * s.shape[1], torch.float64 if s.dtype == torch.float64 else torch.float32
 
     def empty(*shape: int) -> Tensor:
@@ -76,7 +76,7 @@ def results(call: Call) -> list[Tensor]:
 
 
 def expected_of(call: Call) -> list[Tensor]:
-    """The same call in float64, by formulas in plain torch."""
+    """The results of the same call in float64 from the reference backend."""
     assert isinstance(call.teacher, Tensor)
     exact = call_of(
         call.student.double(), call.teacher.double(), call.labels, call.spec, False, call.metrics is not None
@@ -88,8 +88,11 @@ def expected_of(call: Call) -> list[Tensor]:
 def assert_near(
     found: list[Tensor], expected: list[Tensor], arithmetic: LossSpec, largest: float = 0.0
 ) -> None:
-    """``largest``: log-ratio of the two sides, whose rounding is left where two of them cancel."""
-    # Sums near 1 whose difference the formula magnifies by 1 / (a b)
+    """Compare results with the exact ones.
+
+    ``largest`` is the largest log-ratio of the two sides; where two of them cancel, their rounding remains.
+    """
+    # The formula magnifies the difference of two sums near 1 by 1 / (a b).
     a, b = (
         arithmetic.alpha,
         arithmetic.beta if arithmetic.divergence == "alpha_beta" else 1 - arithmetic.alpha,
@@ -110,7 +113,7 @@ def compare(
     metrics: bool = False,
     largest: float = 0.0,
 ) -> None:
-    """The kernel, with its threads taking turns in both orders, against float64."""
+    """Compare the kernel, with its threads taking turns in both orders, with float64."""
     expected = expected_of(call_of(s, t, labels, arithmetic, metrics=metrics))
     found = []
     for isa in ("emulated_cuda", "emulated_cuda_backwards"):
@@ -126,7 +129,7 @@ def compare(
 
 
 def logits(rows: int, columns: int, dtype: torch.dtype, offset: int = 0, scale: float = 3.0) -> Tensor:
-    """(1, rows, columns), ``offset`` elements past an aligned address."""
+    """Logits of shape (1, rows, columns) that begin ``offset`` elements after an aligned address."""
     storage = torch.empty(rows * columns + 16, dtype=dtype)
     return (
         storage[offset : offset + rows * columns]
@@ -143,7 +146,7 @@ def test_dtypes_alignments_and_padding(
 ) -> None:
     for columns, offsets in ((1, (0, 0)), (9, (3, 3)), (130, (1, 5)), (1001, (0, 0)), (1000, (2, 2))):
         if columns == 1 and divergence[0] == "decoupled":
-            continue  # nothing beside the label
+            continue  # there is no column besides the label
         s = logits(3, columns, student, offsets[0])
         t = logits(3, columns + 8, teacher, offsets[1])
         s[..., columns - columns // 10 :] = float("nan")  # padding
@@ -156,7 +159,7 @@ def test_dtypes_alignments_and_padding(
 KERNELS = [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 16)]
 
 
-# More blocks than groups of columns, a whole number of stages, and rows that no number divides.
+# There are more blocks than groups of columns, a whole number of stages, and rows that do not divide evenly.
 @named
 @pytest.mark.parametrize("kernel, blocks", KERNELS)
 def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
@@ -170,7 +173,8 @@ def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
 
 
 def test_rows_that_no_cluster_takes() -> None:
-    """Sides whose 16-byte boundaries differ, strides, and more columns than 16 blocks hold."""
+    """The cluster kernel refuses sides whose 16-byte boundaries differ, strided columns, and more columns
+    than 16 blocks hold; if it is not forced, another kernel runs such calls."""
     wide = logits(1, 500_000, torch.float32)
     calls = [
         (logits(2, 50, torch.float32), logits(2, 50, torch.float32, 1)),
@@ -188,7 +192,7 @@ def test_rows_that_no_cluster_takes() -> None:
 
 @named
 def test_distant_blocks(divergence: Named) -> None:
-    """Each block of a cluster has another largest logit, one has none at all."""
+    """Each block of a cluster has a different row maximum, and one has only -inf."""
     for dtype in DTYPES:
         s, t = logits(2, 4096, dtype, scale=1.0), logits(2, 4096, dtype, scale=1.0)
         s[..., 1024:2048] -= 40
@@ -202,7 +206,10 @@ def test_distant_blocks(divergence: Named) -> None:
 @named
 @pytest.mark.parametrize("kernel, metrics", [("stream", False), ("stream", True), ("cluster", False)])
 def test_far_rows(divergence: Named, kernel: str, metrics: bool) -> None:
-    """Logits far from 0, or from the other side's: on a grid that float32 has, so that float64 agrees."""
+    """Logits far from 0, or far from the other side's.
+
+    They are on a grid that float32 represents exactly, so that float64 sees the same distributions.
+    """
     lowest = torch.finfo(torch.float32).min
     for columns in (7, 1100):
         s, t = ((torch.randn(1, 7, columns) * 2).round() * 64 for _ in range(2))
@@ -215,7 +222,7 @@ def test_far_rows(divergence: Named, kernel: str, metrics: bool) -> None:
         s[:, 6, 4:6] = t[:, 6, 4:6] = lowest
         for row, temperature in itertools.product(range(7), (1.0, 0.7)):
             changes = dict(temperature=temperature, teacher_temperature=temperature, label_smoothing=0.0)
-            changes["z_loss"] = 0.0 if row in (4, 5) else 1e-20  # of the lowest number, beyond float32
+            changes["z_loss"] = 0.0 if row in (4, 5) else 1e-20  # else its z_loss overflows float32
             cut, labels = slice(row, row + 1), torch.tensor([row % columns])
             largest = 600 / temperature if row < 2 else 10.0
             arithmetic = spec(columns, divergence, **changes)
@@ -245,7 +252,7 @@ def test_full_blocks(divergence: Named) -> None:
 
 @named
 def test_strides(divergence: Named) -> None:
-    s = torch.randn(77, 3, 2).permute(2, 1, 0) * 3  # neighbouring columns lie 6 elements apart
+    s = torch.randn(77, 3, 2).permute(2, 1, 0) * 3  # neighbouring columns are 6 elements apart
     t = torch.randn(2, 4, 90)[:, :-1]
     compare(s, t, torch.randint(0, 70, (6,)), spec(70, divergence))
 
@@ -281,7 +288,7 @@ def test_nan_spoils_its_row_alone(divergence: Named) -> None:
 def test_minus_infinity(divergence: Named) -> None:
     s, t = logits(3, 2000, torch.float32), logits(3, 2000, torch.float32)
     s[..., :1700] = t[..., :1700] = -float("inf")
-    t[0, 1, 1900:] = -float("inf")  # the teacher alone
+    t[0, 1, 1900:] = -float("inf")  # only the teacher
     without = dict(label_smoothing=0.0)
     compare(s[:, :2], t[:, :2], torch.tensor([1800, 1801]), spec(2000, divergence, **without), metrics=True)
 
@@ -304,7 +311,8 @@ def test_distant_rows_and_extreme_temperatures(divergence: Named, shift: float, 
     KERNEL.rows(call)
     found = results(call)
     torch.testing.assert_close(found[0].double(), expected[0], rtol=2e-4, atol=1e-5)
-    # Rounding of log-ratios, which are as large as the logits' difference over T, with a gradient's 1 / T.
+    # The rounding of log-ratios, which are as large as the logits' difference over T. A gradient divides it
+    # by T once more.
     noise = 2e-7 * float((s - t).abs().amax()) / temperature**2
     for ours, exact in zip(found[1:], expected[1:], strict=True):
         assert (ours.double() - exact).norm() <= 2e-4 * exact.norm() + noise
@@ -313,7 +321,7 @@ def test_distant_rows_and_extreme_temperatures(divergence: Named, shift: float, 
 @pytest.mark.parametrize("divergence", [d for d in NAMED + OTHERS if d[0] in DISTANT], ids=str)
 @pytest.mark.parametrize("metrics", [False, True])
 def test_rows_without_common_ground(divergence: Named, metrics: bool) -> None:
-    """Each side holds likely what the other puts 400 nats away: what they share is no float32."""
+    """Each side's likely columns are 400 nats lower on the other side, so min(p, q) underflows float32."""
     s, t = logits(2, 900, torch.float32, scale=1.0), logits(2, 900, torch.float32, scale=1.0)
     s[..., :450] += 400
     t[..., 450:] += 400
@@ -360,7 +368,7 @@ def test_a_confident_model_keeps_its_digits() -> None:
 
 
 class Halves:
-    """What :class:`fastkd.backends.shards.Shards` is to a call, for shards of one process."""
+    """A stand-in for :class:`fastkd.backends.shards.Shards` where all shards are in one process."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -374,7 +382,7 @@ class Halves:
 
 
 def in_shards(call: Call, widths: list[int]) -> list[Tensor]:
-    """The results of ``call`` by the phases of its column shards, put together again."""
+    """Run ``call`` in phases on shards of its columns, and put the results together again."""
     assert isinstance(call.teacher, Tensor)
     rows, metrics = call.row_loss.numel(), call.metrics is not None
     shards, calls, found = Halves(len(widths)), [], []
@@ -385,7 +393,7 @@ def in_shards(call: Call, widths: list[int]) -> list[Tensor]:
         strict=False,
     ):
         labels = None if call.labels is None else torch.where(call.labels == -100, -100, call.labels - start)
-        # An index that is another shard's must not be taken for the one that marks a row as ignored.
+        # A label that belongs to another shard must not become -100, which would mark its row as ignored.
         labels = (
             labels if labels is None else torch.where((labels == -100) & (call.labels != -100), -101, labels)
         )
@@ -466,7 +474,7 @@ def test_a_confident_models_shards() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("metrics", [False, True])
 def test_off_support(dtype: torch.dtype, metrics: bool) -> None:
-    """A sparse teacher's gradient off its columns: a coefficient times q."""
+    """Off a sparse teacher's columns the gradient is a coefficient times q."""
     for temperature, columns in itertools.product((1.0, 2.0, 0.7), (9, 1003)):
         s, t = logits(4, columns, dtype), logits(4, columns, dtype)
         arithmetic = spec(columns, ("off_support", {}), temperature=temperature)

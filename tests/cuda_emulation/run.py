@@ -1,4 +1,4 @@
-"""``python run.py MODULE ARGUMENTS...``: pytest, with MODULE in the place of fastkd._C."""
+"""``python run.py MODULE ARGUMENTS...``: run pytest with MODULE in place of fastkd._C."""
 
 import importlib.util
 import sys
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # the fastkd that these tests lie beside
-torch.set_num_threads(1)  # small tensors
+sys.path.insert(0, str(Path(__file__).parents[2]))  # import the fastkd of this repository
+torch.set_num_threads(1)  # the tensors are small
 loader = ExtensionFileLoader("fastkd._C", sys.argv[1])
 spec = importlib.util.spec_from_file_location("fastkd._C", sys.argv[1], loader=loader)
 assert spec is not None

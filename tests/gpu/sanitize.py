@@ -1,7 +1,7 @@
-"""``python tests/gpu/sanitize.py``: the kernels under compute-sanitizer, which comes with the CUDA toolkit.
+"""``python tests/gpu/sanitize.py``: run the kernels under compute-sanitizer, part of the CUDA toolkit.
 
-Runs workload.py once for each tool and set of kernels; the tool's words go to files in ``--logs``. The exit
-status is 0 where nothing was found, and where compute-sanitizer is not at hand, which is said.
+Runs workload.py once for each tool and set of kernels; the tools' output goes to files in ``--logs``. The
+exit status is 0 if nothing was found. It is also 0 if compute-sanitizer is not installed, which is printed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FOUND = 86  # the exit status by which compute-sanitizer says that it found something
+FOUND = 86  # compute-sanitizer's exit status if it found something
 LIMIT_S = 1800
 
-# What workload.py is asked for, and parts of the kernels' names: all other kernels run as fast as ever.
+# The arguments of workload.py, and parts of the names of the kernels to watch; others run at full speed.
 RUNS = {
-    "native": (["--backend", "native"], ["fastkd"]),  # its own choice: clusters where there are such
+    "native": (["--backend", "native"], ["fastkd"]),  # clusters where the GPU has them
     "native-stream": (["--backend", "native", "--kernel", "stream"], ["fastkd"]),
     "triton": (["--backend", "triton"], ["dense_rows", "scale_rows"]),
 }
@@ -28,14 +28,14 @@ TOOLS = {
     "memcheck": "accesses outside of allocations, misaligned ones",
     "racecheck": "shared memory written and read without a barrier between",
     "synccheck": "barriers that not all threads reach",
-    # Not among the default: it must watch every kernel to know what was written, torch's own too.
+    # Not a default, because it must watch every kernel, torch's own too, to know which memory was written.
     "initcheck": "reads of memory that nobody has written",
 }
 DEFAULT = ("memcheck", "racecheck", "synccheck")
 
 
 def find() -> str | None:
-    """The program, on PATH or where the toolkit lies."""
+    """The path of compute-sanitizer, from PATH or from the toolkit's folder."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
 
@@ -43,7 +43,7 @@ def find() -> str | None:
 def command(program: str, tool: str, run: str, device: str) -> list[str]:
     names = [] if tool == "initcheck" else RUNS[run][1]
     watched = [word for name in names for word in ("--kernel-regex", f"kns={name}")]
-    # The interpreter may be started by another program, hence all processes.
+    # Watch all processes, because another program may start the Python interpreter.
     options = ["--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND), *watched]
     return [program, *options, *bare(run, device)]
 
@@ -53,7 +53,7 @@ def bare(run: str, device: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    # Each tensor an allocation of its own, so that the end of one is not the start of the next.
+    # Without torch's cache each tensor is a separate allocation, so that an access past its end is noticed.
     return {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 

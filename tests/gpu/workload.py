@@ -1,7 +1,7 @@
-"""``python tests/gpu/workload.py``: a few calls of every kernel, for a tool to watch (sanitize.py).
+"""``python tests/gpu/workload.py``: make a few calls of every kernel while a tool watches (sanitize.py).
 
 Rows are few and short, since such tools slow kernels down a hundredfold. Each call is compared with the
-oracle, so that a tool's silence is about calls that did their work.
+oracle, so that a report without errors is known to be about kernels that computed the right results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpu_cases import WAYS, Case  # noqa: E402
 from fastkd.backends import native  # noqa: E402
 from fastkd.divergences import DIVERGENCES  # noqa: E402
 
-# A few elements past a vector, several blocks of a row with a rest, and whole vectors.
+# Columns: a few elements more than whole vectors, several blocks of a row with a rest, and whole vectors.
 SIZES = ((torch.float32, 1003), (torch.bfloat16, 4099), (torch.float16, 2048))
 
 

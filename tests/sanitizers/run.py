@@ -1,4 +1,4 @@
-"""The CPU kernels under AddressSanitizer with UBSan, and under ThreadSanitizer: ``python run.py``.
+"""``python run.py``: run the CPU kernels under AddressSanitizer with UBSan, and under ThreadSanitizer.
 
 Compiles ``csrc/cpu`` and ``driver.cpp`` twice into a temporary folder (no Python, no torch in them), runs
 both programs and exits with 1 if either reports anything. Needs g++; takes two to three minutes on two cores.
@@ -22,11 +22,11 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 COMMON = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-Wno-psabi", f"-I{CSRC}"]
 BUILDS = {
-    # Without inlining the checks of the portable vectors compile in a fraction of the time.
+    # Without inlining, the instrumented code of the portable vectors compiles in a fraction of the time.
     "address,undefined": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-inline"],
     "thread": ["-fsanitize=thread"],
 }
-# The same as in CMakeLists.txt.
+# The same flags as in CMakeLists.txt.
 ISA = {
     "isa_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "isa_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
@@ -47,7 +47,8 @@ def compile_one(source: Path, flags: list[str], folder: Path) -> Path:
 
 
 def execute(program: Path) -> int:
-    # ThreadSanitizer cannot place its shadow where the kernel randomises addresses over too wide a range.
+    # ThreadSanitizer cannot place its shadow memory if the Linux kernel randomises addresses over too wide a
+    # range.
     prefix = ["setarch", platform.machine(), "--addr-no-randomize"] if shutil.which("setarch") else []
     options = {
         "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_init_order=1",

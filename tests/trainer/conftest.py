@@ -1,4 +1,4 @@
-"""Fixtures of the trainer's tests: one CPU thread, quick configurations."""
+"""Fixtures of the trainer's tests: one CPU thread, and configurations for quick runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-# Without the `train` extra there is nothing here to test.
+# Without the `train` extra the trainer cannot be imported, so its tests are not collected.
 missing = [name for name in ("transformers", "accelerate", "datasets", "yaml") if find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if missing else []
 

@@ -1,4 +1,4 @@
-"""Run by test_on_policy.py, under torchrun and without: a few steps with matches, half of them on-policy."""
+"""Train a few steps with matches, half of them on-policy; test_on_policy.py runs this also under torchrun."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
         use_cpu=True,
         disable_tqdm=True,
         report_to="none",
-        lmbda=0.6,  # with this seed the first step is one of them, before any forward
+        lmbda=0.6,  # with this seed the first step, before any forward, is on-policy
         seed=3,
         max_completion_length=5,
         sampling_temperature=1e-4,

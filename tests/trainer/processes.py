@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, under torchrun and without: trains some steps and writes what came out."""
+"""Train some steps and write the results. test_distributed.py runs this with and without torchrun."""
 
 from __future__ import annotations
 

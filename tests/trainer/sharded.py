@@ -1,4 +1,4 @@
-"""A trainer that shards its student on a CPU."""
+"""A trainer that shards its student with FSDP2 on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastkd.trainer import DistillationTrainer
 
 
 class Sharded(DistillationTrainer):
-    """FSDP2 as on GPUs. `accelerate` shards on a CPU only when it is told that this is such a run."""
+    """Shards as on GPUs. `accelerate` shards on a CPU only if its state is set to FSDP explicitly."""
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

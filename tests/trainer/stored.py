@@ -1,4 +1,4 @@
-"""Models, data and jobs for the tests of caches and generated sets; also run in processes to be killed."""
+"""Models, data and jobs for the tests of caches and generated sets; test_kill.py also kills the jobs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"
 
 
 def tokenizer(end: str = "<end>", letters: list[str] = LETTERS) -> Any:
-    """One token a letter, and a chat template."""
+    """A tokenizer with one token per letter, and a chat template."""
     bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -70,7 +70,7 @@ MODELS = {"causal_lm": llama, "seq2seq": bart, "classification": bert}
 
 
 def encoded(task: str, count: int = 20) -> list[dict[str, Any]]:
-    """Rows as the task encodes them, some of their targets masked."""
+    """Rows as the task encodes them, with some of their targets masked."""
     found = rows(count)
     for i, row in enumerate(found):
         ids = row["input_ids"]
@@ -84,7 +84,7 @@ def encoded(task: str, count: int = 20) -> list[dict[str, Any]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file's contents."""
+    """The contents of every file."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -128,12 +128,12 @@ def settings(**fields: Any) -> DistillationConfig:
 
 
 class Crash(BaseException):
-    """Like a kill: no handler of ours may survive it."""
+    """Ends a run like a kill: as a BaseException, it passes the handlers in fastkd."""
 
 
 @contextlib.contextmanager
 def crash_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Stop at the given one of all flushes and renames, before or after it."""
+    """Raise ``Crash`` at the given moment; the moments are before and after each flush and rename."""
     passed = 0
 
     def counting(function: Any) -> Any:
@@ -157,7 +157,7 @@ def crash_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def redigested(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """An altered manifest whose digest is right, as whoever means harm would write it."""
+    """Alter a manifest and give it a right digest, as an attacker would."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
     del content["digest"]
@@ -166,7 +166,7 @@ def redigested(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def job(command: str, folder: Path, fields: dict[str, Any]) -> None:
-    """What a command does, in shards so small that there are many of them."""
+    """Do the work of a command, with shards so small that there are many of them."""
     torch.set_num_threads(1)
     args = DistillationConfig(output_dir=str(folder), **fields)
     if command == "cache":

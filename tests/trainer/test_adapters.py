@@ -1,4 +1,4 @@
-"""Students with an adapter of `peft`, and their own base as the teacher."""
+"""Test students with a `peft` adapter, and their own base model as the teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAUSAL = TASKS["causal_lm"]
 
 
 def adapted(model: Any, seed: int = 7, dropout: float = 0.0, **fields: Any) -> Any:
-    """With a LoRA adapter that says something: peft's begin as the identity."""
+    """Add a LoRA adapter with random weights, since a new adapter of peft changes nothing."""
     config = peft.LoraConfig(r=2, lora_alpha=8, lora_dropout=dropout, **fields)
     made = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def test_the_best_adapter_is_loaded(configuration: Configuration) -> None:
         eval_steps=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_perplexity",
-        greater_is_better=True,  # the first, so that it is not the one that the run ends with
+        greater_is_better=True,  # makes the first the best, so that it is not the last
     )
     trainer = trained(args, lora_llama(), eval_dataset=rows(6, seed=9))
     seen = [e["eval_perplexity"] for e in trainer.state.log_history if "eval_perplexity" in e]
@@ -140,7 +140,7 @@ def seq2seq() -> tuple[Any, Any, Task, list[dict[str, Any]]]:
 
 def classifier() -> tuple[Any, Any, Task, list[dict[str, Any]]]:
     student = adapted(bert(0), dropout=0.5, target_modules=["query", "value"], modules_to_save=["classifier"])
-    with torch.no_grad():  # the trained copy of the classifier is not the base's
+    with torch.no_grad():  # make the trained copy of the classifier differ from the base's
         for name, parameter in student.named_parameters():
             if "modules_to_save" in name:
                 parameter.add_(1.0)
@@ -152,7 +152,7 @@ def classifier() -> tuple[Any, Any, Task, list[dict[str, Any]]]:
 def test_the_base_teacher_is_the_base_and_changes_nothing(make: Any, fused: bool) -> None:
     student, base, task, data = make()
     student.train()
-    if task.name == "causal_lm":  # a part that does not learn must not begin to
+    if task.name == "causal_lm":  # a frozen parameter must stay frozen
         next(p for p in student.parameters() if p.requires_grad).requires_grad_(False)
     batch = task.collate(data, 0)
     base.eval()
@@ -174,7 +174,7 @@ def test_the_base_teacher_is_the_base_and_changes_nothing(make: Any, fused: bool
         assert not logits.requires_grad
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     hook.remove()
-    assert seen == [learns, learns]  # throughout, for FSDP to see
+    assert seen == [learns, learns]  # requires_grad must not change, since FSDP relies on it
     assert [module.training for module in student.modules()] == before
     assert {name: p.requires_grad for name, p in student.named_parameters()} == learns
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_a_base_teacher_needs_an_adapter() -> None:
 def test_distilling_from_the_base_is_distilling_from_a_copy_of_it(
     configuration: Configuration, fused_head: str
 ) -> None:
-    """Dropout in the adapter draws the same numbers in both, for a teacher draws none."""
+    """The adapter's dropout draws the same random numbers in both runs, because a teacher draws none."""
     found = []
     for base in (True, False):
         student = lora_llama(dropout=0.3)
@@ -218,7 +218,7 @@ def test_distilling_from_the_base_is_distilling_from_a_copy_of_it(
 
 
 def test_the_base_teachers_insides_and_own_samples(configuration: Configuration) -> None:
-    """All at once: the student's samples, judged and matched by its base."""
+    """On-policy samples, the base as the teacher, and matches with its hidden states work together."""
     data = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in rows(16)]
     logs = []
     for base in (True, False):
@@ -257,7 +257,7 @@ def test_from_the_configuration(configuration: Configuration, tmp_path: Path) ->
     assert isinstance(student, peft.PeftModelForCausalLM)
     assert all("lora_" in name for name in adapter(student))
     assert isinstance(load_teacher(args, student), BaseTeacher)
-    again = load_student(args)  # the same seed, the same adapter
+    again = load_student(args)  # the same seed gives the same adapter
     for name, value in adapter(student).items():
         assert torch.equal(value, adapter(again)[name])
     for config, message in (

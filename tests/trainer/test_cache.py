@@ -1,4 +1,4 @@
-"""Caches: what is read is what the teacher said, at few bytes, and never anything else."""
+"""Test caches: they hold what the teacher computed, in few bytes, and damaged or wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EXACT = {"topk": 2e-3, "hidden": 2e-6}
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A cache of each task and kind, made once; with a part for evaluation."""
+    """Return a cache of the task and kind, with an evaluation part; each is made only once."""
     made: dict[tuple[str, str], Path] = {}
 
     def make(task: str = "causal_lm", kind: str = "topk") -> Path:
@@ -56,7 +56,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture
 def copied(caches: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """One of them to be spoilt."""
+    """Return a copy of a cache, which the test may damage."""
 
     def make(*which: str) -> Path:
         return Path(shutil.copytree(caches(*which), tmp_path / "cache"))
@@ -124,9 +124,10 @@ def test_sampled_weights_are_counts(caches: Callable[..., Path], task: str) -> N
 
 
 def test_sampling_is_unbiased_and_top_k_is_not() -> None:
-    """The mean gradient over many caches goes to the whole teacher's; that of top-k stays where it is.
+    """The mean gradient over many sampled caches converges to the whole teacher's; top-k's keeps its bias.
 
-    One token, Zipf-like teacher, 50 draws against as many of the largest columns as they have distinct ones.
+    For one token of a Zipf-like teacher, compare 50 draws with as many top columns as the draws have distinct
+    ones.
     """
     torch.manual_seed(0)
     teacher = -1.1 * torch.arange(1, 1001).log()[None]
@@ -147,7 +148,7 @@ def test_sampling_is_unbiased_and_top_k_is_not() -> None:
         logprobs = torch.from_numpy(np.log(entries.values / 50)).float()[None]
         total += gradient(SparseTeacher(torch.from_numpy(entries.columns())[None], logprobs, "drop"))
         errors[n] = float((total / n - whole).norm() / whole.norm())
-    # Unbiased: 64 times the draws, an eighth of the error.
+    # Since it is unbiased, 64 times as many draws give an eighth of the error.
     assert errors[last] < errors[8] / 5 and errors[last] < 0.04
     best = top(teacher, round(kept / last))
     logprobs = torch.from_numpy(best.values).float()[None]
@@ -156,7 +157,7 @@ def test_sampling_is_unbiased_and_top_k_is_not() -> None:
 
 
 def test_sums_over_positions_are_unbiased_through_the_whole_path(tmp_path: Path) -> None:
-    """Caches of other seeds, read back: their mean gradient goes to the live teacher's."""
+    """The mean gradient of caches with different seeds, read from disk, converges to the live teacher's."""
     data = encoded("causal_lm", 4)
     common = {"kd_ratio": 1.0, "per_device_train_batch_size": 4}
     teacher = llama(1, hidden=24)
@@ -185,12 +186,13 @@ def peaked(vocab: int, seed: int = 0) -> Any:
 
 @pytest.mark.parametrize(("kind", "most"), [("topk", 140), ("sampled", 45)])
 def test_bytes_per_token(tmp_path: Path, kind: str, most: int) -> None:
-    """Everything in the directory, V = 151,936; docs state the figure of 100,000 tokens."""
+    """Limit the bytes per token of everything in the directory, for V = 151,936. The documentation states the
+    figure for 100,000 tokens."""
     data = rows(12, vocab=1000, shortest=30, longest=32)
     made = make_cache(peaked(151_936), data, tmp_path, settings(cache_kind=kind), None)
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert made.tokens == sum(len(row["input_ids"]) - 1 for row in data)
-    # A manifest of 2 kB counts for 6 bytes of each of these few tokens.
+    # With so few tokens, a manifest of 2 kB adds 6 bytes to each.
     manifest = (tmp_path / "manifest.json").stat().st_size
     header = 1000
     assert (size - manifest - header) / made.tokens < most
@@ -214,7 +216,7 @@ def test_rounding_of_log_probabilities() -> None:
 @pytest.mark.parametrize("vocab", [300, 65_536, 65_537, 262_144])
 @pytest.mark.parametrize("count", [5, 300])
 def test_columns_survive_packing(vocab: int, count: int) -> None:
-    """Page borders, one page, more than 255 entries."""
+    """Packing keeps the columns at page borders, with a single page, and with more than 255 entries."""
     logits = torch.randn(3, vocab)
     for column in (0, vocab - 1, min(vocab - 1, 65_535), min(vocab - 1, 65_536)):
         logits[:, column] = 10 + column / vocab
@@ -334,7 +336,7 @@ def test_a_student_of_another_vocabulary_is_refused(caches: Callable[..., Path])
 
 
 def test_one_changed_row_is_found(caches: Callable[..., Path]) -> None:
-    """A label, a token or an order: all later rows may be what they were."""
+    """A changed label, a changed token or another order is found even if all later rows are unchanged."""
     for place, value in (("input_ids", 3), ("labels", -100)):
         data = encoded("causal_lm")
         data[13][place] = [*data[13][place][:-1], value]
@@ -415,7 +417,7 @@ def test_an_altered_manifest_is_refused(copied: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("kind", ["topk", "hidden"])
 def test_no_damaged_byte_is_read(copied: Callable[..., Path], kind: str) -> None:
-    """One flipped bit, a cut or missing file, anywhere: refused before the first batch."""
+    """A flipped bit, a truncated file or a missing file is refused before the first batch."""
     folder = copied("causal_lm", kind)
     for path in sorted((folder / "train").glob("*.safetensors")):
         whole = path.read_bytes()
@@ -451,7 +453,7 @@ def test_evaluation_uses_its_own_part(copied: Callable[..., Path], caplog: Any) 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
 def test_a_wider_teacher_is_cut_to_the_shared_columns(tmp_path: Path, kind: str) -> None:
-    """A padded head of 64 columns over a vocabulary of 48, as in the live case."""
+    """A teacher with a padded head of 64 columns and a vocabulary of 48 is cut as a live teacher is."""
     args = settings(cache_kind=kind, cache_top_k=64, kd_ratio=1.0)
     data = encoded("causal_lm")
     make_cache(llama(1, vocab=64), data, tmp_path / "train", args, stored.tokenizer())
@@ -484,7 +486,8 @@ def test_workers_read_the_same(caches: Callable[..., Path], kind: str) -> None:
 
 
 def test_what_a_killed_run_left_beside_is_cleared(tmp_path: Path) -> None:
-    """A file that was being written, and a temporary one of the library that wrote it."""
+    """A new run removes the unfinished file of a killed run, and the temporary file of the library that wrote
+    it."""
     for _ in range(2):
         left = tmp_path / ".writing-x" / "00000.safetensors"
         left.parent.mkdir()
@@ -501,7 +504,7 @@ def resident(kind: str) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
-    """96 MiB in 48 shards are read through with less than a quarter of it ever in memory."""
+    """A cache of 96 MiB in 48 shards is read with less than a quarter of it in memory at any time."""
     shards, per_shard, width = 48, 16, 512
     bounds = [(i * per_shard, (i + 1) * per_shard) for i in range(shards)]
     writer = Writer(tmp_path, "hidden", {}, bounds, ".safetensors")
@@ -552,7 +555,7 @@ def test_fingerprint_is_of_what_decides_token_ids() -> None:
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """cache, then distill, with the teacher gone; mistakes in one sentence."""
+    """`fastkd cache`, then `fastkd distill` without the teacher's files; a mistake gives one sentence."""
     given = stored.workplace(tmp_path)
     given |= {"max_steps": 3, "save_strategy": "no", "eval_file": given["train_file"]}
     config = tmp_path / "run.yaml"
@@ -579,7 +582,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_classes_are_the_cached_teachers(tmp_path: Path) -> None:
-    """The data numbers its classes and the teacher names them: a run from the cache knows the names too."""
+    """The data only numbers its classes, and the teacher names them; a run from the cache has these names."""
     given = stored.workplace(tmp_path)
     names = [f"class {i}" for i in range(5)]
     for name, seed in (("teacher", 1), ("student", 0)):
@@ -603,7 +606,7 @@ def test_classes_are_the_cached_teachers(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sampled", "hidden"])
 def test_two_processes_read_what_one_reads(tmp_path: Path, kind: str) -> None:
-    """Twice the processes, half the batch: the same weights."""
+    """Two processes with half the batch size train the same weights as one process."""
     given = stored.workplace(tmp_path)
     given |= {"max_steps": 4, "save_strategy": "no", "cache_kind": kind, "dataloader_num_workers": 1}
     given |= {"learning_rate": 1e-2, "teacher": str(tmp_path / "teacher"), "report_to": "none"}
@@ -640,7 +643,8 @@ def test_shards_close_at_rows_tokens_or_bytes() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_does_not_grow_while_caching(tmp_path: Path) -> None:
-    """What is kept of a row lies beside no large temporary tensor, which would pin it: 380 MiB once."""
+    """Memory stays flat while rows are collected: a row's result must not be allocated next to a large
+    temporary tensor, whose part of the heap it would pin. This once took 380 MiB."""
     data, model = rows(1000, vocab=1000, shortest=31, longest=31), peaked(40_000)
     make_cache(model, data[:20], tmp_path / "a", settings(), None)
     before = resident("RssAnon")

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in processes of their own."""
+"""Test the commands as a user types them, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fastkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """Two empty models with a tokenizer, some text, and a configuration for each step."""
+    """A folder with two models without weights, a tokenizer, some text, and a configuration for each step."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = {symbol: i for i, symbol in enumerate(["<|endoftext|>", *alphabet])}
     bpe = Tokenizer(models.BPE(tokens, []))
@@ -168,7 +168,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_quick_demo(tmp_path: Path) -> None:
-    """The whole story at toy size: every stage, every file."""
+    """The demo at toy size runs every stage and writes every file."""
     done = fastkd("demo", "--quick", "--output-dir", "here", "--seed", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for stage in range(1, 8):

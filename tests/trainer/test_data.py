@@ -1,4 +1,4 @@
-"""From files to batches: nothing dropped in silence, every mistake named."""
+"""Test the way from files to batches: nothing is dropped without a message, and every mistake is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EOS = 256
 
 @pytest.fixture
 def tokenizer() -> Any:
-    """One token per byte, and an end-of-text."""
+    """A tokenizer with one token per byte, and an end-of-text token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: i for i, symbol in enumerate(alphabet)} | {"<|endoftext|>": EOS}
     bytes_only = Tokenizer(models.BPE(vocabulary, []))
@@ -100,6 +100,7 @@ def test_a_packed_txt_file_is_one_text_with_its_line_breaks(
 def test_cutting_is_said_aloud(
     configuration: Configuration, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A message states how many texts were cut to max_length."""
     found = encoded(configuration(max_length=6, train_file=str(write(tmp_path, "jsonl"))), tokenizer)
     assert max(map(len, found["input_ids"])) == 6
     assert "1 of 3 texts are longer than max_length=6 and were cut" in caplog.text
@@ -166,6 +167,7 @@ def test_a_prompt_gives_way_to_its_completion(
     text: str,
     label: str,
 ) -> None:
+    """A row that is too long is cut at the prompt's beginning first, and then at the completion's end."""
     path = jsonl(tmp_path, {"prompt": "abcdefgh:", "completion": "cd"})
     (row,) = encoded(configuration(train_file=path, max_length=max_length), tokenizer)
     assert tokenizer.decode(row["input_ids"]) == text and said(tokenizer, row) == label

@@ -1,4 +1,4 @@
-"""What models write: padding, beams, samples, limits."""
+"""Test the decoding of answers: padding, beams, samples, limits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ MODELS = {"llama": ("causal_lm", llama), "gpt2": ("causal_lm", gpt2), "bart": ("
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_padding_changes_no_answer(kind: str, beams: int, tokenizer: Any) -> None:
-    """A batch of uneven prompts answers as its prompts one by one, and as a greedy loop by hand."""
+    """A batch of uneven prompts gives the answers of its prompts one by one, and of a plain greedy loop."""
     task, make = MODELS[kind]
     model = make().eval()
     together, apart = (
@@ -120,13 +120,12 @@ def test_several_beams_come_best_first_and_differ(tokenizer: Any) -> None:
     for number, answers in found.items():
         assert len({tuple(answer.tokens) for answer in answers}) == 3
         assert answers[0] == best[number][0]
-    assert model.training  # as it was
+    assert model.training  # the mode from before the call is restored
 
 
 def test_samples_follow_the_model_and_their_seed(tokenizer: Any) -> None:
-    """First tokens are drawn from the whole distribution at the temperature, whatever the checkpoint's
-    own preferences are.
-    """
+    """First tokens are drawn from the whole distribution at the temperature; the checkpoint's own generation
+    settings have no effect."""
     model = llama().eval()
     model.generation_config.update(top_k=2, top_p=0.3, repetition_penalty=5.0, do_sample=True)
     state = torch.get_rng_state()
@@ -147,7 +146,7 @@ def test_samples_follow_the_model_and_their_seed(tokenizer: Any) -> None:
 
 
 def test_prompts_leave_room_in_the_window(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """GPT-2's table of 24 positions would be overrun; the prompt's end is what counts."""
+    """A prompt longer than GPT-2's 24 positions is cut at its beginning, to leave room for the answer."""
     model, task = gpt2().eval(), TASKS["causal_lm"]
     long = [1 + i % 40 for i in range(60)]
     ((_, (answer,)),) = decode(model, task, tokenizer, [long], max_new_tokens=10)
@@ -165,7 +164,7 @@ def test_an_empty_prompt_begins_as_a_text_does(tokenizer: Any) -> None:
 
 
 def test_all_ends_end(tokenizer: Any) -> None:
-    """The tokenizer's end and the checkpoint's own both stop an answer, which keeps its end."""
+    """The tokenizer's end token and the checkpoint's own both stop an answer, which keeps its end token."""
     model, task = llama().eval(), TASKS["causal_lm"]
     ((_, (whole,)),) = decode(model, task, tokenizer, [[5, 6, 7]], max_new_tokens=6)
     assert not whole.complete and len(whole.tokens) == 6
@@ -182,7 +181,7 @@ TEMPLATE = (
 
 
 def test_questions_are_what_the_model_was_trained_to_answer(tokenizer: Any, configuration: Any) -> None:
-    """The prompt of a row is the unlabelled part of the same row in training, in every layout."""
+    """In every layout of rows, the prompt equals the unlabelled part of the same row in training."""
     chatty = copy.deepcopy(tokenizer)
     chatty.chat_template = TEMPLATE
     turns = [("user", "hello"), ("assistant", "yes"), ("user", "bye"), ("assistant", "no")]

@@ -1,4 +1,4 @@
-"""However a batch is divided, over micro-batches, processes or shards, the step is the whole batch's."""
+"""Test that a batch divided over micro-batches, processes or shards gives the whole batch's step."""
 
 from __future__ import annotations
 

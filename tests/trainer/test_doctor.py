@@ -1,4 +1,4 @@
-"""``fastkd doctor``: each finding appears where it should, and none on a healthy configuration."""
+"""Test ``fastkd doctor``: each finding appears where it should, and none in a healthy configuration."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokenizer(words: list[str] = WORDS, **specials: str) -> PreTrainedTokenizerF
 
 
 def row(i: int) -> dict[str, str]:
-    """The answer says the prompt's words again."""
+    """A row whose answer repeats the prompt's words."""
     words = [f"w{(i * 7 + j) % 45}" for j in range(2 + i % 4)]
     return {"prompt": " ".join([*words, f"w{i % 45}"]), "completion": " ".join(words)}
 
@@ -60,7 +60,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models without weights, their tokenizer, and data without faults."""
+    """A folder with two models without weights, their tokenizer, and data without faults."""
     folder = tmp_path_factory.mktemp("healthy")
     for name, hidden in (("student", 16), ("teacher", 24)):
         config = llama(hidden=hidden).config
@@ -77,7 +77,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, to be spoiled."""
+    """A copy of the healthy folder, which the test may damage."""
     folder = shutil.copytree(healthy, tmp_path / "place")
     monkeypatch.chdir(folder)
     return folder
@@ -100,7 +100,7 @@ def healthy_findings(healthy: Path) -> Iterator[dict[str, Finding]]:
 
 
 def test_nothing_is_found_in_a_healthy_configuration(healthy_findings: dict[str, Finding]) -> None:
-    # On a machine with a GPU or a driver that torch does not see, that is said.
+    # These appear on a machine with a GPU that is not used, or that torch cannot see.
     assert set(healthy_findings) <= {"gpu_unused", "gpu_unseen"}
 
 
@@ -174,7 +174,7 @@ def test_settings(
 
 
 def test_remedies_remove_their_finding(place: Path) -> None:
-    """What is told is the setting that helps."""
+    """Each finding's remedy names a setting with which the finding disappears."""
     assert look(max_length=4)["prompts_fill_the_window"].remedy == "raise max_length to 12"
     assert "prompts_fill_the_window" not in look(max_length=12)
     assert look(max_length=100)["student_window"].remedy == "set max_length: 32"
@@ -198,6 +198,7 @@ def test_a_vocabulary_that_is_too_small(place: Path) -> None:
 
 
 def test_the_same_number_for_another_token(place: Path) -> None:
+    """An error is reported if a token number stands for different tokens in the two vocabularies."""
     words = list(WORDS)
     words[10:14] = reversed(words[10:14])
     tokenizer(words).save_pretrained("teacher")
@@ -216,6 +217,7 @@ def test_tokens_that_only_one_side_has(place: Path) -> None:
 
 
 def test_the_same_vocabulary_split_otherwise(place: Path) -> None:
+    """A warning is reported if equal vocabularies split texts differently."""
     made = tokenizer()
     made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
     made.save_pretrained("teacher")
@@ -224,6 +226,7 @@ def test_the_same_vocabulary_split_otherwise(place: Path) -> None:
 
 
 def test_a_beginning_that_only_the_teacher_writes(place: Path) -> None:
+    """It is reported if only the teacher's tokenizer adds a token at the beginning of a text."""
     made = tokenizer(bos_token="w44")
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "w44 $A", special_tokens=[("w44", 47)]
@@ -365,6 +368,7 @@ def test_classes(classified: Path) -> None:
 
 
 def test_a_target_without_its_first_token(place: Path) -> None:
+    """An error is reported if a seq2seq model has no decoder start token."""
     for side in ("student", "teacher"):
         transformers.T5Config(
             vocab_size=48,
@@ -434,7 +438,7 @@ def test_free_disk_looks_where_the_folder_would_be(tmp_path: Path) -> None:
 
 
 def learned(hidden: int, steps: int) -> Any:
-    """A model that has seen the rows for some steps."""
+    """A model that was trained on the rows for some steps."""
     model = llama(hidden=hidden)
     args = DistillationConfig(**SETTINGS)
     task, words = TASKS["causal_lm"], load_tokenizer(args)
@@ -466,6 +470,7 @@ def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
 
 
 def test_a_head_that_only_its_weights_give_away(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that is not linear is found only by the slow checks, which load weights."""
     learned(24, 60).save_pretrained("teacher")
     monkeypatch.setattr("fastkd.trainer.heads._reproduces", lambda *_: False)
     assert "not those of its linear head alone" in look(fast=False)["fused_head"].found
@@ -474,7 +479,7 @@ def test_a_head_that_only_its_weights_give_away(place: Path, monkeypatch: pytest
 
 @pytest.fixture
 def cached(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
-    """A cache of the healthy data, and a look at a configuration that reads it."""
+    """Make a cache of the healthy data; return a function that checks a configuration which reads it."""
     from fastkd.trainer.cache import make_caches
 
     llama(hidden=24).save_pretrained("teacher")
@@ -529,6 +534,7 @@ def test_a_cache_without_its_evaluation_part(cached: Callable[..., dict[str, Fin
 
 
 def test_an_unquoted_no_is_not_false(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unquoted `no` in YAML, which is parsed as False, is understood as save_strategy 'no'."""
     with Path("run.yaml").open("a") as file:
         file.write("save_strategy: no\n")
     assert main(["doctor", "run.yaml", "--fast", "--max_steps", "5000"]) == 0

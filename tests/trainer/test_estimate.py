@@ -1,4 +1,4 @@
-"""``fastkd estimate``: within a fifth of what training really takes, and it says what would need less."""
+"""Test ``fastkd estimate``: it is within a fifth of the real peak, and suggests settings that need less."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def bytes_of(tensors: Any) -> int:
 
 
 def measured_peak(trainer: DistillationTrainer) -> int:
-    """Bytes of all tensors at the peak of training: torch's own record of every allocation on the CPU."""
+    """Bytes of all tensors at the peak of training, from torch's profile of every allocation on the CPU."""
     modules = [trainer.student, getattr(trainer._teacher, "model", None)]
     before = bytes_of(t for m in modules if m is not None for t in [*m.parameters(), *m.buffers()])
-    gc.collect()  # what earlier trainers leave would be counted when it goes
+    gc.collect()  # otherwise the freeing of earlier trainers' tensors would be counted
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         trainer.train()
     events = record.profiler.kineto_results.events()
@@ -98,7 +98,7 @@ if find_spec("peft") is not None:
 
 
 def prepare(folder: Path, kind: str, fields: dict[str, Any]) -> None:
-    """Both models' configurations; only the teacher has weights. The teacher is wider."""
+    """Write both models' configurations, and weights for the teacher only. The teacher is wider."""
     for name, factor in (("student", 1), ("teacher", 2)):
         wider = {f: fields[f] * factor for f in ("d_model",) if f in fields}
         width = fields.get("hidden_size", BODY["hidden_size"]) * factor
@@ -152,7 +152,8 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two models without weights, a tokenizer of words, 30 rows of 3 to 8 words, a configuration."""
+    """A folder with two models without weights, a tokenizer of words, 30 rows of 3 to 8 words, and a
+    configuration."""
     monkeypatch.chdir(tmp_path)
     words = {word: i for i, word in enumerate(["<end>", "<unk>", *(f"w{i}" for i in range(46))])}
     made = Tokenizer(models.WordLevel(words, "<unk>"))
@@ -180,7 +181,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take a simulated step each."""
+    """Skip the remedies, because each of them takes a simulated step."""
     monkeypatch.setattr("fastkd.trainer.estimate.remedies", lambda *_: [])
 
 
@@ -192,7 +193,7 @@ def settings_of(folder: Path, **fields: Any) -> DistillationConfig:
 def test_no_weights_are_there_and_none_are_needed(workplace: Path) -> None:
     assert not list(workplace.rglob("*.safetensors"))
     found = estimate(settings_of(workplace), timed=False)
-    assert found.train.rows == 30 and found.train.longest == Shape(4, 9)  # eight words and the end
+    assert found.train.rows == 30 and found.train.longest == Shape(4, 9)  # eight words and the end token
     assert found.train.targets == pytest.approx(6.5)
     assert found.steps == 24  # 3 epochs of 8 batches
     assert found.machine is None and found.seconds_per_step is None
@@ -206,7 +207,7 @@ def test_no_weights_are_there_and_none_are_needed(workplace: Path) -> None:
 def test_packed_rows_are_as_long_as_max_length(workplace: Path) -> None:
     found = estimate(settings_of(workplace, packing=True, max_length=16), timed=False)
     assert found.train.longest == Shape(4, 16)
-    # A txt file is one text then: 30 lines of 5.5 words on average, and one end.
+    # A packed txt file is one text: 30 lines of 5.5 words on average, and one end token.
     assert found.train.rows == 11
 
 
@@ -230,7 +231,7 @@ def test_remedies_need_less_and_are_honest(workplace: Path) -> None:
         assert remedy.peak < 0.95 * found.step.peak
     halved = by_name["per_device_train_batch_size"]
     assert halved.settings == {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
-    # What a remedy promises is what the estimate with it says.
+    # An estimate with the remedy's settings gives the bytes that the remedy promises.
     for name, value in halved.settings.items():
         setattr(args, name, value)
     assert estimate(args, timed=False).step.peak == halved.peak
@@ -238,6 +239,7 @@ def test_remedies_need_less_and_are_honest(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_the_evaluation_may_need_most(workplace: Path) -> None:
+    """If evaluation has the peak, the estimate says so and suggests a smaller evaluation batch."""
     args = settings_of(workplace, eval_file="text.txt", per_device_train_batch_size=1)
     args.per_device_eval_batch_size = 64
     found = estimate(args, timed=False)
@@ -246,6 +248,7 @@ def test_the_evaluation_may_need_most(workplace: Path) -> None:
 
 
 def test_fsdp_shares_and_ddp_adds_buckets(workplace: Path, configuration: Configuration) -> None:
+    """FSDP shards the student's memory over the processes; DDP adds buckets as large as the gradients."""
     args, shape = settings_of(workplace), Shape(2, 8)
     alone = run_step(args, shape).phases["optimizer step"]
     ddp = run_step(args, shape, processes=4).phases["optimizer step"]
@@ -270,7 +273,7 @@ def test_quantised_teachers_are_smaller(workplace: Path) -> None:
 def test_on_policy_keeps_keys_and_values(workplace: Path) -> None:
     args = settings_of(workplace, lmbda=0.5, max_completion_length=20)
     found = estimate(args, timed=False)
-    # 1 layer, keys and values of 16 float32 numbers, 4 rows of 20 tokens
+    # 1 layer, keys and values of 16 float32 numbers each, 4 rows of 20 tokens
     assert found.step.phases["sampling"]["keys and values"] == 2 * 16 * 4 * 4 * 20
 
 
@@ -284,6 +287,7 @@ def test_a_cached_teacher_has_no_weights(workplace: Path) -> None:
 def test_a_model_that_decides_by_its_data_has_its_weights_counted(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A model whose forward reads its data cannot be simulated, so no activations are counted."""
     forward = transformers.LlamaForCausalLM.forward
 
     def peeking(self: Any, input_ids: Any, **kwargs: Any) -> Any:
@@ -334,15 +338,15 @@ def test_time_is_a_range_around_the_sum_of_its_parts(workplace: Path) -> None:
 
 
 def test_arithmetic_is_counted(workplace: Path) -> None:
-    """Of a linear model of known size: 6 per weight and token for the student, 2 for the teacher, 8 of tied
-    heads.
+    """The operations of a linear model of known size: 6 per weight and token for the student, 2 for the
+    teacher, and 8 for the student's tied head, whose logits the log's metrics compute again.
     """
     args = settings_of(workplace)
     one, two = run_step(args, Shape(2, 8)), run_step(args, Shape(4, 8))
     assert two.flops == pytest.approx(2 * one.flops, rel=0.01)
     inside = sum(p.numel() for n, p in llama(hidden=16).named_parameters() if "layers" in n and p.dim() > 1)
     teacher = sum(p.numel() for n, p in llama(hidden=32).named_parameters() if "layers" in n and p.dim() > 1)
-    heads = 48 * (6 * 16 + 2 * 32) + 48 * (2 * 16 + 2 * 32)  # the loss, and what the log measures
+    heads = 48 * (6 * 16 + 2 * 32) + 48 * (2 * 16 + 2 * 32)  # the loss, and the metrics of the log
     assert one.flops == pytest.approx(16 * (6 * inside + 2 * teacher + heads), rel=0.25)
 
 

@@ -1,4 +1,4 @@
-"""``fastkd evaluate``: every figure against one computed by hand or by the library that defines it."""
+"""Test ``fastkd evaluate``: every figure equals one computed by hand or by the library that defines it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fastkd.trainer.tasks import TASKS
 END = "<|endoftext|>"
 VOCAB = 258
 PAIRS = [("ab c", " def"), ("x", " yz w"), ("hello there", " you"), ("q r s t", " uvw uvw"), ("one", " two")]
-# Nothing but words of their own: a word-level vocabulary would hide what a cut or a space does.
+# Texts are tokenized by bytes, since a word-level vocabulary would hide the effect of a cut or a space.
 LABELLED = [("good film", "pos"), ("bad film", "neg"), ("so so", "mid"), ("great", "pos"), ("poor", "neg")]
 
 
@@ -68,7 +68,7 @@ def classifier(seed: int) -> Any:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """Saved models and held-out data."""
+    """A folder with saved models and held-out data."""
     place = tmp_path_factory.mktemp("evaluate")
     t5 = T5Config(
         vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0,
@@ -94,7 +94,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 
 
 def evaluate(place: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **fields: Any) -> dict[str, Any]:
-    """What ``fastkd evaluate`` writes."""
+    """Run ``fastkd evaluate``, and return the report that it writes."""
     monkeypatch.chdir(place)
     common = {
         "output_dir": "out", "use_cpu": True, "disable_tqdm": True, "per_device_eval_batch_size": 3,
@@ -164,7 +164,7 @@ def test_language_model_with_prompts(
 
 
 def test_plain_text(place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bits per byte: all that the model was surprised, over the bytes it predicted."""
+    """Bits per byte are the total negative log-likelihood in bits, divided by the bytes predicted."""
     report = evaluate(place, monkeypatch, model="lm-teacher", eval_file="text.jsonl")
     model = AutoModelForCausalLM.from_pretrained(place / "lm-teacher").eval()
     nats, count, size = 0.0, 0, 0
@@ -173,7 +173,7 @@ def test_plain_text(place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
         with torch.no_grad():
             nats += float(F.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
         count += ids.shape[1] - 1
-        size += len((a + b).encode()) - 1  # the first byte is nobody's prediction
+        size += len((a + b).encode()) - 1  # the first byte is not predicted
     found = report["model"]["eval"]
     assert found["ce"] == pytest.approx(nats / count, rel=1e-4)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
@@ -200,7 +200,7 @@ def test_classification(place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyP
         f1 = [2 * matrix[i][i] / (sum(matrix[i]) + sum(row[i] for row in matrix)) for i in occurring]
         assert report[who]["eval"]["macro_f1"] == pytest.approx(sum(f1) / len(f1))
         assert list(report[who]["classes"]["f1"]) == names
-    # The trainer's own measure of the teacher says the same.
+    # The trainer's own metric of the teacher agrees.
     assert report["student"]["eval"]["teacher_accuracy"] == pytest.approx(
         report["teacher"]["eval"]["accuracy"], abs=1e-6
     )
@@ -208,7 +208,8 @@ def test_classification(place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_seq2seq_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a teacher, and without an output_dir: the model's own directory."""
+    """Without a teacher the model is evaluated alone, and without an output_dir the report goes to its
+    directory."""
     monkeypatch.chdir(place)
     Path("t5.yaml").write_text(
         "task: seq2seq\nmodel: nowhere\neval_file: translation.jsonl\nnum_beams: 1\nuse_cpu: true\n"
@@ -224,7 +225,7 @@ def test_seq2seq_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_which_model_is_meant(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The configuration of a run evaluates what the run made, not the student it began with."""
+    """With a run's configuration, the trained model is evaluated, not the student that the run began with."""
     fields = {"eval_file": "text.jsonl", "output_dir": "lm"}
     report = evaluate(place, monkeypatch, model="lm-teacher", model_init="scratch", **fields)
     assert "evaluating lm\n" in capsys.readouterr().out
@@ -264,6 +265,7 @@ def test_an_adapter_beside_its_own_base(
 
 
 def test_the_share_of_the_teacher() -> None:
+    """A student's score is also given as a fraction of the teacher's, unless that is 0."""
     found: dict[str, Any] = {
         "teacher": {"greedy": {"bleu": 40.0}, "beam": {"bleu": 0.0}},
         "student": {"greedy": {"bleu": 30.0}, "beam": {"bleu": 5.0}},
@@ -276,9 +278,9 @@ def test_the_share_of_the_teacher() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "batch", [2, 8]
-)  # 5 rows in rounds of 4 (one is left), and of 16 (one process has none)
+)  # 5 rows in rounds of 4 (one row remains), and of 16 (one process has no rows)
 def test_two_processes_measure_the_same(place: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """`accelerate` gives both processes full batches, by repeating rows; they count once."""
+    """`accelerate` repeats rows so that both processes have full batches; repeated rows count only once."""
     fields = {"teacher": "lm-teacher", "eval_file": "pairs.jsonl", "output_dir": "two", "num_beams": 1}
     fields["per_device_eval_batch_size"] = batch
     alone = evaluate(place, monkeypatch, model="lm", **fields)

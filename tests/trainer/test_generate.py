@@ -1,4 +1,4 @@
-"""Sequence-level distillation: the teacher's answers as a data set."""
+"""Test sequence-level distillation: the teacher's answers as a data set."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write(folder: Path, rows: Any = None, model: Any = None, **fields: Any) -> D
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A generated set of each mode, made once."""
+    """Return a generated set of the mode; each is made only once."""
     done: dict[str, Path] = {}
 
     def make(mode: str) -> Path:
@@ -57,13 +57,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def test_best_beams_with_everything_else_kept(made: Callable[[str], Path]) -> None:
+    """Mode 'beam' writes the best beam as the completion and keeps the other columns."""
     found, given = open_generated("train_file", made("beam")), prompts(20)
     assert found["prompt"][:] == [row["prompt"] for row in given]
     assert found["tag"][:] == [row["tag"] for row in given]
     assert found["reference"][:] == [row["completion"] for row in given]
     tokens = stored.tokenizer()
     asked = [prompt_ids(row["prompt"], tokens) for row in given]
-    # One at a time: batches change nothing.
+    # Prompts are decoded one at a time here; batches must give the same answers.
     best = dict(
         decode(teacher(), TASKS["causal_lm"], tokens, asked, num_beams=3, max_new_tokens=6, batch_size=1)
     )
@@ -84,9 +85,9 @@ def test_interpolation_takes_the_beam_nearest_to_the_reference(tmp_path: Path, m
         reference, chosen = found["reference"][number], found["completion"][number]
         scores = [score(answer.text, reference) for answer in answers]
         assert score(chosen, reference) == max(scores)
-        assert chosen == answers[scores.index(max(scores))].text  # of equals, the likeliest
+        assert chosen == answers[scores.index(max(scores))].text  # the likeliest of equal scores
         moved += chosen != answers[0].text
-    if metric == "chrf":  # letters in common; the words of a random model are nobody's
+    if metric == "chrf":  # it compares letters; a random model writes none of the reference's words
         assert moved
 
 
@@ -95,7 +96,7 @@ def test_sentence_scores() -> None:
     for metric in ("bleu", "chrf", "rougeL"):
         score = sentence_scorer(metric, [near])
         assert score(near, near) > score("the cat sat on mats", near) > score(far, near)
-    # Short sentences have no 4-grams, and are not all 0 for it.
+    # Short sentences have no 4-grams, but do not all score 0.
     assert sentence_scorer("bleu", ["ab cd"])("ab cd", "ab cd") > 99
 
 
@@ -107,7 +108,7 @@ def test_samples_depend_on_the_seed_and_the_temperature(made: Callable[[str], Pa
     greedy = write(tmp_path / "d", generation_mode="beam", num_beams=1)["completion"][:]
     assert first == again != other
     assert cold == greedy != first
-    # Equal prompts in other shards draw on their own.
+    # Equal prompts have independent draws, also in different shards.
     same = write(tmp_path / "e", [prompts(1)[0]] * 20, generation_mode="sample")["completion"][:]
     assert len(set(same)) > 10
 
@@ -199,6 +200,7 @@ def test_translations(tmp_path: Path) -> None:
 
 
 def test_prompts_alone_are_enough_unless_there_is_something_to_be_near_to(tmp_path: Path) -> None:
+    """Rows need references only in mode 'interpolate', which chooses the answer nearest to them."""
     rows = [{"prompt": row["prompt"]} for row in prompts(10)]
     found = write(tmp_path / "a", rows)
     assert found.column_names == ["prompt", "completion"]
@@ -253,7 +255,8 @@ def test_directories_that_are_no_generated_sets(tmp_path: Path) -> None:
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
-    """generate, then distill on it with the same configuration; mistakes in one sentence."""
+    """`fastkd generate`, then `fastkd distill` on its data with the same configuration; mistakes give a
+    one-sentence error."""
     given = stored.workplace(tmp_path)
     lines = (tmp_path / "data.jsonl").read_text().replace('"prompt"', '"question"')
     (tmp_path / "data.jsonl").write_text(lines)

@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments: every rerun completes, and its files are those of an uninterrupted run."""
+"""Test ``kill -9`` at random moments: every rerun completes with the files of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import stored
 
-# Of each command, how often it is killed, and the settings of one run after another.
+# For each command, how often it is killed, and the settings that its runs use in turn.
 KILLS: dict[str, tuple[int, list[dict[str, Any]]]] = {
     "cache": (7, [{"cache_kind": kind} for kind in ("topk", "sampled", "hidden")]),
     "generate": (7, [{"generation_mode": mode} for mode in ("beam", "sample", "interpolate")]),
@@ -25,11 +25,11 @@ KILLS: dict[str, tuple[int, list[dict[str, Any]]]] = {
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Processes that have imported everything already, so that the moments are those of the work."""
+    """A context whose processes have already imported all modules, so that kills hit the work itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("OMP_NUM_THREADS", "1")
-        # The server that they are forked from looks here for what it imports first.
+        # The fork server, from which the processes are forked, finds the modules to import first here.
         here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(here))
         context = multiprocessing.get_context("forkserver")
@@ -56,7 +56,7 @@ def await_files(folder: Path, process: Any) -> None:
 
 
 def result(command: str, folder: Path) -> dict[str, bytes]:
-    """Of a distillation its weights: the report and the checkpoints hold times."""
+    """The files to compare. For a distillation only the weights: its report and checkpoints contain times."""
     found = stored.files(folder)
     return {"model": found["model.safetensors"]} if command == "distill" else found
 
@@ -89,7 +89,7 @@ def test_killed_at_random_moments(command: str, processes: Any, tmp_path: Path) 
     for number in range(times):
         fields = {**common, **variants[number % len(variants)]}
         expected, all_of_it, writing = whole[number % len(variants)]
-        # Every other one once something is written.
+        # Every other run is killed only after it has written something.
         late = number % 2 == 1
         moment = writing * chance.random() if late else all_of_it * (number + chance.random()) / times
         while True:
@@ -102,7 +102,7 @@ def test_killed_at_random_moments(command: str, processes: Any, tmp_path: Path) 
             process.join()
             if process.exitcode == -9:
                 break
-            assert process.exitcode == 0  # it was faster this time
+            assert process.exitcode == 0  # the run ended before the kill
             shutil.rmtree(folder)
             moment *= chance.random()
         again = start(processes, command, folder, fields)

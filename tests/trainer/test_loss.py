@@ -1,4 +1,4 @@
-"""The loss of a batch: shifted once, padding masked, the same by either head, correct under autocast."""
+"""Test a batch's loss: shifted once, padding masked, equal with either head, right under autocast."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
 def by_hand(
     student: Any, teacher: Any, batch: dict[str, torch.Tensor], vocab: int | None = None
 ) -> torch.Tensor:
-    """The definition, one token after another: position i predicts token i + 1."""
+    """The loss by its definition, token by token: position i predicts token i + 1."""
     with torch.no_grad():
         t = (
             teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -86,7 +86,7 @@ def test_next_token_labels() -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    """A sequence alone and the same beside a longer one have the same loss and gradients."""
+    """A sequence has the same loss and gradients alone as padded next to a longer one."""
     short, long = rows(1, seed=3, shortest=4, longest=4), rows(1, seed=4, shortest=9, longest=9)
     collate = Collator(CAUSAL, pad_token_id=0)
     model = distilled(llama(0), llama(1), True)
@@ -150,11 +150,11 @@ KINDS = ["llama-tied", "llama", "gpt2", "gpt-neox", "qwen3", "gemma2", "cohere",
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fused_head_equals_the_logits_path(kind: str) -> None:
-    """Also the field's mistake of leaving a softcap or a logit scale out of the fused head."""
+    """The fused head includes softcaps and logit scales, which other fused losses have left out."""
     batch, found = batch_of(), []
     for fused in (True, False):
         model = distilled(small(kind, 0).eval(), small(kind, 1), fused)
-        model.student.eval()  # no dropout; the wrapper itself stays in training
+        model.student.eval()  # disables dropout; the wrapper itself stays in training mode
         loss = model(**batch)["loss"]
         loss.backward()
         found.append(
@@ -196,7 +196,7 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", ["t5-tied", "t5", "bart"])
 def test_seq2seq_is_the_definition_at_the_labels_own_positions(kind: str, fused: bool) -> None:
-    """Also scales before the head (T5) and biases beside it (BART), and padding on both sides."""
+    """The loss includes a scale before the head (T5), a bias (BART), and padding of source and target."""
     student, teacher = translator(kind, 0).double(), translator(kind, 1, vocab=VOCAB + 8).double()
     batch = Collator(SEQ2SEQ, 0)(pairs(4))
     model = distilled(student, teacher, fused, vocab_size=VOCAB)
@@ -229,7 +229,7 @@ def test_the_scale_and_the_cap_are_found(kind: str) -> None:
 
 
 def test_a_head_that_does_more_is_found_out() -> None:
-    """A scale under a name that we do not know must lead to the logits, not to another objective."""
+    """A scale under an unknown name must lead to the use of logits, not to a wrong loss."""
 
     class Doubled(transformers.LlamaForCausalLM):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -297,6 +297,7 @@ def test_num_items_is_the_denominator() -> None:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_measured_sums(fused: bool, smoothing: float) -> None:
+    """In evaluation the model returns right sums of its loss and metrics over the tokens."""
     student, teacher, batch = llama(0), llama(1), batch_of()
     model = distilled(student, teacher, fused, label_smoothing=smoothing)
     trained = model(**batch)["loss"]
@@ -319,7 +320,7 @@ def test_measured_sums(fused: bool, smoothing: float) -> None:
 
 
 def test_a_prompt_is_never_trained_on() -> None:
-    """Only the completion's tokens are targets, and the first of them is predicted from the prompt's last."""
+    """Only the completion's tokens are targets; the prompt's last token predicts the first of them."""
     batch = Collator(CAUSAL, 0)([{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}])
     assert CAUSAL.targets(batch["labels"]).tolist() == [[-100, 7, 8, 9, -100]]
     student, teacher = llama(0), llama(1)
@@ -329,7 +330,7 @@ def test_a_prompt_is_never_trained_on() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt-neox", "qwen3", "gemma2"])
 def test_packed_texts_do_not_see_one_another(kind: str) -> None:
-    """One packed row, padded beside a longer one, equals its texts apart: loss and gradients."""
+    """A packed row, padded next to a longer one, has the loss and gradients of its texts as separate rows."""
     texts = rows(3, seed=5, shortest=4, longest=6)
     lengths = [len(row["input_ids"]) for row in texts]
     packed = {

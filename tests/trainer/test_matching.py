@@ -1,4 +1,4 @@
-"""Matches between the insides of two models, against their definitions written out token by token."""
+"""Compare matches between two models' hidden states, attention and saliency with definitions by hand."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def bert(seed: int, hidden: int = 16, layers: int = 2) -> Any:
     return transformers.BertForSequenceClassification(config)
 
 
-# A student, a teacher and two rows of uneven lengths of each task.
+# For each task a student, a teacher and two rows of uneven lengths.
 def causal_rows() -> list[dict[str, Any]]:
     long, short = rows(1, seed=4, shortest=9, longest=9)[0], rows(1, seed=3, shortest=5, longest=5)[0]
     return [
@@ -173,7 +173,7 @@ def distilled(
 
 
 def matched(model: DistilledStudent, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What the model's matching says of a batch, as the forward asks it."""
+    """The model's matching losses of a batch, called as its forward calls them."""
     matching, targets = model.matching, model.task.targets(batch["labels"])
     assert matching is not None and model.teacher is not None
     teacher = matching.prepare(model.teacher(batch, matching.wanted), targets)
@@ -187,7 +187,7 @@ def total(model: DistilledStudent, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def test_hidden_states_by_hand() -> None:
-    """Position i, which says token i + 1, is the one that counts; the widths are bridged."""
+    """Position i counts if token i + 1 is a target, and a projection maps between the models' widths."""
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     student, teacher = llama(0), gpt2(1, hidden=24, layers=2)
     for loss in ("mse", "cosine"):
@@ -213,7 +213,7 @@ def test_hidden_states_by_hand() -> None:
 @pytest.mark.parametrize("loss", ["mse", "kl"])
 @pytest.mark.parametrize("heads", [2, 4])
 def test_attention_by_hand(loss: str, heads: int) -> None:
-    """Each query over the keys up to itself; maps are averaged over the heads where their numbers differ."""
+    """Each query covers the keys up to itself; maps are averaged over heads if their numbers differ."""
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     student, teacher = llama(0), gpt2(1, layers=2, heads=heads)
     match = {"student": 1, "teacher": 2, "kind": "attention", "loss": loss}
@@ -260,7 +260,7 @@ def test_relations_by_hand(loss: str) -> None:
 
 
 def norms(model: Any, inputs: dict[str, Any], score: Callable[[Any], Any], embed: Any) -> torch.Tensor:
-    """Saliencies, by feeding embeddings to the model."""
+    """Saliencies: the norms of a score's gradient with respect to the input embeddings."""
     embeddings = embed(inputs.pop("input_ids")).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(score(model(inputs_embeds=embeddings, **inputs).logits), embeddings)
     return gradient.norm(dim=-1)
@@ -269,7 +269,7 @@ def norms(model: Any, inputs: dict[str, Any], score: Callable[[Any], Any], embed
 @pytest.mark.parametrize("case", ["llama", "bart", "t5", "bert"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_saliency_by_hand(case: str, fused: bool) -> None:
-    """One text at a time; of an encoder-decoder the source's tokens."""
+    """Saliency equals a computation text by text; in an encoder-decoder it is that of the source's tokens."""
     name, make_student, make_teacher, make_rows = CASES[case]
     task, student, teacher = TASKS[name], make_student().eval(), make_teacher()
     model = distilled(task, student, teacher, [], 0.7, fused)
@@ -296,7 +296,7 @@ def test_saliency_by_hand(case: str, fused: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_is_the_sum_of_its_rows_and_padding_is_nothing(case: str) -> None:
-    """What makes accumulation and any number of processes come out the same."""
+    """This makes results independent of gradient accumulation and the number of processes."""
     name, make_student, make_teacher, make_rows = CASES[case]
     task, two = TASKS[name], make_rows()
     model = distilled(task, make_student(), make_teacher(), EVERY_KIND, 0.7)
@@ -345,7 +345,7 @@ def test_a_model_matches_itself(case: str) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_gradients_by_finite_differences(fused: bool) -> None:
-    """The second derivative too: saliency is a gradient already."""
+    """Gradients match finite differences. For saliency, itself a gradient, this covers second derivatives."""
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     student, teacher = gpt2(0, dtype=torch.float64), gpt2(1, hidden=24, layers=2, dtype=torch.float64)
     model = distilled(task, student, teacher, EVERY_KIND, 5.0, fused)
@@ -363,7 +363,7 @@ def test_gradients_by_finite_differences(fused: bool) -> None:
         ):
             if analytic is None:
                 (analytic,) = torch.autograd.grad(one(), parameter, allow_unused=True)
-                if analytic is None:  # a projection, or what comes after all attention
+                if analytic is None:  # a projection, or a layer after all attention
                     continue
             values = []
             for step in (1e-6, -1e-6):
@@ -412,7 +412,7 @@ def test_padded_columns_have_no_saliency() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant: bool) -> None:
-    """Without re-entry the same gradients; with it nothing would be learned, which is refused."""
+    """Non-reentrant checkpointing gives the same gradients. Reentrant would lose them and is refused."""
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     found = []
     for checkpointing in (False, True):
@@ -430,7 +430,7 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
 
 
 def test_mixed_precision() -> None:
-    """What autocast makes in 16 bits is compared in 32."""
+    """Under autocast, 16-bit hidden states and maps are compared in float32."""
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     model = distilled(task, llama(0), gpt2(1, hidden=24, layers=2), EVERY_KIND, 1.0)
     exact = matched(model, batch)
@@ -465,11 +465,12 @@ def test_a_teacher_without_attention_maps_is_refused() -> None:
 
 
 def test_nobodys_random_numbers_move() -> None:
+    """Creating projections leaves the global random state unchanged, and gives equal weights each time."""
     student, teacher = llama(0), llama(1, hidden=24)
     before = torch.get_rng_state()
     made = [Matching(student, teacher, [{"student": 1, "teacher": 1}], 0.0) for _ in range(2)]
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(*(m.projections[0].weight for m in made))  # so that all processes begin with the same
+    assert torch.equal(*(m.projections[0].weight for m in made))  # equal in all processes
 
 
 @pytest.mark.parametrize(
@@ -561,7 +562,7 @@ def test_accumulation_equals_one_batch(configuration: Configuration) -> None:
 
 
 def test_matches_alone_run_the_teacher_and_are_logged(configuration: Configuration) -> None:
-    """Without a share for the teacher's distribution: cross-entropy and the matches."""
+    """With kd_ratio=0 the loss is the cross-entropy and the matches, which still need the teacher."""
     data = rows(4)
     args = configuration(kd_ratio=0.0, max_steps=1, logging_steps=1, **MIX)
     trainer = trainer_of(args, train_dataset=data)
@@ -597,7 +598,7 @@ def test_projections_are_saved_beside_the_student_and_restored(
     for name, value in weights(again).items():
         assert torch.equal(value, weights(whole)[name]), name
 
-    whole._save(str(tmp_path / "full"), state_dict=whole.model.state_dict())  # as FSDP hands it over
+    whole._save(str(tmp_path / "full"), state_dict=whole.model.state_dict())  # in the form that FSDP passes
     assert set(load_file(tmp_path / "full" / "model.safetensors")) <= set(llama(0).state_dict())
     for name, value in load_file(tmp_path / "full" / "projections.safetensors").items():
         assert torch.equal(value, weights(whole)[f"matching.{name}"])
@@ -611,7 +612,7 @@ def test_projections_are_saved_beside_the_student_and_restored(
 
 
 def test_matching_makes_the_models_alike(configuration: Configuration) -> None:
-    """It trains what it says it trains."""
+    """Training with matches reduces every matching loss."""
     args = configuration(max_steps=60, kd_ratio=0.0, logging_steps=1, learning_rate=3e-3, **MIX)
     trainer = trainer_of(args, train_dataset=rows(4))
     trainer.train()

@@ -1,4 +1,4 @@
-"""Steps on the student's own samples: who says what, what is counted, and that nothing else is disturbed."""
+"""Test steps on the student's own samples: how they are drawn, which tokens count, and the random state."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def weights(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trainer.student.state_dict().items()}
 
 
-# What is sampled.
+# The samples.
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_answers_follow_their_prompts_whatever_the_padding(configuration: Configuration, make: Any) -> None:
-    """At almost no temperature a sample is the greedy answer to the prompt alone."""
+    """At a temperature near 0 a sample is the greedy answer to its prompt without padding."""
     student, data = make(0).train(), prompted(6)
     batch = resampled(
         student, configuration(lmbda=1.0, max_completion_length=5, sampling_temperature=GREEDY), data
@@ -109,7 +109,7 @@ def test_an_answer_ends_with_its_end_of_sequence_or_stays_open(configuration: Co
 def test_samples_have_the_students_distribution_at_the_sampling_temperature(
     configuration: Configuration, temperature: float
 ) -> None:
-    """Also against the mistake of leaving a checkpoint's own generation settings on."""
+    """A checkpoint's own generation settings must not affect the samples."""
     student, prompt = llama(0), [7, 3]
     student.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=3.0, do_sample=False)
     count = 4000
@@ -150,6 +150,8 @@ def test_draws_follow_from_seed_step_and_process_alone(
 
 
 def test_the_share_of_steps(configuration: Configuration) -> None:
+    """A fraction lmbda of the steps is on-policy, and the seed alone decides which."""
+
     def due(lmbda: float, seed: int = 42) -> list[bool]:
         made = policy(configuration(lmbda=lmbda, seed=seed))
         return [made.is_due(step) for step in range(2000)]
@@ -161,7 +163,7 @@ def test_the_share_of_steps(configuration: Configuration) -> None:
 
 
 def test_columns_without_a_token_are_never_said(configuration: Configuration) -> None:
-    """Neither padded columns of the student's head nor tokens that the teacher has no column for."""
+    """The student never samples padding columns of its head, nor tokens without a column of the teacher."""
 
     class Tokenizer:
         eos_token_id = 0
@@ -179,7 +181,7 @@ def test_columns_without_a_token_are_never_said(configuration: Configuration) ->
 
 
 def test_a_window_is_not_left(configuration: Configuration) -> None:
-    """GPT-2 has 32 positions and no more."""
+    """Samples stay within the student's window; GPT-2 has only 32 positions."""
     student = gpt2(0)
     student.generation_config.eos_token_id = None
     found = resampled(student, configuration(lmbda=1.0, max_completion_length=256), prompted(4))
@@ -199,7 +201,7 @@ def test_rows_without_a_prompt_are_left_out(configuration: Configuration) -> Non
 @pytest.mark.parametrize("make", [t5, bart])
 def test_sequence_to_sequence(configuration: Configuration, make: Any) -> None:
     student, teacher, data = make(0), make(1), pairs(5)
-    student.generation_config.forced_eos_token_id = 1  # BART's habit of closing what the limit cut
+    student.generation_config.forced_eos_token_id = 1  # BART forces an end token at the length limit
     args = configuration(
         task="seq2seq", lmbda=1.0, max_completion_length=4, sampling_temperature=GREEDY, kd_ratio=1.0
     )
@@ -222,7 +224,7 @@ def test_sequence_to_sequence(configuration: Configuration, make: Any) -> None:
     assert not torch.equal(before["lm_head.weight"], weights(trainer)["lm_head.weight"])
 
 
-# What is learned.
+# The loss.
 
 
 @pytest.mark.parametrize("fused_head", ["true", "false"])
@@ -230,7 +232,7 @@ def test_sequence_to_sequence(configuration: Configuration, make: Any) -> None:
 def test_the_loss_is_the_divergence_on_the_samples(
     configuration: Configuration, fused_head: str, divergence: str
 ) -> None:
-    """Of the sampled tokens alone, without the cross-entropy, at the loss's own temperature."""
+    """The loss covers only sampled tokens, has no cross-entropy, and uses its own temperature."""
     data, student, teacher = prompted(4), llama(0), llama(1)
     args = configuration(
         lmbda=1.0,
@@ -243,7 +245,7 @@ def test_the_loss_is_the_divergence_on_the_samples(
         logging_steps=1,
         fused_head=fused_head,
     )
-    batch = resampled(student, args, data)  # the order within the batch does not matter to a mean ...
+    batch = resampled(student, args, data)  # a mean does not depend on the order of the rows, ...
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
@@ -251,7 +253,7 @@ def test_the_loss_is_the_divergence_on_the_samples(
     q, p = (p, q) if divergence == "reverse_kl" else (q, p)
     expected = F.kl_div(q, p, log_target=True, reduction="batchmean") * 4
     trainer = DistillationTrainer(student, teacher, args, train_dataset=data)
-    trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(  # ... but to the draws
+    trainer.get_train_dataloader = lambda: torch.utils.data.DataLoader(  # ... but the draws do
         data, batch_size=4, collate_fn=trainer.data_collator
     )
     trainer.train()
@@ -271,7 +273,10 @@ def test_some_steps_are_on_policy_and_the_others_are_not(configuration: Configur
 
 
 def test_accumulation_counts_the_sampled_tokens(configuration: Configuration) -> None:
-    """Answers of uneven lengths, so that a mean of means, or the data's count, would show."""
+    """The tokens of all micro-batches' samples are counted.
+
+    Answers have uneven lengths, so a mean of means, or counting the data's tokens, would be noticed.
+    """
     found = []
     for size, accumulation in ((8, 1), (4, 2), (1, 8)):
         student = llama(0)
@@ -303,7 +308,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(
             output_dir=str(tmp_path / name), max_steps=6, lmbda=0.5, max_completion_length=5, **more
         )
 
-    def student(seed: int) -> Any:  # with dropout, whose draws sampling must leave alone
+    def student(seed: int) -> Any:  # with dropout, whose random numbers sampling must not change
         made = gpt2(seed)
         made.transformer.drop.p = 0.3
         return made
@@ -337,6 +342,7 @@ def test_mixed_precision_and_answers_that_end_at_once(configuration: Configurati
 
 
 def test_samples_go_with_matches(configuration: Configuration) -> None:
+    """On-policy steps can be combined with matches: the loss is the sum of both."""
     args = configuration(
         lmbda=1.0,
         max_completion_length=4,
@@ -350,7 +356,7 @@ def test_samples_go_with_matches(configuration: Configuration) -> None:
 
 
 class Cached:
-    """As much of a teacher as the check looks at."""
+    """A cached teacher with only the attributes that the check reads."""
 
     live = False
     columns = VOCAB
@@ -377,12 +383,12 @@ def test_plain_text_is_refused_when_training_begins(configuration: Configuration
         trained(configuration(lmbda=1.0), train_dataset=rows(8))
 
 
-# Under the wrappers.
+# DDP and FSDP.
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """DDP with every match and samples; FSDP with all but saliency, which it is refused."""
+    """DDP runs with samples and every match; FSDP with all but saliency, which it does not support."""
     path = os.pathsep.join(filter(None, (str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

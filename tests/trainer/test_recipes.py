@@ -1,4 +1,4 @@
-"""The recipes of docs/trainer.md, one after another as a reader types them; every configuration in docs/."""
+"""Run the recipes of docs/trainer.md in order, as a reader types them; check every configuration in docs/."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMANDS = [line for kind, text in TRAINER if kind == "sh" for line in text.stri
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the page takes for granted: a student, a teacher, some chats, and the page's own YAML files."""
+    """A folder with the files that the page assumes: a student, a teacher, some chats, and its YAML files."""
     folder = tmp_path_factory.mktemp("recipes")
     tokens = {symbol: i for i, symbol in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     bpe = Tokenizer(models.BPE(tokens, []))
@@ -56,7 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(before)
 
 
-# Small enough for a test; of the commands that take them.
+# Options that make a run small enough for a test; each command gets those that it accepts.
 SHORT = ["--use-cpu", "--max-steps", "3", "--save-strategy", "no", "--max-completion-length", "4"]
 
 
@@ -65,7 +65,7 @@ def test_recipe(workplace: Path, command: str, capsys: pytest.CaptureFixture[str
     arguments = shlex.split(command)[1:]
     status = main([*arguments, *SHORT])
     printed = capsys.readouterr()
-    # The doctor may well find something to say about a teacher that never was trained.
+    # The doctor may report findings about a teacher that was never trained.
     assert status == 0 or (arguments[0] == "doctor" and status == 1), printed.err
     options = dict(itertools.pairwise(arguments))
     folder = Path(options.get("--output-dir", "out-features" if "features.yaml" in command else "out"))
@@ -105,7 +105,7 @@ def test_every_configuration_is_one(page: Path, tmp_path: Path) -> None:
         if kind != "yaml":
             continue
         fields: dict[str, Any] = yaml.safe_load(text)
-        # What needs a GPU says so on any other machine.
+        # bf16 needs a GPU, and would be refused on other machines.
         fields.pop("bf16", None)
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(fields))

@@ -1,4 +1,4 @@
-"""The report: what it says, that it says it safely, and that nothing else is needed to read it."""
+"""Test the report: its contents, that hostile text in it is harmless, and that it loads no other file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr", "circle", "path", "polyline"
 
 
 class Page(HTMLParser):
-    """Tags must nest; what could load or run something is kept, and so are tables."""
+    """Parse a report: assert that tags nest, and keep the tags, headings, tables and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -144,7 +144,7 @@ def test_hostile_text_stays_text(found: dict[str, Any]) -> None:
     text = report.page(found)
     assert "<script>alert" not in text and "<img" not in text
     page = Page(text)
-    assert page.text.count(HOSTILE) >= 4  # setting, class, source, answer; all as they were
+    assert page.text.count(HOSTILE) >= 4  # setting, class, source, answer; all unchanged
     bare = Page(report.page({**found, "command": HOSTILE, "repeat": HOSTILE, "versions": {HOSTILE: HOSTILE}}))
     assert bare.headings == SECTIONS
     named = dict(found["student"]["history"][0])
@@ -182,7 +182,7 @@ def test_any_length_of_run_is_a_small_page(found: dict[str, Any], count: int) ->
     lines = [a for tag, a in page.tags if tag == "polyline"]
     assert len(lines) >= 14
     assert all(len(str(line["points"]).split()) <= DRAWN for line in lines)
-    # Both models and the teacher's level are in one figure, with its legend.
+    # One figure has both models, the teacher's level and a legend.
     assert text.count("<figure") >= 9 and "without teacher" in page.text
 
 
@@ -246,7 +246,8 @@ def test_the_configuration_can_be_saved_and_run_again(tmp_path: Path) -> None:
 
 
 def test_settings_leave_the_process_group_alone(tmp_path: Path) -> None:
-    """A second configuration would set it up anew, and each process would then train on its own."""
+    """Writing the settings must not create a second configuration. That would set up the process group again,
+    and each process would then train separately."""
     args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, temperature=2.0)
     before = dict(PartialState._shared_state)
     assert {"output_dir", "use_cpu", "temperature"} <= set(report.settings(args))
@@ -304,7 +305,7 @@ def test_the_verdict_on_answers(found: dict[str, Any]) -> None:
 
 
 def test_a_run_leaves_a_report_while_it_runs(tmp_path: Path) -> None:
-    """Stopped in its middle it has the curves so far; at the end all of them, the control's too."""
+    """A stopped run has a report with its curves so far; a finished one has all curves, the control's too."""
     args = DistillationConfig(
         output_dir=str(tmp_path), use_cpu=True, max_steps=6, eval_strategy="steps", eval_steps=2,
         logging_steps=1, save_steps=2, disable_tqdm=True, per_device_train_batch_size=2,
@@ -331,7 +332,7 @@ def test_a_run_leaves_a_report_while_it_runs(tmp_path: Path) -> None:
     assert report.verdict(saved) == "Not finished: the student is at step 4 of 6."
     assert "Not finished" in (tmp_path / "report.html").read_text() and "student" not in found
 
-    args.resume_from_checkpoint = "true"  # from step 2: that of step 4 was not reached
+    args.resume_from_checkpoint = "true"  # from step 2; the run stopped before it saved step 4
     found["student"] = one(args, "student", report.Live)
     assert [e["step"] for e in found["student"]["history"] if "loss" in e] == [1, 2, 3, 4, 5, 6]
     found["control"] = one(control_of(args), "control", report.Live)

@@ -1,4 +1,4 @@
-"""Scores of classifiers and of texts, against values by hand and the libraries' own."""
+"""Compare the scores of classifiers and texts with values by hand and with the libraries' own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_classification_by_hand() -> None:
     assert found["f1"] == {
         "a": pytest.approx(2 / 3), "b": 0.5, "c": pytest.approx(2 / 3), "d": 0.0, "never": None,
     }  # fmt: skip
-    # As sklearn.metrics.f1_score(average="macro"): over the classes that occur.
+    # As in sklearn.metrics.f1_score(average="macro"), the mean is over the classes that occur.
     assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 2 / 3 + 0) / 4)
 
 
@@ -40,7 +40,7 @@ def test_texts_are_the_libraries_scores() -> None:
     for kind in ("rouge1", "rouge2", "rougeL"):
         each = [rouge.score(target, said)[kind].fmeasure for target, said in zip(MEANT, SAID, strict=True)]
         assert found[kind] == pytest.approx(sum(each) / 3)
-    # By hand: 5 of 6 and 6; "the", "ran", "away" and the stem of dogs are not all shared (a / the).
+    # By hand: the first two texts have 6 words each, and all but one (a / the) match.
     assert rouge.score(MEANT[0], SAID[0])["rouge1"].fmeasure == pytest.approx(5 / 6)
     assert found["exact_match"] == 0
     same = scores.texts(MEANT, MEANT)
@@ -62,7 +62,7 @@ def test_signatures_tell_how() -> None:
     ],
 )
 def test_other_scripts_have_words_too(said: str, meant: str, tokenizer: str) -> None:
-    """rouge-score's own words are Latin: it would call these empty and give 0."""
+    """rouge-score's own tokenizer keeps only Latin words, so it would find these texts empty and give 0."""
     found = scores.texts([said], [meant])
     assert 0.5 < found["rouge1"] < 1 and found["bleu"] > 20
     assert f"tok:{tokenizer}" in scores.signatures([meant])["bleu"]

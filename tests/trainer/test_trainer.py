@@ -1,4 +1,4 @@
-"""The trainer: accumulation, evaluation, checkpoints, resuming, and what it refuses."""
+"""Test the trainer: accumulation, evaluation, checkpoints, resuming, and refused settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def trained(
 
 
 def divided(configuration: Configuration, size: int, accumulation: int, **fields: Any) -> Any:
-    """The losses and the final weights, moved by plain SGD, of batches of four in so many parts."""
+    """Train with plain SGD on batches of four, divided into micro-batches; return the losses and weights."""
     args = configuration(
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
@@ -63,7 +63,7 @@ def divided(configuration: Configuration, size: int, accumulation: int, **fields
 
 @pytest.mark.parametrize("fused_head", ["true", "false"])
 def test_accumulation_equals_one_batch(configuration: Configuration, fused_head: str) -> None:
-    """Sequences of uneven lengths, so that a mean of means would show."""
+    """Accumulated micro-batches equal one batch. Lengths are uneven, so a mean of means would be noticed."""
     losses, after = divided(configuration, 4, 1, fused_head=fused_head)
     assert not torch.allclose(after["lm_head.weight"], llama(0).lm_head.weight, atol=1e-3)
     for parts in ((1, 4), (2, 2)):
@@ -73,7 +73,7 @@ def test_accumulation_equals_one_batch(configuration: Configuration, fused_head:
 
 
 def test_accumulation_under_autocast_equals_one_batch(configuration: Configuration) -> None:
-    """Equal to the rounding of bfloat16 products, not to float32's."""
+    """Accumulation under autocast equals one batch up to the rounding of bfloat16 products."""
     losses, after = divided(configuration, 4, 1, bf16=True)
     found = divided(configuration, 1, 4, bf16=True)
     assert found[0] == pytest.approx(losses, rel=2e-3)
@@ -133,7 +133,7 @@ def test_checkpoints_hold_the_plain_student(configuration: Configuration, tmp_pa
 def test_a_gathered_state_dict_is_saved_without_our_prefix(
     configuration: Configuration, tmp_path: Path
 ) -> None:
-    """What FSDP and DeepSpeed hand over is the state of the wrapped module."""
+    """FSDP and DeepSpeed pass the state of the wrapped module, whose names have a prefix."""
     trainer = DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=rows(4))
     trainer._save(str(tmp_path / "full"), state_dict=trainer.model.state_dict())
     assert_same(weights(AutoModelForCausalLM.from_pretrained(tmp_path / "full")), weights(llama(0)))
@@ -163,7 +163,7 @@ def test_a_finished_run_that_is_resumed_is_finished(configuration: Configuration
 
 
 def test_the_best_model_is_loaded_into_the_student(configuration: Configuration) -> None:
-    """The first is called the best here, so that it is not the one that the run ends with."""
+    """The best model is loaded at the end. The metric calls the first the best, since it is not the last."""
     args = configuration(
         save_strategy="steps",
         save_steps=1,
@@ -236,6 +236,7 @@ def test_kd_ratio_zero_is_plain_training_and_does_not_run_the_teacher(configurat
 
 
 def test_label_smoothing_is_the_losss(configuration: Configuration) -> None:
+    """The trainer's label_smoothing_factor is applied as cross-entropy's label smoothing."""
     data, student = rows(4, shortest=6, longest=6), llama(0)
     ids = torch.tensor([row["input_ids"] for row in data])
     with torch.no_grad():
@@ -259,13 +260,14 @@ def test_gradient_checkpointing_changes_nothing(configuration: Configuration) ->
 
 
 def test_the_student_passes_for_itself(configuration: Configuration) -> None:
+    """The wrapped model offers the student's config and generate()."""
     trainer = DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=rows(4))
     assert trainer.model.config is trainer.student.config
     assert trainer.model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, do_sample=False).shape == (1, 4)
 
 
 class Tokenizer:
-    """As much of a tokenizer as the checks look at."""
+    """A tokenizer with only the attributes that the checks read."""
 
     pad_token_id = eos_token_id = 0
 
@@ -303,7 +305,7 @@ def test_refusals(configuration: Configuration, options: dict[str, Any], message
 
 
 def test_pickled_weights_are_never_read(configuration: Configuration, tmp_path: Path) -> None:
-    """A model whose weights are a pickle, here one that would write a file when it is read."""
+    """A model whose weights are a pickle is refused; this pickle would write a file when it is loaded."""
 
     class Payload:
         def __reduce__(self) -> Any:

@@ -18,7 +18,7 @@ def llama(
     layers: int = 1,
     positions: int = 32,
 ) -> Any:
-    """A Llama with logits large enough that a wrong loss shows."""
+    """A Llama with logits large enough that a wrong loss is noticed."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
