@@ -117,10 +117,12 @@ struct DenseParams {
   double* record = nullptr;  // (rows, record::kCount); not needed for Phase::kAll
   bool sharded = false;      // a label outside [0, vocab) belongs to another shard
 
-  // On a GPU with clusters of blocks: how many blocks share a row, which they hold in their shared memory; or
-  // 0: the kernel that streams rows from memory; kChoose: the launch chooses one of the two kernels;
-  // kCluster: a cluster, whose size the launch chooses. A cluster that cannot hold the row is an error,
-  // except with kChoose. Calls with a phase, with metrics or with two dtypes always stream.
+  // On a GPU with clusters of blocks: the number of blocks that run a row out of their shared memory, or
+  //   0         the kernel that streams rows from memory
+  //   kChoose   the launch chooses between the two kernels
+  //   kCluster  a cluster whose size the launch chooses
+  // A cluster that cannot hold the row is an error, except with kChoose. Calls with a phase, with metrics or
+  // with two dtypes always stream.
   static constexpr int kChoose = -1, kCluster = -2;
   int cluster = kChoose;
 
