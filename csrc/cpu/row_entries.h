@@ -142,7 +142,7 @@ inline Row<V> widened(const Row<double>& row) {
   return wide;
 }
 
-// The fields of an entry that a sweep uses. Each view costs more than the one before.
+// The fields of an entry that a sweep uses.
 enum class View {
   kProbabilities,  // the fields that the exponentials determine
   kStudentLog,     // in addition what student_log() returns

@@ -17,9 +17,10 @@ inline double teacher_share(const SkewReverseKL& div) { return 1 - div.beta; }
 constexpr double kEven = 0.6, kLeastShare = 0.08;
 
 // Sets b.left to log(m / larger), where `larger` is the larger of p and q. With w the weight of the smaller
-// one, m = larger - w gap, and the logarithm is -2 atanh(z) with z = w gap / (2 larger - w gap) <= w / (2 -
-// w): small enough for a plain series, which keeps all digits where the models agree. With kPieces, where m
-// is small compared with `larger`, it is instead compared with a fifth of `larger`.
+// one, m = larger - w gap, and the logarithm is -2 atanh(z) with
+//   z = w gap / (2 larger - w gap) <= w / (2 - w):
+// small enough for a plain series, which keeps all digits where the models agree. With kPieces, where m is
+// small compared with `larger`, it is instead compared with a fifth of `larger`.
 template <bool kPieces, class V, class R>
 inline void series_logarithms(double share, const EntryScales<V>& c, const Block<R>& b, R* pieces) {
   constexpr double kPiece = 0.2, kFrom = 0.4;
