@@ -1,4 +1,4 @@
-// Python's view of the kernels: parameter structs to fill in, and functions that take them.
+// The Python module: parameter structs to fill in, and functions that accept them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,7 @@
-// What crosses from the bindings to the kernels: plain numbers and addresses, no framework.
+// The parameters that the bindings pass to the kernels: plain numbers and addresses, no types of a framework.
+//
+// Shapes below are those of the arrays that the pointers address; an array without strides of its own is
+// contiguous, row by row. All arrays of a call are in the memory of the device that runs it.
 #pragma once
 
 #include <cstdint>
@@ -9,57 +12,63 @@ namespace fastkd {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
-// kNoDivergence: cross-entropy alone, the teacher is not read. kOffSupport: a sparse teacher's divergence, of
-// which the sweeps see the student's side alone.
+// kNoDivergence: cross-entropy alone; the kernel does not read a teacher.
+// kOffSupport: the divergence to a sparse teacher, of which the sweeps compute the student's side alone.
 enum class Divergence : int {
 #define FASTKD_ENUMERATOR(name, Functor, arguments) k##Functor,
   FASTKD_DIVERGENCES(FASTKD_ENUMERATOR)
 #undef FASTKD_ENUMERATOR
 };
 
-// A call does all of a row's sweeps, or one of the parts between which somebody else adds up the rows'
-// records: over the shards of a vocabulary, or with what a sparse teacher holds.
+// The sweeps that a call runs. kAll runs all of a row's sweeps. The other phases run one part each and keep a
+// row's record in between, where the caller combines the records: with those of the other shards of the
+// vocabulary, or with the entries of a sparse teacher.
+//   kStatistics  sweep 1; writes the record
+//   kSums        the divergence's sums; reads the record and writes kSum0 and kSum1
+//   kDistant     replaces kSum0 and kSum1 of distant rows (Functor::kDistant) by logarithms to base 2
+//   kFinish      the loss, the metrics and the gradients; reads the record
 enum class Phase : int { kAll, kStatistics, kSums, kDistant, kFinish };
 
-// A row's record, as doubles. Its sums are relative to the row's largest logits: z_s is the sum of
-// exp((s - max_s) / T), and so on; 0 where all logits are -inf, with max -inf. However large the logits are,
-// the records of shards then add up without a loss of digits.
-// Without metrics, which ask for the largest, max_s may be a logit that others exceed by a little.
+// The columns of a row's record, each a double. Sums are relative to the row maxima: z_s is the sum of
+// exp((s - max_s) / T), and so on. However large the logits are, the records of shards can therefore be
+// added without losing digits. Where all logits are -inf, the maximum is -inf and these sums are 0.
+// Without metrics, max_s and max_t are lower bounds only: the true row maximum may exceed them slightly.
 namespace record {
 enum Column : int {
   kMaxS,     // largest logit of the student
-  kMaxT,     // of the teacher
+  kMaxT,     // largest logit of the teacher
   kZS,       // sum of the student's exponentials at its temperature
-  kZT,       // of the teacher's
-  kZOne,     // of the student's at temperature 1 (without the label where the divergence splits it off, as
-             // all sums here)
-  kStream0,  // the divergence's streams, of ratios (t - max_t) / T_t - (s - max_s) / T
+  kZT,       // sum of the teacher's exponentials at its temperature
+  kZOne,     // sum of the student's exponentials at temperature 1 (like all sums of the record except
+             // kLogitSum without the label, where the divergence treats the label apart)
+  kStream0,  // the divergence's streams, with log-ratios (t - max_t) / T_t - (s - max_s) / T
   kStream1,
   kStream2,
-  kCrossShift,  // exponent of 2 that stream 0 was divided by where it is a cross stream; mostly 0
-  kLogitSum,    // sum of the student's logits, less `columns` times max_s; here the label is in it
-  kLabelS,      // the label's logit of the student, -inf where the label lies in another shard
-  kLabelT,      // of the teacher
+  kCrossShift,  // exponent of 2 that a cross stream (stream 0) was divided by; mostly 0
+  kLogitSum,    // sum of the student's logits, the label's included, less `columns` times max_s
+  kLabelS,      // the student's logit of the label, -inf where the label belongs to another shard
+  kLabelT,      // the teacher's logit of the label
   kMomentS,     // sum of the student's exponentials times s - max_s (for the entropy)
-  kMomentT,
-  kArgS,  // column of the student's largest logit
-  kArgT,
-  kColumns,  // how many columns exist
-  kSum0,     // the divergence's sums, written by Phase::kSums; of a distant row, by Phase::kDistant
+  kMomentT,     // the same for the teacher
+  kArgS,        // column of the student's largest logit
+  kArgT,        // column of the teacher's largest logit
+  kColumns,     // number of columns that exist
+  kSum0,        // the divergence's sums, written by Phase::kSums; for a distant row, by Phase::kDistant
   kSum1,
   kCount
 };
 }  // namespace record
 
-// What a row's metrics are, in this order.
+// The columns of a row's metrics.
 namespace metric {
 enum Column : int { kKd, kCe, kStudentEntropy, kTeacherEntropy, kAgreement, kCount };
 }  // namespace metric
 
-// Rows of logits or of their gradient. Row r lies at outer_stride * (r / inner) + inner_stride * (r % inner),
-// with `inner` of the call; strides count elements.
+// Strided (rows, columns) logits, or their gradient. Row r begins at element
+// outer_stride * (r / inner) + inner_stride * (r % inner), where `inner` is DenseParams::inner. Strides count
+// elements.
 struct Rows {
-  void* data = nullptr;
+  void* data = nullptr;  // null where the call has no such rows
   Dtype dtype = Dtype::kFloat32;
   int64_t outer_stride = 0;
   int64_t inner_stride = 0;
@@ -67,47 +76,53 @@ struct Rows {
   int64_t columns = 0;
 };
 
-// What a sparse teacher says of the columns that it does not name, see fastkd.SparseTeacher.
+// How the columns that a sparse teacher does not name are treated, see fastkd.SparseTeacher.
 enum class Tail : int { kRenormalize, kBucket, kDrop };
 
-// A sparse teacher's entries, `entries` to a row; one whose log-probability is -inf does not exist. In a row
-// that is read each names another column of the vocabulary.
+// The entries of a sparse teacher. An entry whose log-probability is -inf does not exist. In a row that
+// the kernel reads, no two existing entries name the same column.
 struct SparseTeacher {
-  const int64_t* indices = nullptr;
-  const void* logprobs = nullptr;  // float, or double where the call is wide
-  void* grad = nullptr;            // like logprobs, or none
-  int64_t entries = 0;
+  const int64_t* indices = nullptr;  // (rows, entries), columns of the vocabulary
+  const void* logprobs = nullptr;    // (rows, entries), float, or double if DenseParams::wide
+  void* grad = nullptr;  // (rows, entries), dtype of logprobs: their gradient; null if it is not wanted
+  int64_t entries = 0;   // per row
   Tail tail = Tail::kRenormalize;
   Divergence divergence = Divergence::kForwardKL;
-  bool has_rest = true;  // whether the student's other columns are a class of their own
-  // With kBucket the student's classes are formed at temperature 1 (that of the call), and their logarithms
-  // are then divided by this temperature.
+  bool has_rest = true;  // whether the student's other columns form a class of their own
+  // With kBucket the student's classes are formed at the call's temperature, which is then 1, and their
+  // logarithms are divided by this temperature.
   double class_temperature = 1.0;
 };
 
 struct DenseParams {
   int64_t rows = 0;
-  int64_t inner = 1;
-  int64_t vocab = 0;  // columns that exist; the rest of a gradient row is zero
-  Rows student, teacher, grad_student, grad_teacher;  // a gradient with no data is not wanted
-  const int64_t* labels = nullptr;
-  // float, or double where `wide`
-  const void* loss_scale = nullptr;
-  const void* grad_scale = nullptr;
-  void* row_loss = nullptr;
-  void* metrics = nullptr;  // metric::kCount per row, or none
-  // Of kOffSupport: where a call is of one phase, one per row; where it is of all, which the CPU alone can
-  // do, the teacher.
+  int64_t inner = 1;  // the size of the logits' second dimension, see Rows
+  int64_t vocab = 0;  // number of columns that exist; the kernel writes zeros to the rest of a gradient row
+  // (rows, columns), each with its own dtype, strides and number of columns. Logits in columns from `vocab`
+  // on are not read. A gradient whose `data` is null is not computed.
+  Rows student, teacher, grad_student, grad_teacher;
+  const int64_t* labels = nullptr;  // (rows,), or null without labels
+  // The arrays of real numbers hold float, or double if `wide`.
+  const void* loss_scale = nullptr;  // (rows,), factor of the row's loss
+  const void* grad_scale = nullptr;  // (rows,), factor of the row's gradients
+  void* row_loss = nullptr;          // (rows,), output
+  void* metrics = nullptr;           // (rows, metric::kCount), output; null if they are not wanted
+  // (rows,), for kOffSupport in Phase::kFinish: the factor of q in the student's gradient. In Phase::kAll,
+  // which only the CPU kernels have for kOffSupport, the kernel computes it from `sparse`.
   const void* coefficient = nullptr;
   SparseTeacher sparse;
-  bool wide = false;
+  bool wide = false;  // whether the kernel computes in float64
 
   Phase phase = Phase::kAll;
-  double* record = nullptr;  // record::kCount per row; not needed for Phase::kAll
-  bool sharded = false;      // a label outside [0, vocab) lies in another shard
+  double* record = nullptr;  // (rows, record::kCount); not needed for Phase::kAll
+  bool sharded = false;      // a label outside [0, vocab) belongs to another shard
 
-  // Of a GPU that has them: how many blocks take a row, out of their shared memory; 0 for the kernel that
-  // streams rows, kChoose, or kCluster for a number that is chosen or an error.
+  // On a GPU with clusters of blocks: the number of blocks that run a row out of their shared memory, or
+  //   0         the kernel that streams rows from memory
+  //   kChoose   the launch chooses between the two kernels
+  //   kCluster  a cluster whose size the launch chooses
+  // A cluster that cannot hold the row is an error, except with kChoose. Calls with a phase, with metrics or
+  // with two dtypes always stream.
   static constexpr int kChoose = -1, kCluster = -2;
   int cluster = kChoose;
 
@@ -121,7 +136,8 @@ struct DenseParams {
   double ce_weight = 0.0;
   double label_smoothing = 0.0;
   double z_loss = 0.0;
-  double lse_less = 0.0;  // what the logits are less than those of which the z-loss is
+  double lse_less = 0.0;  // what was subtracted from the student's logits; the z-loss adds it to their
+                          // log-sum-exp
   int64_t ignore_index = -100;
 };
 
@@ -129,13 +145,13 @@ struct DenseParams {
 struct ScaleParams {
   int64_t rows = 0;
   int64_t columns = 0;
-  const void* grad = nullptr;
-  void* out = nullptr;
-  Dtype dtype = Dtype::kFloat32;
-  int64_t grad_stride = 0;
+  const void* grad = nullptr;     // (rows, columns), row r at grad_stride * r; columns are contiguous
+  void* out = nullptr;            // (rows, columns), row r at out_stride * r; may be `grad`
+  Dtype dtype = Dtype::kFloat32;  // of grad and out
+  int64_t grad_stride = 0;        // strides count elements
   int64_t out_stride = 0;
-  const void* factor = nullptr;  // float, or double where `wide`
-  int64_t factor_stride = 0;
+  const void* factor = nullptr;  // (rows,), float, or double if `wide`
+  int64_t factor_stride = 0;     // 0 where all rows share one factor
   bool wide = false;
 };
 

@@ -1,4 +1,5 @@
-// Moving a block of a row between memory of any dtype and numbers that the kernels compute with.
+// Loads and stores blocks of a row: between memory of any dtype and the numbers that the kernels compute
+// with.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +11,12 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Columns per block: with more, what a block costs besides is less felt; the buffers below still fit in L1.
+// Columns per block: large enough to amortise the overhead per block, small enough for the buffers to stay in
+// L1.
 constexpr int64_t kBlock = 1024;
-// Columns whose sums go to those of the block before they are so large that much of the next terms is rounded
-// away: two rows' sums of exponentials have to agree to the last digits where the rows do.
+// Columns that are summed before they are added to the block's sum. With more, the partial sum would be so
+// large that much of the next terms is rounded away: where two rows agree, their sums of exponentials have to
+// agree to the last digits.
 constexpr int64_t kStretch = kBlock / 4;
 
 inline int64_t size_of(Dtype dtype) {
@@ -57,7 +60,7 @@ inline void store_one(R x, char* p, Dtype dtype) {
 struct RowPointer {
   char* data;
   Dtype dtype;
-  int64_t step;  // bytes from column to column
+  int64_t step;  // bytes from one column to the next
 
   char* at(int64_t column) const { return data + column * step; }
   bool dense() const { return step == size_of(dtype); }
@@ -70,8 +73,8 @@ inline RowPointer row_of(const Rows& rows, int64_t inner, int64_t r) {
   return {base == nullptr ? nullptr : base + offset * size, rows.dtype, rows.column_stride * size};
 }
 
-// The sum of vectors, those from column 0 to n. Four at a time: then fewer of the additions round a large
-// sum.
+// Returns the sum of vector_at(i) for columns 0 to n - 1. It adds four vectors at a time, so that fewer of
+// the additions round a large sum.
 template <class V, class Body>
 inline double sum_of(int64_t n, const Body& vector_at) {
   constexpr int kW = V::kWidth;
@@ -89,8 +92,8 @@ inline double sum_of(int64_t n, const Body& vector_at) {
   return horizontal_sum(total);
 }
 
-// The largest of n numbers, padded to whole vectors. Four running maxima, since each waits for its last
-// comparison.
+// Returns the largest of n numbers, which are padded to whole vectors. There are four running maxima because
+// each has to wait for its last comparison.
 template <class V>
 inline typename V::Real largest(const typename V::Real* x, int64_t n) {
   constexpr int kW = V::kWidth;
@@ -103,7 +106,7 @@ inline typename V::Real largest(const typename V::Real* x, int64_t n) {
   return horizontal_max(max(max(top[0], top[1]), max(top[2], top[3])));
 }
 
-// Whole vectors of 16-bit numbers to `scratch`; the number of columns done.
+// Converts 16-bit numbers to `scratch` as far as whole vectors reach. Returns the number of columns done.
 template <bool kBf16, class V>
 inline int64_t load_halves(const uint16_t* h, int64_t n, typename V::Real* scratch) {
   int64_t i = 0;
@@ -111,8 +114,8 @@ inline int64_t load_halves(const uint16_t* h, int64_t n, typename V::Real* scrat
   return i;
 }
 
-// Columns [start, start + n) as numbers, padded with -inf to a whole number of vectors. Points into the row
-// itself where that is possible, else to `scratch`.
+// Returns columns [start, start + n) as numbers, padded with -inf to a whole number of vectors. The result
+// points into the row itself where that is possible, else to `scratch`.
 template <class V>
 inline const typename V::Real* load_block(const RowPointer& row, int64_t start, int64_t n,
                                           typename V::Real* scratch) {
@@ -138,7 +141,8 @@ inline const typename V::Real* load_block(const RowPointer& row, int64_t start, 
   return scratch;
 }
 
-// `scratch` to 16-bit numbers, as far as pairs of vectors reach. The number of columns done.
+// Converts `scratch` from column i on to 16-bit numbers, as far as pairs of vectors reach. Returns the number
+// of columns done.
 template <bool kStreamed, class V>
 inline int64_t store_halves(const typename V::Real* scratch, int64_t i, int64_t n, uint16_t* h, bool bf16,
                             bool nan) {
@@ -167,8 +171,8 @@ inline int64_t store_floats(const typename V::Real* scratch, int64_t i, int64_t 
   return i;
 }
 
-// Where a loop puts its vectors: numbers of the kind that it computes with, or 16-bit ones, two vectors at a
-// time.
+// Destinations of a loop that computes a gradient. ToNumbers stores one vector at a time in the loop's own
+// number type, ToHalves two vectors as 16-bit numbers.
 template <class V, bool kStreamed>
 struct ToNumbers {
   static constexpr int kVectors = 1;
@@ -197,8 +201,8 @@ struct ToHalves {
   }
 };
 
-// The first n numbers of `scratch` to columns [start, start + n). `streamed`: past the caches; `nan`: whether
-// there may be NaN among them that an operand brought along.
+// Stores the first n numbers of `scratch` to columns [start, start + n). `streamed`: whether the stores
+// bypass the caches; `nan`: whether the numbers may contain a NaN that an operand brought along.
 template <class V>
 inline void store_block(const typename V::Real* scratch, int64_t n, const RowPointer& row, int64_t start,
                         bool streamed, bool nan) {

@@ -15,10 +15,11 @@
 namespace fastkd::cpu {
 namespace {
 
-// A gradient larger than the caches is written past them; a smaller one is read again soon.
+// A gradient larger than the caches is written past them. A smaller one will soon be read again.
 constexpr int64_t kStreamedBytes = int64_t(16) << 20;
-// Work below which another thread costs more than it brings, and what one grab takes: as much as leaves some
-// grabs for each thread, since threads that change places often are in each other's way.
+// kElementsPerThread: below this much work another thread costs more than it gains. The other constants bound
+// the work that a thread claims at once ("grab"): each thread gets several grabs, but threads that claim work
+// too often disturb each other.
 constexpr int64_t kElementsPerThread = int64_t(1) << 16;
 constexpr int64_t kLeastPerGrab = int64_t(1) << 15, kMostPerGrab = int64_t(1) << 18;
 constexpr int64_t kGrabsPerThread = 16;
@@ -35,7 +36,7 @@ struct Queue {
   }
 };
 
-// Threads live for one call: starting one costs microseconds, and none is left to be lost in a fork.
+// Threads live for one call. Starting one costs microseconds, and no thread can get lost in a fork.
 template <class Body>
 void on_threads(int64_t rows, int64_t columns, int threads, const Body& body) {
   Queue queue;

@@ -1,5 +1,6 @@
-// Loops over a block that do nothing but exponentials and their sums. A loop that did all at once would hold
-// too few of its long chains of dependent instructions in flight; what it stores comes back from L1.
+// Loops over a block that compute exponentials and their sums, and nothing else. Exponentials are long chains
+// of dependent instructions; a loop that also did the rest of the work would hold too few of them in flight.
+// The results that these loops store are read back from L1.
 #pragma once
 
 #include "row_blocks.h"
@@ -12,7 +13,7 @@ struct ExpSums {
   double first = 0, squares = 0;
 };
 
-// body(f) with f(x) = 2^(x * scale - shift)
+// Calls body(f) with f(x) = 2^(x * scale - shift), for any scale and shift.
 template <class V, class Body>
 inline void with_exp2(typename V::Real scale, typename V::Real shift, const Body& body) {
   if (ShiftedExp2<V>::takes(scale, shift)) {
@@ -22,8 +23,9 @@ inline void with_exp2(typename V::Real scale, typename V::Real shift, const Body
   }
 }
 
-// out = 2^(x * scale - shift), and the sums. The row is asked for beforehand at `ahead`: the hardware's
-// prefetcher stops at the page's end, about where a block does. (A prefetch past the row is harmless.)
+// Computes out = 2^(x * scale - shift) and returns the sums of these and of their squares. The row's next
+// block, at `ahead` with `step` bytes per column, is prefetched: the hardware's prefetcher stops at the end
+// of a page, which is about where a block ends. (A prefetch past the row is harmless.)
 template <class V, class R>
 inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, const char* ahead,
                             int64_t step) {
@@ -42,7 +44,7 @@ inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, con
   return sums;
 }
 
-// `toward`: columns to the block that comes next.
+// `toward`: distance in columns to the block that the sweep visits next.
 template <class V, class Div, class R>
 inline ExpSums student_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
                                     RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {

@@ -1,4 +1,5 @@
-// The entry points of each instruction set. Included by files with and without ISA flags: declarations only.
+// The entry points of each instruction set. Files with and without ISA flags include this header; it must
+// contain declarations only.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,8 @@
 
 namespace fastkd {
 
-// Hands out rows [*begin, *end) until it returns false; shared by the threads of a call.
+// Sets the next rows [*begin, *end) to work on, or returns false if there are none. The threads of a call
+// share its state.
 using NextRows = bool (*)(void* state, int64_t* begin, int64_t* end);
 
 struct CpuKernels {

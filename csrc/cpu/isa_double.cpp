@@ -1,4 +1,4 @@
-// float64, apart from the other baseline kernels so that both compile at once.
+// The float64 kernels, in a file apart from the other baseline kernels so that the two compile in parallel.
 #define FASTKD_ISA isa_double
 #include "vec_baseline.h"
 // after VecOf

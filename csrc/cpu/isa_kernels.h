@@ -1,4 +1,4 @@
-// Included once by each isa_*.cpp, after its Vec.
+// The kernels over an instruction set's vector type. Each isa_*.cpp includes this header once, after its Vec.
 #pragma once
 
 #include "isa.h"

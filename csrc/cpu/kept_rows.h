@@ -1,4 +1,5 @@
-// Rows of numbers that one sweep leaves for the next. They stay in the caches while a row is worked on.
+// Scratch buffers of one row's length, which one sweep writes and the next reads. They stay in the caches
+// while a row is being processed.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,10 @@ inline namespace FASTKD_ISA {
 template <class R>
 class KeptRows {
  public:
-  // `columns` of each row can be read and written, with some more for the last vector.
+  // In each row `columns` numbers can be read and written, and some more to complete the last vector.
   KeptRows(int rows, int64_t columns) : stride_((columns + kLine + kPage - 1) / kPage * kPage + kApart) {
     const int64_t bytes = rows == 0 ? 0 : (rows * stride_ + kApart) * static_cast<int64_t>(sizeof(R));
-    // Page faults would cost as much as several rows.
+    // Page faults would cost as much as several rows, hence huge pages for large buffers.
     const bool huge = bytes >= kHuge / 2;
     align_ = std::align_val_t(huge ? kHuge : 64);
     if (bytes == 0) return;
@@ -33,8 +34,9 @@ class KeptRows {
 
  private:
   static constexpr int64_t kLine = 64 / sizeof(R), kPage = 4096 / sizeof(R);
-  // Where logits are a power of two apart, rows that began where they do in a page would share the caches'
-  // sets with them, and their stores would pass for ones to the logits that are read next.
+  // Rows of logits are often a power of two apart. If these rows began at the same place in a page as the
+  // logits, both would share the caches' sets, and the processor would mistake stores to these rows for
+  // stores to the logits that it reads next.
   static constexpr int64_t kApart = 21 * kLine;
   static constexpr int64_t kHuge = int64_t(2) << 20;
   int64_t stride_;

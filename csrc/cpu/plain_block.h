@@ -1,4 +1,5 @@
-// Blocks whose logits lie in memory as whole vectors, and are converted where they are used.
+// The fast path for blocks whose logits are whole, contiguous vectors in memory. They are converted where
+// they are used.
 #pragma once
 
 #include "exponentials.h"
@@ -7,7 +8,7 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Logits as they lie in memory.
+// Logits that are stored in memory as the numbers that the kernel computes with.
 template <class V>
 struct Floats {
   static constexpr int64_t kBytes = sizeof(typename V::Real);
@@ -26,17 +27,19 @@ struct Halves {
   V at(int64_t i) const { return V::load16(x + i, kBf16); }
 };
 
-// Logarithms of the exponentials would show a short polynomial's error where models differ little.
+// The exponential for logits in Memory. The short polynomial is precise enough for 16-bit logits, but not for
+// divergences that take logarithms of the exponentials: they would show its error where the models differ
+// little.
 template <class V, class Div, class Memory>
 using Exp2Of = ShiftedExp2<V, Memory::kBytes == 2 && !Div::kLog>;
 
-// Where the teacher's logits lie, if there is one.
+// Returns the address of the teacher's logits from `column` on, or null without a teacher.
 template <class V, class Div>
 inline const char* teacher_at(const RowBlocks<V, Div>& blocks, int64_t column) {
   return RowSetup<V, Div>::kTeacher ? blocks.t.at(column) : nullptr;
 }
 
-// body(s, t): the block's logits of both sides.
+// Calls body(s, t) with the block's logits of both sides, in memory.
 template <class V, class Div, class R, class Body>
 inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
   const char *const s = blocks.s.at(b.start), *const t = teacher_at(blocks, b.start);
@@ -50,14 +53,15 @@ inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, cons
   }
 }
 
-// body(s, t): the same, or what the block has been loaded to, for a view that asks for logits.
+// Calls body(s, t) with the block's logits of both sides if the view needs logits: as with_memory() does, or
+// with the logits that the block has been loaded to.
 template <View kView, class V, class Div, class R, class Body>
 inline void with_logits(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
   if (kView != View::kFull || b.s != nullptr) return body(Floats<V>(b.s), Floats<V>(b.t));
   if constexpr (V::kSimd && kView == View::kFull) with_memory(blocks, b, body);
 }
 
-// NaN is passed over.
+// Returns the largest of n logits; NaN is ignored.
 template <class V, class Memory>
 inline typename V::Real plain_largest(Memory x, int64_t n) {
   V top(kLowest<typename V::Real>);
@@ -65,7 +69,7 @@ inline typename V::Real plain_largest(Memory x, int64_t n) {
   return horizontal_max(top);
 }
 
-// Of which 0 times any is 0.
+// A vector known to be finite, so that times_add() needs no guard against 0 * inf.
 template <class V>
 struct Finite {
   V v;
@@ -77,14 +81,15 @@ inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
   return fma(weight.v, x.v, sum.v);
 }
 
-// Sweep 1 over a block of finite logits, none far from the others. Whether it is one shows when it is done.
+// The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
+// loop it is known whether the block is one (`valid`).
 struct PlainSums {
   bool valid;
   double s, squares, t, stream[kMaxStreams];
 };
 
 // `kAlike`: both sides have the same scale and shift, and the base is small. One set of constants then fits
-// in registers, two do not, and ratios need neither scale nor base before they are added up.
+// in registers (two do not), and ratios need neither scale nor base before they are added up.
 template <bool kAlike, class V, class Div, class R, class Memory>
 inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                             const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
@@ -97,7 +102,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   const char* const ahead_s = blocks.s.at(b.start + kBlock);
   const char* const ahead_t = teacher_at(blocks, b.start + kBlock);
   const bool stored = V::kKeeps || setup.power > 2;
-  // Copies, which no store can reach.
+  // Copies in local variables: the compiler knows that the stores below do not change them.
   R *const out_s = b.es, *const out_t = b.et;
   const int64_t n = b.n;
   const Div div = setup.div;
@@ -127,7 +132,8 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
       }
       return e;
     };
-    // Two at a time, as sum_of() has four. The exponentials of 16 bits are not worth it.
+    // Adds two vectors at a time, as sum_of() adds four. For 16-bit logits the extra precision is not worth
+    // it.
     constexpr bool kFine = Memory::kBytes > 2;
     const int64_t stop = kFine ? std::min(n, i + kStretch) : n;
     for (; kFine && i + 2 * kW <= stop; i += 2 * kW) {
@@ -143,7 +149,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
     all_s = all_s + of_s, all_t = all_t + of_t;
     for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
   }
-  // NaN is not less than anything.
+  // NaN fails both comparisons.
   PlainSums sums{false, horizontal_sum(all_s), horizontal_sum(squares), horizontal_sum(all_t), {0, 0, 0}};
   sums.valid = sums.s <= setup.most && sums.t <= setup.most && Exp2::was_near(seen);
   for (int k = 0; k < Div::kStreams; ++k) {
@@ -156,7 +162,8 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
   return sums;
 }
 
-// The student's exponentials at temperature 1, where they are neither those at hand nor their squares.
+// Computes the student's exponentials at temperature 1, where they are neither those of the divergence nor
+// their squares. Returns their sum.
 template <class V, class Div, class R>
 inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row,
                                   const RowBlocks<V, Div>& blocks, const Block<R>& b, R* out) {
@@ -193,8 +200,9 @@ inline void plain_exponentials(Exp2 exp2_of, Memory x, int64_t n, R* out, const 
   }
 }
 
-// For the later sweeps: a block with its exponentials, unless the first sweep has kept them. `logits`:
-// whether with_logits() will be asked for it; `toward`: columns to the block that comes next.
+// For the later sweeps: returns a block with its exponentials, which are computed unless the first sweep has
+// kept them. `logits`: whether the caller will use with_logits(); `toward`: distance in columns to the block
+// that the sweep visits next.
 template <class V, class Div, class R>
 inline Block<R> with_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
                                   RowBlocks<V, Div>& blocks, int64_t start, bool logits, int64_t toward) {

@@ -1,4 +1,4 @@
-// Coefficients that the SIMD variants share, highest power first.
+// Coefficients that the SIMD instruction sets share, highest power first.
 #pragma once
 
 #include "../divergences/entry.h"
@@ -11,15 +11,16 @@ constexpr int kExp2Terms = 7;
 constexpr float kExp2[kExp2Terms] = {
     0.000216129212f, 0.00124678448f, 0.00967545173f, 0.0554852805f, 0.240229306f, 0.693147044f, 1.0f};
 
-// (2^f - 1) / f on [-1/2, 1/2]: minimax with the constant held at ln 2, relative error of 2^f 1.1e-7. An
-// error is the same for all like arguments and would show at high temperatures; there they are near 0, where
-// this one vanishes.
+// (2^f - 1) / f on [-1/2, 1/2]: minimax with the constant held at ln 2, relative error of 2^f 1.1e-7. All
+// arguments near each other have the same error, which would show at high temperatures. There the arguments
+// are near 0, where the error of this polynomial vanishes.
 constexpr int kExp2CenteredTerms = 5;
 constexpr float kExp2Centered[kExp2CenteredTerms] = {0.00133006054f, 0.00966969132f, 0.0555055849f,
                                                      0.240222827f, 0.693147182f};
 
-// The same within 7.4e-6, for logits of 16 bits, whose own rounding is a hundred times that. Its error is as
-// large at -1/2 as at 1/2: where logits differ little, so do their exponentials, whatever they round to.
+// The same within 7.4e-6, for 16-bit logits, whose own rounding is a hundred times as large. The error at
+// -1/2 equals that at 1/2: logits that differ little then have exponentials that differ little, even where
+// they round to different integers.
 constexpr int kExp2BriefTerms = 4;
 constexpr float kExp2Brief[kExp2BriefTerms] = {0.00939145414f, 0.0558278349f, 0.240276972f, 0.693147181f};
 

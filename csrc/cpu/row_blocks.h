@@ -1,4 +1,4 @@
-// The blocks of a row pair: their logits as numbers, and where their exponentials lie.
+// The blocks of a pair of rows: their logits as numbers, and the buffers for their exponentials.
 #pragma once
 
 #include <cstring>
@@ -11,23 +11,24 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Divergences whose student's gradient asks of the logits for no more than the terms of the cross stream.
+// Whether the student's gradient needs the logits only for the terms of the cross stream, which sweep 1 can
+// keep.
 template <class Div>
 constexpr bool kKeepsTerms = std::is_base_of<Power, Div>::value;
 
 template <class R>
 struct Block {
   int64_t start, n;
-  const R* s = nullptr;  // logits, or null where nobody asks for them
+  const R* s = nullptr;  // the student's logits, or null where the sweep does not need logits
   const R* t = nullptr;
   R* es;    // exponentials of the student
   R* et;    // of the teacher
-  R* left;  // what one sweep leaves for the next: logarithms, or the terms of a cross stream
+  R* left;  // what one sweep keeps for the next: logarithms, or the terms of a cross stream
 
   bool holds(int64_t column) const { return column >= start && column < start + n; }
 };
 
-// A thread's, used for one row after another.
+// One per thread, reused for all of its rows.
 template <class V, class Div>
 class RowBlocks {
  public:
@@ -36,10 +37,10 @@ class RowBlocks {
   static constexpr int kW = V::kWidth;
 
   RowPointer s{}, t{};               // the row's logits
-  const bool keeps;                  // whether the first sweep's exponentials serve the others
-  alignas(64) R out_s[kBlock + kW];  // exponentials that are not kept; gradients
+  const bool keeps;                  // whether the later sweeps reuse the exponentials of the first
+  alignas(64) R out_s[kBlock + kW];  // scratch: exponentials that are not kept; gradients
   alignas(64) R out_t[kBlock + kW];
-  alignas(64) R e1[kBlock + kW];  // what one loop over a block leaves for the next
+  alignas(64) R e1[kBlock + kW];  // scratch: what one loop over a block leaves for the next
 
   explicit RowBlocks(const DenseParams& params)
       : keeps(V::kKeeps && params.phase == Phase::kAll && params.vocab <= kMostKept),
@@ -50,17 +51,18 @@ class RowBlocks {
               params.vocab),
         shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
 
-  // Whether the block's logits lie in memory as whole vectors, of one kind on both sides.
+  // Whether the block's logits are whole vectors in memory, with the same dtype on both sides.
   bool is_plain(const Block<R>& b, int64_t label) const {
     if (!V::kSimd || b.n % kW != 0 || (Setup::kSplits && b.holds(label))) return false;
     if (!s.dense() || s.dtype == Dtype::kFloat64) return false;
     return !Setup::kTeacher || (t.dense() && t.dtype == s.dtype);
   }
 
-  // Where the last block starts; below 0 in an empty shard of the vocabulary, which has none.
+  // Returns the start of the last block. An empty shard of the vocabulary has no blocks; the result is then
+  // negative.
   int64_t last() const { return (vocab_ + kBlock - 1) / kBlock * kBlock - kBlock; }
 
-  // The block without its logits.
+  // Returns the block without its logits.
   Block<R> at(int64_t start) {
     Block<R> b;
     b.start = start;
@@ -71,6 +73,7 @@ class RowBlocks {
     return b;
   }
 
+  // Returns the block with its logits as numbers, and with -inf for a label that the divergence treats apart.
   Block<R> load(int64_t start, int64_t label) {
     Block<R> b = at(start);
     b.s = load_block<V>(s, start, b.n, buffer_s_);
@@ -84,7 +87,7 @@ class RowBlocks {
     return b;
   }
 
-  // What the exponentials of a block are relative to, where they are kept.
+  // The shifts that the kept exponentials of a block are relative to.
   Shifts<R>& shift(const Block<R>& b) { return shifts_[b.start / kBlock]; }
 
  private:
@@ -93,7 +96,7 @@ class RowBlocks {
   static constexpr int kTeacherRow = Setup::kTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;
   static constexpr bool kLeaves = Div::kLog || kKeepsTerms<Div>;
 
-  // The block in `buffer`, with -inf at `place`.
+  // Copies the block to `buffer`, with -inf at `place`.
   static const R* without(const R* x, R* buffer, int64_t n, int64_t place) {
     if (x != buffer) std::memcpy(buffer, x, (n + kW - 1) / kW * kW * sizeof(R));
     buffer[place] = kLowest<R>;

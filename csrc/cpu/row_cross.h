@@ -1,4 +1,4 @@
-// The cross stream of a divergence of one power, sum p^a q^(1 - a), and its terms.
+// The terms of the cross stream sum p^a q^(1 - a), for divergences with a single power a.
 #pragma once
 
 #include "row_entries.h"
@@ -6,8 +6,9 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Fills b.left with the terms. Where all entries of the block are near each other, cross_term() comes down to
-// one exponential, which then has a loop of its own; `exponents` is scratch.
+// Fills b.left with the terms and returns their sum. Where all entries of the block are near each other,
+// cross_term() reduces to one exponential, which then has a loop of its own. `shifted`: whether the terms
+// have a cross shift; `exponents`: a scratch buffer.
 template <class V, class Div, class R>
 inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted, const Block<R>& b,
                           R* exponents) {
@@ -17,7 +18,7 @@ inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
     Entry<V> e;
     add_logits(c, b, i, e);
     const V by = V(div.teacher_power(0) * kLog2e) * e.relative;
-    far = where_le(abs(by), V(20), far, V(1));  // NaN is far
+    far = where_le(abs(by), V(20), far, V(1));  // NaN counts as far
     by.store(exponents + i);
   }
   const auto store = [&](int64_t i, V term) {

@@ -1,4 +1,4 @@
-// One more sweep for rows that share little probability, see Functor::kDistant.
+// The additional sweep for rows that share little probability, see Functor::kDistant.
 #pragma once
 
 #include "row_sums.h"
@@ -6,7 +6,7 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// In place of found.sum. Few rows come here, so every block takes the slow way, which has its logits.
+// Replaces found.sum. Few rows come here, so every block is loaded as numbers and takes no fast path.
 template <class V, class Div, class R>
 inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                               RowBlocks<V, Div>& blocks, Row<double>& found) {

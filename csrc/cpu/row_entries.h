@@ -1,4 +1,4 @@
-// Entries of a block as the divergences see them, a vector of them at a time.
+// Builds the entries that the divergences work on, a vector of columns at a time.
 #pragma once
 
 #include <algorithm>
@@ -8,17 +8,18 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// The row's constants as vectors, for one block. The lower ones are known after the first sweep.
+// The row's constants as vectors, adapted to one block. Those from `offset` on are known after the first
+// sweep.
 template <class V>
 struct EntryScales {
   V to_s, to_t, shift_s, shift_t, to_nats, temperatures, less_base, base, cross_shift;
   V offset;                       // Row::offset
-  V row_r_s, row_r_t;             // from the row's exponentials to probabilities
-  V r_s, r_t;                     // from the block's, which may be relative to other shifts
-  V factor_s, factor_t;           // from the block's to the row's
-  V factor_term;                  // from the block's cross terms to the row's
+  V row_r_s, row_r_t;             // factors from exponentials relative to the row's shifts to probabilities
+  V r_s, r_t;                     // the same for the block's exponentials, whose shifts may be others
+  V factor_s, factor_t;           // factors from the block's exponentials to the row's
+  V factor_term;                  // the same for the terms of the cross stream
   double factor;                  // factor_s as a number
-  Shifts<typename V::Real> kept;  // what the block's are relative to
+  Shifts<typename V::Real> kept;  // the shifts of the block's exponentials
 };
 
 template <class V, class Div, class R>
@@ -33,7 +34,7 @@ inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowStat
   return c;
 }
 
-// `offset`: Row::offset
+// Sets all constants, for a block with the row's own shifts. `offset`: Row::offset.
 template <class V, class Div, class R>
 inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row, double offset) {
   EntryScales<V> c = raw_scales_of(setup, row);
@@ -46,19 +47,21 @@ inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>
   return c;
 }
 
-// For a block whose exponentials were kept relative to other shifts.
+// Adapts the constants to a block whose exponentials were kept relative to other shifts.
 template <class V, class Div, class R>
 inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
   if (kept == c.kept) return;
   c.kept = kept;
-  // Shifts rise, but for two that were shared until their sides parted, and but for the first of a row that
-  // begins without finite exponents, where all that was kept is 0 and its factor has to be finite.
+  // Shifts only rise, with two exceptions: a shift that both sides shared until they parted, and the first
+  // shift of a row that begins without finite exponents. In the latter case everything kept is 0, and its
+  // factor only has to be finite; hence the bound.
   constexpr double kMostFall = 32;
   const double by_s = std::min(double(kept.s) - row.shift.s, kMostFall);
   const double by_t = std::min(double(kept.t) - row.shift.t, kMostFall);
   const double factor_s = by_s == 0 ? 1 : std::exp2(by_s), factor_t = by_t == 0 ? 1 : std::exp2(by_t);
   if constexpr (kKeepsTerms<Div>) {
-    // The powers add up to 1: where the base is the same, the terms move as the student's exponentials do.
+    // The two powers add up to 1. With an unchanged base the terms therefore move as the student's
+    // exponentials do.
     const double by_base = kept.base - row.shift.base;
     c.factor_term = V(by_base == 0 ? factor_s : std::exp2(by_s + kLog2e * div.teacher_power(0) * by_base));
   }
@@ -67,7 +70,7 @@ inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, con
   c.factor = factor_s;
 }
 
-// From the logits' difference, not from the exponents, whose rounding would drown a small ratio.
+// Computed from the logits' difference. The rounding of the two exponents would drown a small ratio.
 template <class V>
 inline V ratio_of(const EntryScales<V>& c, V s, V t) {
   return fma(fms(t, c.temperatures, s), c.to_nats, c.less_base);
@@ -82,13 +85,13 @@ inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
   e.base = c.base;
 }
 
-// From the logits of the entries from column i of the block on.
+// Sets what depends on the logits, for the entries from column i of the block on.
 template <class V, class R>
 inline void add_logits(const EntryScales<V>& c, const Block<R>& b, int64_t i, Entry<V>& e) {
   add_logits(c, V::load(b.s + i), V::load(b.t + i), e);
 }
 
-// What the first sweep knows.
+// Returns the fields of an entry that the first sweep knows.
 template <class V, class R>
 inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
   Entry<V> e;
@@ -98,7 +101,8 @@ inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<R>& b, int64_t i)
   return e;
 }
 
-// `r_s`, `r_t`: from exponentials to probabilities, or to multiples of them.
+// Returns the fields of an entry that the exponentials determine. `r_s`, `r_t`: the factors from exponentials
+// to probabilities, or to multiples of them.
 template <class V, class R>
 inline Entry<V> shares(const Block<R>& b, int64_t i, V r_s, V r_t) {
   Entry<V> e;
@@ -110,11 +114,11 @@ inline Entry<V> shares(const Block<R>& b, int64_t i, V r_s, V r_t) {
   return e;
 }
 
-// What the exponentials alone tell.
+// The same for probabilities.
 template <class V, class Div, class R>
 inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
   if constexpr (!Div::kCross) return shares(b, i, c.r_s, c.r_t);
-  // In two steps, as the terms of the cross stream are made.
+  // In two steps, as the terms of the cross stream are computed, so that both round alike.
   Entry<V> e;
   e.es = V::load(b.es + i) * c.factor_s;
   e.et = V::load(b.et + i) * c.factor_t;
@@ -138,15 +142,15 @@ inline Row<V> widened(const Row<double>& row) {
   return wide;
 }
 
-// How much of an entry a sweep looks at.
+// The fields of an entry that a sweep uses.
 enum class View {
-  kProbabilities,  // what the exponentials tell
-  kStudentLog,     // besides, what a mixture's student_log() gives
-  kTerm,           // besides, the term of the cross stream
+  kProbabilities,  // the fields that the exponentials determine
+  kStudentLog,     // in addition what student_log() returns
+  kTerm,           // in addition the term of the cross stream
   kFull
 };
 
-// What the student's gradient is made of, when the sums are known.
+// The view that suffices for the student's gradient once the sums are known.
 template <class Div>
 constexpr View kStudentView =
     std::is_same<Div, NoDivergence>::value || std::is_same<Div, OffSupport>::value ||
@@ -157,7 +161,7 @@ constexpr View kStudentView =
     : kKeepsTerms<Div> ? View::kTerm
                        : View::kFull;
 
-// `s`, `t`: the block's logits, where the view is full.
+// `s`, `t`: the block's logits, needed if the view is kFull.
 template <View kView, class Div, class V, class R, class Logits>
 inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, Logits s, Logits t) {
   Entry<V> e = probabilities<V, Div>(c, b, i);

@@ -1,4 +1,5 @@
-// Rows whose largest logits are so large that float32 has few digits left for what they differ by, or none.
+// Rows whose largest logits are so large that float32 has few digits left for the differences of the logits,
+// or none.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +12,8 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Whether the exponent of 2 of a finite logit is beyond 2^13, where its last digit is a thousandth. The
-// scalar float64 kernel takes ten times as long, so few rows should get there.
+// Whether the exponent of 2 of a finite logit exceeds 2^13, where its last digit is worth a thousandth. The
+// scalar float64 kernel takes ten times as long, so only few rows should be extreme.
 template <class R>
 inline bool is_extreme(R logit, R to_exponent) {
   return std::isfinite(logit) && !(std::fabs(logit * to_exponent) < R(8192));
@@ -20,7 +21,7 @@ inline bool is_extreme(R logit, R to_exponent) {
 
 template <class V, class Div, class R>
 inline bool is_extreme(const RowSetup<V, Div>& setup, const RowState<R>& row) {
-  // A ratio that has overflowed, and with it its sum, may be finite in float64.
+  // A log-ratio that has overflowed, and its sum with it, may be finite in float64.
   for (int k = 0; k < (Div::kCross ? 0 : Div::kStreams); ++k) {
     if (std::isinf(row.stream[k])) return true;
   }
@@ -29,15 +30,16 @@ inline bool is_extreme(const RowSetup<V, Div>& setup, const RowState<R>& row) {
          (setup.kSplits && (is_extreme(row.label_s, to_s) || is_extreme(row.label_t, to_t)));
 }
 
-// A thread's, used for one row after another. Losses do not change where a constant is taken from a row, but
-// for the z-loss, which is told: such a row, or the call's phase of it, is worked out once more, in float64,
-// with its largest logit at 0.
+// Runs extreme rows in float64; one object per thread, reused for all of its rows. Subtracting a constant
+// from a row of logits does not change any loss except the z-loss, which receives the constant (lse_less). An
+// extreme row, or the call's phase of it, is therefore computed once more in float64, with its largest logit
+// moved to 0.
 template <class R>
 class ExtremeRow {
  public:
   explicit ExtremeRow(const DenseParams& params) : params_(params) {}
 
-  // Row r of the call. `top_s`, `top_t`: its largest finite logits.
+  // Runs row r of the call. `top_s`, `top_t`: its largest finite logits.
   void run(int64_t r, const RowPointer& s, const RowPointer& t, double top_s, double top_t) {
     DenseParams p = params_;
     double loss = 0, coefficient = 0, metrics[metric::kCount], record[record::kCount];
@@ -82,7 +84,7 @@ class ExtremeRow {
   }
 
  private:
-  // The rest of a record is relative to the largest logits.
+  // Moves the logits in a record. All its other columns are relative to the row maxima and do not change.
   static void raise_record(double* record, double by_s, double by_t) {
     record[record::kMaxS] += by_s;
     record[record::kMaxT] += by_t;
@@ -90,6 +92,7 @@ class ExtremeRow {
     record[record::kLabelT] += by_t;
   }
 
+  // Copies the row in float64 to `out`, less `by`.
   Rows lowered(const RowPointer& row, double by, std::vector<double>& out) const {
     out.resize(static_cast<size_t>(params_.vocab));
     for (int64_t i = 0; i < params_.vocab; ++i) {

@@ -1,4 +1,5 @@
-// The last sweep, back to front, so that it finds in the caches what was read or written most recently.
+// The last sweep: the gradients. It runs from the last block to the first, so that it finds in the caches
+// what was read or written most recently.
 #pragma once
 
 #include "plain_block.h"
@@ -36,7 +37,7 @@ class RowGradient {
     hot_ = ce * (1 - params.label_smoothing) * scale;
   }
 
-  // `coefficient`: of q in a sparse teacher's gradient.
+  // Writes both gradients. `coefficient`: the factor of q in the gradient of a sparse teacher's divergence.
   void write(const RowPointer& grad_s, const RowPointer& grad_t, double coefficient) {
     EntryScales<V> c = scales_of(setup_, state_, found_.offset);
     const bool both = Setup::kTeacher && grad_t.data != nullptr;
@@ -53,7 +54,7 @@ class RowGradient {
           with_exponentials(setup_, state_, blocks_, start, all || (separate && setup_.power == 0), -kBlock);
       if (blocks_.keeps) adapt(setup_.div, c, state_, blocks_.shift(b));
       if constexpr (Div::kLog) {
-        // Else the middle sweep has left them.
+        // In a call of one phase the middle sweep has already computed them.
         if (!after_sums) logarithms(setup_.div, c, b, blocks_.e1);
       }
       if (separate) exponentials_at_one(setup_, state_, blocks_, b, blocks_.e1);
@@ -76,7 +77,8 @@ class RowGradient {
     }
   }
 
-  // A sparse teacher's entries once more, each rounded once.
+  // Writes the student's gradient at a sparse teacher's entries again, now complete, so that each is rounded
+  // once.
   void write_entries(const SparseRow<R>& sparse, const RowPointer& grad_s) const {
     sparse.visit([&](int64_t column, double logit, double by_student) {
       double grad = by_student_ * by_student + spread_;
@@ -87,7 +89,8 @@ class RowGradient {
   }
 
  private:
-  // Calls `differentiate` with where to put the student's gradient. False where it needs a buffer first.
+  // Calls differentiate(to) with a `to` that stores the student's gradient directly in memory. Returns false,
+  // without calling it, where the gradient needs a buffer first.
   template <class Body>
   bool put(const Block<R>& b, const RowPointer& grad, bool nan, const Body& differentiate) const {
     if constexpr (V::kSimd) {
@@ -113,7 +116,7 @@ class RowGradient {
     return false;
   }
 
-  // `one`: exponentials at temperature 1, or those at hand, of which they are the squares.
+  // `one`: the exponentials at temperature 1, or those of which they are the squares.
   template <View kView, bool kBothSides, class To>
   void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double coefficient, To to) {
     double slope = 0, level = level_;
@@ -125,7 +128,8 @@ class RowGradient {
     differentiate<kView, kBothSides, false>(c, b, one, slope, level, coefficient, to);
   }
 
-  // `kSquares`: slope is all there is of the softmax.
+  // `kSquares`: whether the softmax's gradient consists of the term with `slope` only, and there is no label
+  // smoothing.
   template <View kView, bool kBothSides, bool kSquares, class To>
   void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double slope, double level,
                      double coefficient, To to) {
@@ -170,7 +174,7 @@ class RowGradient {
       for (int64_t stop = label < 0 ? 0 : label / kStep * kStep + kStep;; stop = 0) {
         for (; i >= stop; i -= kStep) put(i, [&](int64_t k) { return gradient(k, s, t); });
         if (i < 0) break;
-        // The label's, before the one rounding.
+        // The vector with the label: subtract the label's part before the gradient is rounded, once.
         R part[kStep];
         for (int64_t k = 0; k < kStep; k += kW) gradient(i + k, s, t).store(part + k);
         part[label - i] -= static_cast<R>(hot_);
@@ -180,7 +184,8 @@ class RowGradient {
     });
   }
 
-  // Where the label is not among the exponentials: in full precision, before the one rounding.
+  // For a divergence that treats the label apart: the label's gradient, in full precision before the one
+  // rounding.
   void add_label(const Block<R>& b) {
     if (!Setup::kSplits || !b.holds(state_.label)) return;
     const int64_t place = state_.label - b.start;
@@ -197,7 +202,7 @@ class RowGradient {
   const Row<V> row_;
   const double scale_, lse_;
   double by_student_, by_teacher_, by_softmax_, spread_, hot_;
-  double level_;  // of the softmax, from the row's exponentials at temperature 1
+  double level_;  // factor from the row's exponentials at temperature 1 to the softmax's gradient
 };
 
 }  // namespace FASTKD_ISA

@@ -1,5 +1,5 @@
-// One token's loss and gradients, in two sweeps over its two rows (three where a divergence's sums need both
-// log-sum-exps first), or one phase of them.
+// Computes one token's loss and gradients in two sweeps over its two rows (three where a divergence's sums
+// need both log-sum-exps first), or runs one phase of them.
 #pragma once
 
 #include "row_distant.h"
@@ -67,7 +67,7 @@ class RowKernel {
     }
     if constexpr (Div::kDistant) {
       if (params_.phase == Phase::kFinish) {
-        row.distant = row.sum[0] < 0;  // a logarithm
+        row.distant = row.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
       } else if (params_.phase != Phase::kSums && setup_.div.is_distant(row.sum)) {
         find_distant_sums(setup_, state_, blocks_, row);
       }
@@ -80,7 +80,7 @@ class RowKernel {
     finish(r, row, loss_scale, grad_scale);
   }
 
-  // A row that is not read.
+  // Writes the results of a row that is not read: zeros.
   void skip(int64_t r) {
     if (params_.phase != Phase::kAll && params_.phase != Phase::kFinish) return;
     const RowPointer grad_s = row_of(params_.grad_student, params_.inner, r);
@@ -135,7 +135,7 @@ class RowKernel {
     if (grad_s.data != nullptr) zero_columns(grad_s, params_.vocab, params_.grad_student.columns);
   }
 
-  // Whether the sparse teacher itself is here, not its coefficients.
+  // Whether the call has the sparse teacher itself, and not the coefficients that were computed from it.
   bool sees_sparse() const { return Setup::kSparse && params_.phase == Phase::kAll; }
 
   const DenseParams& params_;
@@ -146,7 +146,7 @@ class RowKernel {
   ExtremeRow<R> extreme_;
 };
 
-// Rows of a call, one after the other, until `next` gives no more.
+// Runs the rows of a call that `next` hands out, one after the other.
 template <class V, class NextRow>
 inline void dense_rows_with(const DenseParams& params, bool streamed, const NextRow& next) {
   visit_divergence(params.divergence, params.alpha, params.beta,

@@ -1,4 +1,4 @@
-// The logarithms that a divergence asks for, in loops of their own as the exponentials are.
+// The logarithms that a divergence with kLog needs, in loops of their own, as the exponentials are.
 #pragma once
 
 #include "polynomials.h"
@@ -7,17 +7,20 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// The teacher's share of the mixture that Entry::log speaks of.
+// The teacher's weight in the mixture whose logarithm Entry::log is.
 inline double teacher_share(const JSD& div) { return div.beta; }
 inline double teacher_share(const SkewForwardKL& div) { return div.beta; }
 inline double teacher_share(const SkewReverseKL& div) { return 1 - div.beta; }
 
-// Shares of at most 1 - kLeastShare go through series_logarithms(), those of at most kEven in one piece.
+// series_logarithms() computes the logarithms if the larger of the two weights is at most 1 - kLeastShare,
+// and in one piece if it is at most kEven.
 constexpr double kEven = 0.6, kLeastShare = 0.08;
 
-// log(m / larger). With w the share of the smaller, m = larger - w gap, and the logarithm is -2 atanh(z),
-// z = w gap / (2 larger - w gap) <= w / (2 - w): small enough for a plain series, which keeps all digits
-// where the models agree. Where m is small beside the larger it is compared with a fifth of that instead.
+// Sets b.left to log(m / larger), where `larger` is the larger of p and q. With w the weight of the smaller
+// one, m = larger - w gap, and the logarithm is -2 atanh(z) with
+//   z = w gap / (2 larger - w gap) <= w / (2 - w):
+// small enough for a plain series, which keeps all digits where the models agree. With kPieces, where m is
+// small compared with `larger`, it is instead compared with a fifth of `larger`.
 template <bool kPieces, class V, class R>
 inline void series_logarithms(double share, const EntryScales<V>& c, const Block<R>& b, R* pieces) {
   constexpr double kPiece = 0.2, kFrom = 0.4;
@@ -42,7 +45,7 @@ inline void series_logarithms(double share, const EntryScales<V>& c, const Block
   }
 }
 
-// Fills b.left, by way of `rests`.
+// Fills b.left with the logarithms. `rests`: a scratch buffer.
 template <class V, class Div, class R>
 inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<R>& b, R* rests) {
   const double share = teacher_share(div), larger_share = share < 0.5 ? 1 - share : share;

@@ -1,4 +1,4 @@
-// A row's metrics, from its state.
+// Computes a row's metrics from its state.
 #pragma once
 
 #include "row_value.h"
@@ -10,7 +10,8 @@ inline double entropy(double z, double moment, double shift, double temperature)
   return kLn2 * (shift + std::log2(z)) - moment / z / temperature;
 }
 
-// The entropy of the split and that among the others.
+// The entropy of a distribution, given the entropy among all columns but the label: that of the two classes,
+// plus that among the others.
 inline double entropy_with_label(double among_others, double others, double label) {
   return others * among_others - (label > 0 ? label * std::log(label) : 0) -
          (others > 0 ? others * std::log(others) : 0);
@@ -30,7 +31,8 @@ inline void write_metrics(const RowSetup<V, Div>& setup, const RowState<R>& row,
     const Row<double> parts = normalised(setup, row);
     student = entropy_with_label(parts.q_others > 0 ? student : 0, parts.q_others, parts.q_label);
     teacher = entropy_with_label(parts.p_others > 0 ? teacher : 0, parts.p_others, parts.p_label);
-    // -1: the label itself, first of equals by its column (which shards do not compare)
+    // -1 stands for the label itself. Of equal logits the first column counts (shards do not compare
+    // columns).
     const auto leads = [&](R label, R max, int64_t arg) {
       return label > max || (label == max && !params.sharded && row.label < arg);
     };

@@ -1,4 +1,5 @@
-// A row's state to and from its record, which speaks of the largest logits where the kernel has its shifts.
+// Converts a row's state to its record and back. The record's sums are relative to the row maxima, the
+// kernel's to its shifts.
 #pragma once
 
 #include "row_state.h"
@@ -6,7 +7,8 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// By how much a row's shifts exceed its largest logits, as exponents of 2, and its base theirs, in nats.
+// By how much a row's shifts exceed its maxima, as exponents of 2, and by how much its base exceeds the
+// log-ratio of the maxima, in nats.
 struct AboveLargest {
   double s, t, one, base;
 };
@@ -20,7 +22,8 @@ inline AboveLargest above_largest(const RowSetup<V, Div>& setup, const RowState<
           row.shift.base - kLn2 * (to_t - to_s)};
 }
 
-// The label's logit where the sum of logits is without it and a record's is not: in its own shard.
+// The label's logit, which the kernel's sum of logits leaves out and the record's includes, in the shard that
+// has the label; 0 elsewhere.
 template <class Div, class R>
 inline double split_logit(const RowState<R>& row) {
   return Div::kSplitsLabel && row.label_s != kLowest<R> ? row.label_s : 0;

@@ -1,4 +1,4 @@
-// What is the same for all rows of a call.
+// Constants of a call, the same for all of its rows.
 #pragma once
 
 #include <algorithm>
@@ -21,14 +21,14 @@ struct RowSetup {
 
   const DenseParams& params;
   const Div div;
-  const bool streamed;  // gradients go past the caches
+  const bool streamed;  // gradients bypass the caches
   const bool same_temperature, cross_entropy, needs_label, softmax, smoothed;
-  const int power;  // of an exponential that is the one at temperature 1: T where that is 1 to 4, else 0
-  // from logits to exponents of 2: the student's, the teacher's, the student's at temperature 1
+  const int power;  // T if it is 1, 2, 3 or 4 (then exp(s) = exp(s / T)^T), else 0
+  // Factors from logits to exponents of 2: for the student, the teacher, the student at temperature 1.
   const R to_exponent_s, to_exponent_t, to_exponent_1;
   const R to_nats, temperatures;  // 1 / T; T / T_t
-  // What a block's exponentials may add up to before the shift has to follow. Those at temperature 1 that are
-  // made apart have to stay finite.
+  // The sum that a block's exponentials may reach before the shift has to follow. The bound keeps
+  // exponentials at temperature 1 finite where they are computed separately.
   const double most;
 
   RowSetup(const DenseParams& p, Div divergence, bool past_caches)

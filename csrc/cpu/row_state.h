@@ -1,9 +1,9 @@
-// What the sweeps have found of a row so far.
+// The state of a row: the sums that the sweeps have collected so far.
 //
-// Exponentials are powers of two: x = logit * log2(e) / T - shift. The shift is an integer near the row's
-// maximum: that of the columns which asked for it. With equal temperatures and maxima near each other both
-// rows take the same one: equal logits then give equal exponentials, and q - p is right to the last digits
-// however alike the models are.
+// Exponentials are powers of two, with exponents x = logit * log2(e) / T - shift. The shift is an integer
+// near the row maximum: near the maximum of the columns that made the kernel change it. With equal
+// temperatures and maxima near each other both rows share one shift. Equal logits then give equal
+// exponentials, and q - p is right to the last digits however similar the models are.
 #pragma once
 
 #include <algorithm>
@@ -20,10 +20,10 @@ constexpr R kLowest = -std::numeric_limits<R>::infinity();
 
 template <class R>
 struct Shifts {
-  R s = 0, t = 0, one = 0;  // of the student, of the teacher, of the student at temperature 1
-  // Log-ratios are relative to that of the largest logits, so that logits which differ by a constant have
-  // ratios near 0. It is held twice: once as Entry::ratio has it, and once, in nats too, as the exponentials
-  // do, whose scales are rounded in another way.
+  R s = 0, t = 0, one = 0;  // for the student, the teacher, the student at temperature 1
+  // Log-ratios are relative to the log-ratio of the largest logits, so that logits which differ by a constant
+  // have ratios near 0. That number is stored twice, in nats: `ratio` as Entry::ratio uses it, and `base` as
+  // the exponentials imply it, whose scales are rounded differently.
   R ratio = 0;
   double base = 0;
 
@@ -32,33 +32,33 @@ struct Shifts {
 
 template <class R>
 struct RowState {
-  int64_t label = -1;  // -1: none, or in another shard
+  int64_t label = -1;  // -1: there is none, or it belongs to another shard
   R label_s = kLowest<R>, label_t = kLowest<R>;
   R max_s = kLowest<R>, max_t = kLowest<R>;
   int64_t arg_s = 0, arg_t = 0;
   double columns = 0;
   double logit_sum = 0;
-  // Relative to the shifts:
+  // All sums below are relative to the shifts.
   Shifts<R> shift;
   double z_s = 0, z_t = 0, z_1 = 0, moment_s = 0, moment_t = 0;
   double stream[kMaxStreams] = {0, 0, 0}, cross_shift = 0;
 };
 
-// -inf everywhere so far: any finite number will do.
+// The maximum, or 0 while all logits are -inf: any finite number will do then.
 template <class R>
 inline R finite(R x) {
   return x == kLowest<R> ? R(0) : x;
 }
 
-// The exponent of 2 of a largest logit, rounded. Where that is -inf, or so low that it becomes -inf here, any
-// finite shift will do, and keeps -inf - shift from being NaN.
+// Returns the exponent of 2 of a row maximum, rounded. Where it is -inf, or so low that the product becomes
+// -inf, any finite shift will do and keeps -inf - shift from being NaN.
 template <class R>
 inline R exponent_of(R max, R to_exponent) {
   const R exponent = std::nearbyint(max * to_exponent);
   return exponent == kLowest<R> ? R(0) : exponent;
 }
 
-// The shifts that go with the largest logits.
+// Returns the shifts for the largest logits so far.
 template <class V, class Div, class R>
 inline Shifts<R> shifts_for(const RowSetup<V, Div>& setup, const RowState<R>& row) {
   Shifts<R> to;
@@ -81,7 +81,7 @@ inline void rescale(double& sum, double by) {
   if (sum != 0) sum *= std::exp2(by);
 }
 
-// All sums to shifts, and to a base, that are smaller by these.
+// Converts all sums to shifts, and to a base, that are smaller by these amounts.
 template <class Div, class R>
 inline void move_sums(const Div& div, RowState<R>& row, double by_s, double by_t, double by_1,
                       double by_base) {
@@ -108,7 +108,8 @@ inline void move_to(const RowSetup<V, Div>& setup, RowState<R>& row, const Shift
   row.shift = to;
 }
 
-// Where the label is the only entry, the others are none and have no share.
+// Returns 1 / z. Where the label is the only entry that exists, the sum over the others is 0; they then have
+// probability 0.
 template <class Div>
 inline double reciprocal(double z) {
   return Div::kSplitsLabel && z == 0 ? 0 : 1 / z;

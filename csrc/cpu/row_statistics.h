@@ -1,5 +1,5 @@
-// Sweep 1: sums of exponentials, and the divergence's streams, relative to the shifts. It reads the rows from
-// memory, keeping a running maximum from block to block.
+// Sweep 1: sums of exponentials and the divergence's streams, relative to the shifts. It reads the rows from
+// memory and keeps a running maximum from block to block.
 #pragma once
 
 #include "plain_block.h"
@@ -44,8 +44,8 @@ class RowStatistics {
     return i;
   }
 
-  // Relative to the shifts of the blocks before. False if the block is not plain, or its logits are too large
-  // for them.
+  // The fast path: adds a block relative to the shifts of the blocks before. Returns false if the block is
+  // not plain (is_plain()), or if its logits are too large for these shifts.
   bool add_plain(const Block<R>& b) {
     bool added = false;
     if constexpr (V::kSimd && !Div::kCross) {
@@ -53,7 +53,7 @@ class RowStatistics {
       const Shifts<R>& shift = row_.shift;
       with_memory(blocks_, b, [&](auto s, auto t) {
         if (!has_finite()) {
-          // Any logits that are not far from the block's others will do to begin with.
+          // The first shifts may come from any logits that are not far from the block's others.
           const int64_t n = std::min(b.n, kSample);
           raise_shifts(b, plain_largest<V>(s, n), Setup::kTeacher ? plain_largest<V>(t, n) : kLowest<R>);
         }
@@ -123,7 +123,7 @@ class RowStatistics {
     }
   }
 
-  // Exponentials times logits, of which the entropies are made. Only metrics ask for them.
+  // Adds the sums of exponentials times logits, which the entropies need. Only metrics use them.
   void add_moments(const Block<R>& b) {
     V moment_s(0), moment_t(0);
     for (int64_t i = 0; i < b.n; i += kW) {
@@ -134,7 +134,7 @@ class RowStatistics {
     row_.moment_t += horizontal_sum(moment_t);
   }
 
-  // Without the padding of the last vector, and without a label that is split off, which are -inf.
+  // Leaves out the padding of the last vector, and a label that is treated apart: both are -inf.
   double sum_of_logits(const Block<R>& b) {
     const int64_t label = Setup::kSplits && b.holds(row_.label) ? row_.label - b.start : -1;
     double sum = 0;
@@ -151,8 +151,8 @@ class RowStatistics {
     return sum + horizontal_sum(total);
   }
 
-  // The sum of p^a q^b between rows so far apart that its terms over- or underflow: once more, relative to
-  // its largest term.
+  // Computes the sum of p^a q^b once more, relative to its largest term, for rows so far apart that its terms
+  // over- or underflow.
   void find_distant_cross() {
     const double a = setup_.div.teacher_power(0), b = setup_.div.student_power(0);
     const EntryScales<V> raw = raw_scales_of(setup_, row_);
@@ -168,7 +168,7 @@ class RowStatistics {
         top = std::max(top, horizontal_max(exponent));
       }
     }
-    // Infinitely far, or no finite terms at all: the sum is what it is.
+    // The rows are infinitely far apart, or there is no finite term at all: the sum is right as it is.
     if (std::isinf(top) || top == 0) return;
     row_.cross_shift = top;
     row_.stream[0] = row_.stream[1] = row_.stream[2] = 0;
@@ -184,7 +184,7 @@ class RowStatistics {
   const Setup& setup_;
   RowState<R>& row_;
   RowBlocks<V, Div>& blocks_;
-  bool takes_ = false;  // whether ShiftedExp2 takes the shifts
+  bool takes_ = false;  // whether ShiftedExp2 can handle the shifts
 };
 
 }  // namespace FASTKD_ISA

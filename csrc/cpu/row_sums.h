@@ -1,4 +1,4 @@
-// The middle sweep of divergences whose sums need both log-sum-exps first.
+// The middle sweep, for divergences whose sums need both log-sum-exps first.
 #pragma once
 
 #include "plain_block.h"
@@ -10,7 +10,8 @@ inline namespace FASTKD_ISA {
 template <class Div>
 constexpr View kSumsView = std::is_base_of<TVD, Div>::value ? View::kProbabilities : View::kFull;
 
-// Into found.sum. `student_alone`: no gradient is asked of the teacher's side.
+// Sets found.sum. `student_alone`: whether the teacher's gradient is not wanted; b.left may then hold
+// student_log().
 template <class V, class Div, class R>
 inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
                       bool student_alone, Row<double>& found) {

@@ -1,4 +1,4 @@
-// What a row's loss is made of, from its state.
+// Computes the numbers that a row's loss is made of, from its state.
 #pragma once
 
 #include "row_state.h"
@@ -7,12 +7,12 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// What the divergence's value() asks for, but for the sums of the middle sweep.
+// Returns what the divergence's value() needs, except for the sums of the middle sweep.
 template <class V, class Div, class R>
 inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& state) {
   Row<double> row{};
   if constexpr (!RowSetup<V, Div>::kTeacher) return row;
-  // By the quotient of the two sums, so that equal rows differ by exactly 0.
+  // From the quotient of the two sums, so that equal rows have an offset of exactly 0.
   const double between = std::log2(state.z_t / state.z_s);
   const double bits_s = Div::kCross || Div::kSplitsLabel || Div::kDistant ? std::log2(state.z_s) : 0;
   row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between) + state.shift.base;
@@ -28,7 +28,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   if constexpr (Div::kCross) {
     row.cross_shift = state.cross_shift;
     row.cross_inverse = state.stream[0] == 0 ? 0 : 1 / state.stream[0];
-    // Where the powers add up to 1, as those of the divergences that ask for it do.
+    // This formula holds where the powers add up to 1, as they do for all divergences that use log_cross.
     row.log_cross = kLn2 * (state.cross_shift + std::log2(state.stream[0] / state.z_s)) +
                     setup.div.teacher_power(0) * row.offset;
   }
@@ -45,7 +45,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   return row;
 }
 
-// log2 of the odds of the label at temperature 1, where the sums leave it out
+// Returns log2 of the label's odds at temperature 1, for sums that leave the label out.
 template <class R>
 inline double label_odds(const RowState<R>& row) {
   return row.label_s * kLog2e - row.shift.one - std::log2(row.z_1);
@@ -55,12 +55,12 @@ template <class V, class Div, class R>
 inline double lse_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row) {
   const double others = kLn2 * (double(row.shift.one) + std::log2(row.z_1));
   if (!Div::kSplitsLabel || !setup.needs_label) return others;
-  // By the larger part, which is finite.
+  // From the larger class, whose logarithm is finite.
   const double odds = label_odds(row);
   return odds > 0 ? row.label_s - split(odds).log_label : others - split(odds).log_others;
 }
 
-// Of the label, smoothed as the call says.
+// Returns the cross-entropy to the label, with the label smoothing of the call.
 template <class V, class Div, class R>
 inline double cross_entropy(const RowSetup<V, Div>& setup, const RowState<R>& row, double lse) {
   const double nll = Div::kSplitsLabel ? -split(label_odds(row)).log_label : lse - row.label_s;

@@ -1,4 +1,4 @@
-// out = grad * factor for one row
+// Computes out = grad * factor for one row.
 #pragma once
 
 #include "blocks.h"

@@ -6,7 +6,7 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// 2^(x * scale - shift).
+// 2^(x * scale - shift), for any scale and shift.
 template <class V>
 class PlainExp2 {
  public:
@@ -20,10 +20,11 @@ class PlainExp2 {
   V scale_, less_;
 };
 
-// The same by an instruction set's own way, which then `takes` not all scales and shifts. `kBrief`: of logits
-// of 16 bits, for which less precision will do. SIMD sets also have
-//   near(x, seen)   the same where exponents stay above -127 and below 128,
-//   was_near(seen)  whether all have, given that the results are finite.
+// The same by a method of the instruction set, which need not support all scales and shifts: takes() states
+// whether it does. `kBrief`: whether the logits have 16 bits, for which less precision is enough. SIMD sets
+// also have
+//   near(x, seen)   the same, valid only where the exponent is above -127 and below 128,
+//   was_near(seen)  whether that held for all calls of near(), provided that the results are finite.
 template <class V, bool kBrief = false>
 class ShiftedExp2 : public PlainExp2<V> {
  public:

@@ -1,5 +1,6 @@
-// A sparse teacher's divergence of one row, in float64: its entries, and all other columns as one class more.
-// The same in torch, for what cannot take a row at once: fastkd/backends/sparse.py.
+// Computes a sparse teacher's divergence of one row in float64: its entries, and all other columns as one
+// more class. fastkd/backends/sparse.py does the same in torch, for backends and calls that cannot process a
+// row at once.
 #pragma once
 
 #include <vector>
@@ -10,14 +11,15 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// 1 less a mass. Below float32's rounding of a sum near 1 it is not told from 0.
+// Returns 1 - mass. A difference below float32's rounding of a sum near 1 cannot be told from 0; the result
+// is at least that.
 inline double rest_of(double mass) {
   constexpr double kLeast = 0x1p-24;
   const double rest = 1 - mass;
   return rest < kLeast ? kLeast : rest;
 }
 
-// A thread's, used for one row after another.
+// One per thread, reused for all of its rows.
 template <class R>
 class SparseRow {
  public:
@@ -29,9 +31,10 @@ class SparseRow {
   }
 
   double value = 0;
-  double coefficient = 0;  // of q in the gradient by s / T, everywhere but at the entries
+  double coefficient = 0;  // factor of q in the gradient by s / T, at all columns but the entries
 
-  // Reads the entries of row r. `lse`: of its logits over the temperature.
+  // Reads the entries of row r and computes its divergence. `lse`: the log-sum-exp of the student's logits
+  // over the temperature.
   void find(int64_t r, const RowPointer& s, double lse) {
     value = coefficient = 0;
     row_ = r;
@@ -54,13 +57,14 @@ class SparseRow {
     }
   }
 
-  // body(column, its logit, the gradient by s / T) for each entry.
+  // Calls body(column, its logit, the gradient by s / T) for each entry.
   template <class Body>
   void visit(const Body& body) const {
     for (int64_t i = 0; i < count_; ++i) body(column_at(entry_[i]), logit_[i], by_student_[i]);
   }
 
-  // `scale`: of the divergence. Entries that do not exist have none.
+  // Writes the gradient by the log-probabilities. `scale`: the divergence's factor. The gradient of entries
+  // that do not exist is 0.
   void write_gradient(int64_t r, double scale) const {
     if (teacher_.grad == nullptr) return;
     R* const grad = static_cast<R*>(teacher_.grad) + r * teacher_.entries;
@@ -79,7 +83,7 @@ class SparseRow {
     for (int64_t i = 1; i < count_; ++i) {
       if (log_p_[i] > log_p_[best]) best = i;
     }
-    // Relative to the best, since all may be too small for an exponential of their own.
+    // Relative to the largest log-probability, since all may be too small for an exponential of their own.
     double z = 0, moment = 0;
     for (int64_t i = 0; i < classes_; ++i) {
       const double away = log_p_[i] - log_p_[best], e = std::exp(away);
@@ -100,7 +104,7 @@ class SparseRow {
   void find_classes() {
     const bool bucket = teacher_.tail == Tail::kBucket;
     const int64_t rest = count_;
-    double rest_p = 0, rest_q = 0;  // masses
+    double rest_p = 0, rest_q = 0;  // probability masses
     if (teacher_.has_rest) {
       double mass_p = 0, mass_q = 0;
       for (int64_t i = 0; i < count_; ++i) {
@@ -113,7 +117,7 @@ class SparseRow {
       log_q_[rest] = std::log(rest_q);
       ++classes_;
     }
-    // The kernel normalises the classes.
+    // The dense kernel in solve() normalises the classes.
     for (int64_t i = 0; i < classes_; ++i) {
       log_p_[i] /= params_.teacher_temperature;
       log_q_[i] /= teacher_.class_temperature;
@@ -125,12 +129,13 @@ class SparseRow {
     }
     if (teacher_.has_rest) coefficient = by_student_[rest] / rest_q;
     if (!bucket) return;
-    // The logarithms are the teacher's own, and the rest's mass is 1 less theirs.
+    // The gradient so far is by the logarithm of each class. The entries' logarithms are the teacher's own,
+    // and the bucket's mass is 1 less their masses.
     const double by_mass = by_teacher_[rest] / rest_p;
     for (int64_t i = 0; i < count_; ++i) by_teacher_[i] -= std::exp(logprob_at(entry_[i])) * by_mass;
   }
 
-  // The divergence of the classes, which is a dense one of few columns.
+  // Computes the divergence of the classes, which is a dense one of few columns.
   void solve() {
     const double one = 1;
     DenseParams p;
@@ -157,7 +162,8 @@ class SparseRow {
     return rows;
   }
 
-  // What is left out is left out: the forward KL's terms of the entries, with their weights as they are.
+  // Tail::kDrop: only the entries' terms of the forward KL count, with the teacher's probabilities as
+  // weights, not renormalised.
   void find_dropped() {
     for (int64_t i = 0; i < count_; ++i) coefficient += std::exp(log_p_[i]);
     for (int64_t i = 0; i < count_; ++i) {
@@ -171,7 +177,7 @@ class SparseRow {
   const DenseParams& params_;
   const SparseTeacher& teacher_;
   int64_t row_ = 0, count_ = 0, classes_ = 0;
-  // Of the entries that exist, in their order; the class of all other columns after them.
+  // One element per entry that exists, in their order, and then one for the class of all other columns.
   std::vector<int64_t> entry_;
   std::vector<double> logit_, log_p_, log_q_, by_student_, by_teacher_;
 };

@@ -13,7 +13,7 @@ struct Split {
   double log_label, log_others;  // in nats
 };
 
-// From log2 of the odds, label to others.
+// Computes the two classes from log2 of the odds of label to others.
 inline Split split(double bits) {
   const double odds = kLn2 * bits, rest = std::log1p(std::exp(-std::fabs(odds)));
   Split s;

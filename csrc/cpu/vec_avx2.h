@@ -28,8 +28,8 @@ struct Vec {
   static Vec load16(const uint16_t* p, bool bf16) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     if (!bf16) return _mm256_cvtph_ps(h);
-    // One shuffle within each half of both; a widening instruction crosses them and takes three times as
-    // long.
+    // A single shuffle, within each half of a register that holds the numbers twice. A widening instruction
+    // crosses the halves and takes three times as long.
     constexpr char kZero = -128;
     const __m256i upper = _mm256_setr_epi8(
         kZero, kZero, 0, 1, kZero, kZero, 2, 3, kZero, kZero, 4, 5, kZero, kZero, 6, 7,  //
@@ -48,7 +48,7 @@ inline Vec fms(Vec a, Vec b, Vec c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }  
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
-// a <= b ? yes : no, each lane for itself
+// a <= b ? yes : no, lane by lane
 inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
   return _mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ));
 }
@@ -76,11 +76,11 @@ inline float horizontal_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits; with 127 more it is an exponent
-// field.
+// Adding 1.5 * 2^23 rounds to an integer, whose value is then in the low bits. With 127 added, the low bits
+// are an exponent field.
 constexpr float kToExponent = 12582912.0f + 127.0f;
 
-// 2^(n + f) as power * (1 + rest), of such a sum for n.
+// 2^(n + f) as power * (1 + rest), where n is given as a sum with kToExponent.
 struct Exp2Parts {
   __m256 power, rest;
 };
@@ -96,7 +96,7 @@ inline Exp2Parts exp2_parts(__m256 n, __m256 f) {
 
 inline Exp2Parts exp2_parts(Vec x) {
   const __m256 to_exponent = _mm256_set1_ps(kToExponent);
-  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN passes
+  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN stays NaN
   const __m256 n = _mm256_add_ps(bounded, to_exponent);
   return exp2_parts<false>(n, _mm256_sub_ps(bounded, _mm256_sub_ps(n, to_exponent)));
 }
@@ -107,13 +107,13 @@ inline Vec exp2(Vec x) {
   return _mm256_fmadd_ps(e.power, e.rest, e.power);
 }
 
-// The same for any x: infinite from 127.5 on. (A fused infinity would be NaN.)
+// The same for any x: infinite from 127.5 on. (With a fused multiply-add infinity would become NaN.)
 inline Vec exp2_any(Vec x) {
   const Exp2Parts e = exp2_parts(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v));
   return _mm256_mul_ps(e.power, _mm256_add_ps(e.rest, _mm256_set1_ps(1.0f)));
 }
 
-// With an integral shift, rounding the exponent and shifting it are one operation.
+// The shift is an integer, so one operation both rounds the exponent and shifts it.
 template <bool kBrief>
 class ShiftedExp2<Vec, kBrief> {
  public:
@@ -131,8 +131,8 @@ class ShiftedExp2<Vec, kBrief> {
     return at(bounded, _mm256_fmadd_ps(bounded, by_, to_exponent_));
   }
 
-  // An exponent out of bounds sets bits of `seen` that others do not have, those of NaN and infinity
-  // included.
+  // An exponent out of bounds sets bits in `seen` that no other exponent sets; NaN and infinity do, too.
+  // was_near() looks for these bits.
   Vec near(Vec x, Vec& seen) const {
     const __m256 n = _mm256_fmadd_ps(x.v, by_, to_exponent_);
     seen.v = _mm256_or_ps(seen.v, n);
@@ -170,9 +170,9 @@ inline Vec log_positive(Vec x) {
   return _mm256_blendv_ps(y, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
 }
 
-// bfloat16 in the upper halves, to the nearest; of two as near the one further from zero, which takes a third
-// of the instructions of the even one. Rounding could carry a NaN's digits into the sign, unless `nan` is
-// looked for.
+// Rounds to the nearest bfloat16, in the upper half of each lane; a tie goes to the one further from zero,
+// which takes a third of the instructions of a tie to even. The rounding could carry a NaN's digits into its
+// sign; `nan` makes the function check for NaN.
 inline __m256i round_bf16(Vec x, bool nan) {
   const __m256i rounded = _mm256_add_epi32(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x8000));
   if (!nan) return rounded;
@@ -180,7 +180,7 @@ inline __m256i round_bf16(Vec x, bool nan) {
   return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);
 }
 
-// Two vectors in 16 bits.
+// Converts two vectors to 16-bit numbers.
 inline __m256i to16(Vec low, Vec high, bool bf16, bool nan) {
   if (!bf16) {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -195,7 +195,7 @@ inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to16(low, high, bf16, nan));
 }
 
-// Past the caches, for memory that nobody reads soon; `p` is aligned to 32 bytes.
+// Stores that bypass the caches, for memory that is not read soon. `p` is aligned to 32 bytes.
 inline void stream(Vec x, float* p) { _mm256_stream_ps(p, x.v); }
 inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to16(low, high, bf16, nan));

@@ -42,7 +42,7 @@ inline Vec fms(Vec a, Vec b, Vec c) { return _mm512_fmsub_ps(a.v, b.v, c.v); }  
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
-// a <= b ? yes : no, each lane for itself
+// a <= b ? yes : no, lane by lane
 inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
   return _mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ), yes.v);
 }
@@ -74,7 +74,7 @@ inline Vec exp2(Vec x) {
   return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
 }
 
-// Nothing is shorter here, but -inf has to be told.
+// AVX-512 has no shorter variant. near() only records the minimum, so that was_near() can detect -inf.
 template <bool kBrief>
 class ShiftedExp2<Vec, kBrief> {
  public:
@@ -109,8 +109,8 @@ inline Vec log_positive(Vec x) {
   return _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
 }
 
-// bfloat16 to the nearest, of two as near to the one further from zero. Rounding could carry a NaN's digits
-// into the sign, unless `nan` is looked for.
+// Rounds to the nearest bfloat16; a tie goes to the one further from zero. The rounding could carry a NaN's
+// digits into its sign; `nan` makes the function check for NaN.
 inline __m256i to16(Vec x, bool bf16, bool nan) {
   if (!bf16) return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x8000));
@@ -121,7 +121,7 @@ inline __m256i to16(Vec x, bool bf16, bool nan) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
-// Two vectors in 16 bits.
+// Converts two vectors to 16-bit numbers.
 inline __m512i to16(Vec low, Vec high, bool bf16, bool nan) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16, nan)), to16(high, bf16, nan), 1);
 }
@@ -130,7 +130,7 @@ inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
   _mm512_storeu_si512(p, to16(low, high, bf16, nan));
 }
 
-// Past the caches, for memory that nobody reads soon; `p` is aligned to 64 bytes.
+// Stores that bypass the caches, for memory that is not read soon. `p` is aligned to 64 bytes.
 inline void stream(Vec x, float* p) { _mm512_stream_ps(p, x.v); }
 inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
   _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to16(low, high, bf16, nan));

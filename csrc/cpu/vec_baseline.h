@@ -1,4 +1,4 @@
-// A few numbers in an array, in portable C++. Compiled for float and for double.
+// A vector as an array of a few numbers, in portable C++. Compiled for float and for double.
 #pragma once
 
 #include <cmath>
@@ -57,7 +57,8 @@ template <class R>
 inline VecOf<R> operator/(VecOf<R> a, VecOf<R> b) {
   return lanes<R>([&](int i) { return a.v[i] / b.v[i]; });
 }
-// Without the instruction a fused operation is a slow library call; in float64 a product of float32 is exact.
+// Without the instruction, a fused operation is a slow library call. In double the product of two floats is
+// exact.
 template <class R>
 inline VecOf<R> fma(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
   return lanes<R>([&](int i) { return static_cast<R>(double(a.v[i]) * b.v[i] + c.v[i]); });

@@ -1,4 +1,4 @@
-// Rows whose element type is known at run time only. It is the same for all threads, so no branch on it
+// Rows whose element type is known at run time only. All threads have the same type, so no branch on it
 // diverges.
 #pragma once
 

@@ -1,5 +1,6 @@
 // Hopper's clusters and bulk copies: blocks that run together and write into each other's shared memory, and
-// a copy engine that fills it. Device code for sm_90 and newer; tests/cuda_emulation has its own.
+// a copy engine that fills it. The device code is for sm_90 and newer; tests/cuda_emulation has an
+// implementation of its own.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,9 +10,8 @@
 namespace fastkd {
 namespace cuda {
 
-// Counts the bytes of copies that are under way. One thread begins it, starts copies and expects their bytes;
-// all may
-// wait, and no longer do once it has ended.
+// Counts the bytes of copies that are under way. One thread begins it, announces the bytes and starts the
+// copies. All threads may wait for it; once it has ended, they no longer have to.
 struct Arrival {
   uint64_t state;
 };
@@ -22,7 +22,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* x) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(x));
 }
 
-// 16-byte aligned, as large as the launch says.
+// The block's dynamic shared memory: 16-byte aligned, of the size that the launch requested.
 __device__ __forceinline__ char* dynamic_shared() {
   extern __shared__ uint4 fastkd_dynamic[];
   return reinterpret_cast<char*>(fastkd_dynamic);
@@ -40,8 +40,8 @@ __device__ __forceinline__ unsigned cluster_size() {
   return x;
 }
 
-// A barrier over all threads of the cluster in two halves. What was written before the first half, shared
-// memory of other blocks included, is seen after the second.
+// A barrier over all threads of the cluster, in two halves. Writes before the first half, including those to
+// the shared memory of other blocks, are visible after the second.
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -50,7 +50,7 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Writes into the shared memory of a block of the cluster, where `x` lies in this block's.
+// Writes into the shared memory of block `rank` of the cluster, at the place where `x` is in this block's.
 __device__ __forceinline__ void store_remote(uint32_t* x, unsigned rank, uint32_t value) {
   asm volatile(
       "{ .reg .b32 remote;\n"
@@ -64,7 +64,7 @@ __device__ __forceinline__ void store_remote(uint32_t* x, unsigned rank, uint32_
 __device__ __forceinline__ void begin_arrivals(Arrival* all, int count) {
   for (int i = 0; i < count; ++i)
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(all + i)) : "memory");
-  // Before the copy engine uses them.
+  // The fence makes the counters visible to the copy engine.
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ void expect_bytes(Arrival* arrival, uint32_t bytes) {
                : "memory");
 }
 
-// `bytes`, `from` and `to` in units of 16; `to` in this block's shared memory.
+// `bytes`, `from` and `to` are multiples of 16; `to` is in this block's shared memory.
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival* arrival) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -93,7 +93,7 @@ __device__ __forceinline__ void await_arrival(Arrival* arrival) {
 
 #else
 
-// Other targets know these names only.
+// On other targets these functions are declared only.
 __device__ char* dynamic_shared();
 __device__ unsigned cluster_rank();
 __device__ unsigned cluster_size();

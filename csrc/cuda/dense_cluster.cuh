@@ -1,5 +1,5 @@
-// The kernel for rows that fit into the shared memory of a cluster (Hopper and newer): the logits are read
-// once, whatever the divergence.
+// The kernel for rows that fit into the shared memory of a cluster (Hopper and newer): it reads the logits
+// from memory once, whatever the divergence.
 #pragma once
 
 #include "cluster_shape.h"

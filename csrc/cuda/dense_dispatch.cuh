@@ -1,4 +1,5 @@
-// From the dtypes of a call to the kernel; what each dense_<divergence>.cu instantiates.
+// Chooses and launches the kernel for the dtypes and the shape of a call. instance.cu instantiates this for
+// each divergence.
 #pragma once
 
 #include "dense_cluster.cuh"
@@ -6,7 +7,7 @@
 namespace fastkd {
 namespace cuda {
 
-// Enough threads for about four groups each, so that a short vocabulary does not leave most of a block idle.
+// Enough threads for about four groups each, so that with a small vocabulary most of a block is not idle.
 inline unsigned threads_for(int vocab, unsigned most) {
   unsigned threads = 2 * kWarp;
   while (threads < most && threads * 32 < static_cast<unsigned>(vocab)) threads *= 2;
@@ -22,7 +23,7 @@ cudaError_t launch_streaming(const DenseArgs& args, const D& divergence, cudaStr
   return cudaLaunchKernelEx(&config, dense_kernel<D, E>, args, divergence);
 }
 
-// What a launch of a cluster says. `attribute` has to live until then.
+// The launch configuration of a cluster. It points to `attribute`, which has to live until the launch.
 inline cudaLaunchConfig_t cluster_config(const DenseArgs& args, ClusterShape shape, cudaStream_t stream,
                                          cudaLaunchAttribute* attribute) {
   attribute->id = cudaLaunchAttributeClusterDimension;
@@ -47,7 +48,7 @@ cudaError_t allow(Kernel kernel, ClusterShape shape) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return error;
   }
-  // All of it, for as many blocks as choose_cluster() has counted on.
+  // Requests all of the shared memory, so that as many blocks fit as choose_cluster() has assumed.
   return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                               cudaSharedmemCarveoutMaxShared);
 }
@@ -62,7 +63,7 @@ cudaError_t launch_cluster(const DenseArgs& args, const D& divergence, ClusterSh
   return cudaLaunchKernelEx(&config, dense_cluster_kernel<D, E>, args, divergence);
 }
 
-// Empty where a row has to be streamed.
+// Returns the cluster for the call, empty where its rows have to be streamed.
 template <class E, class D>
 ClusterShape cluster_for(const DenseArgs& args) {
   using AnyRow = DenseRow<D, E, Cluster>;
@@ -72,20 +73,20 @@ ClusterShape cluster_for(const DenseArgs& args) {
   if (!contiguous || (AnyRow::kTeacher && !aligned_alike(args.student, args.teacher, bytes))) return {};
   cudaFuncAttributes declared{};
   if (cudaFuncGetAttributes(&declared, dense_cluster_kernel<D, E>) != cudaSuccess) return {};
-  // A row may begin anywhere in its first vector.
+  // A row may begin anywhere in its first vector, hence the extra one.
   const int vectors = (args.vocab + 2 * AnyRow::kGroup - 2) / AnyRow::kGroup;
   const RowSize row{args.rows, vectors, AnyRow::kTeacher ? 2 : 1};
   const ClusterShape shape =
       choose_cluster(row, static_cast<unsigned>(declared.sharedSizeBytes), args.cluster);
   if (shape.blocks > kPortableCluster) {
-    // Whether so many neighbouring multiprocessors are there is up to the single device.
+    // Whether enough neighbouring multiprocessors exist differs between single devices.
     cudaLaunchAttribute attribute{};
     const cudaLaunchConfig_t config = cluster_config(args, shape, nullptr, &attribute);
     int clusters = 0;
     if (allow(dense_cluster_kernel<D, E>, shape) != cudaSuccess ||
         cudaOccupancyMaxActiveClusters(&clusters, dense_cluster_kernel<D, E>, &config) != cudaSuccess ||
         clusters < 1) {
-      cudaGetLastError();  // not the caller's
+      cudaGetLastError();  // clears the error, so that the caller does not see it
       return {};
     }
   }
@@ -94,7 +95,7 @@ ClusterShape cluster_for(const DenseArgs& args) {
 
 template <class E, class D>
 cudaError_t launch_alike(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
-  // One sweep is one read in any kernel.
+  // A call of a single sweep reads the logits once in either kernel; a cluster would gain nothing.
   const bool reads_again = args.grad_student.data || args.grad_teacher.data || D::kSums > 0;
   if (args.cluster != 0 && (reads_again || args.cluster != DenseParams::kChoose)) {
     const ClusterShape shape = cluster_for<E, D>(args);
@@ -104,12 +105,12 @@ cudaError_t launch_alike(const DenseArgs& args, const D& divergence, cudaStream_
   return launch_streaming<E>(args, divergence, stream);
 }
 
-// Calls with one type on both sides and no extras have a kernel for that type; one for all types takes the
-// rest. More kernels would compile for minutes.
+// Calls with one dtype on both sides and no extras (phases, metrics) have a kernel for that dtype; one kernel
+// for all dtypes runs the rest. More kernels would take minutes to compile.
 template <class D>
 cudaError_t launch_dense(const DenseArgs& args, const D& divergence, cudaStream_t stream) {
   using AnyRow = DenseRow<D, AnyElement, OneBlock>;
-  // A sparse teacher's calls are in phases always.
+  // Calls with a sparse teacher always run in phases.
   if constexpr (!AnyRow::kSparse) {
     const bool alike = !AnyRow::kTeacher || args.student.dtype == args.teacher.dtype;
     if (alike && !has_extras(args)) {

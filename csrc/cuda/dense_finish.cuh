@@ -1,4 +1,4 @@
-// From the sums to the row's constants and its loss.
+// Computes the row's constants and its loss from the sums.
 #pragma once
 
 #include "dense_statistics.cuh"
@@ -7,8 +7,8 @@
 namespace fastkd {
 namespace cuda {
 
-// The streams by their sums of exponentials. Equal rows have equal sums: everything here then comes out as
-// exactly 0 where it should.
+// Normalises the streams by their sums of exponentials. Equal rows have equal sums; everything here is then
+// exactly 0 where it should be.
 template <class D>
 __device__ __forceinline__ void normalise_streams(const DenseArgs& args, const Totals& found,
                                                   Row<float>& out) {
@@ -21,7 +21,8 @@ __device__ __forceinline__ void normalise_streams(const DenseArgs& args, const T
     const float quotient = found.t_sum / found.s_sum, log_quotient = logf(quotient);
 #pragma unroll
     for (int k = 0; k < D::kStreams; ++k) {
-      // A factor that all streams have in common, whose rounding their differences do not see, and the rest.
+      // The scale is a factor that all streams have in common, whose rounding their differences do not see,
+      // times the rest.
       const float power = args.total_power[k], of_teacher = args.teacher_power[k];
       const float common = power == 1 ? 1 / found.s_sum : expf(-power * logf(found.s_sum));
       const float shift = k == 0 ? kLn2 * found.cross_shift : 0;
@@ -36,9 +37,9 @@ __device__ __forceinline__ void normalise_streams(const DenseArgs& args, const T
   }
 }
 
-// The two-way split label / others at the divergence's temperatures. With d the difference of the log-odds,
-// which small differences of the logits do not drown in,
-//   log p_label - log q_label = -log1p(q_others expm1(-d)), and the like for the others.
+// The two classes label / others at the divergence's temperatures. Let d be the difference of the log-odds,
+// which keeps small differences of the logits. Then
+//   log p_label - log q_label = -log1p(q_others expm1(-d)), and likewise for the others.
 template <class AnyRow>
 __device__ __forceinline__ void split_label(const AnyRow& r, const Totals& found, Row<float>& out) {
   const float bits_s = fmaf(found.s_label, r.args.student_to_log2, -r.row.s_shift) - log2f(found.s_sum);
@@ -56,12 +57,12 @@ __device__ __forceinline__ void split_label(const AnyRow& r, const Totals& found
   }
 }
 
-// Softmax at temperature 1. Returns the label's negative log-probability.
+// Computes the softmax at temperature 1. Returns the label's negative log-probability.
 template <class AnyRow>
 __device__ __forceinline__ float settle_softmax(AnyRow& r, const Totals& found) {
   auto& row = r.row;
   if constexpr (AnyRow::kSplits) {
-    // The label may lie far above the others, relative to which exponentials are taken.
+    // The label's logit may be far above the others, which the exponentials are relative to.
     const Split at_one = split(fmaf(found.s_label, kLog2E, -row.soft_shift) - log2f(found.others));
     row.label = at_one.label;
     row.others = at_one.others;
@@ -81,12 +82,13 @@ __device__ __forceinline__ float settle_softmax(AnyRow& r, const Totals& found) 
   }
 }
 
-// All of RowStatistics but the divergence's sums. Returns the loss without the divergence.
+// Sets all of RowStatistics except the divergence's sums. Returns the loss without the divergence; `nll`
+// receives the cross-entropy with label smoothing, for the metrics.
 template <class AnyRow>
 __device__ __forceinline__ float settle(AnyRow& r, const Totals& found, float* nll) {
   const DenseArgs& args = r.args;
   auto& row = r.row;
-  // Where a split label leaves no others there are no exponentials to scale.
+  // Where the label is treated apart and is the only entry, there are no exponentials to scale.
   row.s_inverse = AnyRow::kSplits && found.s_sum == 0 ? 0 : 1 / found.s_sum;
   row.t_inverse = AnyRow::kSplits && found.t_sum == 0 ? 0 : 1 / found.t_sum;
   if constexpr (AnyRow::kTeacher) {
@@ -97,7 +99,7 @@ __device__ __forceinline__ float settle(AnyRow& r, const Totals& found, float* n
   const float hard = settle_softmax(r, found);
   const float logits = AnyRow::kSplits ? found.logits + found.s_label : found.logits;
   const float uniform = row.lse - logits / row.columns;
-  // A weight of 0 must not meet an infinite term.
+  // A weight of 0 must not be multiplied by an infinite term.
   float loss = 0;
   if (args.hard_weight != 0) loss += args.hard_weight * hard;
   if (args.uniform_weight != 0) loss += args.uniform_weight * uniform;

@@ -1,4 +1,4 @@
-// The last sweep: both gradients, each rounded once to its logits' type.
+// The last sweep: both gradients, each rounded once to the dtype of its logits.
 #pragma once
 
 #include "dense_row.cuh"
@@ -6,7 +6,7 @@
 namespace fastkd {
 namespace cuda {
 
-// Apart from the student's, which few calls want the teacher's beside.
+// A function apart from the student's gradient, because few calls want both.
 template <class AnyRow>
 __device__ __forceinline__ void write_teacher(const AnyRow& r, int column, const float (&s)[AnyRow::kGroup],
                                               const float (&t)[AnyRow::kGroup], float by_teacher,
@@ -22,7 +22,7 @@ __device__ __forceinline__ void write_teacher(const AnyRow& r, int column, const
   gradient.write(column, r.args.vocab, by_t);
 }
 
-// `coefficient`: of q, where the kernel does not see a sparse teacher.
+// Writes the gradients of row `index`. A sparse teacher's divergence has the gradient coefficient * q here.
 template <class AnyRow>
 __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) {
   using E = typename AnyRow::Element;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
   const float by_student = scale * args.kd_by_student, by_teacher = scale * args.kd_by_teacher;
   const float by_q = AnyRow::kSparse ? by_student * args.coefficient[index] * row.s_inverse : 0.0f;
   const float cross_entropy = args.hard_weight + args.uniform_weight;
-  // A row without the terms at temperature 1 has a weight of exactly 0, whatever its log-sum-exp.
+  // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
   const float z_weight = args.z_loss != 0 ? 2 * args.z_loss * r.lse() : 0.0f;
   const float soft = scale * (cross_entropy + z_weight);
   const float uniform = args.uniform_weight != 0 ? scale * args.uniform_weight / row.columns : 0.0f;
@@ -49,10 +49,10 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
 
   const float soft_by_sum = soft * row.soft_inverse;
 
-  // Backwards: the end of the row is what the caches still hold.
+  // Backwards, because the caches still hold the end of the row.
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  int g =
-      thread + (r.end - r.begin - 1 - thread + threads) / threads * threads;  // the first one past the row
+  int g = thread + (r.end - r.begin - 1 - thread + threads) / threads *
+                       threads;  // the thread's first group past the row
 #pragma unroll 1
   while ((g -= threads) >= 0) {
     const int column = r.first + (r.begin + g) * kGroup;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
           by_s[k] = fmaf(by_student, r.divergence.label_student(row.divergence), -uniform);
         }
         by_s[k] += at_label;
-        s[k] = -INFINITY, e_s[k] = 0;  // nothing of it below
+        s[k] = -INFINITY, e_s[k] = 0;  // the terms below then add nothing to it
       }
     }
     if (args.soft_gradient) {
@@ -94,7 +94,7 @@ __device__ __forceinline__ void write_gradients(const AnyRow& r, int64_t index) 
   }
 }
 
-// Columns [begin, end) of a gradient row become `value`.
+// Sets columns [begin, end) of a gradient row to `value`.
 template <class E, class P>
 __device__ __forceinline__ void fill_gradient(const DenseArgs& args, const P& place, const Rows& gradient,
                                               int64_t row, int64_t begin, int64_t end, float value) {
@@ -104,7 +104,8 @@ __device__ __forceinline__ void fill_gradient(const DenseArgs& args, const P& pl
   fill_row(row_of<E>(gradient, row, args.inner), from, to, value);
 }
 
-// The gradient of a teacher that is not read, whatever its type: zeros are the same in all of a size.
+// Clears the gradient of a teacher that is not read, for any dtype: zeros are the same for all dtypes of a
+// size.
 template <class P>
 __device__ __forceinline__ void clear_gradient(const DenseArgs& args, const P& place, const Rows& gradient,
                                                int64_t row) {

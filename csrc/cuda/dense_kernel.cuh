@@ -1,6 +1,6 @@
-// The dense kernel: one block takes a row through two sweeps (three for divergences with sums of their own):
-// statistics of both rows, the divergence's sums, the gradient. Nothing is kept between sweeps, so any
-// vocabulary fits. A phase is a part of that, with the row's record between the parts.
+// The dense kernel: one block runs a row through two sweeps (three for divergences with sums of their own):
+// the statistics of both rows, the divergence's sums, the gradient. Nothing is kept between sweeps, so any
+// vocabulary fits. A phase is a part of this; the row's record connects the phases.
 #pragma once
 
 #include "dense_finish.cuh"
@@ -11,9 +11,9 @@
 namespace fastkd {
 namespace cuda {
 
-// A block's threads, and the blocks that a multiprocessor is to hold: together they bound the registers, to
-// 64, 80, 96 and 128. Where logarithms, powers, a label apart or extras take more than 64, fewer threads with
-// more of them each are better than spilling.
+// The threads of a block, and the blocks that a multiprocessor has to hold. Together they bound the registers
+// per thread to 64, 80, 96 or 128. Where logarithms, powers, a label treated apart or extras need more than
+// 64, fewer threads with more registers each are better than spilling.
 template <class D, class E>
 struct BlockShape {
   static constexpr bool kExtra = DenseRow<D, E, OneBlock>::kHasExtra;
@@ -23,8 +23,8 @@ struct BlockShape {
   static constexpr int kBlocks = kMost || kExtra || !kMore ? 2 : 3;
 };
 
-// What run_row() leaves: gradients in columns that do not exist, and `value` everywhere for rows that are not
-// worked out.
+// Writes what run_row() does not write: zeros to gradients in columns that do not exist; and, for rows that
+// do not run, `value` to everything.
 template <class AnyRow>
 __device__ __forceinline__ void fill_rest(const DenseArgs& args, const typename AnyRow::Place& place,
                                           int64_t index, bool runs, float value) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
     if constexpr (D::kDistant) {
       find_bits(r);
       if (phase == Phase::kFinish) {
-        sums.distant = sums.sum[0] < 0;  // a logarithm
+        sums.distant = sums.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
       } else if (phase != Phase::kSums && r.divergence.is_distant(sums.sum)) {
         find_distant_sums(r);
       }
@@ -93,7 +93,8 @@ __device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
     divergence = r.divergence.value(r.row.divergence);
     loss += args.kd_weight * divergence;
   }
-  // What is read once per row is read where it is needed, which keeps registers free during the sweeps.
+  // Values that are read once per row are read where they are needed, which keeps registers free during the
+  // sweeps.
   if (threadIdx.x == 0 && r.place.leads()) {
     const float scale = args.loss_scale[index];
     args.row_loss[index] = scale == 0 ? 0.0f : scale * loss;
@@ -117,7 +118,8 @@ __device__ __forceinline__ void take_row(const DenseArgs& args, const typename A
     known = (label >= 0 && label < args.vocab) || (kExtra && args.sharded);
   }
   const bool runs = read && (known || !finishes);
-  // First, so that the sweeps need not keep what it takes; nobody reads columns that do not exist.
+  // Done first, so that its arguments need not stay in registers during the sweeps. Padding columns are never
+  // read.
   if (finishes) fill_rest<AnyRow>(args, place, index, runs, read ? NAN : 0.0f);
   if (!runs) return;
   AnyRow row(args, divergence, place, index);

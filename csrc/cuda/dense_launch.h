@@ -1,4 +1,4 @@
-// What the host hands to the dense kernel, with all that does not depend on the row worked out.
+// The arguments of the dense kernel, with everything precomputed that does not depend on the row.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +9,8 @@
 namespace fastkd {
 namespace cuda {
 
-// Where the exponentials at temperature 1 (cross-entropy, z-loss) come from.
+// How the exponentials at temperature 1 (cross-entropy, z-loss) are computed: not at all, as those of the
+// divergence, as their squares, or separately.
 enum class Soft : int { kNone, kReuse, kSquare, kSeparate };
 
 struct DenseArgs {
@@ -23,7 +24,7 @@ struct DenseArgs {
   const float* grad_scale;
   float* row_loss;
 
-  // For the kernels with extras only
+  // For the kernels with extras (phases, metrics) only:
   Phase phase;
   double* record;
   float* metrics;
@@ -32,28 +33,29 @@ struct DenseArgs {
   float kd_metric;
   float label_smoothing;
 
-  bool needs_label;  // whether the label's logit has a part in anything
+  bool needs_label;  // whether any result depends on the label's logit
   bool sum_logits;
   bool equal_temperatures;
   float student_to_log2, teacher_to_log2;  // log2(e) / temperature
-  float raise_margin;                      // how far a logit may lie above what exponentials are relative to
-  float inverse_temperature;               // of the student
+  float raise_margin;                      // by how much a logit may exceed what exponentials are relative to
+  float inverse_temperature;               // 1 / the student's temperature
   float temperature_ratio;                 // student's / teacher's
-  float kd_weight, kd_by_student, kd_by_teacher;  // the value's weight, and each side's gradient's
-  float teacher_power[kMaxStreams];               // of the divergence's streams
-  float total_power[kMaxStreams];                 // the teacher's and the student's together
+  float kd_weight, kd_by_student,
+      kd_by_teacher;                 // factors of the divergence's value and of each side's gradient
+  float teacher_power[kMaxStreams];  // powers of the divergence's streams
+  float total_power[kMaxStreams];    // the teacher's power plus the student's
 
   Soft soft;
-  bool soft_gradient;    // whether the terms at temperature 1 have a gradient
-  float hard_weight;     // of the label's negative log-probability
-  float uniform_weight;  // of the mean negative log-probability, label smoothing
+  bool soft_gradient;    // whether terms at temperature 1 contribute to the gradient
+  float hard_weight;     // factor of the label's negative log-probability
+  float uniform_weight;  // factor of the mean negative log-probability (label smoothing)
   float z_loss;
 };
 
-// Whether a call needs the kernel that has phases and metrics: without these it is the leaner.
+// Whether a call needs the kernel with phases and metrics; the kernel without them is leaner.
 inline bool has_extras(const DenseArgs& args) { return args.phase != Phase::kAll || args.metrics != nullptr; }
 
-// Instantiated once for each divergence, in a file of its own.
+// Instantiated once for each divergence, by instance.cu.
 template <class D>
 cudaError_t launch_dense(const DenseArgs& args, const D& divergence, cudaStream_t stream);
 

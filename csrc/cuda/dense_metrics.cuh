@@ -1,4 +1,4 @@
-// A row's metrics, see params.h.
+// Computes a row's metrics, see params.h.
 #pragma once
 
 #include "dense_finish.cuh"
@@ -6,12 +6,13 @@
 namespace fastkd {
 namespace cuda {
 
-// In nats, of exponentials of which `moment` sums the products with their exponents of 2.
+// Returns the entropy in nats. `sum` is the sum of exponentials, `moment` that of exponentials times their
+// exponents of 2.
 __device__ __forceinline__ float entropy(float sum, float moment) {
   return logf(sum) - kLn2 * (moment / sum);
 }
 
-// Of two classes, one of which has an entropy of its own.
+// The entropy of a distribution, given that among all columns but the label.
 __device__ __forceinline__ float entropy_of_split(float label, float others, float among_others) {
   return (others > 0 ? others * (among_others - logf(others)) : 0) - (label > 0 ? label * logf(label) : 0);
 }
@@ -27,7 +28,8 @@ __device__ __forceinline__ void write_metrics(const AnyRow& r, const Totals& fou
     const Row<float>& split = r.row.divergence;
     student = entropy_of_split(split.q_label, split.q_others, student);
     teacher = entropy_of_split(split.p_label, split.p_others, teacher);
-    // -1: the label itself, first of equals by its column (which shards do not compare)
+    // -1 stands for the label itself. Of equal logits the first column counts (shards do not compare
+    // columns).
     const auto leads = [&](float label, float max, int64_t arg) {
       return label > max || (label == max && !r.args.sharded && r.hot < arg);
     };

@@ -1,4 +1,5 @@
-// A row's record, see params.h: the totals relative to the largest logits instead of the kernel's shifts.
+// Converts the totals to a row's record and back, see params.h. The record's sums are relative to the row
+// maxima, the totals to the kernel's shifts.
 #pragma once
 
 #include "dense_statistics.cuh"
@@ -6,7 +7,7 @@
 namespace fastkd {
 namespace cuda {
 
-// The exponents of 2 between the largest logits and the shifts.
+// By how much the row maxima exceed the shifts, as exponents of 2.
 struct Distance {
   float s, t, soft;
 };
@@ -25,21 +26,22 @@ __device__ __forceinline__ Distance distance_of(const AnyRow& r, const Totals& f
   return d;
 }
 
-// The label's exponential relative to the largest logit, exactly 1 where it is that. The kernel keeps it out
-// of the sum at temperature 1 that the record holds; doubles let it be taken out of there again.
+// Returns the label's exponential relative to the row maximum, exactly 1 where the label is the maximum. The
+// record's sum at temperature 1 includes it, the kernel's sum does not; in double it can be added and
+// subtracted again.
 template <class AnyRow>
 __device__ __forceinline__ double label_in_record(const AnyRow& r, const Totals& found) {
   if (AnyRow::kSplits || r.args.soft == Soft::kNone || found.s_label == -INFINITY) return 0;
   return exp2_fast((found.s_label - found.s_max) * kLog2E);
 }
 
-// The origin of the logits that the totals are of.
+// The constants that were subtracted from the logits before the totals were computed.
 template <class AnyRow>
 __device__ __forceinline__ Origin origin_of(const AnyRow& r) {
   return r.row.lowered ? origin() : Origin{0, 0};
 }
 
-// The ratio of the largest logits, which a record's ratios are relative to; powers of ratios have no such
+// The log-ratio of the row maxima, which a record's ratios are relative to. Powers of ratios have no such
 // base.
 template <class AnyRow>
 __device__ __forceinline__ double base_in_record(const AnyRow& r, const Totals& found) {
@@ -48,7 +50,8 @@ __device__ __forceinline__ double base_in_record(const AnyRow& r, const Totals& 
   return (t * r.args.temperature_ratio - s) * r.args.inverse_temperature;
 }
 
-// The label's logit where the sum of logits is without it and a record's is not: in its own shard.
+// The label's logit, which the kernel's sum of logits leaves out and the record's includes, in the shard that
+// has the label; 0 elsewhere.
 template <class AnyRow>
 __device__ __forceinline__ double split_logit(const AnyRow& r, const Totals& found) {
   return AnyRow::kSplits && found.s_label != -INFINITY ? found.s_label : 0.0f;

@@ -1,4 +1,4 @@
-// A row pair as the kernel's threads see it: groups of columns, their exponentials, entries for the
+// A pair of rows as the kernel's threads use it: groups of columns, their exponentials, entries for the
 // divergence.
 #pragma once
 
@@ -13,19 +13,19 @@
 namespace fastkd {
 namespace cuda {
 
-// What the sweeps have found, as the gradient needs it. The same in all threads.
+// The results of the sweeps that the gradient needs, the same in all threads.
 struct RowStatistics {
   float s_shift, t_shift, soft_shift;
   float s_inverse, t_inverse, soft_inverse;  // reciprocal sums of exponentials
-  float lse;                                 // of the student at temperature 1
-  float label, others;  // softmax at temperature 1: of the label, and of all others together
-  float columns;        // of the whole vocabulary
-  bool lowered;         // whether the origin is taken from the logits
+  float lse;                                 // log-sum-exp of the student at temperature 1
+  float label, others;  // softmax at temperature 1: the label's, and that of all others together
+  float columns;        // number of columns of the whole vocabulary
+  bool lowered;         // whether the origin is subtracted from the logits
   Row<float> divergence;
 };
 
-// What is taken from the logits of a row whose largest are far from 0 or from each other, as they are read.
-// Few rows need it, so it lies in shared memory, where it takes no registers.
+// The constants that are subtracted from the logits when they are read, for a row whose maxima are far from 0
+// or from each other. Few rows need it, so it is kept in shared memory, where it needs no registers.
 struct Origin {
   float s, t;
 };
@@ -35,8 +35,8 @@ __device__ __forceinline__ Origin& origin() {
   return of_row;
 }
 
-// Both sides are of type E: AnyElement where they differ, and for the phases and metrics that most calls do
-// without. P says where the sweeps find them, and who shares a row.
+// Both sides have the element type E. It is AnyElement where they differ, and for phases and metrics, which
+// most calls do not use. P defines where the sweeps find the logits, and which threads share a row.
 template <class D, class E, class P>
 struct DenseRow {
   using Div = D;
@@ -54,11 +54,11 @@ struct DenseRow {
   const D& divergence;
   const P& place;
   View student, teacher;
-  int first;       // column of group 0: 0, or negative to put the others on a 16-byte boundary
-  int begin, end;  // the groups that this block takes
-  // The label's column, negative where it has no part or lies in another shard. It stays out of the sum of
-  // exponentials at temperature 1: a confident model's loss and gradient come from the small sum of the
-  // others, of which 1 - q would lose the digits.
+  int first;       // column of group 0: 0, or negative to put the other groups on 16-byte boundaries
+  int begin, end;  // the groups that this block works on
+  // The label's column, negative where the call does not use it or where it belongs to another shard. The
+  // label is left out of the sum of exponentials at temperature 1: a confident model's loss and gradient
+  // depend on the small sum of the others, whose digits 1 - q would lose.
   int hot;
   RowStatistics row;
 
@@ -69,7 +69,7 @@ struct DenseRow {
     int head = elements_to_boundary(s);
     if constexpr (kTeacher) {
       t = row_of<E>(a.teacher, index, a.inner);
-      // The narrower type has the stricter boundary.
+      // The boundary is that of the narrower type, which is the stricter one.
       if (t.element_bytes() < s.element_bytes()) head = elements_to_boundary(t);
     }
     first = head ? head - kGroup : 0;
@@ -83,12 +83,13 @@ struct DenseRow {
     row.lowered = false;
   }
 
-  // The label's logits, -inf where it has no part. From memory: the sweeps' own may lie with another block.
+  // Returns the label's logit, or -inf where `hot` is negative. It is read from memory, because the copy that
+  // the sweeps use may be in another block.
   __device__ __forceinline__ float label_logit(const Rows& rows, int64_t index) const {
     return hot >= 0 ? row_of<E>(rows, index, args.inner)[hot] : -INFINITY;
   }
 
-  // Whether the origin has to be moved, given the largest logits. The answer is the same in all threads.
+  // Whether the origin has to be moved, given the row maxima. The answer is the same in all threads.
   __device__ __forceinline__ bool is_far(float s_max, float t_max) const {
     const float s = finite(s_max), t = kTeacher ? finite(t_max) : 0.0f;
     const float at_s = s * args.student_to_log2, at_t = t * args.teacher_to_log2;
@@ -96,28 +97,28 @@ struct DenseRow {
              (!kTeacher || fabsf(at_s - at_t) < kFarApart));
   }
 
-  // Makes the largest logits the origin.
+  // Makes the row maxima the origin.
   __device__ __forceinline__ void lower(float s_max, float t_max) {
     if (threadIdx.x == 0) origin() = {finite(s_max), finite(t_max)};
     row.lowered = true;
     __syncthreads();
   }
 
-  // The log-sum-exp of the logits as they lie in memory.
+  // The log-sum-exp of the logits as they are in memory.
   __device__ __forceinline__ float lse() const { return row.lowered ? row.lse + origin().s : row.lse; }
 
   __device__ __forceinline__ bool has_label(int column) const {
     return static_cast<unsigned>(hot - column) < static_cast<unsigned>(kGroup);
   }
 
-  // At most one read of each side; columns that do not exist look like masked ones, and so does a label that
-  // the divergence treats apart.
+  // Loads a group of columns with at most one read of each side. Columns that do not exist look like masked
+  // ones, and so does a label that the divergence treats apart.
   __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
     const auto of_student = student.read(column, args.vocab);
     if constexpr (kTeacher) teacher.unpack(teacher.read(column, args.vocab), t);
     student.unpack(of_student, s);
     if (row.lowered) {
-      // Read anew for each group, so that it takes no registers in between.
+      // `volatile`: read again for each group, so that it needs no registers in between.
       const volatile Origin& from = origin();
       const float from_s = from.s, from_t = from.t;
 #pragma unroll
@@ -136,8 +137,8 @@ struct DenseRow {
     }
   }
 
-  // The student's exponentials at temperature 1, which soft_exponential() is of one logit; `soft` is not
-  // kNone. One decision for a group instead of one for each.
+  // Computes soft_exponential() for a group of columns, with one decision for all of them. `soft` must not be
+  // kNone.
   __device__ __forceinline__ void soft_exponentials(const float (&s)[kGroup], const float (&e)[kGroup],
                                                     float shift, float (&soft)[kGroup]) const {
     if (args.soft == Soft::kSquare) {
@@ -152,7 +153,8 @@ struct DenseRow {
     }
   }
 
-  // The student's exponential at temperature 1, from its logit and its exponential at the divergence's.
+  // Returns the student's exponential at temperature 1, from its logit and its exponential at the
+  // divergence's temperature.
   __device__ __forceinline__ float soft_exponential(float s, float e, float shift) const {
     if (args.soft == Soft::kSeparate) return exp2_fast(fmaf(s, kLog2E, -shift));
     return args.soft == Soft::kSquare ? e * e : e;
@@ -163,7 +165,7 @@ struct DenseRow {
     return args.soft == Soft::kSquare ? 2 * s_shift : s_shift;
   }
 
-  // What 2^change of the student's exponentials is at temperature 1.
+  // Returns the factor at temperature 1 that corresponds to the factor of the student's exponentials.
   __device__ __forceinline__ float soft_factor(float max, float s_factor, float from, float to) const {
     if (args.soft == Soft::kSeparate) return exp2_fast(change_of(max, from, to));
     return args.soft == Soft::kSquare ? s_factor * s_factor : s_factor;
@@ -178,13 +180,13 @@ struct DenseRow {
     row.soft_shift = soft_shift_of(s_max, row.s_shift);
   }
 
-  // log p - log q but for the row's offset. From the logits' difference: the rounding of two logarithms would
-  // drown a small ratio.
+  // Returns log p - log q without the row's offset. It is computed from the logits' difference, because the
+  // rounding of two logarithms would drown a small ratio.
   __device__ __forceinline__ float raw_log_ratio(float s, float t) const {
     return fmaf(t, args.temperature_ratio, -s) * args.inverse_temperature;
   }
 
-  // What is known of an entry before the sums.
+  // Returns the fields of an entry that are known before the sums.
   __device__ __forceinline__ Entry<float> raw_entry(float s, float t, float s_shift, float t_shift) const {
     Entry<float> e;
     e.xs = fmaf(s, args.student_to_log2, -s_shift);
@@ -199,7 +201,7 @@ struct DenseRow {
 
   __device__ __forceinline__ Entry<float> entry(float s, float t) const {
     Entry<float> e = raw_entry(s, t, row.s_shift, row.t_shift);
-    // Rounded before the difference is taken (no fused multiply-add), so that equal rows differ by exactly 0.
+    // Rounded before the subtraction (no fused multiply-add), so that equal rows differ by exactly 0.
     e.p = __fmul_rn(e.et, row.t_inverse);
     e.q = __fmul_rn(e.es, row.s_inverse);
     e.q_minus_p = __fadd_rn(e.q, -e.p);

@@ -1,4 +1,4 @@
-// Host side of the dense kernel: checks what the kernel takes for granted, works out what no row changes.
+// Host side of the dense kernel: validates the parameters and precomputes per-call constants.
 #include <algorithm>
 
 #include "../divergences/visit.h"
@@ -12,7 +12,7 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 bits, addresses in 64
-constexpr int64_t kMaxRows = 0x7fffffff;           // a block each
+constexpr int64_t kMaxRows = 0x7fffffff;           // one block per row
 
 bool supported(Dtype dtype) {
   return dtype == Dtype::kFloat32 || dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16;
@@ -22,7 +22,7 @@ bool reads_teacher(Divergence divergence) {
   return divergence != Divergence::kNoDivergence && divergence != Divergence::kOffSupport;
 }
 
-// What is wrong with a call, or nullptr.
+// Returns what is wrong with a call, or nullptr.
 const char* fault_of(const DenseParams& p, Divergence divergence) {
   if (p.wide) return "the CUDA kernels have no float64";
   if (p.rows > kMaxRows) return "the CUDA kernels take at most 2^31 - 1 rows";
@@ -36,7 +36,7 @@ const char* fault_of(const DenseParams& p, Divergence divergence) {
   if (p.grad_teacher.data && reads_teacher(divergence) && p.grad_teacher.dtype != p.teacher.dtype) {
     return "the teacher's gradient must have the dtype of its logits";
   }
-  // A shard may lack columns.
+  // A shard of the vocabulary may be empty.
   if (p.vocab < (p.sharded ? 0 : 1) || p.vocab > kMaxColumns)
     return "the CUDA kernels take 1 to 2^30 columns";
   if (p.phase != Phase::kAll && p.record == nullptr) return "a phase needs the rows' records";
@@ -79,7 +79,8 @@ DenseArgs prepare(const DenseParams& p, const D& divergence, bool has_divergence
   a.kd_metric = static_cast<float>(p.kd_metric);
   a.label_smoothing = static_cast<float>(p.label_smoothing);
 
-  // Without a divergence its temperature has no meaning (but for metrics and records): the row is taken at 1.
+  // Without a divergence its temperature has no meaning (except for metrics and records): the row is computed
+  // at temperature 1.
   const bool at_one = !has_divergence && !has_extras(a);
   const double student = at_one ? 1 : p.temperature, teacher = at_one ? 1 : p.teacher_temperature;
   a.equal_temperatures = student == teacher;

@@ -1,5 +1,5 @@
-// The first sweep: each thread's sums over its columns, relative to large logits that it has met, then put
-// together for all that share the row.
+// The first sweep: each thread sums over its columns, relative to large logits that it has met; then the sums
+// of all threads that share the row are combined.
 #pragma once
 
 #include "dense_row.cuh"
@@ -8,41 +8,41 @@
 namespace fastkd {
 namespace cuda {
 
-// One thread's share of a row.
+// The sums of one thread.
 struct Partial {
   float s_max = -INFINITY, t_max = -INFINITY;
-  // What the exponentials are relative to: the largest logits but for a margin, so that most groups with a
-  // larger one need no rescaling.
+  // The exponentials are relative to these: the largest logits except for a margin, so that most groups with
+  // a larger one need no rescaling.
   float s_anchor = -INFINITY, t_anchor = -INFINITY;
   float s_shift = 0, t_shift = 0;
-  float s_sum = 0, t_sum = 0;             // of exponentials at the divergence's temperatures
-  float s_soft = 0;                       // of the student's at temperature 1, without the label's
-  float stream[kMaxStreams] = {0, 0, 0};  // the divergence's
-  float logits = 0;                       // plain sum of the student's
-  float s_moment = 0, t_moment = 0;       // of exponentials times their exponents of 2
-  int s_arg = 0, t_arg = 0;               // column of the largest logit
+  float s_sum = 0, t_sum = 0;             // sums of exponentials at the divergence's temperatures
+  float s_soft = 0;                       // sum of the student's at temperature 1, without the label's
+  float stream[kMaxStreams] = {0, 0, 0};  // the divergence's streams
+  float logits = 0;                       // plain sum of the student's logits
+  float s_moment = 0, t_moment = 0;       // sums of exponentials times their exponents of 2
+  int s_arg = 0, t_arg = 0;               // columns of the largest logits
 };
 
-// The block's, relative to the shifts in RowStatistics.
+// The sums of the row, relative to the shifts in RowStatistics.
 struct Totals {
   float s_max, t_max;
   float s_sum, t_sum;
-  float others;  // at temperature 1
+  float others;  // student's sum at temperature 1, without the label
   float stream[kMaxStreams];
   float cross_shift;
   float logits;
-  float s_label, t_label;  // the label's logits, -inf where they have no part
+  float s_label, t_label;  // the label's logits, -inf where the call does not use them
 };
 
-// What metrics ask for besides. Only the first thread reads and writes it, in shared memory, where it takes
-// no registers of the sweeps.
+// The sums that only metrics need. Only the first thread reads and writes them, in shared memory, where they
+// need no registers during the sweeps.
 struct Moments {
   float s_moment, t_moment;
   int64_t s_arg, t_arg;
 };
 
-// Sums of a divergence over exponentials that are rescaled, the teacher's by 2^by_t and the student's by
-// 2^by_s. Where these are equal, so are the factors, to the bit.
+// Rescales a divergence's streams when the teacher's exponentials are multiplied by 2^by_t and the student's
+// by 2^by_s. Where the two are equal, so are the factors, to the bit.
 template <class D>
 __device__ __forceinline__ void rescale_streams(const DenseArgs& args, float (&stream)[kMaxStreams],
                                                 float by_s, float by_t) {
@@ -52,18 +52,19 @@ __device__ __forceinline__ void rescale_streams(const DenseArgs& args, float (&s
     if constexpr (D::kCross) {
       stream[k] = stream[k] == 0 ? 0.0f : stream[k] * exp2_fast(by);
     } else {
-      // Of one side alone. A weight that vanishes takes an infinite ratio with it.
+      // Each stream depends on the exponentials of one side only. A factor that vanishes removes an infinite
+      // ratio with it.
       stream[k] = times(exp2_fast(args.teacher_power[k] != 0 ? by_t : by_s), stream[k]);
     }
   }
 }
 
-// A sum of exponentials times exponents, whose shift changes as the exponentials' does.
+// Rescales a sum of exponentials times exponents, whose shift changes with that of the exponentials.
 __device__ __forceinline__ float rescaled_moment(float moment, float sum, float by) {
   return times(exp2_fast(by), fmaf(by, sum, moment));
 }
 
-// The exponentials relative to the largest logits so far.
+// Makes the exponentials relative to the largest logits so far.
 template <class AnyRow>
 __device__ __forceinline__ void raise(const AnyRow& r, Partial& part) {
   const DenseArgs& args = r.args;
@@ -123,7 +124,8 @@ __device__ __forceinline__ void add_moments(const AnyRow& r, const float (&s)[An
   }
 }
 
-// The sum at temperature 1, without the label's. Spoils the logits and exponentials that it is given.
+// Adds to the sum at temperature 1, without the label's exponential. Overwrites the logits and exponentials
+// that it is given.
 template <class AnyRow>
 __device__ __forceinline__ void add_soft(const AnyRow& r, int column, float (&s)[AnyRow::kGroup],
                                          float (&e)[AnyRow::kGroup], Partial& part) {
@@ -159,7 +161,7 @@ __device__ __forceinline__ void accumulate(const AnyRow& r, int column, Partial&
   if (part.s_max > part.s_anchor + args.raise_margin || part.t_max > part.t_anchor + args.raise_margin) {
     raise(r, part);
   }
-  // Ahead of the other sums: after them the compiler would keep their exponentials for it, and spill.
+  // Before the other sums: after them the compiler would keep their exponentials for it, and spill.
   if (AnyRow::kHasExtra && args.metrics) add_moments(r, s, t, part);
   if (args.sum_logits) {
 #pragma unroll
@@ -178,18 +180,18 @@ __device__ __forceinline__ void accumulate(const AnyRow& r, int column, Partial&
     } else {
       e_s[k] = exp2_fast(fmaf(s[k], args.student_to_log2, -part.s_shift));
     }
-    part.s_sum += e_s[k];  // in the streams' order, so that of equal rows all are equal
+    part.s_sum += e_s[k];  // in the same order as the streams, so that equal rows have equal sums
   }
   add_soft(r, column, s, e_s, part);
 }
 
-// The threads' shares put together. `max`: the row's largest logits.
+// Combines the sums of all threads that share the row. `max`: the row maxima.
 template <class AnyRow>
 __device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, const float (&max)[2],
                                           int64_t index, Moments* moments) {
   constexpr int kStreams = AnyRow::Div::kStreams;
   Totals found;
-  // Read before the barriers: past them the gradient may overwrite it.
+  // Read before the barriers: after them the gradient may overwrite the logit.
   found.s_label = r.label_logit(r.args.student, index);
   found.t_label = AnyRow::kSplits ? r.label_logit(r.args.teacher, index) : -INFINITY;
   if (r.row.lowered) found.s_label -= origin().s, found.t_label -= origin().t;
@@ -230,8 +232,8 @@ __device__ __forceinline__ Totals combine(AnyRow& r, const Partial& part, const 
   return found;
 }
 
-// The sum of p^a q^b between rows so far apart that its terms over- or underflow: once more, relative to its
-// largest term.
+// Computes the sum of p^a q^b once more, relative to its largest term, for rows so far apart that its terms
+// over- or underflow.
 template <class AnyRow>
 __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& found) {
   constexpr int kGroup = AnyRow::kGroup;
@@ -245,13 +247,13 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
     for (int k = 0; k < kGroup; ++k) {
       const float xs = fmaf(s[k], r.args.student_to_log2, -r.row.s_shift);
       const float xt = fmaf(t[k], r.args.teacher_to_log2, -r.row.t_shift);
-      // Entries that are -inf on both sides do not exist.
+      // Entries that are -inf on both sides are masked.
       if (fmaxf(xs, xt) != -INFINITY) top[0] = fmaxf(top[0], a * xt + b * xs);
     }
   }
   r.place.template reduce<Max>(top);
   if (fabsf(top[0]) == INFINITY) {
-    // No term at all, or an infinite one (unless the row is NaN, as its other sums then are).
+    // There is no term at all, or an infinite one (unless the row contains NaN, as its other sums then do).
     if (top[0] > 0) found.stream[0] = top[0] * found.s_sum * found.t_sum;
     return;
   }
@@ -271,7 +273,7 @@ __device__ __forceinline__ void find_distant_cross(const AnyRow& r, Totals& foun
   found.cross_shift = top[0];
 }
 
-// This thread's share, and the row's largest logits.
+// Returns this thread's sums and sets `max` to the row maxima.
 template <class AnyRow>
 __device__ __forceinline__ Partial sweep(const AnyRow& r, float (&max)[2]) {
   Partial part;
@@ -301,7 +303,7 @@ __device__ __forceinline__ Totals find_statistics(AnyRow& r, int64_t index, Mome
   return found;
 }
 
-// The second sweep of divergences that need both log-sum-exps first.
+// The second sweep, for divergences that need both log-sum-exps first.
 template <class AnyRow>
 __device__ __forceinline__ void find_sums(AnyRow& r) {
   constexpr int kGroup = AnyRow::kGroup;
@@ -318,14 +320,14 @@ __device__ __forceinline__ void find_sums(AnyRow& r) {
   r.row.divergence.sum[1] = sum[1];
 }
 
-// log2 of the sums of exponentials, of a divergence with distant rows.
+// Sets log2 of the sums of exponentials, for a divergence with distant rows.
 template <class AnyRow>
 __device__ __forceinline__ void find_bits(AnyRow& r) {
   r.row.divergence.bits_s = -log2f(r.row.s_inverse);
   r.row.divergence.bits_t = -log2f(r.row.t_inverse);
 }
 
-// One more sweep for rows that share little probability, see Functor::kDistant.
+// The additional sweep for rows that share little probability, see Functor::kDistant.
 template <class AnyRow>
 __device__ __forceinline__ void find_distant_sums(AnyRow& r) {
   constexpr int kGroup = AnyRow::kGroup;

@@ -1,4 +1,4 @@
-// Whether the kernels can run here.
+// Checks whether the kernels can run on a device.
 #include <string>
 
 #include "device.h"
@@ -9,7 +9,7 @@ namespace cuda {
 
 namespace {
 
-constexpr int kOldestMajor = 8;  // bfloat16 conversions; the oldest machine code that is built
+constexpr int kOldestMajor = 8;  // needed for bfloat16 conversions; the oldest machine code that is built
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;

@@ -1,4 +1,4 @@
-// The calling thread's current device, set for the length of a scope.
+// Sets the calling thread's current device for the duration of a scope.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,8 +28,8 @@ class DeviceGuard {
   cudaError_t error_ = cudaSuccess;
 };
 
-// The text of an error, or nullptr; takes the error off the runtime's record, where the next call would find
-// it.
+// Returns the text of an error, or nullptr. Clears the runtime's last error, which the next call would
+// otherwise report.
 inline const char* describe(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();

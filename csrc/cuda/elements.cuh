@@ -1,4 +1,4 @@
-// Element types: how neighbouring logits are stored in 32-bit words, and what they are as floats.
+// Element types: how neighbouring logits are stored in 32-bit words, and how they are converted to float.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -49,7 +49,7 @@ struct Float16 {
   }
 };
 
-// How many elements a thread takes at a time: as many as one vector access moves.
+// The number of elements that a thread processes at a time: as many as one vector access moves.
 template <class E>
 constexpr int kGroupSize = kVectorBytes / sizeof(typename E::Bits);
 

@@ -1,4 +1,4 @@
-// The CUDA kernels as the bindings see them. Plain C++: no CUDA header is needed to include this.
+// The CUDA kernels' interface for the bindings. Plain C++: including this needs no CUDA header.
 #pragma once
 
 #include "../params.h"
@@ -6,12 +6,13 @@
 namespace fastkd {
 namespace cuda {
 
-// Why the kernels cannot run on this device, or nullptr if they can. Safe without a driver; the text lives
-// until the thread's next call.
+// Returns why the kernels cannot run on this device, or nullptr if they can. Works without a driver. The text
+// is valid until the thread's next call.
 const char* missing(int device);
 
-// Both queue their work on `stream` (a cudaStream_t), neither allocate nor synchronise, and return nullptr or
-// what went wrong. Dtypes: float32, bfloat16, float16 in any combination; no `wide` (float64) calls.
+// Both functions queue their work on `stream` (a cudaStream_t), neither allocate nor synchronise, and return
+// nullptr or what went wrong. Dtypes: float32, bfloat16, float16 in any combination; no `wide` (float64)
+// calls.
 const char* dense_rows(const DenseParams& params, int device, void* stream);
 const char* scale_rows(const ScaleParams& params, int device, void* stream);
 

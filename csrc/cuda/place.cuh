@@ -1,11 +1,11 @@
-// Where a row lies during the sweeps, and who shares it. A place offers
-//   View<E>              how the sweeps read a side
-//   share(groups, ...)   the groups of columns that this block takes
-//   share_columns(...)   the same of columns to be filled
-//   open(...)            the views
-//   stages(), await()    the first sweep may go up to the group that await() returns
-//   reduce<Op>(x)        over all threads that share the row
-//   leads()              whether this block writes what there is one of per row
+// A place defines where a row's logits are during the sweeps and which blocks share the row. It offers
+//   View<E>              the type with which the sweeps read a side
+//   share(groups, ...)   the groups of columns that this block works on
+//   share_columns(...)   the same for columns that are filled with a value
+//   open(...)            the views of a row
+//   stages(), await()    the first sweep may proceed up to the group that await() returns
+//   reduce<Op>(x)        a reduction over all threads that share the row
+//   leads()              whether this block writes the results that exist once per row
 #pragma once
 
 #include "reduce.cuh"
@@ -14,7 +14,7 @@
 namespace fastkd {
 namespace cuda {
 
-// One block a row, which streams it from memory in each sweep: any row fits.
+// One block per row, which streams it from memory in each sweep: any row fits.
 struct OneBlock {
   template <class E>
   using View = RowView<E>;

@@ -1,4 +1,4 @@
-// Sums and maxima over a block, in an order fixed by the block's size: the same bits on every run.
+// Sums and maxima over a block, in an order that the block's size determines: every run gives the same bits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,13 +18,13 @@ struct Sum {
   static __device__ __forceinline__ float combine(float a, float b) { return a + b; }
 };
 
-struct Max {  // of the numbers: NaN is passed over, the sums of exponentials bring it up
+struct Max {  // ignores NaN, which shows in the sums of exponentials
   using Value = float;
   static constexpr float kNeutral = -INFINITY;
   static __device__ __forceinline__ float combine(float a, float b) { return fmaxf(a, b); }
 };
 
-struct First {  // of columns
+struct First {  // the smallest column
   using Value = int;
   static constexpr int kNeutral = INT_MAX;
   static __device__ __forceinline__ int combine(int a, int b) { return a < b ? a : b; }
@@ -39,7 +39,7 @@ __device__ __forceinline__ void reduce_warp(typename Op::Value (&x)[kCount]) {
   }
 }
 
-// Each x[i] becomes its reduction over the block, in every thread. Ends with a barrier.
+// Replaces each x[i] by its reduction over the block, in every thread. Ends with a barrier.
 template <class Op, int kCount>
 __device__ __forceinline__ void reduce_block(typename Op::Value (&x)[kCount]) {
   __shared__ typename Op::Value of_warp[kCount][kMaxThreads / kWarp];
@@ -53,7 +53,7 @@ __device__ __forceinline__ void reduce_block(typename Op::Value (&x)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) x[i] = lane < warps ? of_warp[i][lane] : Op::kNeutral;
   reduce_warp<Op>(x);
-  __syncthreads();  // before of_warp is written again
+  __syncthreads();  // before the next call writes of_warp
 }
 
 }  // namespace cuda

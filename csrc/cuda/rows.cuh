@@ -1,5 +1,5 @@
-// Rows of logits in memory: groups of neighbouring columns, read and written by vector accesses where they
-// can be.
+// Rows of logits in memory: groups of neighbouring columns, read and written by vector accesses where
+// possible.
 #pragma once
 
 #include "../params.h"
@@ -12,9 +12,9 @@ __device__ __forceinline__ bool exists(int column, int columns) {
   return static_cast<unsigned>(column) < static_cast<unsigned>(columns);
 }
 
-// Elements from `column` on, as many as the words hold; those outside [0, columns) are not read and come as
-// `absent`. A vector access is spelt as uint4: from a struct of small elements the compiler makes as many
-// small accesses.
+// Reads elements from `column` on, as many as the words hold. Those outside [0, columns) are not read and
+// become `absent`. A vector access is written as uint4, because the compiler splits the copy of a struct of
+// small elements into as many small accesses.
 template <int kWords, class Bits>
 __device__ __forceinline__ void read_words(const Bits* row, int64_t stride, unsigned vector_end, int column,
                                            int columns, Bits absent, uint32_t* words) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ void read_words(const Bits* row, int64_t stride, unsi
   }
 }
 
-// The counterpart of read_words: leaves what is outside [0, columns) alone.
+// The counterpart of read_words(). It does not write outside [0, columns).
 template <int kWords, class Bits>
 __device__ __forceinline__ void write_words(Bits* row, int64_t stride, unsigned vector_end, int column,
                                             int columns, const uint32_t* words) {
@@ -49,8 +49,8 @@ __device__ __forceinline__ void write_words(Bits* row, int64_t stride, unsigned 
     auto* vectors = reinterpret_cast<uint4*>(row + column);
 #pragma unroll
     for (int i = 0; i < kWords; i += 4) {
-      // First to leave the cache: the kernels do not read it again, and other rows' logits are worth more
-      // there.
+      // Stored such that the cache evicts it first: the kernels do not read it again, and other rows' logits
+      // are worth more there.
       __stcs(vectors + i / 4, make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]));
     }
   } else {
@@ -77,8 +77,8 @@ __device__ __forceinline__ void pack_words(const float (&x)[kGroup], uint32_t* w
   for (int i = 0; i < kGroup / E::kPerWord; ++i) words[i] = E::pack(x + i * E::kPerWord);
 }
 
-// One row of a tensor. Groups that begin in columns [0, vector_end) go by vector accesses. Reading is apart
-// from unpacking, so that a thread has the reads of both sides under way before it waits for one.
+// One row of a tensor. Groups that begin in columns [0, vector_end) use vector accesses. Reading is separate
+// from unpacking, so that a thread can start the reads of both sides before it waits for one.
 template <class E>
 struct RowView {
   using Bits = typename E::Bits;
@@ -130,15 +130,15 @@ __device__ __forceinline__ RowView<E> row_of(const Rows& rows, int64_t row, int6
   return RowView<E>::of(rows, row / inner * rows.outer_stride + row % inner * rows.inner_stride);
 }
 
-// How many elements lie before the row's first 16-byte boundary.
+// Returns the number of elements before the row's first 16-byte boundary.
 template <class E>
 __device__ __forceinline__ int elements_to_boundary(const RowView<E>& row) {
   const auto past = static_cast<unsigned>(reinterpret_cast<uintptr_t>(row.data) % kVectorBytes);
   return static_cast<int>((kVectorBytes - past) % kVectorBytes / row.element_bytes());
 }
 
-// RowView::vector_end where `columns` exist and groups begin at `first`: 0 unless they lie on 16-byte
-// boundaries, without gaps.
+// Returns RowView::vector_end if `columns` columns exist and groups begin at `first`: 0 unless the groups are
+// on 16-byte boundaries, without gaps.
 template <class E>
 __device__ __forceinline__ unsigned vector_end_of(const RowView<E>& row, int first, int columns) {
   const auto address = reinterpret_cast<uintptr_t>(row.data) + int64_t{first} * row.element_bytes();

@@ -11,10 +11,10 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kSlab = int64_t{1} << 14;  // columns of a row that a block takes at a time
+constexpr int64_t kSlab = int64_t{1} << 14;  // columns of a row that a block works on at a time
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 0xffff;
 
-// blockIdx.x walks the rows, blockIdx.y slabs of columns, so that few long rows fill the device too.
+// blockIdx.x counts rows, blockIdx.y slabs of columns, so that a few long rows fill the device, too.
 template <class E>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const ScaleParams p) {
   constexpr int kGroup = RowView<E>::kGroup;

@@ -11,7 +11,7 @@ struct Split {
   float log_label, log_others;  // in nats
 };
 
-// From log2 of the odds, label to others.
+// Computes the two classes from log2 of the odds of label to others.
 __device__ __forceinline__ Split split(float bits) {
   const float odds = kLn2 * bits, rest = log1pf(expf(-fabsf(odds)));
   Split s;

@@ -1,5 +1,5 @@
-// A cluster of blocks a row: each fetches its groups of both sides into shared memory, once, and every sweep
-// reads them there. Statistics of the row go through the blocks' shared memory.
+// A cluster of blocks per row: each block fetches its groups of both sides into shared memory, once, and
+// every sweep reads them there. The blocks exchange the row's statistics through shared memory.
 #pragma once
 
 #include <cstring>
@@ -11,10 +11,10 @@ namespace fastkd {
 namespace cuda {
 
 constexpr int kMaxCluster = 16;
-constexpr int kStages = 4;  // parts of a fetch: the first sweep begins when the first is there
+constexpr int kStages = 4;  // parts of a fetch: the first sweep begins when the first part has arrived
 
-// Whether both sides' groups begin on 16-byte boundaries together, which a fetch of whole groups takes for
-// granted, is for the host to see to.
+// A side in shared memory. Requires the groups of both sides to begin on 16-byte boundaries together, because
+// whole groups are fetched; the host checks this (aligned_alike()).
 template <class E>
 struct StagedView {
   using Words = typename RowView<E>::Words;
@@ -22,7 +22,7 @@ struct StagedView {
   static_assert(kWords % 4 == 0, "groups of whole vectors");
 
   const char* data;
-  int origin;  // the column at `data`
+  int origin;  // the column that `data` points to
 
   // Columns that do not exist were fetched as -inf.
   __device__ __forceinline__ Words read(int column, int) const {
@@ -43,7 +43,7 @@ struct StagedView {
   }
 };
 
-// How many groups of a row a block takes at most.
+// Returns the largest number of groups of a row that a block works on.
 __host__ __device__ inline int groups_per_block(int groups, int blocks) {
   return (groups + blocks - 1) / blocks;
 }
@@ -82,7 +82,7 @@ class Cluster {
     Arrival* const arrivals = stage_arrivals();
     if (threadIdx.x == 0) {
       begin_arrivals(arrivals, kStages);
-      // Whole groups only: the copy must not touch what lies before or behind the row.
+      // Copies whole groups only: the copy must not touch memory before or behind the row.
       const int whole_begin = begin == 0 && first < 0 ? 1 : begin;
       const int whole_end = min(end, (vocab - first) / kGroup);
       for (int stage = 0; stage < kStages; ++stage) {
@@ -96,7 +96,8 @@ class Cluster {
         if constexpr (kTeacher) bulk_copy(shared + side + offset, t.data + column, bytes, arrivals + stage);
       }
     }
-    // The group that the row begins in, and the one it ends in.
+    // The group that contains the row's first column and the one that contains its last, where these are not
+    // whole.
     const int edge = static_cast<int>(threadIdx.x) / kGroup, k = static_cast<int>(threadIdx.x) % kGroup;
     const int group = edge == 0 ? 0 : (vocab - first) / kGroup;
     const bool part = edge == 0 ? first < 0 : edge == 1 && (vocab - first) % kGroup != 0;
@@ -110,8 +111,8 @@ class Cluster {
             exists(column, vocab) ? t.data[column] : E::kMinusInfinity;
       }
     }
-    __syncthreads();   // arrivals have begun, and the edges are there
-    cluster_arrive();  // this block runs, and others may write into it
+    __syncthreads();   // the arrivals are initialised, and the edges are written
+    cluster_arrive();  // this block runs: others may now write into its shared memory
   }
 
   __device__ __forceinline__ int stages() const { return kStages; }
@@ -121,12 +122,13 @@ class Cluster {
     return stage_end(stage, begin, end);
   }
 
-  // By block, then by rank: the same order, and so the same bits, in all blocks and on every run.
+  // Reduces over each block, then over the ranks: in the same order, and so with the same bits, in all blocks
+  // and on every run.
   template <class Op, int kCount>
   __device__ __forceinline__ void reduce(typename Op::Value (&x)[kCount]) const {
     using Value = typename Op::Value;
     static_assert(sizeof(Value) == sizeof(uint32_t), "words");
-    // Two, so that a fast block does not overwrite what a slow one has yet to read.
+    // Two buffers in turn, so that a fast block does not overwrite what a slow one has yet to read.
     __shared__ Value of_rank[2][kCount][kMaxCluster];
     reduce_block<Op>(x);
     if (exchanges_ == 0) cluster_wait();
@@ -151,7 +153,7 @@ class Cluster {
   }
 
  private:
-  // Each stage is a whole number of turns of all threads.
+  // Returns the end of a stage's groups. Each stage is a whole number of turns of all threads.
   static __device__ __forceinline__ int stage_end(int stage, int begin, int end) {
     const int threads = static_cast<int>(blockDim.x);
     const int turns = (end - begin + threads * kStages - 1) / (threads * kStages);

@@ -19,7 +19,8 @@ struct AlphaBeta : Functor {
   double teacher_power(int k) const { return k == 0 ? a : k == 1 ? a + b : 0; }
   double student_power(int k) const { return k == 0 ? b : k == 1 ? 0 : a + b; }
 
-  // x^(a + b), 0 for entries that do not exist
+  // Returns x^(a + b) for x of one side, given its exponent of 2 and the other side's; 0 for masked columns
+  // (-inf on both sides).
   template <class F>
   FASTKD_HD F power(F exponent, F other) const {
     const F value = exp2_any(F(a + b) * exponent);
@@ -40,7 +41,7 @@ struct AlphaBeta : Functor {
     const R c_minus_q = row.stream[0] - row.stream[2], p_minus_q = row.stream[1] - row.stream[2];
     row.constant[0] = c_minus_q;
     row.constant[1] = row.stream[0] - row.stream[1];
-    // One side rules out what the other allows: infinitely far, and not infinity - infinity.
+    // If one side rules out what the other allows, D is infinite; the formula would give infinity - infinity.
     const R infinity = std::numeric_limits<R>::infinity();
     if (row.stream[0] + row.stream[1] + row.stream[2] == infinity) return infinity;
     return R(-1 / (a * b)) * (c_minus_q - R(a / (a + b)) * p_minus_q);

@@ -1,5 +1,5 @@
-// TCKD + b NCKD (DKD, Zhao et al. 2022): the KL of the two-way split label / rest, and the KL among the rest,
-// p and q being normalised without the label.
+// TCKD + b NCKD (DKD, Zhao et al. 2022): the KL of the two classes label / all others, and the KL among the
+// others, where p and q are normalised without the label.
 #pragma once
 
 #include "entry.h"
@@ -22,10 +22,10 @@ struct Decoupled : Functor {
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    // The smaller probability of each pair has the digits of the difference.
+    // q_label - p_label = p_others - q_others: the difference of the smaller pair keeps more digits.
     const R gap = row.p_label < R(0.5) ? row.q_label - row.p_label : row.p_others - row.q_others;
     const R target = times(row.p_label, row.label_ratio) + times(row.p_others, row.others_ratio);
-    // Where p has no rest (and its logarithm is -inf) there is nothing to compare.
+    // Where p has only the label, the log of its rest is -inf and there is nothing to compare.
     const bool any = row.others_ratio > -std::numeric_limits<R>::infinity();
     const R others = any ? row.stream[0] + row.offset : R(0);
     row.constant[0] = gap;

@@ -1,7 +1,10 @@
-// The vocabulary of the divergence functors. Each functor is written once over a number type F: a SIMD vector
-// on the CPU, a float in a CUDA thread. F offers + - * /, exp2_any(F), abs(F), times(F, F),
-// times_add(F, F, F) and where_le(F, F, F, F), a vector also min and max, which give the second of two
-// numbers one of which is NaN.
+// Types and arithmetic that the divergence functors are written in, and the contract of a functor (see
+// Functor below).
+//
+// Each functor is written once, over a number type F: a SIMD vector on the CPU, a float in a CUDA thread.
+// F offers + - * /, exp2_any(F), abs(F), times(F, F), times_add(F, F, F), divide(F, F) and
+// where_le(F, F, F, F). A vector also offers min and max, which return the second operand where one is NaN.
+// value() runs once per row, over a scalar R: a double on the CPU, a float in a CUDA thread.
 #pragma once
 
 #include <cmath>
@@ -13,8 +16,8 @@
 #define FASTKD_HD inline
 #endif
 
-// Each CPU instruction set compiles these headers with its own flags. A namespace per set keeps the linker
-// from serving one set's code to another.
+// Each CPU instruction set compiles these headers with its own flags. A namespace per set prevents the linker
+// from replacing the code of one set by that of another.
 #if !defined(FASTKD_ISA)
 #define FASTKD_ISA portable
 #endif
@@ -29,61 +32,108 @@ constexpr int kMaxStreams = 3;
 constexpr int kMaxSums = 2;
 constexpr int kMaxConstants = 6;
 
-// One vocabulary entry of one token. The first sweep knows the upper half.
+// One column of one token, for F a vector: of as many neighbouring columns as it has lanes. The teacher's
+// logit is t, the student's is s. The first sweep sets the fields of the upper half only.
 template <class F>
 struct Entry {
-  F xs, xt;  // exponents of 2: logit * log2(e) / temperature - shift of the row
+  F xs, xt;  // exponents of 2, student and teacher: logit * log2(e) / temperature - shift of the row
   F es, et;  // 2^xs, 2^xt
-  F ratio;   // t / T_t - s / T, less a number of the row
-  // These two serve divergences with a cross stream: ln(et / es) without the rounding of either, less `base`,
-  // which is in powers of 2, of the row, and 0 for rows near each other.
+  F ratio;   // t / T_t - s / T, less a constant of the row
+  // For divergences with a cross stream: ln(et / es) = relative + ln(2) * base, where `relative` is free of
+  // the rounding of both exponentials, and `base` is a constant of the row, 0 for rows near each other.
   F relative, base;
 
-  F p, q;       // of the teacher, of the student
-  F q_minus_p;  // formed so that it is exact for equal rows
+  F p, q;       // probabilities of the teacher and of the student
+  F q_minus_p;  // computed such that it is exactly 0 for equal rows
   F log_ratio;  // log p - log q = ratio + Row::offset
-  F log;  // of a functor with kLog, log_of(entry); on the CPU the log of log_argument(entry, rest), plus rest
+  F log;        // kLog functors only: the logarithm that log_argument() and log_of() define
 };
 
-// What the sweeps have found for the row, in nats.
+// The row's sums, in nats, as value() and the gradients see them.
 template <class F>
 struct Row {
   F offset;                   // log p - log q = ratio + offset
-  F stream[kMaxStreams];      // the functor's streams, normalised: see below
-  F scale[kMaxStreams];       // the factors that did it, which also normalise a single term
+  F stream[kMaxStreams];      // the functor's streams, normalised by the powers that it states
+  F scale[kMaxStreams];       // the factors that normalise the streams, or a single term of them
   F sum[kMaxSums];            // the functor's sums
-  F constant[kMaxConstants];  // what its value() leaves for the gradients
+  F constant[kMaxConstants];  // numbers that value() computes for student() and teacher()
 
-  // Of a divergence with a cross stream, the sum of p^a q^b:
-  F log_cross;      // its logarithm
-  F cross_shift;    // what its terms' exponents of 2 were reduced by, 0 but for very distant rows
-  F cross_inverse;  // 1 / (sum of the terms)
+  // For a divergence with a cross stream, the sum C of p^a q^b:
+  F log_cross;      // log C; right only if a + b = 1
+  F cross_shift;    // subtracted from the exponents of 2 of the terms; 0 except for very distant rows
+  F cross_inverse;  // 1 / (sum of the terms of stream 0, before normalisation)
 
-  // These fields are set for divergences with distant rows only:
-  bool distant = false;  // whether `sum` holds what distant_sums() makes, as logarithms to base 2
-  F bits_s, bits_t;      // log2 of the sums of 2^xs and 2^xt
+  // For a divergence with distant rows:
+  bool distant = false;  // whether `sum` holds the sums of distant_sums(), as logarithms to base 2
+  F bits_s, bits_t;      // log2 of the sums of 2^xs and of 2^xt
 
-  // Of a divergence that treats the label apart: p and q above are normalised without it.
-  F p_label, q_label, p_others, q_others;
-  F label_ratio, others_ratio;  // log p - log q of the two-way split
+  // For a divergence that treats the label apart; Entry::p and Entry::q are normalised without the label:
+  F p_label, q_label, p_others, q_others;  // probabilities of the label and of all other columns together
+  F label_ratio, others_ratio;             // log p - log q of these two classes
 };
 
-// A divergence is a functor with
-//   kStreams     sums of the first sweep, over unnormalised exponentials: stream(entry, cross_shift, sums)
-//                adds an entry's terms. But for a cross stream they are linear in the entry's ratio. Where
-//                the exponentials shrink by factors f_t and f_s, stream k shrinks by f_t^teacher_power(k)
-//                f_s^student_power(k), and by these powers it is normalised.
-//   kCross       whether stream 0 is a sum of powers of both sides, cross_term() below.
-//   kSums        sums that need both log-sum-exps first, hence one more sweep: sums(entry, sums).
-//   kLog         whether sums() and the gradients want Entry::log; a CUDA thread takes it from log_of(entry).
-//   kDistant     whether rows that share little probability take one more sweep, for sums of small numbers in
-//                place of those that lose them: is_distant(sums) says which rows, distant_exponent(entry,
-//                row) an entry's exponent of 2, distant_sums(entry, row, top, sums) adds its terms over
-//                2^top.
-//   kSplitsLabel whether the label is left out of all sums and treated apart.
-//   kLinear      whether student() is linear in p and q and looks at nothing else of the entry.
-//   value(row)   D, from what the sweeps found; fills row.constant.
-//   student, teacher(entry, row)   dD / d(s / T) and dD / d(t / T_t) of one entry.
+// Base class of the divergence functors, with the defaults of the optional members. A functor is constructed
+// from alpha and beta as divergences/list.h states, and its bytes are copied to the GPU.
+//
+// Every divergence D has
+//   value(row)
+//       returns D from the row's sums. It may set row.constant, for the gradients.
+//   student(entry, row), teacher(entry, row)
+//       return dD / d(s / T) and dD / d(t / T_t) of one entry. `row` is as value() has left it.
+//
+// D and its gradients are made of sums over the vocabulary, of two kinds. Streams are sums over unnormalised
+// exponentials, which sweep 1 collects:
+//   kStreams
+//       the number of streams, at most kMaxStreams
+//   stream(entry, cross_shift, sums)
+//       adds the entry's terms to sums[0] to sums[kStreams - 1]. Of the entry it may read es, et and ratio;
+//       with kCross everything that the first sweep sets.
+//   teacher_power(k), student_power(k)
+//       the powers with which stream k scales. If the teacher's exponentials shrink by a factor f_t and the
+//       student's by f_s, stream k shrinks by f_t^teacher_power(k) * f_s^student_power(k). The kernel
+//       normalises it accordingly. Without kCross one of the powers is 1 and the other 0, and a term is
+//       times_add() of that side's exponential and the ratio: such a stream has to be linear in the ratio,
+//       because the kernel changes the constant that the ratio is relative to.
+//   kCross
+//       whether stream 0 is the sum of p^a q^b with a and b the powers of stream 0. Its terms are those of
+//       cross_term(), which needs `cross_shift`. No stream may then use the ratio.
+//
+// The functor's other sums are over probabilities. They need both log-sum-exps first, hence one more sweep:
+//   kSums
+//       the number of these sums, at most kMaxSums
+//   sums(entry, sums)
+//       adds the entry's terms to sums[0] to sums[kSums - 1].
+//
+// Members for divergences of a special form:
+//   kLog
+//       whether sums() and the gradients read Entry::log, which is log(m / max(p, q)) for a mixture m of p
+//       and q. A CUDA thread calls log_of(entry) for it. The CPU computes log(log_argument(entry, lost)) +
+//       lost, where log_argument() sets `lost`; in float32, mostly, a series in its place, which starts from
+//       the teacher's weight in m: teacher_share() in cpu/row_logarithms.h needs an overload for the functor.
+//       The CPU also needs student_log(entry), the logarithm that the student's gradient contains, and
+//       student(entry, student_log, row), unless kStudentView in cpu/row_entries.h names the functor.
+//   kDistant
+//       whether rows that share little probability take one more sweep. It replaces row.sum, which has then
+//       lost its digits, by sums of small numbers. It needs kSums and these functions, which may read xs, xt,
+//       ratio and log_ratio of the entry, and `row` with offset, bits_s and bits_t:
+//       is_distant(sums)
+//           returns whether a row with these sums is distant.
+//       distant_exponent(entry, row)
+//           returns the exponent of 2 of an entry's largest term.
+//       distant_sums(entry, row, top, sums)
+//           adds the entry's terms divided by 2^top, where `top` is the row's largest distant_exponent().
+//       The kernel then sets row.distant, and row.sum to the logarithms to base 2 of the two sums.
+//       Phase::kFinish recognises a distant row by sum[0] < 0: the logarithm must be negative, and the sum of
+//       other rows must not be.
+//   kSplitsLabel
+//       whether the label is left out of all sums. At the label, the kernel calls label_student(row) and
+//       label_teacher(row) in place of student() and teacher().
+//   kLinear
+//       whether student() is linear in p and q, and reads nothing of the entry but p, q and q_minus_p. The
+//       CPU then scales p and q in advance instead of scaling the gradient.
+//
+// A divergence whose sums() or student() reads only p, q and q_minus_p of an entry is faster on the CPU if
+// kSumsView in cpu/row_sums.h or kStudentView in cpu/row_entries.h names it; any other is given all fields.
 struct Functor {
   static constexpr int kStreams = 0, kSums = 0;
   static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false, kLinear = false;
@@ -98,7 +148,6 @@ struct Functor {
   }
   template <class F>
   FASTKD_HD void sums(const Entry<F>&, F*) const {}
-  // In place of student() and teacher() at the label, where that is treated apart.
   template <class R>
   FASTKD_HD R label_student(const Row<R>&) const {
     return R(0);
@@ -109,7 +158,8 @@ struct Functor {
   }
 };
 
-// weight * x with 0 * anything = 0. Subnormal weights count as 0, so that a ratio to them cannot overflow.
+// Returns weight * x, where 0 * anything = 0. Subnormal weights count as 0, so that a log-ratio to them
+// cannot overflow the product.
 template <class R>
 FASTKD_HD R times_scalar(R weight, R x) {
   return weight < std::numeric_limits<R>::min() ? R(0) : weight * x;
@@ -123,7 +173,7 @@ FASTKD_HD float times_add(float weight, float x, float sum) {
   return sum + times(weight, x);
 #endif
 }
-// A quotient of numbers no larger than 1, to a few ulp
+// x / y to a few ulp, for numbers no larger than 1.
 FASTKD_HD float divide(float x, float y) {
 #if defined(__CUDA_ARCH__)
   return ::__fdividef(x, y);
@@ -137,7 +187,7 @@ FASTKD_HD F divide(const F& x, const F& y) {
 }
 FASTKD_HD float abs(float x) { return ::fabsf(x); }
 FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
-// 2^x over the whole range. Subnormal results may be 0.
+// 2^x for any x. Subnormal results may be 0.
 FASTKD_HD float exp2_any(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -148,9 +198,9 @@ FASTKD_HD float exp2_any(float x) {
 #endif
 }
 
-// (et 2^-base)^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other the ratio's
-// power is a factor, exactly 1 for equal logits: what then differs between p^a q^b and q^(a + b) is no
-// rounding error.
+// Returns (et 2^-base)^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other it
+// is computed as `power` times exp(a * relative), a factor that is exactly 1 for equal logits: the difference
+// between p^a q^b and q^(a + b) is then not a rounding error.
 template <class F>
 FASTKD_HD F cross_term(const Entry<F>& e, F power, double a, double b, F shift) {
   const F by = F(a * kLog2e) * e.relative;
@@ -158,7 +208,7 @@ FASTKD_HD F cross_term(const Entry<F>& e, F power, double a, double b, F shift) 
   const F far = F(a) * (e.xt - e.base) + F(b) * e.xs - shift;
   const F term = exp2_any(where_le(F(1), near, by, far));
   const F product = where_le(F(1), near, power * term, term);
-  // Entries that are -inf on both sides do not exist.
+  // An entry that is -inf on both sides is masked: it adds nothing.
   return where_le(where_le(e.xs, e.xt, e.xt, e.xs), F(-std::numeric_limits<double>::infinity()), F(0),
                   product);
 }

@@ -1,4 +1,4 @@
-// KL(p, q) = sum p (log p - log q): the student covers all that the teacher holds likely.
+// KL(p, q) = sum p (log p - log q): the student has to cover everything that the teacher finds likely.
 #pragma once
 
 #include "entry.h"

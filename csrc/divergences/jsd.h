@@ -37,7 +37,7 @@ struct JSD : Functor {
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
     return student(e, student_log(e), row);
   }
-  // The same, with student_log() at hand.
+  // The same, given student_log(), which is log m - log q here.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, F m_over_q, const Row<F>& row) const {
     return F(1 - beta) * times(e.q, row.sum[1] - m_over_q);

@@ -1,6 +1,6 @@
-// w KL(p, q) + (1 - w) TVD(p, q) with w = exp(-b (1 - TVD)), a constant for the gradients: the hybrid of
-// Samarin et al. 2026 with a weight per token. It follows KL where the models share little, and TVD where
-// they agree.
+// w KL(p, q) + (1 - w) TVD(p, q) with w = exp(-b (1 - TVD)), which the gradients treat as a constant: the
+// hybrid of Samarin et al. 2026 with a weight per token. It follows KL where the models share little
+// probability, and TVD where they agree.
 #pragma once
 
 #include "forward_kl.h"

@@ -1,6 +1,6 @@
-// Every divergence: X(its name, its functor, the functor's arguments, out of alpha and beta).
-// The enum (params.h), the bindings, the dispatch (visit.h) and the CUDA kernels (csrc/cuda/instance.cu) are
-// made from this list; visit.h includes the functors.
+// All divergences, each as X(its name, its functor, the functor's arguments in terms of alpha and beta).
+// This list generates the enum (params.h), the bindings, the dispatch (visit.h) and the CUDA kernels
+// (csrc/cuda/instance.cu). visit.h has to include the functor.
 #pragma once
 
 #define FASTKD_DIVERGENCES(X)               \

@@ -7,18 +7,18 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// With A = sum min(p, q) the gradient is TVD's over A. Where p and q share little, 1 - TVD has lost the
-// digits of A, which is then summed by itself, in two parts: u = sum of q where q < p, v = sum of p where p <
-// q, with half of a tie in each.
+// With A = sum min(p, q) the gradient is TVD's divided by A. Where p and q share little, 1 - TVD has lost the
+// digits of A. A is then summed directly, in two parts: u, the sum of q where q < p, and v, the sum of p
+// where p < q; half of a tie goes to each.
 struct LogAcceptance : TVD {
   static constexpr bool kDistant = true;
 
   template <class R>
   FASTKD_HD bool is_distant(const R* sum) const {
-    return sum[0] > R(1.75);  // as fastkd/backends/record.py has it
+    return sum[0] > R(1.75);  // the same number as in fastkd/backends/record.py
   }
 
-  // The exponent of 2 of the smaller probability.
+  // Returns the exponent of 2 of min(p, q).
   template <class F>
   FASTKD_HD F distant_exponent(const Entry<F>& e, const Row<F>& row) const {
     return where_le(e.log_ratio, F(0), e.xt - row.bits_t, e.xs - row.bits_s);
@@ -56,7 +56,8 @@ struct LogAcceptance : TVD {
   }
 
  private:
-  // From log2 u and log2 v. Rows that share nothing are infinitely apart, and no gradient changes that.
+  // Computes D from log2 u and log2 v. Rows that share nothing are infinitely far apart, and their gradient
+  // is 0, because no small change of the logits alters that.
   template <class R>
   FASTKD_HD R distant_value(Row<R>& row) const {
     const R u = row.sum[0], v = row.sum[1], larger = u < v ? v : u;

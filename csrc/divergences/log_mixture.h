@@ -1,5 +1,5 @@
-// The logarithm of a mixture by log p - log q alone, for processors that have the exponential and the
-// logarithm as instructions (mixture.h goes by division and a polynomial).
+// The logarithm of a mixture, computed from log p - log q alone, for processors that have instructions for
+// the exponential and the logarithm (mixture.h uses a division and a polynomial instead).
 #pragma once
 
 #include "entry.h"
@@ -17,7 +17,8 @@ FASTKD_HD float log2_fast(float x) {
 #endif
 }
 
-// a < b ? x : y, both worked out: a branch would take both ways and more, since neighbours differ.
+// Returns a < b ? x : y, with both x and y computed. A branch would run both ways and cost more, since
+// neighbouring threads differ in the condition.
 FASTKD_HD float select_less(float a, float b, float x, float y) {
 #if defined(__CUDA_ARCH__)
   float z;
@@ -30,13 +31,13 @@ FASTKD_HD float select_less(float a, float b, float x, float y) {
 #endif
 }
 
-// Of m = share p + (1 - share) q at one entry, with r = log p - log q:
-//   log p / m = -log(share + (1 - share) e^-r),
-// for small r by its power series, whose coefficients are the cumulants of a coin: there the instructions'
-// absolute error would be the larger one.
+// The mixture m = share p + (1 - share) q at one entry. With r = log p - log q,
+//   log(p / m) = -log(share + (1 - share) e^-r).
+// For small r this is computed by its power series, whose coefficients are the cumulants of a coin (a
+// Bernoulli variable): near 0 the absolute error of the instructions would be larger than the series'.
 struct LogMixture {
   static constexpr int kTerms = 3;
-  static constexpr float kSmall = 0.0625f;  // the series is exact to 5e-6 there
+  static constexpr float kSmall = 0.0625f;  // the error of the series is at most 5e-6 up to here
 
   float share, rest;
   float term[kTerms];
@@ -51,7 +52,8 @@ struct LogMixture {
     }
   }
 
-  // log(m / larger of p and q). Exactly 0 at r = 0; NaN where both are -inf, for times() to pass over.
+  // Returns log(m / max(p, q)). It is exactly 0 at r = 0. It is NaN where p and q are both 0; times() then
+  // ignores it.
   FASTKD_HD float over_larger(float r) const {
     const float of_larger = r >= 0 ? share : rest, of_smaller = r >= 0 ? rest : share;
     const float smaller = exp2_any(::fabsf(r) * static_cast<float>(-kLog2e));

@@ -1,6 +1,6 @@
-// A distribution beside a mixture of it with another. Logarithms to the mixture start from the larger of the
-// two, as log1p of its relative difference to the mixture: that keeps its digits where the models agree and
-// never takes the logarithm of an underflowed sum.
+// Logarithms of a distribution's ratio to a mixture of it with another. They are computed from the larger of
+// the two distributions, as log1p of its relative difference to the mixture: this keeps the digits where the
+// models agree, and never takes the logarithm of an underflowed sum.
 #pragma once
 
 #include <type_traits>
@@ -10,12 +10,12 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// For m = share p + (1 - share) q at one entry:
+// The mixture m = share p + (1 - share) q at one entry.
 template <class F>
 struct Mixture {
-  // The logarithm of m / larger is that of this plus `lost`, what its rounding lost. By the difference where
-  // p and q are near each other and by their quotient where they are not: each form keeps what the other
-  // would round away. NaN where p and q are both 0, for times() to pass over.
+  // Returns r with log(m / max(p, q)) = log(r) + lost, where `lost` is the rounding error of r. r is computed
+  // from the difference of p and q where they are near each other and from their quotient elsewhere: each
+  // form keeps digits that the other would lose. NaN where p and q are both 0; times() then ignores it.
   static FASTKD_HD F over_larger(const Entry<F>& e, double share, F& lost) {
     const F d = e.q_minus_p, zero(0);
     const F larger = where_le(d, zero, e.p, e.q), smaller = where_le(d, zero, e.q, e.p);
@@ -36,7 +36,7 @@ struct Mixture {
       return min(e.log_ratio, F(0)) - e.log;
     }
   }
-  // log m - log q, which takes an operation less than its negative
+  // log m - log q. The negative, log q - log m, would need one more operation.
   static FASTKD_HD F m_over_q(const Entry<F>& e) {
     if constexpr (std::is_same<F, float>::value) {
       return ::fmaxf(e.log_ratio, 0.0f) + e.log;

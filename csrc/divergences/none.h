@@ -1,4 +1,4 @@
-// What takes a divergence's place where the kernel reads no teacher.
+// Functors for calls whose kernel does not read a dense teacher.
 #pragma once
 
 #include "entry.h"
@@ -9,8 +9,8 @@ inline namespace FASTKD_ISA {
 // Cross-entropy alone.
 struct NoDivergence : Functor {};
 
-// A sparse teacher's divergence, worked out elsewhere from a few columns. At all others its gradient is q
-// times a coefficient of the row.
+// The divergence to a sparse teacher, which other code computes from a few columns. At all other columns its
+// gradient is q times a coefficient of the row.
 struct OffSupport : Functor {};
 
 }  // namespace FASTKD_ISA

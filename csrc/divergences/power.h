@@ -1,5 +1,5 @@
-// Divergences of C = sum p^a q^(1 - a). With w = p^a q^(1 - a) / C, a distribution of its own,
-// d log C / d(s / T) = (1 - a) (w - q) and d log C / d(t / T_t) = a (w - p).
+// Base class of the divergences that are functions of C = sum p^a q^(1 - a). With w = p^a q^(1 - a) / C,
+// which is a distribution, d log C / d(s / T) = (1 - a) (w - q) and d log C / d(t / T_t) = a (w - p).
 #pragma once
 
 #include "entry.h"
@@ -27,12 +27,12 @@ struct Power : Functor {
     sum[0] = sum[0] + term(e, shift);
   }
 
-  // constant[0] and constant[1] are the weights that value() has left for the two sides.
+  // value() sets constant[0] and constant[1], the factors of the student's and the teacher's gradient.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
     return student(e, term(e, row.cross_shift), row);
   }
-  // The same, with the entry's term at hand.
+  // The same, given the entry's term(), which sweep 1 has stored on the CPU.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, F term, const Row<F>& row) const {
     return row.constant[0] * (e.q - term * row.cross_inverse);

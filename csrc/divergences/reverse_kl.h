@@ -1,4 +1,4 @@
-// KL(q, p) = sum q (log q - log p): the student keeps to what the teacher holds likely.
+// KL(q, p) = sum q (log q - log p): the student has to stay within what the teacher finds likely.
 #pragma once
 
 #include "entry.h"

@@ -1,6 +1,6 @@
 // KL(p, m) with m = b p + (1 - b) q: the forward divergence to a mixture, which stays bounded (DistiLLM, Ko
-// et al. 2024). Gradients by u = (p - m) / m, which is small where the models agree; sum m u = 0 gives the
-// mean of u under p from that under q.
+// et al. 2024). The gradients use u = (p - m) / m, which is small where the models agree. Since sum m u = 0,
+// the mean of u under p follows from its mean under q.
 #pragma once
 
 #include "mixture.h"
@@ -49,7 +49,7 @@ struct SkewForwardKL : Functor {
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
     return teacher(e, Mixture<F>::p_over_m(e), row);
   }
-  // The same, with log p - log m at hand.
+  // The same, given log p - log m.
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, F p_over_m, const Row<F>& row) const {
     return times(e.p, p_over_m - F(beta) * excess(e) - row.constant[0]);

@@ -35,7 +35,7 @@ struct SkewReverseKL : SkewForwardKL {
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
     return SkewForwardKL::teacher(exchanged(e), row);
   }
-  // The same, with student_log() at hand.
+  // The same, given student_log(), which is log q - log m here.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, F q_over_m, const Row<F>& row) const {
     return SkewForwardKL::teacher(exchanged(e), q_over_m, row);

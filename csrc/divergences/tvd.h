@@ -11,7 +11,7 @@ struct TVD : Functor {
 
   template <class F>
   FASTKD_HD F sign(const Entry<F>& e) const {
-    const F d = e.q_minus_p;  // NaN has no sign, and stays
+    const F d = e.q_minus_p;  // NaN is returned as it is
     return where_le(d, F(0), where_le(F(0), d, F(0), F(-1)), where_le(F(0), d, F(1), d));
   }
 

@@ -1,4 +1,4 @@
-// From the divergence's number to its functor.
+// Calls a function with the functor of a divergence that is known at run time only.
 #pragma once
 
 #include "../params.h"

@@ -1,5 +1,5 @@
-// The CPU's side of the bindings, served by the emulated CUDA kernels: a module built with this runs them
-// wherever the suite runs the native backend on a CPU.
+// The CPU functions of the bindings, implemented by the emulated CUDA kernels. A module built with this file
+// runs them wherever the suite runs the native backend on a CPU.
 #include "../../csrc/cpu/cpu.h"
 
 #include <stdexcept>
@@ -11,8 +11,8 @@ namespace fastkd::cpu {
 
 namespace {
 
-// The fibers of a block take turns forwards in one set and backwards in the other: results that differ show a
-// race.
+// The fibers of a block run forwards in one instruction set and backwards in the other. If results differ,
+// there is a race.
 const std::string kForwards = "emulated_cuda", kBackwards = "emulated_cuda_backwards";
 
 void check(const char* error) {

@@ -1,6 +1,7 @@
-// As much of CUDA as fastkd's kernels use, on a CPU, so that a plain C++ compiler can build and run the .cu
-// files. The threads of a block are fibers that take turns: each runs to its next barrier or shuffle before
-// any runs on. The blocks of a cluster are threads of the operating system, each with shared memory of its own.
+// The parts of CUDA that fastkd's kernels use, on a CPU, so that a plain C++ compiler can build and run the
+// .cu files. The threads of a block are fibers that run in turn: each runs to its next barrier or shuffle
+// before any continues. The blocks of a cluster are threads of the operating system, each with shared memory
+// of its own.
 #pragma once
 
 #include <ucontext.h>
@@ -46,11 +47,11 @@ struct Fiber {
   unsigned shuffles = 0;
 };
 
-// The blocks that run together.
+// The blocks of a cluster, which run together.
 struct Cluster {
   explicit Cluster(unsigned size) : shared_bases(size) {}
 
-  std::vector<char*> shared_bases;  // an address in each block's shared memory, the same variable in all
+  std::vector<char*> shared_bases;  // the address of the same variable in each block's shared memory
 
   void meet() {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -75,7 +76,8 @@ struct Copy {
   uint32_t bytes;
 };
 
-// What a copy engine has in hand: copied when it is waited for, so that what reads too early finds nothing.
+// The copies that a copy engine has yet to do. Each is done when a thread waits for it, so that a thread that
+// reads too early does not find the data.
 struct Pending {
   std::vector<Copy> copies;
   uint64_t expected = 0;
@@ -84,7 +86,7 @@ struct Pending {
 inline thread_local ucontext_t scheduler;
 inline thread_local std::vector<std::unique_ptr<Fiber>> fibers;
 inline thread_local std::function<void()> kernel;
-// Two, so that a fast fiber does not overwrite what a slow one has yet to read.
+// Two buffers in turn, so that a fast fiber does not overwrite what a slow one has yet to read.
 inline thread_local uint32_t shuffled[2][1024];
 inline thread_local Cluster* cluster = nullptr;
 inline thread_local unsigned rank = 0;
@@ -92,7 +94,7 @@ inline thread_local bool arrived_at_cluster = false;
 inline thread_local std::vector<uint32_t> dynamic;
 inline thread_local std::map<const void*, Pending> pending;
 inline thread_local char shared_base;
-inline thread_local bool backwards = false;  // the order in which fibers take turns: results must not depend on it
+inline thread_local bool backwards = false;  // the order of the fibers' turns: results must not depend on it
 
 inline void wait_at(const char* what) {
   Fiber& self = *fibers[threadIdx.x];
@@ -205,7 +207,7 @@ inline void await_arrival(Arrival* arrival) {
     all.expected -= copy.bytes;
   }
   all.copies.clear();
-  if (all.expected != 0) std::abort();  // the GPU would wait for ever
+  if (all.expected != 0) std::abort();  // the GPU would wait forever
 }
 
 }  // namespace fastkd::cuda
@@ -246,7 +248,7 @@ struct cudaLaunchConfig_t {
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-// An H100's
+// The values of an H100.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   constexpr int kValues[] = {9, 0, 232448, 233472, 1024};
   return *value = kValues[which], cudaSuccess;
@@ -285,7 +287,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (unsigned first = 0; first < gridDim.x; first += size) {
         blockIdx.x = first + rank;
-        // NaN, so that nothing is right by chance
+        // NaN, so that no result is right by chance
         emulation::dynamic.assign(config->dynamicSmemBytes / 4 + 4, 0x7fc07fc0u);
         cluster.meet();
         emulation::run_block();

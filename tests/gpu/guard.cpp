@@ -1,5 +1,5 @@
-// A device guard for a CUDA device that is not there: torch's indexing asks for one even where tensors hold no
-// data. A build of torch for CPUs has none, and that of older builds with CUDA asks the driver.
+// A device guard for a CUDA device that does not exist: torch's indexing needs one even where tensors hold no
+// data. A CPU build of torch has none, and the guard of older CUDA builds calls the driver.
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace {

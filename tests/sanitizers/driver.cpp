@@ -1,8 +1,9 @@
-// Runs the CPU kernels over many shapes for a sanitizer to watch, and checks what needs no other arithmetic:
-// zeros where zeros belong, the same bits whatever the threads and the layout. See run.py.
+// Runs the CPU kernels over many shapes while a sanitizer watches, and checks what needs no second
+// implementation: zeros where the result must be zero, and the same bits for any number of threads and any
+// layout. See run.py.
 //
-// Every array ends where its heap allocation ends, and what a call must not read or write (gaps between rows,
-// padding of the inputs, ignored rows) is poisoned.
+// Every array ends where its heap allocation ends. Memory that a call must not read or write (gaps between
+// rows, padding of the inputs, ignored rows) is poisoned.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -46,7 +47,7 @@ std::string describe(const DenseParams& p) {
   return text;
 }
 
-// Exactly as many numbers as asked for.
+// An array of exactly n numbers, without spare memory behind them.
 template <class T>
 struct Array {
   std::unique_ptr<T[]> owned;
@@ -57,7 +58,7 @@ struct Array {
   T* data() const { return owned.get(); }
 };
 
-// float or double, as the arithmetic asks.
+// Numbers of the dtype of the arithmetic: float, or double if `wide`.
 struct Reals {
   bool wide;
   Array<float> narrow;
@@ -70,7 +71,7 @@ struct Reals {
 };
 
 uint16_t half_bits(double x, bool bf16) {
-  // Numbers that both formats hold exactly, or infinite.
+  // Only for numbers that both formats represent exactly, infinities and NaN.
   if (std::isnan(x)) return bf16 ? 0x7fc0 : 0x7e00;
   const float f = float(x);
   uint32_t bits;
@@ -92,7 +93,7 @@ class Matrix {
   Matrix(int64_t rows, int64_t vocab, Dtype dtype, Layout layout) : rows_(rows), vocab_(vocab) {
     const int64_t columns = vocab + (layout == Layout::kPadded ? 5 : 0);
     const int64_t step = layout == Layout::kTransposed ? rows : layout == Layout::kEveryOther ? 2 : 1;
-    // An odd gap puts every row at another alignment.
+    // An odd gap gives every row another alignment.
     const int64_t stride = layout == Layout::kTransposed   ? 1
                            : layout == Layout::kEveryOther ? 2 * columns
                            : layout == Layout::kGaps       ? columns + 3
@@ -125,7 +126,7 @@ class Matrix {
     std::memcpy(bytes, at(r, c), size_of(view_.dtype));
     return std::memcmp(bytes, zeros, 8) == 0;
   }
-  // What lies between the rows, and of an input (`read_only`) its padding too.
+  // Poisons the gaps between the rows, and the padding of an input (`read_only`).
   void poison_gaps(bool read_only) const {
     if (view_.column_stride != 1) return;
     const int64_t used = read_only ? vocab_ : view_.columns;
@@ -156,7 +157,8 @@ struct Case {
   bool in_place, phases, sharded, bare;
 };
 
-// Rows 1 and 4 are ignored, 2 holds NaN, 3 has -inf on either side and on both, 5 nothing but -inf.
+// Fills both sides with logits. Rows 1 and 4 are ignored, row 2 holds NaN, row 3 has -inf on either side and
+// on both, row 5 holds nothing but -inf.
 void fill(const Case& c, const Matrix& student, const Matrix& teacher) {
   std::mt19937 random(7);
   for (int64_t r = 0; r < c.rows; ++r) {
@@ -180,8 +182,8 @@ struct Results {
         grad_teacher(c.rows, c.vocab, c.teacher, c.layout) {}
 };
 
-// Entries of a sparse teacher, the last of each row in the last column. Every third does not exist, nor do
-// those of ignored rows, and their indices lie far outside.
+// The entries of a sparse teacher; the last of each row is in the last column. Every third entry does not
+// exist, nor do those of ignored rows; their indices are far outside the vocabulary.
 struct Entries {
   static constexpr Tail kTails[] = {Tail::kRenormalize, Tail::kBucket, Tail::kDrop};
   static constexpr Divergence kDivergences[] = {Divergence::kForwardKL, Divergence::kReverseKL,
@@ -225,7 +227,7 @@ void run(const Case& c, const std::string& isa, int threads, Results& out) {
   Array<int64_t> labels(c.rows);
   Reals loss_scale(c.rows, wide, 0.5), grad_scale(c.rows, wide, 0.25), coefficient(c.rows, wide, -0.5);
   for (int64_t r = 0; r < c.rows; ++r) labels.data()[r] = r % 3 == 1 ? kIgnored : c.vocab - 1;
-  if (c.rows > 6) labels.data()[6] = c.vocab + 3;  // elsewhere, or wrong
+  if (c.rows > 6) labels.data()[6] = c.vocab + 3;  // a label of another shard, or an invalid one
   if (c.rows > 8) loss_scale.set(8, 0), grad_scale.set(8, 0);
 
   DenseParams p;
@@ -310,7 +312,7 @@ void run(const Case& c, const std::string& isa, int threads, Results& out) {
   }
 }
 
-// The same call twice must give the same bits.
+// Requires two results of the same call to have the same bits.
 void compare(const Case& c, const Results& a, const Results& b) {
   DenseParams p;
   p.divergence = c.divergence;
@@ -360,7 +362,7 @@ constexpr double kTemperatures[][2] = {{1, 1}, {2, 2}, {1.5, 0.7}};
 constexpr int64_t kColumns[] = {1, 2, 7, 1023, 1024, 1025, 5000};
 constexpr int kDivergences = int(Divergence::kKLTVD) + 1;
 
-// Every divergence, pair of dtypes, width and layout, by one thread.
+// Runs every divergence, pair of dtypes, width and layout, with one thread.
 void sweep(const std::string& isa) {
   int turn = 0;
   for (int d = 0; d < kDivergences; ++d) {
@@ -369,7 +371,7 @@ void sweep(const std::string& isa) {
       if (wide && isa != "baseline") continue;  // float64 has one implementation
       for (const int64_t vocab : kColumns) {
         for (const Layout layout : kLayouts) {
-          // Long rows meet the layouts in turn, short ones all of them.
+          // Long rows are run with one layout each, in turn; short rows with all of them.
           if (vocab > 1000 && int(layout) != turn % 5) continue;
           const auto& t = kTemperatures[turn % 3];
           Case c{Divergence(d), pair[0], pair[1], vocab > 1000 ? 7 : 10, vocab, layout, t[0], t[1], false,
@@ -386,7 +388,7 @@ void sweep(const std::string& isa) {
         }
         ++turn;
       }
-      // A shard without a column.
+      // A shard without columns.
       const Case c{Divergence(d), pair[0], pair[1], 3, 0, Layout::kDense, 1, 1, false, true, true, false};
       Results out(c, wide);
       run(c, isa, 1, out);
@@ -402,7 +404,7 @@ void sweep(const std::string& isa) {
   }
 }
 
-// Rows enough for two threads.
+// Enough rows for two threads.
 void share(const std::string& isa) {
   for (int d = 0; d < kDivergences; ++d) {
     for (const bool wide : {false, true}) {
@@ -419,7 +421,7 @@ void share(const std::string& isa) {
   for (const Dtype dtype : {F32, BF16, F64}) run_scale(isa, dtype, 67, 2001, true, 2);
 }
 
-// A gradient large enough to be written past the caches, and more threads.
+// A gradient so large that it is written past the caches, and more threads.
 void stream_out(const std::string& isa) {
   for (const Dtype dtype : {F32, BF16, F16}) {
     const int64_t rows = dtype == F32 ? 61 : 121;
@@ -439,7 +441,7 @@ int main() {
     sweep(isa);
 #endif
     share(isa);
-    if (isa != "baseline") stream_out(isa);  // which has no such stores
+    if (isa != "baseline") stream_out(isa);  // the baseline set has no stores past the caches
     std::printf("%s: %ld calls\n", isa.c_str(), calls - before);
     std::fflush(stdout);
   }
