@@ -99,6 +99,18 @@ def torch_in_csrc(path: str, text: str) -> Iterator[str]:
             yield f"{path}:{number} includes torch: {line.strip()}"
 
 
+def openings(path: str, text: str) -> Iterator[str]:
+    """Comments and docstrings that open without a subject, which CONTRIBUTING forbids."""
+    # An inner line of a comment may begin with any word: it continues a sentence.
+    mark = "#" if path.endswith(".py") else "//"
+    before = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        opens = not before.lstrip().startswith(mark) or before.rstrip().endswith(".")
+        if opens and re.match(rf'\s*("""|{mark}) ?(What|Of|Such|Those)\b', line):
+            yield f"{path}:{number} opens without a subject: {line.strip()}"
+        before = line
+
+
 def sources(folder: str, *suffixes: str) -> list[str]:
     paths = sorted(p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes)
     found = [p.relative_to(ROOT).as_posix() for p in paths]
@@ -124,6 +136,13 @@ def test_python_sources_keep_the_rule(rule: Rule) -> None:
 def test_csrc_knows_no_torch() -> None:
     paths = sources("csrc", ".h", ".cuh", ".cpp", ".cu")
     broken = [v for path in paths for v in torch_in_csrc(path, (ROOT / path).read_text())]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("folder", ["csrc", "fastkd", "bench", "tests"])
+def test_comments_open_with_a_subject(folder: str) -> None:
+    paths = sources(folder, ".py", ".h", ".cuh", ".cpp", ".cu")
+    broken = [v for path in paths for v in openings(path, (ROOT / path).read_text())]
     assert not broken, "\n".join(broken)
 
 
@@ -166,6 +185,9 @@ def test_make_gpu_runs_every_file_with_cases_for_a_gpu() -> None:
         (device_synchronisation, "fastkd/losses/x.py", "n = count.item()"),
         (device_synchronisation, "fastkd/ops/x.py", "x = t.tolist()"),
         (device_synchronisation, "fastkd/backends/x.py", "import torch\ntorch.equal(a, b)"),
+        (openings, "fastkd/x.py", '"""Of the rows, the largest."""'),
+        (openings, "fastkd/x.py", "# The sum.\n# What it leaves."),
+        (openings, "csrc/x.h", "  // Such rows are rare."),
         (torch_in_csrc, "csrc/x.h", "#include <torch/extension.h>"),
         (torch_in_csrc, "csrc/x.h", '  # include "ATen/ATen.h"'),
         (torch_in_csrc, "csrc/x.h", "#include <c10/cuda/CUDAStream.h>"),
@@ -191,6 +213,7 @@ def test_each_rule_bites(rule: Rule, path: str, text: str) -> None:
         (environment_reads, "fastkd/_settings.py", "import os\nos.environ.get('A')"),
         (device_synchronisation, "fastkd/trainer/x.py", "loss.item()"),
         (device_synchronisation, "fastkd/ops/x.py", "x.equal_to(y)\nfor k, v in d.items(): pass"),
+        (openings, "csrc/x.h", "// It is the sum of\n// Those rows that are read."),
         (torch_in_csrc, "csrc/x.h", "#include <cmath>\n// no torch/extension.h here"),
     ],
 )
