@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.modes import evaluating
 from fastkd.trainer.tasks import Task
 from fastkd.trainer.tasks.causal_lm import prompt_ids, templated
 
@@ -203,7 +204,7 @@ def _answer(
     for i, prompt in enumerate(prompts):
         where = slice(longest - len(prompt), None) if left else slice(0, len(prompt))
         ids[i, where], mask[i, where] = torch.tensor(prompt), 1
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         found: Tensor = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -268,17 +269,6 @@ class _Limits:
         if not self.prompt or len(prompt) <= self.prompt:
             return prompt
         return [*prompt[: self.prompt - 1], prompt[-1]] if self.closes else prompt[-self.prompt :]
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fastkd import HiddenTeacher
+from fastkd.trainer.modes import evaluating
 from fastkd.trainer.views import NOTHING_MORE, View, Wanted
 
 # A logit at which a softcap (30 in Gemma 2) is far from the identity.
@@ -171,26 +172,22 @@ def _reproduces(model: PreTrainedModel, head: LinearHead) -> bool:
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        factors = run(model, head, inputs).distribution
-        assert isinstance(factors, HiddenTeacher)
-        hidden = factors.hidden
-        largest = head.linear(hidden).abs().max().clamp(min=1e-30)
-        # A power of two, so that scaling does not round 16-bit hidden states.
-        lift = torch.exp2(torch.log2(_PROBE_LOGIT / largest.float()).floor()).to(hidden.dtype)
-        hook = head.linear.register_forward_pre_hook(lambda _, args: (args[0] * lift,))
-        try:
-            expected = model(**inputs).logits.float()
-        finally:
-            hook.remove()
-        found = multiply_out(head.factors(hidden * lift)).float()
+        with evaluating(model):
+            factors = run(model, head, inputs).distribution
+            assert isinstance(factors, HiddenTeacher)
+            hidden = factors.hidden
+            largest = head.linear(hidden).abs().max().clamp(min=1e-30)
+            # A power of two, so that scaling does not round 16-bit hidden states.
+            lift = torch.exp2(torch.log2(_PROBE_LOGIT / largest.float()).floor()).to(hidden.dtype)
+            hook = head.linear.register_forward_pre_hook(lambda _, args: (args[0] * lift,))
+            try:
+                expected = model(**inputs).logits.float()
+            finally:
+                hook.remove()
+            found = multiply_out(head.factors(hidden * lift)).float()
     except (IndexError, TypeError):  # a head that is not called, or not with one tensor
         return False
-    finally:
-        for module in training:
-            module.training = True
     if expected.shape != found.shape:
         return False
     tolerance = 1e-4 if hidden.dtype == torch.float32 else 2e-2

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import output_width
+from fastkd.trainer.modes import evaluating
 from fastkd.trainer.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.tasks.base import pad
 from fastkd.trainer.views import Batch
@@ -151,24 +152,18 @@ class OnPolicy:
         if isinstance(window, int) and window > 1:  # otherwise positions are relative and have no limit
             room = max(1, min(room, window - before))
         ends = self._ends(student)
-        training = [module for module in student.modules() if module.training]
-        student.eval()
-        try:
-            with self._precision(device):
-                made = student.generate(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=room,
-                    temperature=self.args.sampling_temperature,
-                    eos_token_id=ends or None,
-                    pad_token_id=self.pad_token_id,
-                    suppress_tokens=self._nobodys(student),
-                    synced_gpus=False if sharded else None,
-                    **_PLAIN_SAMPLING,
-                )
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(student), self._precision(device):
+            made = student.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=room,
+                temperature=self.args.sampling_temperature,
+                eos_token_id=ends or None,
+                pad_token_id=self.pad_token_id,
+                suppress_tokens=self._nobodys(student),
+                synced_gpus=False if sharded else None,
+                **_PLAIN_SAMPLING,
+            )
         return [_until(answer, ends) for answer in made[:, before:].tolist()]
 
     def _ends(self, student: Any) -> list[int]:

@@ -20,6 +20,7 @@ from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import LinearHead, find_linear_head, output_width
 from fastkd.trainer.matching import Matching
+from fastkd.trainer.modes import evaluating
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.student import DistilledStudent
@@ -375,18 +376,13 @@ def check_documents_are_apart(model: Any, task: Task) -> None:
             ([*documents[0], *documents[1]], [*range(3), *range(2)]),
         )
     )
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         logits = [
             model(**{k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
             .logits[0, -2:]
             .float()
             for inputs in (task.model_inputs(model, batch) for batch in (alone, packed))
         ]
-    finally:
-        for module in training:
-            module.training = True
     if (logits[0] - logits[1]).abs().max() > 0.02 * logits[0].abs().max():
         raise ValueError(
             f"{type(model).__name__} looks from one packed text into the one before it: set packing: false"

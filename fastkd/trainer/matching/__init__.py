@@ -24,6 +24,7 @@ from fastkd.trainer.matching.features import (
     widened,
 )
 from fastkd.trainer.matching.saliency import saliency, saliency_loss
+from fastkd.trainer.modes import evaluating
 from fastkd.trainer.tasks import IGNORE_INDEX
 from fastkd.trainer.views import Batch, Distribution, View, Wanted
 
@@ -201,13 +202,8 @@ def _insides(model: Any, wanted: Wanted) -> View:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         return run(model, None, inputs, wanted)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _layer(name: str, side: str, match: FeatureMatch, found: Sequence[Tensor]) -> int:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fastkd.trainer.heads import LinearHead, find_linear_head, output_width, run
+from fastkd.trainer.modes import evaluating
 from fastkd.trainer.tasks import Task
 from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
 
@@ -71,14 +72,9 @@ class BaseTeacher:
         """Nothing to move: this teacher is part of the student."""
 
     def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()  # a teacher has no dropout
-        try:
-            with _adapter_off(self.model), torch.set_grad_enabled(wanted.embeddings):
-                return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
-        finally:
-            for module in training:
-                module.training = True
+        # A teacher has no dropout.
+        with evaluating(self.model), _adapter_off(self.model), torch.set_grad_enabled(wanted.embeddings):
+            return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
 
 
 def _columns(model: Any, task: Task) -> int:
