@@ -89,8 +89,8 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
         found = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
         assert len(found) == KERNELS.get(name, DEFAULT_KERNELS), name
         if any(frames):
-            # A constant of the row may be spilled if a loop needs its register. A loop then reads at most one of
-            # them per turn, of eight columns: the last sweep of the reverse KL does.
+            # A constant of the row may be spilled if a loop needs its register. A turn of the loop, of eight
+            # columns, then reads at most one. The last sweep of the streaming reverse KL reads one.
             assert max(frames) <= 32, report
             pytest.importorskip("triton", reason="its wheel has the disassembler")
             for code in kernels(cuobjdump(output.read_bytes(), "-sass")).values():
