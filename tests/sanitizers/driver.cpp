@@ -256,7 +256,8 @@ void run(const Case& c, const std::string& isa, int threads, Results& out) {
   }
   p.grad_student = c.in_place ? student.view() : out.grad_student.view();
   p.grad_teacher = c.in_place ? teacher.view() : out.grad_teacher.view();
-  const bool no_teacher = c.divergence == Divergence::kNoDivergence || c.divergence == Divergence::kOffSupport;
+  const bool no_teacher =
+      c.divergence == Divergence::kNoDivergence || c.divergence == Divergence::kOffSupport;
   if (no_teacher) {
     p.teacher = Rows{};
     if (c.divergence == Divergence::kOffSupport || c.in_place) p.grad_teacher = Rows{};
