@@ -163,7 +163,8 @@ def test_make_gpu_runs_every_file_with_cases_for_a_gpu() -> None:
     found = {path for path in sources("tests", ".py") if gpu.search((ROOT / path).read_text())}
     found = {path for path in found if Path(path).name.startswith("test_")}
     others = {path for path in found if not path.startswith("tests/test_gpu")}
-    assert len(others) < len(found) and others == named | {"tests/test_layers.py"}
+    about_marks = {"tests/test_layers.py", "tests/test_repeats.py"}
+    assert len(others) < len(found) and others == named | about_marks
 
 
 @pytest.mark.parametrize(
