@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../divergences/entry.h"
+#include "../divergences/functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

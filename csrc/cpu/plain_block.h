@@ -126,7 +126,7 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
         if constexpr (Div::kStreams > 0) {
           Entry<Finite<V>> entry;
           entry.es = es, entry.et = et;
-          entry.ratio = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
+          entry.log_ratio_raw = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
           div.stream(entry, Finite<V>(V(0)), stream);
         }
       }

@@ -1,7 +1,7 @@
 // Coefficients that the SIMD instruction sets share, highest power first.
 #pragma once
 
-#include "../divergences/entry.h"
+#include "../divergences/functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -10,7 +10,7 @@ inline namespace FASTKD_ISA {
 template <class V, class Div, class R>
 inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
                               RowBlocks<V, Div>& blocks, Row<double>& found) {
-  const EntryScales<V> c = scales_of(setup, row, found.offset);
+  const EntryScales<V> c = scales_of(setup, row, found.log_ratio_offset);
   const Row<V> constants = widened<V>(found);
   const auto each = [&](const auto& body) {
     for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
@@ -18,7 +18,7 @@ inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& 
       for (int64_t i = 0; i < b.n; i += V::kWidth) {
         Entry<V> e;
         add_logits(c, b, i, e);
-        e.log_ratio = e.ratio + c.offset;
+        e.log_ratio = e.log_ratio_raw + c.log_ratio_offset;
         body(e);
       }
     }

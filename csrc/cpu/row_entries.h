@@ -8,12 +8,12 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// The row's constants as vectors, adapted to one block. Those from `offset` on are known after the first
-// sweep.
+// The row's constants as vectors, adapted to one block. Those from `log_ratio_offset` on are known after the
+// first sweep.
 template <class V>
 struct EntryScales {
   V to_s, to_t, shift_s, shift_t, to_nats, temperatures, less_base, base, cross_shift;
-  V offset;                       // Row::offset
+  V log_ratio_offset;             // Row::log_ratio_offset
   V row_r_s, row_r_t;             // factors from exponentials relative to the row's shifts to probabilities
   V r_s, r_t;                     // the same for the block's exponentials, whose shifts may be others
   V factor_s, factor_t;           // factors from the block's exponentials to the row's
@@ -34,7 +34,7 @@ inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowStat
   return c;
 }
 
-// Sets all constants, for a block with the row's own shifts. `offset`: Row::offset.
+// Sets all constants, for a block with the row's own shifts. `offset`: Row::log_ratio_offset.
 template <class V, class Div, class R>
 inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row, double offset) {
   EntryScales<V> c = raw_scales_of(setup, row);
@@ -43,7 +43,7 @@ inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>
   c.kept = row.shift;
   c.r_s = c.row_r_s = V(reciprocal<Div>(row.z_s));
   c.r_t = c.row_r_t = V(reciprocal<Div>(row.z_t));
-  c.offset = V(offset);
+  c.log_ratio_offset = V(offset);
   return c;
 }
 
@@ -80,8 +80,8 @@ template <class V>
 inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
   e.xs = fma(s, c.to_s, c.shift_s);
   e.xt = fma(t, c.to_t, c.shift_t);
-  e.ratio = ratio_of(c, s, t);
-  e.relative = e.ratio;
+  e.log_ratio_raw = ratio_of(c, s, t);
+  e.relative = e.log_ratio_raw;
   e.base = c.base;
 }
 
@@ -131,7 +131,7 @@ inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_
 template <class V>
 inline Row<V> widened(const Row<double>& row) {
   Row<V> wide;
-  wide.offset = V(row.offset);
+  wide.log_ratio_offset = V(row.log_ratio_offset);
   for (int k = 0; k < kMaxStreams; ++k) wide.stream[k] = V(row.stream[k]), wide.scale[k] = V(row.scale[k]);
   for (int k = 0; k < kMaxSums; ++k) wide.sum[k] = V(row.sum[k]);
   for (int k = 0; k < kMaxConstants; ++k) wide.constant[k] = V(row.constant[k]);
@@ -168,7 +168,7 @@ inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, 
   if constexpr (kView == View::kFull) {
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
-    e.log_ratio = e.ratio + c.offset;
+    e.log_ratio = e.log_ratio_raw + c.log_ratio_offset;
     if constexpr (Div::kLog) e.log = V::load(b.left + i);
   }
   return e;

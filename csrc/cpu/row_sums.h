@@ -15,7 +15,7 @@ constexpr View kSumsView = std::is_base_of<TVD, Div>::value ? View::kProbabiliti
 template <class V, class Div, class R>
 inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
                       bool student_alone, Row<double>& found) {
-  EntryScales<V> c = scales_of(setup, row, found.offset);
+  EntryScales<V> c = scales_of(setup, row, found.log_ratio_offset);
   for (int k = 0; k < kMaxSums; ++k) found.sum[k] = 0;
   for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
     const Block<R> b = with_exponentials(setup, row, blocks, start, kSumsView<Div> == View::kFull, kBlock);

@@ -15,7 +15,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
   // From the quotient of the two sums, so that equal rows have an offset of exactly 0.
   const double between = std::log2(state.z_t / state.z_s);
   const double bits_s = Div::kCross || Div::kSplitsLabel || Div::kDistant ? std::log2(state.z_s) : 0;
-  row.offset = kLn2 * (double(state.shift.s) - state.shift.t - between) + state.shift.base;
+  row.log_ratio_offset = kLn2 * (double(state.shift.s) - state.shift.t - between) + state.shift.base;
   const double base = double(state.shift.s) - state.shift.t + kLog2e * state.shift.base;
   for (int k = 0; k < Div::kStreams; ++k) {
     const double a = setup.div.teacher_power(k), b = setup.div.student_power(k);
@@ -30,7 +30,7 @@ inline Row<double> normalised(const RowSetup<V, Div>& setup, const RowState<R>& 
     row.cross_inverse = state.stream[0] == 0 ? 0 : 1 / state.stream[0];
     // This formula holds where the powers add up to 1, as they do for all divergences that use log_cross.
     row.log_cross = kLn2 * (state.cross_shift + std::log2(state.stream[0] / state.z_s)) +
-                    setup.div.teacher_power(0) * row.offset;
+                    setup.div.teacher_power(0) * row.log_ratio_offset;
   }
   if constexpr (Div::kDistant) row.bits_s = bits_s, row.bits_t = bits_s + between;
   if constexpr (Div::kSplitsLabel) {

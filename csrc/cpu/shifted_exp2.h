@@ -1,7 +1,7 @@
 // The exponentials of logits, which are most of the kernels' work.
 #pragma once
 
-#include "../divergences/entry.h"
+#include "../divergences/functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

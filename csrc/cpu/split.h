@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../divergences/entry.h"
+#include "../divergences/functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -47,7 +47,7 @@ __device__ __forceinline__ void split_label(const AnyRow& r, const Totals& found
   const Split student = split(bits_s), teacher = split(bits_t);
   out.q_label = student.label, out.q_others = student.others;
   out.p_label = teacher.label, out.p_others = teacher.others;
-  const float difference = r.raw_log_ratio(found.s_label, found.t_label) + out.offset;
+  const float difference = r.raw_log_ratio(found.s_label, found.t_label) + out.log_ratio_offset;
   if (fabsf(difference) < 1) {
     out.label_ratio = -log1pf(student.others * expm1f(-difference));
     out.others_ratio = -log1pf(student.label * expm1f(difference));
@@ -92,7 +92,7 @@ __device__ __forceinline__ float settle(AnyRow& r, const Totals& found, float* n
   row.s_inverse = AnyRow::kSplits && found.s_sum == 0 ? 0 : 1 / found.s_sum;
   row.t_inverse = AnyRow::kSplits && found.t_sum == 0 ? 0 : 1 / found.t_sum;
   if constexpr (AnyRow::kTeacher) {
-    row.divergence.offset = fmaf(row.s_shift - row.t_shift, kLn2, logf(found.s_sum / found.t_sum));
+    row.divergence.log_ratio_offset = fmaf(row.s_shift - row.t_shift, kLn2, logf(found.s_sum / found.t_sum));
     normalise_streams<typename AnyRow::Div>(args, found, row.divergence);
     if constexpr (AnyRow::kSplits) split_label(r, found, row.divergence);
   }

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../divergences/entry.h"
+#include "../divergences/functor.h"
 #include "../params.h"
 
 namespace fastkd {

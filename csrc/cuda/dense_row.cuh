@@ -193,8 +193,8 @@ struct DenseRow {
     e.xt = fmaf(t, args.teacher_to_log2, -t_shift);
     e.es = exp2_fast(e.xs);
     e.et = exp2_fast(e.xt);
-    e.ratio = raw_log_ratio(s, t);
-    e.relative = fmaf(kLn2, s_shift - t_shift, e.ratio);
+    e.log_ratio_raw = raw_log_ratio(s, t);
+    e.relative = fmaf(kLn2, s_shift - t_shift, e.log_ratio_raw);
     e.base = 0;
     return e;
   }
@@ -205,7 +205,7 @@ struct DenseRow {
     e.p = __fmul_rn(e.et, row.t_inverse);
     e.q = __fmul_rn(e.es, row.s_inverse);
     e.q_minus_p = __fadd_rn(e.q, -e.p);
-    e.log_ratio = e.ratio + row.divergence.offset;
+    e.log_ratio = e.log_ratio_raw + row.divergence.log_ratio_offset;
     if constexpr (D::kLog) e.log = divergence.log_of(e);
     return e;
   }

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../divergences/entry.h"
+#include "../divergences/functor.h"
 
 namespace fastkd {
 namespace cuda {

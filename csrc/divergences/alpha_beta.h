@@ -4,7 +4,7 @@
 //   dD / d(t / T_t) = -1/b ((p^a q^b - p^(a + b)) - p (C - P)).
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

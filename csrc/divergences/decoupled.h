@@ -2,7 +2,7 @@
 // others, where p and q are normalised without the label.
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -17,7 +17,7 @@ struct Decoupled : Functor {
 
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
-    sum[0] = times_add(e.et, e.ratio, sum[0]);
+    sum[0] = times_add(e.et, e.log_ratio_raw, sum[0]);
   }
 
   template <class R>
@@ -27,7 +27,7 @@ struct Decoupled : Functor {
     const R target = times(row.p_label, row.label_ratio) + times(row.p_others, row.others_ratio);
     // Where p has only the label, the log of its rest is -inf and there is nothing to compare.
     const bool any = row.others_ratio > -std::numeric_limits<R>::infinity();
-    const R others = any ? row.stream[0] + row.offset : R(0);
+    const R others = any ? row.stream[0] + row.log_ratio_offset : R(0);
     row.constant[0] = gap;
     row.constant[1] = times(row.p_label, times(row.p_others, row.label_ratio - row.others_ratio));
     row.constant[2] = any ? row.stream[0] : R(0);
@@ -41,7 +41,7 @@ struct Decoupled : Functor {
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, F(beta) * (e.ratio - row.constant[2]) - row.constant[1]);
+    return times(e.p, F(beta) * (e.log_ratio_raw - row.constant[2]) - row.constant[1]);
   }
 
   template <class R>

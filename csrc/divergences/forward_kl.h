@@ -1,7 +1,7 @@
 // KL(p, q) = sum p (log p - log q): the student has to cover everything that the teacher finds likely.
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -13,12 +13,12 @@ struct ForwardKL : Functor {
 
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
-    sum[0] = times_add(e.et, e.ratio, sum[0]);
+    sum[0] = times_add(e.et, e.log_ratio_raw, sum[0]);
   }
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    return row.stream[0] + row.offset;
+    return row.stream[0] + row.log_ratio_offset;
   }
 
   template <class F>
@@ -28,7 +28,7 @@ struct ForwardKL : Functor {
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, e.ratio - row.stream[0]);
+    return times(e.p, e.log_ratio_raw - row.stream[0]);
   }
 };
 

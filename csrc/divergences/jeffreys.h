@@ -1,7 +1,7 @@
 // KL(p, q) + KL(q, p) = sum (p - q) (log p - log q): both directions at once (Jeffreys 1946).
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -13,8 +13,8 @@ struct Jeffreys : Functor {
 
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
-    sum[0] = times_add(e.et, e.ratio, sum[0]);
-    sum[1] = times_add(e.es, e.ratio, sum[1]);
+    sum[0] = times_add(e.et, e.log_ratio_raw, sum[0]);
+    sum[1] = times_add(e.es, e.log_ratio_raw, sum[1]);
   }
 
   template <class R>
@@ -24,12 +24,12 @@ struct Jeffreys : Functor {
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return e.q_minus_p + times(e.q, row.stream[1] - e.ratio);
+    return e.q_minus_p + times(e.q, row.stream[1] - e.log_ratio_raw);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.p, e.ratio - row.stream[0]) - e.q_minus_p;
+    return times(e.p, e.log_ratio_raw - row.stream[0]) - e.q_minus_p;
   }
 };
 

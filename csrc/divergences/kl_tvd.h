@@ -23,7 +23,7 @@ struct KLTVD : TVD {
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    const R apart = TVD::value(row), forward = row.stream[0] + row.offset;
+    const R apart = TVD::value(row), forward = row.stream[0] + row.log_ratio_offset;
     const R exponent = R(-beta) * (R(1) - apart);
     row.constant[1] = exp(exponent);
     row.constant[2] = R(0) - expm1(exponent);
@@ -37,7 +37,8 @@ struct KLTVD : TVD {
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return row.constant[1] * times(e.p, e.ratio - row.stream[0]) + row.constant[2] * TVD::teacher(e, row);
+    return row.constant[1] * times(e.p, e.log_ratio_raw - row.stream[0]) +
+           row.constant[2] * TVD::teacher(e, row);
   }
 };
 

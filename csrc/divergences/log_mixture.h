@@ -2,7 +2,7 @@
 // the exponential and the logarithm (mixture.h uses a division and a polynomial instead).
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -1,7 +1,7 @@
 // Functors for calls whose kernel does not read a dense teacher.
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

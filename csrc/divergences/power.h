@@ -2,7 +2,7 @@
 // which is a distribution, d log C / d(s / T) = (1 - a) (w - q) and d log C / d(t / T_t) = a (w - p).
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -1,7 +1,7 @@
 // KL(q, p) = sum q (log q - log p): the student has to stay within what the teacher finds likely.
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -12,17 +12,17 @@ struct ReverseKL : Functor {
 
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F, F* sum) const {
-    sum[0] = times_add(e.es, e.ratio, sum[0]);
+    sum[0] = times_add(e.es, e.log_ratio_raw, sum[0]);
   }
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    return R(0) - row.stream[0] - row.offset;
+    return R(0) - row.stream[0] - row.log_ratio_offset;
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return times(e.q, row.stream[0] - e.ratio);
+    return times(e.q, row.stream[0] - e.log_ratio_raw);
   }
 
   template <class F>

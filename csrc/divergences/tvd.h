@@ -1,7 +1,7 @@
 // Total variation distance, 1/2 sum |p - q|; the subgradient at p = q is 0.
 #pragma once
 
-#include "entry.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {

@@ -36,23 +36,23 @@ constexpr int kMaxConstants = 6;
 // logit is t, the student's is s. The first sweep sets the fields of the upper half only.
 template <class F>
 struct Entry {
-  F xs, xt;  // exponents of 2, student and teacher: logit * log2(e) / temperature - shift of the row
-  F es, et;  // 2^xs, 2^xt
-  F ratio;   // t / T_t - s / T, less a constant of the row
+  F xs, xt;         // exponents of 2, student and teacher: logit * log2(e) / temperature - shift of the row
+  F es, et;         // 2^xs, 2^xt
+  F log_ratio_raw;  // t / T_t - s / T, less a constant of the row
   // For divergences with a cross stream: ln(et / es) = relative + ln(2) * base, where `relative` is free of
   // the rounding of both exponentials, and `base` is a constant of the row, 0 for rows near each other.
   F relative, base;
 
   F p, q;       // probabilities of the teacher and of the student
   F q_minus_p;  // computed such that it is exactly 0 for equal rows
-  F log_ratio;  // log p - log q = ratio + Row::offset
+  F log_ratio;  // log p - log q = log_ratio_raw + Row::log_ratio_offset
   F log;        // kLog functors only: the logarithm that log_argument() and log_of() define
 };
 
 // The row's sums, in nats, as value() and the gradients see them.
 template <class F>
 struct Row {
-  F offset;                   // log p - log q = ratio + offset
+  F log_ratio_offset;         // log p - log q = log_ratio_raw + log_ratio_offset
   F stream[kMaxStreams];      // the functor's streams, normalised by the powers that it states
   F scale[kMaxStreams];       // the factors that normalise the streams, or a single term of them
   F sum[kMaxSums];            // the functor's sums
@@ -86,8 +86,8 @@ struct Row {
 //   kStreams
 //       the number of streams, at most kMaxStreams
 //   stream(entry, cross_shift, sums)
-//       adds the entry's terms to sums[0] to sums[kStreams - 1]. Of the entry it may read es, et and ratio;
-//       with kCross everything that the first sweep sets.
+//       adds the entry's terms to sums[0] to sums[kStreams - 1]. Of the entry it may read es, et and
+//       log_ratio_raw; with kCross everything that the first sweep sets.
 //   teacher_power(k), student_power(k)
 //       the powers with which stream k scales. If the teacher's exponentials shrink by a factor f_t and the
 //       student's by f_s, stream k shrinks by f_t^teacher_power(k) * f_s^student_power(k). The kernel
@@ -115,7 +115,7 @@ struct Row {
 //   kDistant
 //       whether rows that share little probability take one more sweep. It replaces row.sum, which has then
 //       lost its digits, by sums of small numbers. It needs kSums and these functions, which may read xs, xt,
-//       ratio and log_ratio of the entry, and `row` with offset, bits_s and bits_t:
+//       log_ratio_raw and log_ratio of the entry, and `row` with log_ratio_offset, bits_s and bits_t:
 //       is_distant(sums)
 //           returns whether a row with these sums is distant.
 //       distant_exponent(entry, row)
