@@ -39,7 +39,7 @@ class RowGradient {
 
   // Writes both gradients. `coefficient`: the factor of q in the gradient of a sparse teacher's divergence.
   void write(const RowPointer& grad_s, const RowPointer& grad_t, double coefficient) {
-    EntryScales<V> c = scales_of(setup_, state_, found_.offset);
+    EntryScales<V> c = scales_of(setup_, state_, found_.log_ratio_offset);
     const bool both = Setup::kTeacher && grad_t.data != nullptr;
     const bool after_sums = setup_.params.phase == Phase::kAll;
     const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
