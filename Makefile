@@ -70,14 +70,14 @@ test-long: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "long" $(ARGS)
 
 # Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
-# tests/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,
+# tests/project/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,
 # the second the newest torch.
 MATRIX ?= python3.10:torch==2.6.0 torch
 MATRIX_OPTIONS ?=
 
 test-matrix:
 	@test -n "$(PYTHON)" || { echo "No Python found: name one: make PYTHON=/path/to/python3"; exit 1; }
-	@$(PYTHON) tests/matrix.py $(MATRIX_OPTIONS) $(MATRIX) --pytest $(ARGS)
+	@$(PYTHON) tests/project/matrix.py $(MATRIX_OPTIONS) $(MATRIX) --pytest $(ARGS)
 
 demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)

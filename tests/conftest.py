@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from interpreter import patch_once
-from repeats import mark_repetitions
-from targets import TARGETS, Target
+from support.interpreter import patch_once
+from support.repeats import mark_repetitions
+from support.targets import TARGETS, Target
 
 from fastkd.backends.registry import REGISTRY
 

@@ -1,5 +1,5 @@
 // Hopper's clusters and bulk copies: blocks that run together and write into each other's shared memory, and
-// a copy engine that fills it. The device code is for sm_90 and newer; tests/cuda_emulation has an
+// a copy engine that fills it. The device code is for sm_90 and newer; tests/native/cuda_emulation has an
 // implementation of its own.
 #pragma once
 

@@ -43,8 +43,7 @@ gpu-build: gpu-check
 
 # Only the files with GPU cases: the others may import packages that this machine lacks. Many processes run, since Triton
 # compiles hundreds of kernels; the tests that need gigabytes share one process.
-GPU_TESTS := $(sort $(wildcard tests/test_gpu*.py)) \
-  $(foreach name,calls classes draft extreme_logits float16 inplace linear metrics mistakes parity sparse teacher_columns transforms triton_tuning,tests/test_$(name).py)
+GPU_TESTS = $(shell grep -lrE '\b(target: Target|place: Target|mark\.gpu)\b' --include='test_*.py' tests)
 
 gpu-test: gpu-check
 	@$(call logged,test,CUBLAS_WORKSPACE_CONFIG=:4096:8 $(GPU_RUN) -m pytest $(GPU_TESTS) -m gpu --tb=short -q \

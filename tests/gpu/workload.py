@@ -16,7 +16,7 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2])]
 
-from gpu_cases import WAYS, Case  # noqa: E402
+from support.gpu_cases import WAYS, Case  # noqa: E402
 
 from fastkd.backends import native  # noqa: E402
 from fastkd.divergences import DIVERGENCES  # noqa: E402

@@ -1,0 +1,51 @@
+"""Test the README's promises: its commands exist, its snippets run, its links and numbers are real."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "bench/README.md")
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page: str) -> None:
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(blocks((ROOT / page).read_text(), ""))))
+    makefiles = "\n".join((ROOT / path).read_text() for path in ("Makefile", "tests/gpu/gpu.mk"))
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefiles, flags=re.MULTILINE))
+    assert named
+    assert named <= targets, f"{page} names {named - targets}, which the Makefile lacks"
+
+
+def test_python_snippets_run() -> None:
+    snippets = blocks(README, "python")
+    assert snippets
+    scope: dict[str, object] = {}
+    for snippet in snippets:  # later snippets use the names that earlier ones defined
+        exec(compile(snippet, "README.md", "exec"), scope)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+def test_the_table_is_what_was_measured() -> None:
+    from bench import report
+
+    tables = README.split(report.BEGIN)[1].split(report.END)[0].strip()
+    source = re.search(r"From \[`(.+?)`\]", tables)
+    assert source, "the README has no table, or it names no source"
+    run = json.loads((ROOT / source[1]).read_text())
+    assert tables == report.markdown(run, source[1])

@@ -1,0 +1,405 @@
+"""Test what a call does around its kernels on a GPU, without a GPU (device_watch.py explains how).
+
+The host never waits for the device or copies to it, all tensors are on the inputs' device, every kernel is
+launched on that device and its current stream, and no tensor other than the gradients is as large as the
+logits. ``test_gpu.py`` tests the same on a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from support.cases import SPARSE_CASES
+from support.closeness import during
+from support.device_watch import Refused, Watch, watched
+from support.gpu_cases import WAYS, Case
+from torch import Tensor
+
+import fastkd
+from fastkd.backends import shards as sharding
+from fastkd.divergences import DIVERGENCES
+from fastkd.ops import tokens as tokens_module
+from fastkd.ops.linear import GPU_SCRATCH_BYTES, GPU_TILE, Chunks, default_chunks
+
+DEVICE = "cuda:1"
+# The heads are narrower than the number of tokens, so that the logits are the largest tensors.
+TOKENS, VOCAB, K, WIDTH, TEACHER_WIDTH = (2, 5), 1000, 8, 4, 6
+
+
+class Inputs:
+    """Every tensor that a call may receive, on ``DEVICE``, without data."""
+
+    def __init__(self, watch: Watch, dtype: torch.dtype = torch.bfloat16, vocab: int = VOCAB) -> None:
+        def empty(*shape: int, dtype: torch.dtype = dtype, grad: bool = False) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=DEVICE, requires_grad=grad)
+
+        self.student, self.logits = empty(*TOKENS, vocab, grad=True), empty(*TOKENS, vocab)
+        self.shifted = empty(TOKENS[0], TOKENS[1] + 1, vocab)[:, :-1]
+        self.labels = empty(*TOKENS, dtype=torch.int64)
+        self.weights, self.count = empty(*TOKENS, dtype=torch.float32), empty(dtype=torch.int64)
+        self.indices, self.logprobs = empty(*TOKENS, K, dtype=torch.int64), empty(*TOKENS, K)
+        self.hidden, self.weight, self.bias = (
+            empty(*shape, grad=True) for shape in ((*TOKENS, WIDTH), (vocab, WIDTH), (vocab,))
+        )
+        self.teacher = fastkd.HiddenTeacher(
+            empty(*TOKENS, TEACHER_WIDTH), empty(vocab, TEACHER_WIDTH), empty(vocab), logit_softcap=30.0
+        )
+        tensors = [x for x in (*vars(self).values(), *vars(self.teacher).values()) if isinstance(x, Tensor)]
+        watch.given(*tensors)
+        watch.seen.made.clear()
+        watch.seen.peak = 0
+
+    def sparse(self, tail: str, grad: bool = False) -> fastkd.SparseTeacher:
+        return fastkd.SparseTeacher(self.indices, self.logprobs.requires_grad_(grad), tail)
+
+
+def backward(watch: Watch, loss: Any, reduction: str) -> None:
+    """Check the shape of a call's loss, one number or one for each row, and run its backward."""
+    loss = loss[0] if isinstance(loss, tuple) else loss
+    assert loss.device == torch.device(DEVICE)
+    shape = (10,) if reduction == "none" else ()
+    watch.backward(torch.empty(shape, device=DEVICE, dtype=loss.dtype), None, None)
+
+
+def dense(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
+    loss = fastkd.kd_loss(given.student, teacher, given.labels, **options)
+    backward(watch, loss, options.get("reduction", "mean"))
+
+
+def linear(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
+    options = {"student_bias": given.bias, "chunk_size": 5, **options}
+    loss = fastkd.linear_kd_loss(given.hidden, given.weight, teacher, given.labels, **options)
+    backward(watch, loss, options.get("reduction", "mean"))
+
+
+def launches_are_placed(watch: Watch, at_least: int = 2) -> None:
+    assert len(watch.seen.launches) >= at_least
+    assert set(watch.seen.launches) == {(1, 1001)}, "a launch on another device or stream"
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
+def test_logits(reduction: str, inplace: bool) -> None:
+    for weighted in (False, True):
+        with watched(DEVICE) as watch, during(weighted=weighted):
+            given = Inputs(watch)
+            counts = (None, 10, given.count, torch.tensor(10)) if reduction == "mean" else (None,)
+            for items in counts:
+                dense(
+                    watch, given.logits, given, kd_ratio=0.5, label_smoothing=0.1, reduction=reduction,
+                    token_weights=given.weights if weighted else None, num_items=items, inplace=inplace,
+                    return_metrics=not weighted,
+                )  # fmt: skip
+            launches_are_placed(watch)
+            gradient = given.student.untyped_storage().nbytes()
+            assert watch.seen.made.count(gradient) == (0 if inplace else len(counts))
+            assert max((x for x in watch.seen.made if x != gradient), default=0) < gradient // 16
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_and_soft_labels(smoothing: float) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        weights = torch.empty(given.student.shape[-1], device=DEVICE)
+        options = {"kd_ratio": 0.5, "class_weights": weights, "label_smoothing": smoothing}
+        for labels in (given.labels, given.logits.float()):
+            fastkd.kd_loss(given.student, given.logits, labels, return_metrics=True, **options)
+            fastkd.linear_kd_loss(given.hidden, given.weight, given.teacher, labels, **options)
+        launches_are_placed(watch, 8)
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket"])
+def test_a_part_of_the_teachers_columns(tail: str) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        columns = torch.empty(given.student.shape[-1], device=DEVICE, dtype=torch.long)
+        options = {"divergence": "tvd", "teacher_columns": columns, "teacher_tail": tail}
+        dense(watch, given.logits.requires_grad_(), given, return_metrics=True, **options)
+        linear(watch, given.teacher, given, **options)
+        launches_are_placed(watch)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergences(divergence: str) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        dense(watch, given.logits, given, divergence=divergence, z_loss=1e-3)
+        linear(watch, given.teacher, given, divergence=divergence, z_loss=1e-3)
+        launches_are_placed(watch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("keep", [False, True])
+def test_dtypes_and_a_teachers_gradient(dtype: torch.dtype, keep: bool) -> None:
+    with watched(DEVICE, keeps_graph=keep) as watch:
+        given = Inputs(watch, dtype)
+        dense(watch, given.logits.requires_grad_(), given, kd_ratio=0.5, z_loss=1e-3)
+        linear(watch, given.logits, given, kd_ratio=0.5, z_loss=1e-3, chunk_size=3)
+        launches_are_placed(watch)
+        # A second backward needs the stored gradients, so copies are returned. float16 ones are not stored.
+        gradient = given.student.untyped_storage().nbytes()
+        assert watch.seen.made.count(gradient) == (6 if keep and dtype != torch.float16 else 3)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "tail"),
+    [SPARSE_CASES[0], *(pytest.param(*x, marks=pytest.mark.slow) for x in SPARSE_CASES[1:])],
+)
+def test_sparse_teachers(divergence: str, tail: str) -> None:
+    for loss, reduction in itertools.product((dense, linear), ("mean", "none")):
+        metrics = grad = reduction == "mean"
+        with watched(DEVICE) as watch, during(loss=loss.__name__, reduction=reduction):
+            given = Inputs(watch)
+            loss(
+                watch, given.sparse(tail, grad), given, divergence=divergence, kd_ratio=0.5,
+                reduction=reduction, return_metrics=metrics,
+            )  # fmt: skip
+            launches_are_placed(watch, 3 if loss is dense else 5)
+            gradient = given.student.untyped_storage().nbytes()
+            if loss is dense:
+                assert watch.seen.made.count(gradient) == 1
+                assert max(x for x in watch.seen.made if x != gradient) < gradient // 4
+
+
+HEAD = {"temperature": 2.0, "logit_softcap": 20.0, "logit_scale": 0.5, "vocab_size": 990}
+
+
+@pytest.mark.parametrize("teacher", ["hidden", "logits", "shifted"])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, *(pytest.param(x, marks=pytest.mark.slow) for x in (torch.float32, torch.float16))],
+    ids=str,
+)
+def test_linear(teacher: str, dtype: torch.dtype) -> None:
+    for reduction, chunk_size in itertools.product(("mean", "none"), (None, 3)):
+        with watched(DEVICE) as watch, during(reduction=reduction, chunk_size=chunk_size):
+            given = Inputs(watch, dtype)
+            source = given.teacher if teacher == "hidden" else vars(given)[teacher]
+            options = {"kd_ratio": 0.5, "return_metrics": True, "chunk_size": chunk_size, **HEAD}
+            linear(watch, source, given, reduction=reduction, **options)
+            launches_are_placed(watch, 1)
+            if chunk_size:
+                # No tensor holds the logits of all tokens; a weight's float32 sum is the largest.
+                assert max(watch.seen.made) < given.student.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("teacher", ["hidden", "logits", "shifted"])
+def test_linear_in_the_reference_backend(teacher: str) -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        source = given.teacher if teacher == "hidden" else vars(given)[teacher]
+        linear(watch, source, given, kd_ratio=0.5, return_metrics=True, backend="reference", **HEAD)
+
+
+def test_sparse_teachers_in_the_reference_backend() -> None:
+    with watched(DEVICE) as watch:
+        given = Inputs(watch)
+        options = {"kd_ratio": 0.5, "return_metrics": True, "backend": "reference"}
+        dense(watch, given.sparse("bucket", True), given, **options)
+        linear(watch, given.sparse("drop"), given, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_reference_backend(divergence: str) -> None:
+    """The reference backend, for GPUs without kernels, may take memory but must not make the host wait."""
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, torch.float64)
+        options = {"kd_ratio": 0.5, "label_smoothing": 0.1, "z_loss": 1e-3, "return_metrics": True}
+        dense(watch, given.logits, given, divergence=divergence, backend="reference", **options)
+        assert watch.seen.launches == []
+
+
+GATHER = "all_gather_single" if hasattr(sharding.dist, "all_gather_single") else "all_gather_into_tensor"
+
+
+@pytest.fixture
+def two_processes() -> Iterator[list[int]]:
+    """Fake collectives of a group of two, where this process is the second; records the bytes of each."""
+    sent: list[int] = []
+
+    def gather(out: Tensor, x: Tensor, group: object) -> None:
+        sent.append(x.numel() * x.element_size())
+        out.view(2, *x.shape).copy_(x[None].expand(2, *x.shape))
+
+    with (
+        mock.patch.object(sharding.dist, "get_rank", lambda group: 1),
+        mock.patch.object(sharding.dist, "get_world_size", lambda group: 2),
+        mock.patch.object(sharding.dist, GATHER, gather),
+        mock.patch.object(tokens_module, "_resolve", lambda name: name),
+        mock.patch.object(fastkd.losses.checks, "shards", lambda columns, _, vocab, __: (vocab or -1, "tp")),
+    ):
+        yield sent
+
+
+# forward_kl is the plainest case, jsd has sums of its own, renyi has a shift between shards, alpha_beta has
+# three streams, and decoupled computes the label separately.
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "renyi", "alpha_beta", "decoupled"])
+def test_vocabulary_shards(divergence: str, backend: str, two_processes: list[int]) -> None:
+    for loss, metrics in ((dense, True), (linear, False)):
+        with watched(DEVICE) as watch, during(loss=loss.__name__):
+            given = Inputs(watch)
+            options = {"divergence": divergence, "kd_ratio": 0.5, "label_smoothing": 0.1, "backend": backend}
+            teacher = given.logits if loss is dense else given.teacher
+            loss(watch, teacher, given, return_metrics=metrics, group="tp", **options)
+            if backend == "native":
+                launches_are_placed(watch, 4 if divergence == "jsd" else 3)
+            assert two_processes and max(two_processes) < given.student.untyped_storage().nbytes() // 4
+
+
+@pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
+def test_sparse_teachers_of_shards(tail: str, two_processes: list[int]) -> None:
+    for loss in (dense, linear):
+        with watched(DEVICE) as watch:
+            given = Inputs(watch)
+            options = {"kd_ratio": 0.5, "return_metrics": True, "group": "tp"}
+            loss(watch, given.sparse(tail, True), given, **options)
+            launches_are_placed(watch, 3)
+
+
+def test_shards_of_a_padded_vocabulary_wait_once(two_processes: list[int]) -> None:
+    """The one wait that the documentation allows: the host must know where its shard's columns end."""
+    with watched(DEVICE, reads_allowed=1) as watch:
+        given = Inputs(watch)
+        dense(watch, given.logits, given, kd_ratio=0.5, vocab_size=900, group="tp")
+        assert watch.reads_allowed == 0
+    with watched(DEVICE) as watch, pytest.raises(Refused, match="wait"):
+        given = Inputs(watch)
+        dense(watch, given.logits, given, kd_ratio=0.5, vocab_size=900, group="tp")
+
+
+# The size at which docs/performance.md gives measurements of a head on an H100.
+BIG_TOKENS, BIG_VOCAB = 8192, 128_256
+
+
+@pytest.mark.parametrize("widths", [(2048, 4096), (1024, 2048)])
+def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
+    with watched(DEVICE) as watch:
+
+        def empty(*shape: int, grad: bool = False) -> Tensor:
+            return torch.empty(shape, dtype=torch.bfloat16, device=DEVICE, requires_grad=grad)
+
+        h, w = empty(BIG_TOKENS, widths[0], grad=True), empty(BIG_VOCAB, widths[0], grad=True)
+        teacher = fastkd.HiddenTeacher(empty(BIG_TOKENS, widths[1]), empty(BIG_VOCAB, widths[1]))
+        labels = torch.empty(BIG_TOKENS, dtype=torch.int64, device=DEVICE)
+        watch.given(h, w, teacher.hidden, teacher.weight, labels)
+        watch.seen.made.clear()
+        watch.seen.peak = watch.seen.moved = 0
+        loss = fastkd.linear_kd_loss(h, w, teacher, labels, kd_ratio=0.5, temperature=2.0)
+        watch.backward(torch.empty((), device=DEVICE), None, None)
+        assert loss.shape == ()
+        gradients = 2 * (h.numel() + w.numel())
+        # Before torch 2.11 each product for the weight's sums is a separate tensor, in bfloat16.
+        apart = torch.__version__ < (2, 11)
+        extra = watch.seen.peak - gradients - (2 * w.numel() if apart else 0)
+        assert 0 < extra < 1.5 * 2**30, f"{extra / 2**20:.0f} MiB beside the gradients"
+        # The student's logits come in three chunks of whole tiles, and the teacher's in parts of each chunk.
+        made = [(inner, rows) for rows, inner, columns in watch.seen.products if columns == BIG_VOCAB]
+        assert [rows for inner, rows in made if inner == widths[0]] == [2816, 2816, 2560]
+        parts = [rows for inner, rows in made if inner == widths[1]]
+        assert parts == 2 * [1024, 1024, 768] + [896, 896, 768]
+        flops = sum(2 * a * b * c for a, b, c in watch.seen.products)
+        assert flops == 2 * BIG_TOKENS * BIG_VOCAB * (3 * widths[0] + widths[1]), "a product more than four"
+        # Besides the products, torch's operators move the weight's sums, which are rounded to gradients, the
+        # hidden states, which are masked for ignored tokens, and per-token scalars. A separate product has to
+        # be added to the sums, which moves 10 bytes for each element and chunk.
+        assert watch.seen.moved < (6 + 3 * 10 * apart) * w.numel() + 4 * h.numel() + 2**25
+
+
+def test_one_chunk_where_it_takes_no_more() -> None:
+    row, sums = 2 * BIG_VOCAB, 2 * 2048 * BIG_VOCAB
+
+    def taken(chunks: Chunks) -> int:
+        return row * sum(chunks)
+
+    for tokens in (1, 100, 2048, 4096):
+        chunks = default_chunks(tokens, row, row, "cuda", sums)
+        assert chunks.student == tokens and (chunks.teacher == tokens) == (tokens <= 2048)
+        assert taken(chunks) <= GPU_SCRATCH_BYTES + sums
+    for tokens in (BIG_TOKENS, 10_000, 100_000):
+        chunk, part = chunks = default_chunks(tokens, row, row, "cuda", sums)
+        assert chunk % GPU_TILE == 0 and part % GPU_TILE == 0 and taken(chunks) <= GPU_SCRATCH_BYTES
+        # Chunks are of nearly equal size: the last is shorter by less than a tile per chunk.
+        count = -(-tokens // chunk)
+        assert count * chunk - tokens < GPU_TILE * count
+    assert default_chunks(BIG_TOKENS, 2**30, 2**30, "cuda") == (GPU_TILE, GPU_TILE)  # for any width
+    assert default_chunks(0, row, row, "cuda") == (1, 1)
+    # Without a teacher's head the student's chunk may use all of the memory.
+    assert default_chunks(4000, row, 0, "cuda").student == 4000
+
+
+@pytest.mark.parametrize(
+    "way", [*WAYS[:1], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])], ids="-".join
+)
+def test_torch_compile_takes_all_of_it(way: tuple[str, str]) -> None:
+    """torch.compile makes one graph each of forward and backward, and they include operations on the loss."""
+    torch._dynamo.reset()
+    for options in (
+        {"metrics": True},
+        {"reduction": "none", "dtype": torch.float16},
+        {"reduction": "sum", "divergence": "jsd", "vocab_size": 990},
+    ):
+        plain = options.get("reduction", "mean") == "mean"
+        case = Case(way, "cpu", "native", rows=6, **options)
+        case.device["labels"].clamp_(max=989)
+        if not plain:
+            case.device["items"] = None
+
+        def step(case: Case) -> tuple[Tensor, ...]:
+            loss, metrics = case.forward()
+            return 2.0 * loss.sum(), *metrics
+
+        found = []
+        for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            for leaf in case.leaves.values():
+                leaf.grad = None
+            loss, *metrics = run(case)
+            loss.backward()
+            found.append([loss.detach(), *metrics, *(leaf.grad for leaf in case.leaves.values())])
+        with during(**options):
+            for eager, compiled in zip(*found, strict=True):
+                torch.testing.assert_close(compiled, eager)
+
+
+MASK: Callable[[Tensor], Any] = lambda x: x[x > 0]  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        MASK,
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: x[[0, 1]],
+        lambda x: x.cpu(),
+        lambda x: x.new_tensor([1.0, 2.0]),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: torch.where(x > 0, torch.tensor(1.0), x),
+        lambda x: x + torch.ones(4),
+        lambda x: torch.zeros(4, device="cuda:0"),
+        lambda x: torch.zeros(4),
+    ],
+)
+def test_what_is_refused(call: Callable[[Tensor], Any]) -> None:
+    """The watch refuses operations that wait for the device, copy from the host or use another device."""
+    with watched(DEVICE), pytest.raises(Refused):
+        call(torch.empty(4, device=DEVICE))
+
+
+def test_what_is_not() -> None:
+    """The watch allows operations that need neither a wait nor a copy."""
+    with watched(DEVICE):
+        x = torch.empty(4, device=DEVICE)
+        x[:2] = 1.5
+        y = torch.where(x > 0, x, 0.0) * torch.tensor(3.0)
+        assert y[torch.arange(2, device=DEVICE)].shape == (2,)

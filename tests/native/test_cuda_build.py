@@ -1,0 +1,170 @@
+"""Check the compiled CUDA kernels for registers, spills and vector accesses. Needs nvcc, but no GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.cuda_sass import kernels, turns
+from support.cuda_sources import CSRC, Unit, units
+from support.sass import cuobjdump
+
+UNITS = units()
+NVCC = shutil.which("nvcc")
+# Without fmad products are rounded, as on the CPU: the difference of two is then exactly 0 for equal rows.
+FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
+LIMIT_S = 600
+# A multiprocessor has 65,536 registers. With 64 per thread it holds 1024 threads, with 80 it holds 768, with
+# 96 it holds 640, with 128 it holds 512. csrc/cuda/dense_kernel.cuh states what needs more than 64.
+STREAMING = {
+    64: ("none", "off_support", "forward_kl", "reverse_kl", "jeffreys"),
+    80: (
+        *("jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "alpha", "renyi", "decoupled"),
+        *("log_acceptance", "kl_tvd"),
+    ),
+    128: ("alpha_beta",),
+}
+EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # all others have 96
+CLUSTER = 80
+# Kernels per file: for each dtype that both sides can have, a streaming kernel and a cluster kernel; in
+# addition one for mixed dtypes, phases and metrics. A sparse teacher's calls run in phases only.
+KERNELS = {
+    "cluster_shape.cu": 0,
+    "dense_rows.cu": 0,
+    "device.cu": 0,
+    "scale_rows.cu": 3,
+    "off_support": 1,
+}
+DEFAULT_KERNELS = 7
+
+
+def limit_of(name: str, kernel: str) -> int:
+    """The registers allowed to a kernel, from its divergence or file and its mangled name."""
+    if "cluster" in kernel:
+        return CLUSTER
+    if "AnyElement" in kernel:
+        return next((limit for limit, which in EXTRA.items() if name in which), 96)
+    return next((limit for limit, which in STREAMING.items() if name in which), 64)
+
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
+
+
+def compile_all(out: Path, *arguments: str) -> dict[str, tuple[str, Path]]:
+    """Compile every file; return the compiler's messages and the output file, by divergence or file name."""
+
+    def compile_one(item: tuple[str, Unit]) -> tuple[str, tuple[str, Path]]:
+        name, unit = item
+        result = out / name
+        command = [str(NVCC), *FLAGS, *arguments, *unit.flags, "-o", str(result), str(unit.source)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        assert done.returncode == 0, done.stderr
+        return name, (done.stdout + done.stderr, result)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(compile_one, UNITS.items()))
+
+
+def test_flags() -> None:
+    """The flags used in these tests are those of the CMake build."""
+    text = (CSRC.parent / "CMakeLists.txt").read_text()
+    assert all(flag in text for flag in FLAGS[2:])
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param("80", marks=pytest.mark.long), pytest.param("90", marks=pytest.mark.slow)],
+)
+def test_registers(architecture: str, tmp_path: Path) -> None:
+    target = f"arch=compute_{architecture},code=sm_{architecture}"
+    compiled = compile_all(tmp_path, "-gencode", target, "-cubin", "-Xptxas", "-v")
+    for name, (report, output) in compiled.items():
+        assert "warning" not in report, report
+        frames = [int(n) for n in re.findall(r"(\d+) bytes stack frame", report)]
+        found = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", report, re.DOTALL)
+        assert len(found) == KERNELS.get(name, DEFAULT_KERNELS), name
+        if any(frames):
+            # A constant of the row may be spilled if a loop needs its register. A turn of the loop, of eight
+            # columns, then reads at most one. The last sweep of the streaming reverse KL reads one.
+            assert max(frames) <= 32, report
+            pytest.importorskip("triton", reason="its wheel has the disassembler")
+            for code in kernels(cuobjdump(output.read_bytes(), "-sass")).values():
+                spilled = [
+                    sum(n for op, n in turn.items() if op.startswith(("LDL", "STL"))) for turn in turns(code)
+                ]
+                assert max(spilled, default=0) <= 1, report
+        for kernel, registers in found:
+            empty = architecture == "80" and "cluster" in kernel
+            assert int(registers) <= (8 if empty else limit_of(name, kernel)), f"{kernel}: {registers}"
+
+
+@pytest.mark.slow
+def test_vector_accesses(tmp_path: Path) -> None:
+    for name, (_, output) in compile_all(tmp_path, "-arch=compute_90", "-ptx").items():
+        # Both sides are loaded in at least two sweeps; kernels without a divergence load one side only.
+        loads = {"none": 2, "off_support": 2, "scale_rows.cu": 1}.get(name, 4)
+        for kernel in output.read_text().split(".entry")[1:]:
+            if "cluster" in kernel[:80]:
+                assert kernel.count("ld.shared.v4") >= loads, f"{name}: loads without vectors"
+                assert kernel.count("cp.async.bulk") >= loads / 2, f"{name}: sides without a bulk copy"
+                assert "ld.global.v4" not in kernel, f"{name}: logits are read again"
+            else:
+                assert kernel.count("ld.global.v4") >= loads, f"{name}: loads without vectors"
+            assert len(re.findall(r"st\.global(\.cs)?\.v4", kernel)) >= 1, f"{name}: stores without vectors"
+            generic = re.search(r"\b(ld|st)\.(v[24]\.)?[usbf](16|32|64)\b", kernel)
+            assert generic is None, f"{name}: {generic.group()} does not know its address space"
+
+
+# A pair of bfloat16 logits moves at least 6 bytes. At 3 TB/s that gives each of an H100's 132 multiprocessors
+# (at 1.75 GHz) 0.46 clocks per pair: time for 59 instructions of a thread, of which 7.4 may be special
+# functions (these have 16 lanes, the others 128). The budgets count the loops' shortest turns without
+# cross-entropy, which adds 4 instructions and, at temperatures other than 1 and 2, two exponentials.
+@dataclass(frozen=True)
+class Budget:
+    sweeps: int
+    special: float  # exponentials and logarithms per pair of logits
+    cluster: float  # instructions per pair in the kernel whose sweeps read shared memory
+    streaming: float  # instructions per pair in the kernel whose sweeps read global memory
+
+
+BUDGETS = {
+    "forward_kl": Budget(2, 4, 31, 35),
+    "tvd": Budget(3, 6, 52, 60),
+    "jsd": Budget(3, 9, 84, 92),
+}
+
+
+@pytest.mark.repeats(1)
+@pytest.mark.parametrize("divergence", BUDGETS)
+def test_instructions_per_pair(divergence: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="its wheel has the disassembler")
+    unit, out, target = UNITS[divergence], tmp_path / "cubin", "arch=compute_90,code=sm_90"
+    command = [str(NVCC), *FLAGS, *unit.flags, "-gencode", target, "-cubin", "-o", str(out), str(unit.source)]
+    subprocess.run(command, check=True, timeout=LIMIT_S)
+    budget, group = BUDGETS[divergence], 8
+    for name, code in kernels(cuobjdump(out.read_bytes(), "-sass")).items():
+        if "BFloat16" not in name:
+            continue
+        kind = "cluster" if "cluster" in name else "streaming"
+        load = "LDS.128" if kind == "cluster" else "LDG.E.128"
+        sweeps = [turn for turn in turns(code) if load in turn]
+        # The first sweep exists twice: the other copy is for the few rows whose logits are shifted down, and
+        # has two more additions per pair.
+        only_sums = [turn for turn in sweeps if turn["FMNMX"] and not turn["MUFU.LG2"]]
+        first, again = sorted(only_sums, key=lambda turn: turn["FADD"])
+        assert again["FADD"] == first["FADD"] + 2 * group
+        sweeps.remove(again)
+        assert len(sweeps) == budget.sweeps
+        for turn in sweeps:
+            assert sum(n for op, n in turn.items() if op.startswith(("LDS", "LDG"))) == turn[load] == 2
+            assert not any(op.startswith(("LDL", "STL")) for op in turn)
+        found = sum(turn.total() for turn in sweeps) / group
+        special = sum(n for turn in sweeps for op, n in turn.items() if op.startswith("MUFU")) / group
+        print(f"{divergence}, {kind}: {found:.1f} instructions, {special:.1f} special")
+        assert found <= getattr(budget, kind)
+        assert special <= budget.special
