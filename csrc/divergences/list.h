@@ -13,7 +13,9 @@
   X(skew_forward_kl, SkewForwardKL, (beta)) \
   X(skew_reverse_kl, SkewReverseKL, (beta)) \
   X(tvd, TVD, ())                           \
+  X(triangular, Triangular, ())             \
   X(hellinger, Hellinger, ())               \
+  X(pearson_chi2, PearsonChi2, ())          \
   X(alpha, Alpha, (alpha))                  \
   X(renyi, Renyi, (alpha))                  \
   X(alpha_beta, AlphaBeta, (alpha, beta))   \

@@ -12,10 +12,12 @@
 #include "kl_tvd.h"
 #include "log_acceptance.h"
 #include "none.h"
+#include "pearson_chi2.h"
 #include "renyi.h"
 #include "reverse_kl.h"
 #include "skew_forward_kl.h"
 #include "skew_reverse_kl.h"
+#include "triangular.h"
 #include "tvd.h"
 
 namespace fastkd {

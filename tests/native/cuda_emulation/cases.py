@@ -18,7 +18,7 @@ from fastkd.spec import METRICS, LossSpec
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ULP = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 SHARES = ("jsd", "skew_forward_kl", "skew_reverse_kl")
-POWERS = ("hellinger", "alpha", "renyi", "alpha_beta")
+POWERS = tuple(name for name in DIVERGENCES if DIVERGENCES[name].cross)
 # Divergences that stay finite even if student and teacher are nearly disjoint.
 DISTANT = ("renyi", "log_acceptance")
 # A divergence's name and its parameters.
