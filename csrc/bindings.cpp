@@ -5,7 +5,7 @@
 #include "cpu/cpu.h"
 #include "params.h"
 #if defined(FASTKD_CUDA)
-#include "cuda/launch.h"
+#include "cuda/api.h"
 #endif
 
 namespace py = pybind11;

@@ -1,6 +1,6 @@
 // All divergences, each as X(its name, its functor, the functor's arguments in terms of alpha and beta).
 // This list generates the enum (params.h), the bindings, the dispatch (visit.h) and the CUDA kernels
-// (csrc/cuda/instance.cu). visit.h has to include the functor.
+// (csrc/cuda/loss/instance.cu). visit.h has to include the functor.
 #pragma once
 
 #define FASTKD_DIVERGENCES(X)               \

@@ -2,7 +2,8 @@
 // each divergence.
 #pragma once
 
-#include "dense_cluster.cuh"
+#include "cluster_kernel.cuh"
+#include "launch.h"
 
 namespace fastkd {
 namespace cuda {

@@ -3,8 +3,8 @@
 
 #include <cuda_runtime.h>
 
-#include "../divergences/functor.h"
-#include "../params.h"
+#include "../../divergences/functor.h"
+#include "../../params.h"
 
 namespace fastkd {
 namespace cuda {
@@ -54,10 +54,6 @@ struct DenseArgs {
 
 // Whether a call needs the kernel with phases and metrics; the kernel without them is leaner.
 inline bool has_extras(const DenseArgs& args) { return args.phase != Phase::kAll || args.metrics != nullptr; }
-
-// Instantiated once for each divergence, by instance.cu.
-template <class D>
-cudaError_t launch_dense(const DenseArgs& args, const D& divergence, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace fastkd

@@ -1,9 +1,9 @@
 // out[r, :] = grad[r, :] * factor[r]: the upstream gradient applied to stored gradient rows.
 #include <algorithm>
 
+#include "api.h"
 #include "device.h"
-#include "launch.h"
-#include "rows.cuh"
+#include "memory/rows.cuh"
 
 namespace fastkd {
 namespace cuda {

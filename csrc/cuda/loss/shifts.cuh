@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../divergences/functor.h"
+#include "../../divergences/functor.h"
 
 namespace fastkd {
 namespace cuda {

@@ -2,7 +2,7 @@
 // possible.
 #pragma once
 
-#include "../params.h"
+#include "../../params.h"
 #include "elements.cuh"
 
 namespace fastkd {

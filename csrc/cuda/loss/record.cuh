@@ -2,7 +2,7 @@
 // maxima, the totals to the kernel's shifts.
 #pragma once
 
-#include "dense_statistics.cuh"
+#include "sweep1_statistics.cuh"
 
 namespace fastkd {
 namespace cuda {

@@ -1,7 +1,7 @@
 // Computes a row's metrics, see params.h.
 #pragma once
 
-#include "dense_finish.cuh"
+#include "value.cuh"
 
 namespace fastkd {
 namespace cuda {

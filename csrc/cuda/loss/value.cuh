@@ -1,11 +1,27 @@
 // Computes the row's constants and its loss from the sums.
 #pragma once
 
-#include "dense_statistics.cuh"
-#include "split.cuh"
+#include "sweep1_statistics.cuh"
 
 namespace fastkd {
 namespace cuda {
+
+// A distribution seen as two classes, the label and all others.
+struct Split {
+  float label, others;          // probabilities, each with all its digits
+  float log_label, log_others;  // in nats
+};
+
+// Computes the two classes from log2 of the odds of label to others.
+__device__ __forceinline__ Split split(float bits) {
+  const float odds = kLn2 * bits, rest = log1pf(expf(-fabsf(odds)));
+  Split s;
+  s.log_label = fminf(odds, 0.0f) - rest;
+  s.log_others = fminf(-odds, 0.0f) - rest;
+  s.label = expf(s.log_label);
+  s.others = expf(s.log_others);
+  return s;
+}
 
 // Normalises the streams by their sums of exponentials. Equal rows have equal sums; everything here is then
 // exactly 0 where it should be.

@@ -4,11 +4,11 @@
 
 #include <type_traits>
 
-#include "../divergences/visit.h"
-#include "any_row.cuh"
-#include "dense_launch.h"
-#include "exponents.cuh"
-#include "place.cuh"
+#include "../../divergences/visit.h"
+#include "../memory/any_row.cuh"
+#include "../memory/place.cuh"
+#include "call.h"
+#include "shifts.cuh"
 
 namespace fastkd {
 namespace cuda {

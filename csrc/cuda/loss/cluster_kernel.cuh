@@ -2,9 +2,9 @@
 // from memory once, whatever the divergence.
 #pragma once
 
+#include "../memory/staged.cuh"
 #include "cluster_shape.h"
-#include "dense_kernel.cuh"
-#include "staged.cuh"
+#include "kernel.cuh"
 
 namespace fastkd {
 namespace cuda {

@@ -1,9 +1,9 @@
 // Host side of the dense kernel: validates the parameters and precomputes per-call constants.
 #include <algorithm>
 
-#include "../divergences/visit.h"
-#include "dense_launch.h"
-#include "device.h"
+#include "../../divergences/visit.h"
+#include "../api.h"
+#include "../device.h"
 #include "launch.h"
 
 namespace fastkd {

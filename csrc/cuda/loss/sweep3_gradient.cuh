@@ -1,7 +1,7 @@
 // The last sweep: both gradients, each rounded once to the dtype of its logits.
 #pragma once
 
-#include "dense_row.cuh"
+#include "row.cuh"
 
 namespace fastkd {
 namespace cuda {

@@ -3,10 +3,11 @@
 // vocabulary fits. A phase is a part of this; the row's record connects the phases.
 #pragma once
 
-#include "dense_finish.cuh"
-#include "dense_gradient.cuh"
-#include "dense_metrics.cuh"
-#include "dense_record.cuh"
+#include "metrics.cuh"
+#include "record.cuh"
+#include "sweep2_sums.cuh"
+#include "sweep3_gradient.cuh"
+#include "value.cuh"
 
 namespace fastkd {
 namespace cuda {

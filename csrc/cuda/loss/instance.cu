@@ -1,6 +1,6 @@
 // The kernels of one divergence. This file is compiled once for each entry of divergences/list.h, in
 // parallel, with FASTKD_FUNCTOR the entry's functor.
-#include "dense_dispatch.cuh"
+#include "launch.cuh"
 
 namespace fastkd {
 namespace cuda {
