@@ -105,6 +105,11 @@ struct Row {
 //       adds the entry's terms to sums[0] to sums[kSums - 1].
 //
 // Members for divergences of a special form:
+//   kReadsTeacher
+//       whether the kernel reads the logits of a dense teacher. Without it the functor has no value().
+//   kSparseTeacher
+//       whether the teacher is sparse: other code computes the value, and the kernel's gradient is q times a
+//       coefficient of the row.
 //   kLog
 //       whether sums() and the gradients read Entry::log, which is log(m / max(p, q)) for a mixture m of p
 //       and q. A CUDA thread calls log_of(entry) for it. The CPU computes log(log_argument(entry, lost)) +
@@ -136,6 +141,7 @@ struct Row {
 // kSumsView in cpu/row_sums.h or kStudentView in cpu/row_entries.h names it; any other is given all fields.
 struct Functor {
   static constexpr int kStreams = 0, kSums = 0;
+  static constexpr bool kReadsTeacher = true, kSparseTeacher = false;
   static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false, kLinear = false;
 
   static double teacher_power(int) { return 0; }

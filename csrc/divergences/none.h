@@ -7,11 +7,15 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 // Cross-entropy alone.
-struct NoDivergence : Functor {};
+struct NoDivergence : Functor {
+  static constexpr bool kReadsTeacher = false;
+};
 
 // The divergence to a sparse teacher, which other code computes from a few columns. At all other columns its
 // gradient is q times a coefficient of the row.
-struct OffSupport : Functor {};
+struct OffSupport : Functor {
+  static constexpr bool kReadsTeacher = false, kSparseTeacher = true;
+};
 
 }  // namespace FASTKD_ISA
 }  // namespace fastkd

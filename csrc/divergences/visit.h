@@ -23,6 +23,11 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
+// Returns the divergence that a call computes: none where it has no weight in the loss.
+inline Divergence divergence_of(const DenseParams& params) {
+  return params.kd_weight == 0 ? Divergence::kNoDivergence : params.divergence;
+}
+
 template <class Body>
 inline void visit_divergence(Divergence divergence, double alpha, double beta, const Body& body) {
   switch (divergence) {

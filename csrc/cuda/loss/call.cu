@@ -1,4 +1,4 @@
-// Host side of the dense kernel: validates the parameters and precomputes per-call constants.
+// Host side of a loss: validates the parameters, precomputes what is the same for all rows, and launches.
 #include <algorithm>
 
 #include "../../divergences/visit.h"
@@ -18,12 +18,9 @@ bool supported(Dtype dtype) {
   return dtype == Dtype::kFloat32 || dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16;
 }
 
-bool reads_teacher(Divergence divergence) {
-  return divergence != Divergence::kNoDivergence && divergence != Divergence::kOffSupport;
-}
-
-// Returns what is wrong with a call, or nullptr.
-const char* fault_of(const DenseParams& p, Divergence divergence) {
+// Returns what is wrong with a call of the divergence D, or nullptr.
+template <class D>
+const char* fault_of(const DenseParams& p) {
   if (p.wide) return "the CUDA kernels have no float64";
   if (p.rows > kMaxRows) return "the CUDA kernels take at most 2^31 - 1 rows";
   for (const Rows* rows : {&p.student, &p.teacher, &p.grad_student, &p.grad_teacher}) {
@@ -33,7 +30,7 @@ const char* fault_of(const DenseParams& p, Divergence divergence) {
   if (p.grad_student.data && p.grad_student.dtype != p.student.dtype) {
     return "the student's gradient must have the dtype of its logits";
   }
-  if (p.grad_teacher.data && reads_teacher(divergence) && p.grad_teacher.dtype != p.teacher.dtype) {
+  if (p.grad_teacher.data && D::kReadsTeacher && p.grad_teacher.dtype != p.teacher.dtype) {
     return "the teacher's gradient must have the dtype of its logits";
   }
   // A shard of the vocabulary may be empty.
@@ -41,90 +38,93 @@ const char* fault_of(const DenseParams& p, Divergence divergence) {
     return "the CUDA kernels take 1 to 2^30 columns";
   if (p.phase != Phase::kAll && p.record == nullptr) return "a phase needs the rows' records";
   const bool finishes = p.phase == Phase::kAll || p.phase == Phase::kFinish;
-  if (divergence == Divergence::kOffSupport && finishes && p.grad_student.data && p.coefficient == nullptr) {
-    return "off_support needs the rows' coefficients";
+  if (D::kSparseTeacher && finishes && p.grad_student.data && p.coefficient == nullptr) {
+    return "the gradient to a sparse teacher needs the rows' coefficients";
   }
-  if (divergence == Divergence::kDecoupled && p.labels == nullptr) return "decoupled needs labels";
+  if (D::kSplitsLabel && p.labels == nullptr) return "a divergence that treats the label apart needs labels";
   return nullptr;
 }
 
-Soft soft_mode(bool wanted, double temperature) {
-  if (!wanted) return Soft::kNone;
-  if (temperature == 1) return Soft::kReuse;
-  return temperature == 2 ? Soft::kSquare : Soft::kSeparate;
+CeSoftmax ce_softmax_mode(bool wanted, double temperature) {
+  if (!wanted) return CeSoftmax::kNone;
+  if (temperature == 1) return CeSoftmax::kReuse;
+  return temperature == 2 ? CeSoftmax::kSquare : CeSoftmax::kSeparate;
 }
 
 template <class D>
-DenseArgs prepare(const DenseParams& p, const D& divergence, bool has_divergence) {
-  DenseArgs a{};
-  a.rows = p.rows;
-  a.inner = p.inner;
-  a.vocab = static_cast<int>(p.vocab);
-  a.cluster = p.cluster;
-  a.student = p.student;
-  a.teacher = p.teacher;
-  a.grad_student = p.grad_student;
-  a.grad_teacher = p.grad_teacher;
-  a.labels = p.labels;
-  a.ignore_index = p.ignore_index;
-  a.loss_scale = static_cast<const float*>(p.loss_scale);
-  a.grad_scale = static_cast<const float*>(p.grad_scale);
-  a.row_loss = static_cast<float*>(p.row_loss);
+Call prepare(const DenseParams& p, const D& functor) {
+  Call call{};
+  call.rows = p.rows;
+  call.inner = p.inner;
+  call.vocab = static_cast<int>(p.vocab);
+  call.cluster = p.cluster;
+  call.student = p.student;
+  call.teacher = p.teacher;
+  call.grad_student = p.grad_student;
+  call.grad_teacher = p.grad_teacher;
+  call.labels = p.labels;
+  call.ignore_index = p.ignore_index;
+  call.loss_scale = static_cast<const float*>(p.loss_scale);
+  call.grad_scale = static_cast<const float*>(p.grad_scale);
+  call.row_loss = static_cast<float*>(p.row_loss);
 
-  a.phase = p.phase;
-  a.record = p.record;
-  a.metrics = static_cast<float*>(p.metrics);
-  a.coefficient = static_cast<const float*>(p.coefficient);
-  a.sharded = p.sharded;
-  a.kd_metric = static_cast<float>(p.kd_metric);
-  a.label_smoothing = static_cast<float>(p.label_smoothing);
+  call.phase = p.phase;
+  call.record = p.record;
+  call.metrics = static_cast<float*>(p.metrics);
+  call.coefficient = static_cast<const float*>(p.coefficient);
+  call.sharded = p.sharded;
+  call.kd_metric = static_cast<float>(p.kd_metric);
+  call.label_smoothing = static_cast<float>(p.label_smoothing);
 
   // Without a divergence its temperature has no meaning (except for metrics and records): the row is computed
   // at temperature 1.
-  const bool at_one = !has_divergence && !has_extras(a);
+  const bool has_divergence = D::kReadsTeacher || D::kSparseTeacher;
+  const bool at_one = !has_divergence && !has_extras(call);
   const double student = at_one ? 1 : p.temperature, teacher = at_one ? 1 : p.teacher_temperature;
-  a.equal_temperatures = student == teacher;
-  a.student_to_log2 = static_cast<float>(kLog2e / student);
-  a.teacher_to_log2 = static_cast<float>(kLog2e / teacher);
+  call.equal_temperatures = student == teacher;
+  call.log2_scale_s = static_cast<float>(kLog2e / student);
+  call.log2_scale_t = static_cast<float>(kLog2e / teacher);
   // A few powers of 2 at the lowest temperature in use.
-  a.raise_margin = static_cast<float>(8 / kLog2e * std::min({student, teacher, 1.0}));
-  a.inverse_temperature = static_cast<float>(1 / student);
-  a.temperature_ratio = static_cast<float>(student / teacher);
-  a.kd_weight = static_cast<float>(p.kd_weight);
-  a.kd_by_student = static_cast<float>(p.kd_weight / student);
-  a.kd_by_teacher = static_cast<float>(p.kd_weight / teacher);
+  call.raise_margin = static_cast<float>(8 / kLog2e * std::min({student, teacher, 1.0}));
+  call.inverse_temperature = static_cast<float>(1 / student);
+  call.temperature_ratio = static_cast<float>(student / teacher);
+  call.kd_weight = static_cast<float>(p.kd_weight);
+  call.kd_by_student = static_cast<float>(p.kd_weight / student);
+  call.kd_by_teacher = static_cast<float>(p.kd_weight / teacher);
   for (int k = 0; k < D::kStreams; ++k) {
-    a.teacher_power[k] = static_cast<float>(divergence.teacher_power(k));
-    a.total_power[k] = static_cast<float>(divergence.teacher_power(k) + divergence.student_power(k));
+    call.teacher_power[k] = static_cast<float>(functor.teacher_power(k));
+    call.total_power[k] = static_cast<float>(functor.teacher_power(k) + functor.student_power(k));
   }
 
   const double cross_entropy = p.labels ? p.ce_weight : 0;
   const bool measured = p.labels && p.metrics;
-  a.needs_label = cross_entropy != 0 || measured || D::kSplitsLabel;
-  a.sum_logits = (cross_entropy != 0 || measured) && p.label_smoothing != 0;
-  a.soft_gradient = cross_entropy != 0 || p.z_loss != 0;
-  a.soft = soft_mode(a.soft_gradient || measured, student);
-  a.hard_weight = static_cast<float>(cross_entropy * (1 - p.label_smoothing));
-  a.uniform_weight = static_cast<float>(cross_entropy * p.label_smoothing);
-  a.z_loss = static_cast<float>(p.z_loss);
-  return a;
+  call.needs_label = cross_entropy != 0 || measured || D::kSplitsLabel;
+  call.sum_logits = (cross_entropy != 0 || measured) && p.label_smoothing != 0;
+  call.ce_gradient = cross_entropy != 0 || p.z_loss != 0;
+  call.ce_softmax = ce_softmax_mode(call.ce_gradient || measured, student);
+  call.label_weight = static_cast<float>(cross_entropy * (1 - p.label_smoothing));
+  call.smoothing_weight = static_cast<float>(cross_entropy * p.label_smoothing);
+  call.z_loss = static_cast<float>(p.z_loss);
+  return call;
+}
+
+template <class D>
+const char* run(const DenseParams& params, const D& functor, int device, cudaStream_t stream) {
+  if (const char* fault = fault_of<D>(params)) return fault;
+  if (params.rows <= 0) return nullptr;
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return describe(guard.error());
+  return describe(launch_loss(prepare(params, functor), functor, stream));
 }
 
 }  // namespace
 
 const char* dense_rows(const DenseParams& params, int device, void* stream) {
-  const Divergence divergence = params.kd_weight == 0 ? Divergence::kNoDivergence : params.divergence;
-  if (const char* fault = fault_of(params, divergence)) return fault;
-  if (params.rows <= 0) return nullptr;
-
-  const DeviceGuard guard(device);
-  if (guard.error() != cudaSuccess) return describe(guard.error());
-  cudaError_t error = cudaErrorInvalidValue;
-  visit_divergence(divergence, params.alpha, params.beta, [&](const auto& functor) {
-    const DenseArgs args = prepare(params, functor, divergence != Divergence::kNoDivergence);
-    error = launch_dense(args, functor, static_cast<cudaStream_t>(stream));
+  const char* fault = "there is no such divergence";
+  visit_divergence(divergence_of(params), params.alpha, params.beta, [&](const auto& functor) {
+    fault = run(params, functor, device, static_cast<cudaStream_t>(stream));
   });
-  return describe(error);
+  return fault;
 }
 
 }  // namespace cuda

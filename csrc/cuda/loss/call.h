@@ -1,4 +1,5 @@
-// The arguments of the dense kernel, with everything precomputed that does not depend on the row.
+// The arguments of the kernels: a call's pointers and shapes, and the numbers that are the same for all of
+// its rows. The host computes these once, in double.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,11 +10,12 @@
 namespace fastkd {
 namespace cuda {
 
-// How the exponentials at temperature 1 (cross-entropy, z-loss) are computed: not at all, as those of the
-// divergence, as their squares, or separately.
-enum class Soft : int { kNone, kReuse, kSquare, kSeparate };
+// How the kernel obtains the exponentials of ce_softmax, the student's softmax at temperature 1
+// (cross-entropy, z-loss): not at all, as those of the divergence, as their squares (temperature 2), or
+// separately.
+enum class CeSoftmax : int { kNone, kReuse, kSquare, kSeparate };
 
-struct DenseArgs {
+struct Call {
   int64_t rows, inner;
   int vocab;
   int cluster;  // see params.h
@@ -34,26 +36,26 @@ struct DenseArgs {
   float label_smoothing;
 
   bool needs_label;  // whether any result depends on the label's logit
-  bool sum_logits;
+  bool sum_logits;   // whether sweep 1 sums the student's logits, for label smoothing
   bool equal_temperatures;
-  float student_to_log2, teacher_to_log2;  // log2(e) / temperature
-  float raise_margin;                      // by how much a logit may exceed what exponentials are relative to
-  float inverse_temperature;               // 1 / the student's temperature
-  float temperature_ratio;                 // student's / teacher's
-  float kd_weight, kd_by_student,
-      kd_by_teacher;                 // factors of the divergence's value and of each side's gradient
-  float teacher_power[kMaxStreams];  // powers of the divergence's streams
-  float total_power[kMaxStreams];    // the teacher's power plus the student's
+  float log2_scale_s, log2_scale_t;  // log2(e) / temperature: from a logit to its exponent of 2
+  float raise_margin;                // by how much a logit may exceed the anchor before the sums are rescaled
+  float inverse_temperature;         // 1 / the student's temperature
+  float temperature_ratio;           // student's / teacher's
+  float kd_weight;                   // factor of the divergence's value
+  float kd_by_student, kd_by_teacher;  // factors of its gradients
+  float teacher_power[kMaxStreams];    // powers of the divergence's streams
+  float total_power[kMaxStreams];      // the teacher's power plus the student's
 
-  Soft soft;
-  bool soft_gradient;    // whether terms at temperature 1 contribute to the gradient
-  float hard_weight;     // factor of the label's negative log-probability
-  float uniform_weight;  // factor of the mean negative log-probability (label smoothing)
+  CeSoftmax ce_softmax;
+  bool ce_gradient;        // whether terms at temperature 1 contribute to the gradient
+  float label_weight;      // factor of the label's negative log-probability
+  float smoothing_weight;  // factor of the mean negative log-probability (label smoothing)
   float z_loss;
 };
 
 // Whether a call needs the kernel with phases and metrics; the kernel without them is leaner.
-inline bool has_extras(const DenseArgs& args) { return args.phase != Phase::kAll || args.metrics != nullptr; }
+inline bool has_extras(const Call& call) { return call.phase != Phase::kAll || call.metrics != nullptr; }
 
 }  // namespace cuda
 }  // namespace fastkd

@@ -12,11 +12,10 @@ namespace cuda {
 constexpr int kClusterThreads = 384;
 
 template <class D, class E>
-__global__ void __launch_bounds__(kClusterThreads, 2)
-    dense_cluster_kernel(const DenseArgs args, const D divergence) {
+__global__ void __launch_bounds__(kClusterThreads, 2) cluster_kernel(const Call call, const D functor) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   const Cluster place;
-  take_row<DenseRow<D, E, Cluster>>(args, divergence, place, place.row_of(blockIdx.x));
+  take_row<RowContext<D, E, Cluster>>(call, functor, place, place.row_of(blockIdx.x));
 #endif
 }
 

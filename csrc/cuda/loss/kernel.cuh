@@ -1,6 +1,7 @@
-// The dense kernel: one block runs a row through two sweeps (three for divergences with sums of their own):
-// the statistics of both rows, the divergence's sums, the gradient. Nothing is kept between sweeps, so any
-// vocabulary fits. A phase is a part of this; the row's record connects the phases.
+// The streaming kernel: one block runs a row through two sweeps (three for divergences with sums of their
+// own): the statistics of both rows, the divergence's sums, the gradient. The logits are read from memory
+// again in each sweep, so any vocabulary fits. A phase is a part of this; the row's record connects the
+// phases.
 #pragma once
 
 #include "metrics.cuh"
@@ -17,7 +18,7 @@ namespace cuda {
 // 64, fewer threads with more registers each are better than spilling.
 template <class D, class E>
 struct BlockShape {
-  static constexpr bool kExtra = DenseRow<D, E, OneBlock>::kHasExtra;
+  static constexpr bool kExtra = RowContext<D, E, OneBlock>::kHasExtra;
   static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel;
   static constexpr bool kMost = D::kStreams == 3 || (kExtra && D::kLog);
   static constexpr int kThreads = kMost ? 256 : kExtra ? 320 : kMore ? 256 : 512;
@@ -26,112 +27,112 @@ struct BlockShape {
 
 // Writes what run_row() does not write: zeros to gradients in columns that do not exist; and, for rows that
 // do not run, `value` to everything.
-template <class AnyRow>
-__device__ __forceinline__ void fill_rest(const DenseArgs& args, const typename AnyRow::Place& place,
+template <class Context>
+__device__ __forceinline__ void fill_rest(const Call& call, const typename Context::Place& place,
                                           int64_t index, bool runs, float value) {
-  using E = typename AnyRow::Element;
+  using E = typename Context::Element;
   if (!runs && threadIdx.x == 0 && place.leads()) {
-    args.row_loss[index] = value;
-    if (AnyRow::kHasExtra && args.metrics) {
-      for (int k = 0; k < metric::kCount; ++k) args.metrics[index * metric::kCount + k] = value;
+    call.row_loss[index] = value;
+    if (Context::kHasExtra && call.metrics) {
+      for (int k = 0; k < metric::kCount; ++k) call.metrics[index * metric::kCount + k] = value;
     }
   }
-  const int begin = runs ? args.vocab : 0;
-  fill_gradient<E>(args, place, args.grad_student, index, begin, args.vocab, value);
-  fill_gradient<E>(args, place, args.grad_student, index, args.vocab, args.grad_student.columns, 0.0f);
-  if constexpr (AnyRow::kTeacher) {
-    fill_gradient<E>(args, place, args.grad_teacher, index, begin, args.vocab, value);
-    fill_gradient<E>(args, place, args.grad_teacher, index, args.vocab, args.grad_teacher.columns, 0.0f);
+  const int begin = runs ? call.vocab : 0;
+  fill_gradient<E>(call, place, call.grad_student, index, begin, call.vocab, value);
+  fill_gradient<E>(call, place, call.grad_student, index, call.vocab, call.grad_student.columns, 0.0f);
+  if constexpr (Context::kTeacher) {
+    fill_gradient<E>(call, place, call.grad_teacher, index, begin, call.vocab, value);
+    fill_gradient<E>(call, place, call.grad_teacher, index, call.vocab, call.grad_teacher.columns, 0.0f);
   } else {
-    clear_gradient(args, place, args.grad_teacher, index);
+    clear_gradient(call, place, call.grad_teacher, index);
   }
 }
 
-template <class AnyRow>
-__device__ __forceinline__ void run_row(AnyRow& r, int64_t index) {
-  using D = typename AnyRow::Div;
-  const DenseArgs& args = r.args;
-  const Phase phase = AnyRow::kHasExtra ? args.phase : Phase::kAll;
-  double* const record = AnyRow::kHasExtra ? args.record + index * record::kCount : nullptr;
+template <class Context>
+__device__ __forceinline__ void run_row(Context& row, int64_t index) {
+  using D = typename Context::Div;
+  const Call& call = row.call;
+  const Phase phase = Context::kHasExtra ? call.phase : Phase::kAll;
+  double* const record = Context::kHasExtra ? call.record + index * record::kCount : nullptr;
 
   __shared__ Moments moments;
-  Totals found;
-  r.row.columns = static_cast<float>(args.vocab);
+  Statistics found;
+  row.columns = static_cast<float>(call.vocab);
   if (phase == Phase::kAll || phase == Phase::kStatistics) {
-    found = find_statistics(r, index, &moments);
-    if (phase == Phase::kStatistics) return write_record(r, found, moments, record);
+    found = find_statistics(row, index, &moments);
+    if (phase == Phase::kStatistics) return write_record(row, found, moments, record);
   } else {
-    found = read_record(r, record, &moments);
-    r.row.columns = static_cast<float>(record[record::kColumns]);
+    found = read_record(row, record, &moments);
+    row.columns = static_cast<float>(record[record::kColumns]);
   }
   float nll = 0, divergence = 0;
-  float loss = settle(r, found, &nll);
+  float loss = normalise(row, found, &nll);
   if constexpr (D::kSums > 0) {
-    Row<float>& sums = r.row.divergence;
+    Row<float>& sums = row.divergence;
     if (phase == Phase::kDistant || phase == Phase::kFinish) {
       sums.sum[0] = static_cast<float>(record[record::kSum0]);
       sums.sum[1] = static_cast<float>(record[record::kSum1]);
     } else {
-      find_sums(r);
+      find_sums(row);
     }
     if constexpr (D::kDistant) {
-      find_bits(r);
+      find_log2_normalisers(row);
       if (phase == Phase::kFinish) {
         sums.distant = sums.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
-      } else if (phase != Phase::kSums && r.divergence.is_distant(sums.sum)) {
-        find_distant_sums(r);
+      } else if (phase != Phase::kSums && row.functor.is_distant(sums.sum)) {
+        find_distant_sums(row);
       }
     }
     if (phase == Phase::kSums || phase == Phase::kDistant) {
       if (threadIdx.x == 0) {
-        record[record::kSum0] = r.row.divergence.sum[0];
-        record[record::kSum1] = r.row.divergence.sum[1];
+        record[record::kSum0] = row.divergence.sum[0];
+        record[record::kSum1] = row.divergence.sum[1];
       }
       return;
     }
   }
-  if constexpr (AnyRow::kTeacher) {
-    divergence = r.divergence.value(r.row.divergence);
-    loss += args.kd_weight * divergence;
+  if constexpr (Context::kTeacher) {
+    divergence = row.functor.value(row.divergence);
+    loss += call.kd_weight * divergence;
   }
   // Values that are read once per row are read where they are needed, which keeps registers free during the
   // sweeps.
-  if (threadIdx.x == 0 && r.place.leads()) {
-    const float scale = args.loss_scale[index];
-    args.row_loss[index] = scale == 0 ? 0.0f : scale * loss;
+  if (threadIdx.x == 0 && row.place.leads()) {
+    const float scale = call.loss_scale[index];
+    call.row_loss[index] = scale == 0 ? 0.0f : scale * loss;
   }
-  if (AnyRow::kHasExtra && args.metrics) {
-    write_metrics(r, found, moments, divergence, nll, args.metrics + index * metric::kCount);
+  if (Context::kHasExtra && call.metrics) {
+    write_metrics(row, found, moments, divergence, nll, call.metrics + index * metric::kCount);
   }
 
-  write_gradients(r, index);
+  write_gradients(row, index);
 }
 
-template <class AnyRow>
-__device__ __forceinline__ void take_row(const DenseArgs& args, const typename AnyRow::Div& divergence,
-                                         const typename AnyRow::Place& place, int64_t index) {
-  constexpr bool kExtra = AnyRow::kHasExtra;
-  const bool finishes = !kExtra || args.phase == Phase::kAll || args.phase == Phase::kFinish;
-  bool read = args.loss_scale[index] != 0 || args.grad_scale[index] != 0, known = true;
-  if (args.labels) {
-    const int64_t label = args.labels[index];
-    read = read && label != args.ignore_index;
-    known = (label >= 0 && label < args.vocab) || (kExtra && args.sharded);
+template <class Context>
+__device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
+                                         const typename Context::Place& place, int64_t index) {
+  constexpr bool kExtra = Context::kHasExtra;
+  const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
+  bool read = call.loss_scale[index] != 0 || call.grad_scale[index] != 0, known = true;
+  if (call.labels) {
+    const int64_t label = call.labels[index];
+    read = read && label != call.ignore_index;
+    known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
   }
   const bool runs = read && (known || !finishes);
   // Done first, so that its arguments need not stay in registers during the sweeps. Padding columns are never
   // read.
-  if (finishes) fill_rest<AnyRow>(args, place, index, runs, read ? NAN : 0.0f);
+  if (finishes) fill_rest<Context>(call, place, index, runs, read ? NAN : 0.0f);
   if (!runs) return;
-  AnyRow row(args, divergence, place, index);
+  Context row(call, functor, place, index);
   run_row(row, index);
 }
 
 template <class D, class E>
 __global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::kBlocks)
-    dense_kernel(const DenseArgs args, const D divergence) {
+    streaming_kernel(const Call call, const D functor) {
   const OneBlock place;
-  take_row<DenseRow<D, E, OneBlock>>(args, divergence, place, blockIdx.x);
+  take_row<RowContext<D, E, OneBlock>>(call, functor, place, blockIdx.x);
 }
 
 }  // namespace cuda

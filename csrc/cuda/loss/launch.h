@@ -9,7 +9,7 @@ namespace cuda {
 
 // Instantiated once for each divergence, by instance.cu.
 template <class D>
-cudaError_t launch_dense(const DenseArgs& args, const D& divergence, cudaStream_t stream);
+cudaError_t launch_loss(const Call& call, const D& functor, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace fastkd

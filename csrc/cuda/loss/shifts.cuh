@@ -26,14 +26,14 @@ __device__ __forceinline__ float exp2_fast(float x) { return exp2_any(x); }
 __device__ __forceinline__ float finite(float max) { return max == -INFINITY ? 0.0f : max; }
 
 // Returns a row maximum, or -inf where its exponent of 2 is -inf: logits that low count as masked.
-__device__ __forceinline__ float anchor_of(float max, float to_log2) {
-  return __fmul_rn(max, to_log2) == -INFINITY ? -INFINITY : max;
+__device__ __forceinline__ float anchor_of(float max, float log2_scale) {
+  return __fmul_rn(max, log2_scale) == -INFINITY ? -INFINITY : max;
 }
 
 // Returns the shift of a row whose maximum is `max`; 0 where the row has none, so that -inf - shift stays
 // -inf.
-__device__ __forceinline__ float shift_of(float max, float to_log2) {
-  const float shift = __fmul_rn(max, to_log2);
+__device__ __forceinline__ float shift_of(float max, float log2_scale) {
+  const float shift = __fmul_rn(max, log2_scale);
   return shift == -INFINITY ? 0.0f : shift;
 }
 

@@ -1,4 +1,5 @@
-// The second sweep: the sums of a divergence that needs both log-sum-exps first.
+// The second sweep: the sums of a divergence that are over probabilities, and therefore need both normalisers
+// first.
 #pragma once
 
 #include "../memory/reduce.cuh"
@@ -7,62 +8,61 @@
 namespace fastkd {
 namespace cuda {
 
-// The second sweep, for divergences that need both log-sum-exps first.
-template <class AnyRow>
-__device__ __forceinline__ void find_sums(AnyRow& r) {
-  constexpr int kGroup = AnyRow::kGroup;
+template <class Context>
+__device__ __forceinline__ void find_sums(Context& row) {
+  constexpr int kGroup = Context::kGroup;
   float sum[kMaxSums] = {0, 0};
 #pragma unroll 1
-  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
+  for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
     float s[kGroup], t[kGroup];
-    r.load(r.first + g * kGroup, s, t);
+    row.load(row.first + g * kGroup, s, t);
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) r.divergence.sums(r.entry(s[k], t[k]), sum);
+    for (int k = 0; k < kGroup; ++k) row.functor.sums(row.entry(s[k], t[k]), sum);
   }
-  r.place.template reduce<Sum>(sum);
-  r.row.divergence.sum[0] = sum[0];
-  r.row.divergence.sum[1] = sum[1];
+  row.place.template reduce<Sum>(sum);
+  row.divergence.sum[0] = sum[0];
+  row.divergence.sum[1] = sum[1];
 }
 
-// Sets log2 of the sums of exponentials, for a divergence with distant rows.
-template <class AnyRow>
-__device__ __forceinline__ void find_bits(AnyRow& r) {
-  r.row.divergence.bits_s = -log2f(r.row.s_inverse);
-  r.row.divergence.bits_t = -log2f(r.row.t_inverse);
+// Sets log2 of the normalisers, for a divergence with distant rows.
+template <class Context>
+__device__ __forceinline__ void find_log2_normalisers(Context& row) {
+  row.divergence.bits_s = -log2f(row.inverse_z_s);
+  row.divergence.bits_t = -log2f(row.inverse_z_t);
 }
 
 // The additional sweep for rows that share little probability, see Functor::kDistant.
-template <class AnyRow>
-__device__ __forceinline__ void find_distant_sums(AnyRow& r) {
-  constexpr int kGroup = AnyRow::kGroup;
-  auto& found = r.row.divergence;
-  found.distant = true;
+template <class Context>
+__device__ __forceinline__ void find_distant_sums(Context& row) {
+  constexpr int kGroup = Context::kGroup;
+  Row<float>& sums = row.divergence;
+  sums.distant = true;
   float top[1] = {-INFINITY};
 #pragma unroll 1
-  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
+  for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
     float s[kGroup], t[kGroup];
-    r.load(r.first + g * kGroup, s, t);
+    row.load(row.first + g * kGroup, s, t);
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      top[0] = fmaxf(top[0], r.divergence.distant_exponent(r.entry(s[k], t[k]), found));
+      top[0] = fmaxf(top[0], row.functor.distant_exponent(row.entry(s[k], t[k]), sums));
     }
   }
-  r.place.template reduce<Max>(top);
-  found.sum[0] = found.sum[1] = top[0];
+  row.place.template reduce<Max>(top);
+  sums.sum[0] = sums.sum[1] = top[0];
   if (top[0] == -INFINITY) return;
   float sum[kMaxSums] = {0, 0};
 #pragma unroll 1
-  for (int g = r.begin + threadIdx.x; g < r.end; g += blockDim.x) {
+  for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
     float s[kGroup], t[kGroup];
-    r.load(r.first + g * kGroup, s, t);
+    row.load(row.first + g * kGroup, s, t);
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
-      r.divergence.distant_sums(r.entry(s[k], t[k]), found, top[0], sum);
+      row.functor.distant_sums(row.entry(s[k], t[k]), sums, top[0], sum);
     }
   }
-  r.place.template reduce<Sum>(sum);
-  found.sum[0] += log2f(sum[0]);
-  found.sum[1] += log2f(sum[1]);
+  row.place.template reduce<Sum>(sum);
+  sums.sum[0] += log2f(sum[0]);
+  sums.sum[1] += log2f(sum[1]);
 }
 
 }  // namespace cuda
