@@ -1,10 +1,10 @@
 // The CPU functions of the bindings, implemented by the emulated CUDA kernels. A module built with this file
 // runs them wherever the suite runs the native backend on a CPU.
-#include "../../csrc/cpu/cpu.h"
+#include "../../../csrc/cpu/cpu.h"
 
 #include <stdexcept>
 
-#include "../../csrc/cuda/launch.h"
+#include "../../../csrc/cuda/api.h"
 #include "cuda_runtime.h"
 
 namespace fastkd::cpu {
