@@ -35,6 +35,7 @@ ClusterShape choose_cluster(const RowSize& row, unsigned declared, int wanted) {
   const int64_t per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - declared;
   const int64_t per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const int64_t reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device) + declared;
+  // Room for two rows on a multiprocessor is tried first, then room for one.
   for (const int together : {2, 1}) {
     for (const unsigned blocks : kSizes) {
       const int64_t bytes = bytes_per_block(row, blocks);

@@ -48,6 +48,7 @@ __device__ __forceinline__ void fill_rest(const Call& call, const typename Conte
   }
 }
 
+// Runs the sweeps of one row, or the part of them that is the call's phase.
 template <class Context>
 __device__ __forceinline__ void run_row(Context& row, int64_t index) {
   using D = typename Context::Div;
@@ -108,6 +109,7 @@ __device__ __forceinline__ void run_row(Context& row, int64_t index) {
   write_gradients(row, index);
 }
 
+// Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
 template <class Context>
 __device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
                                          const typename Context::Place& place, int64_t index) {

@@ -134,8 +134,8 @@ struct RowContext {
     }
   }
 
-  // Computes ce_exponential() for a group of columns, with one decision for all of them. CeSoftmax
-  // must not be kNone.
+  // Computes ce_exponential() for a group of columns, with one decision for all of them.
+  // `call.ce_softmax` must not be kNone.
   __device__ __forceinline__ void ce_exponentials(const float (&s)[kGroup], const float (&e)[kGroup],
                                                   float shift, float (&ce)[kGroup]) const {
     if (call.ce_softmax == CeSoftmax::kSquare) {
@@ -169,6 +169,8 @@ struct RowContext {
     return call.ce_softmax == CeSoftmax::kSquare ? factor_s * factor_s : factor_s;
   }
 
+  // Sets the row's shifts, given the row maxima. Rows near each other share one, so that equal logits
+  // have equal exponentials.
   __device__ __forceinline__ void choose_shifts(float max_s, float max_t) {
     shift_s = shift_of(max_s, call.log2_scale_s);
     shift_t = shift_of(max_t, call.log2_scale_t);
@@ -198,6 +200,7 @@ struct RowContext {
     return e;
   }
 
+  // Returns an entry with all fields. The normalisers must be known.
   __device__ __forceinline__ Entry<float> entry(float s, float t) const {
     Entry<float> e = raw_entry(s, t, shift_s, shift_t);
     // Rounded before the subtraction (no fused multiply-add), so that equal rows differ by exactly 0.

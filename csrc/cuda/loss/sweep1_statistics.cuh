@@ -89,6 +89,7 @@ __device__ __forceinline__ void raise(const Context& row, Partial& part) {
   part.shift_t = to_t;
 }
 
+// Sums in pairs, so that the additions of one level do not depend on each other.
 template <int kGroup>
 __device__ __forceinline__ float sum_of(const float (&x)[kGroup]) {
   float pair[kGroup / 2];
@@ -276,7 +277,7 @@ __device__ __forceinline__ void find_distant_cross(const Context& row, Statistic
   found.cross_shift = top[0];
 }
 
-// Returns this thread's sums and sets `max` to the row maxima.
+// Runs the sweep: returns this thread's sums and sets `max` to the row maxima.
 template <class Context>
 __device__ __forceinline__ Partial sweep(const Context& row, float (&max)[2]) {
   Partial part;
@@ -291,6 +292,7 @@ __device__ __forceinline__ Partial sweep(const Context& row, float (&max)[2]) {
   return part;
 }
 
+// Returns the row's statistics, after a second pass relative to the row maxima where these are extreme.
 template <class Context>
 __device__ __forceinline__ Statistics find_statistics(Context& row, int64_t index, Moments* moments) {
   float max[2];
