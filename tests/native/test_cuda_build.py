@@ -20,7 +20,7 @@ NVCC = shutil.which("nvcc")
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-fmad=false")
 LIMIT_S = 600
 # A multiprocessor has 65,536 registers. With 64 per thread it holds 1024 threads, with 80 it holds 768, with
-# 96 it holds 640, with 128 it holds 512. csrc/cuda/loss/kernel.cuh states what needs more than 64.
+# 96 it holds 640, with 128 it holds 512. csrc/cuda/loss/kernel_streaming.cuh states what needs more than 64.
 # All others have 80.
 STREAMING = {
     64: ("scale.cu", "none", "off_support", "forward_kl", "reverse_kl", "jeffreys"),

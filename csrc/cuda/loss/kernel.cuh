@@ -1,7 +1,6 @@
-// The streaming kernel: one block runs a row through two sweeps (three for divergences with sums of their
-// own): the statistics of both rows, the divergence's sums, the gradient. The logits are read from memory
-// again in each sweep, so any vocabulary fits. A phase is a part of this; the row's record connects the
-// phases.
+// One row from the statistics to the gradients: the sweeps in order, two of them, or three for divergences
+// with sums of their own. A phase is a part of this; the row's record connects the phases. The two kernels,
+// kernel_streaming.cuh and kernel_cluster.cuh, differ in where a row's logits are during the sweeps.
 #pragma once
 
 #include "metrics.cuh"
@@ -12,18 +11,6 @@
 
 namespace fastkd {
 namespace cuda {
-
-// The threads of a block, and the blocks that a multiprocessor has to hold. Together they bound the registers
-// per thread to 64, 80, 96 or 128. Where logarithms, powers, a label treated apart or extras need more than
-// 64, fewer threads with more registers each are better than spilling.
-template <class D, class E>
-struct BlockShape {
-  static constexpr bool kExtra = RowContext<D, E, OneBlock>::kHasExtra;
-  static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel;
-  static constexpr bool kMost = D::kStreams == 3 || (kExtra && D::kLog);
-  static constexpr int kThreads = kMost ? 256 : kExtra ? 320 : kMore ? 256 : 512;
-  static constexpr int kBlocks = kMost || kExtra || !kMore ? 2 : 3;
-};
 
 // Writes what run_row() does not write: zeros to gradients in columns that do not exist; and, for rows that
 // do not run, `value` to everything.
@@ -128,13 +115,6 @@ __device__ __forceinline__ void take_row(const Call& call, const typename Contex
   if (!runs) return;
   Context row(call, functor, place, index);
   run_row(row, index);
-}
-
-template <class D, class E>
-__global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::kBlocks)
-    streaming_kernel(const Call call, const D functor) {
-  const OneBlock place;
-  take_row<RowContext<D, E, OneBlock>>(call, functor, place, blockIdx.x);
 }
 
 }  // namespace cuda

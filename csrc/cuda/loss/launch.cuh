@@ -2,7 +2,9 @@
 // each divergence.
 #pragma once
 
-#include "cluster_kernel.cuh"
+#include "kernel.cuh"
+#include "kernel_cluster.cuh"
+#include "kernel_streaming.cuh"
 #include "launch.h"
 
 namespace fastkd {
