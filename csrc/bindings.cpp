@@ -91,8 +91,12 @@ PYBIND11_MODULE(_C, m) {
       .value("renormalize", Tail::kRenormalize)
       .value("bucket", Tail::kBucket)
       .value("drop", Tail::kDrop);
-  m.attr("record_columns") = static_cast<int>(record::kCount);
-  m.attr("metric_columns") = static_cast<int>(metric::kCount);
+#define FASTKD_NAME(enumerator, name) #name,
+  m.attr("RECORD_COLUMNS") =
+      py::tuple(py::cast(std::vector<std::string>{FASTKD_RECORD_COLUMNS(FASTKD_NAME)}));
+  m.attr("METRIC_COLUMNS") =
+      py::tuple(py::cast(std::vector<std::string>{FASTKD_METRIC_COLUMNS(FASTKD_NAME)}));
+#undef FASTKD_NAME
 
   m.attr("CLUSTER_NONE") = 0;
   m.attr("CLUSTER_CHOSEN") = +DenseParams::kChoose;

@@ -53,12 +53,12 @@ inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, cons
   }
 }
 
-// Calls body(s, t) with the block's logits of both sides if the view needs logits: as with_memory() does, or
-// with the logits that the block has been loaded to.
-template <View kView, class V, class Div, class R, class Body>
+// Calls body(s, t) with the block's logits of both sides if kFields includes logits: as with_memory() does,
+// or with the logits that the block has been loaded to.
+template <Fields kFields, class V, class Div, class R, class Body>
 inline void with_logits(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
-  if (kView != View::kFull || b.s != nullptr) return body(Floats<V>(b.s), Floats<V>(b.t));
-  if constexpr (V::kSimd && kView == View::kFull) with_memory(blocks, b, body);
+  if (kFields != Fields::kAll || b.s != nullptr) return body(Floats<V>(b.s), Floats<V>(b.t));
+  if constexpr (V::kSimd && kFields == Fields::kAll) with_memory(blocks, b, body);
 }
 
 // Returns the largest of n logits; NaN is ignored.
@@ -184,7 +184,7 @@ inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<
     }
   } else {
     with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
-      with_logits<View::kFull>(blocks, b, [&](auto s, auto) {
+      with_logits<Fields::kAll>(blocks, b, [&](auto s, auto) {
         for (int64_t i = 0; i < b.n; i += V::kWidth) add(i, exp2_of(s.at(i)));
       });
     });

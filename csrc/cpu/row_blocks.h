@@ -11,10 +11,10 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Whether the student's gradient needs the logits only for the terms of the cross stream, which sweep 1 can
-// keep.
+// Whether sweep 1 keeps the terms of the cross stream, because the student's gradient needs the logits for
+// nothing else.
 template <class Div>
-constexpr bool kKeepsTerms = std::is_base_of<Power, Div>::value;
+constexpr bool kKeepsTerms = Div::kStudentReads == Fields::kTerm;
 
 template <class R>
 struct Block {

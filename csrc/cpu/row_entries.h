@@ -142,30 +142,11 @@ inline Row<V> widened(const Row<double>& row) {
   return wide;
 }
 
-// The fields of an entry that a sweep uses.
-enum class View {
-  kProbabilities,  // the fields that the exponentials determine
-  kStudentLog,     // in addition what student_log() returns
-  kTerm,           // in addition the term of the cross stream
-  kFull
-};
-
-// The view that suffices for the student's gradient once the sums are known.
-template <class Div>
-constexpr View kStudentView =
-    std::is_same<Div, NoDivergence>::value || std::is_same<Div, OffSupport>::value ||
-            std::is_same<Div, ForwardKL>::value || std::is_base_of<TVD, Div>::value ||
-            std::is_same<Div, Decoupled>::value || std::is_same<Div, SkewForwardKL>::value
-        ? View::kProbabilities
-    : Div::kLog        ? View::kStudentLog
-    : kKeepsTerms<Div> ? View::kTerm
-                       : View::kFull;
-
-// `s`, `t`: the block's logits, needed if the view is kFull.
-template <View kView, class Div, class V, class R, class Logits>
+// Returns the entry with the fields that `kFields` names. `s`, `t`: the block's logits, read for kAll only.
+template <Fields kFields, class Div, class V, class R, class Logits>
 inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, Logits s, Logits t) {
   Entry<V> e = probabilities<V, Div>(c, b, i);
-  if constexpr (kView == View::kFull) {
+  if constexpr (kFields == Fields::kAll) {
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
     e.log_ratio = e.log_ratio_raw + c.log_ratio_offset;

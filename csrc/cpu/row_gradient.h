@@ -42,11 +42,11 @@ class RowGradient {
     EntryScales<V> c = scales_of(setup_, state_, found_.log_ratio_offset);
     const bool both = Setup::kTeacher && grad_t.data != nullptr;
     const bool after_sums = setup_.params.phase == Phase::kAll;
-    const bool left = after_sums && (kStudentView<Div> == View::kStudentLog || blocks_.keeps);
-    const bool all = both || found_.distant || kStudentView<Div> == View::kFull ||
-                     (kStudentView<Div> != View::kProbabilities && !left);
+    const bool left = after_sums && (Div::kStudentReads == Fields::kStudentLog || blocks_.keeps);
+    const bool all = both || found_.distant || Div::kStudentReads == Fields::kAll ||
+                     (Div::kStudentReads != Fields::kProbabilities && !left);
     const bool separate = by_softmax_ != 0 && setup_.power != 1 && setup_.power != 2;
-    const bool directly = grad_s.data != nullptr && !both && (!all || kStudentView<Div> == View::kFull);
+    const bool directly = grad_s.data != nullptr && !both && (!all || Div::kStudentReads == Fields::kAll);
     const double labels = Setup::kSplits ? double(state_.label_s) + state_.label_t : 0;
     const bool nan = std::isnan(state_.z_s + state_.z_t + labels + scale_ + coefficient);
     for (int64_t start = blocks_.last(); start >= 0; start -= kBlock) {
@@ -60,16 +60,16 @@ class RowGradient {
       if (separate) exponentials_at_one(setup_, state_, blocks_, b, blocks_.e1);
       const R* const one = separate ? blocks_.e1 : b.es;
       if (directly && put(b, grad_s, nan, [&](auto to) {
-            differentiate<kStudentView<Div>, false>(c, b, one, coefficient, to);
+            differentiate<Div::kStudentReads, false>(c, b, one, coefficient, to);
           }))
         continue;
       const ToNumbers<V, false> to{blocks_.out_s};
       if (both) {
-        differentiate<View::kFull, true>(c, b, one, coefficient, to);
+        differentiate<Fields::kAll, true>(c, b, one, coefficient, to);
       } else if (all) {
-        differentiate<View::kFull, false>(c, b, one, coefficient, to);
+        differentiate<Fields::kAll, false>(c, b, one, coefficient, to);
       } else {
-        differentiate<kStudentView<Div>, false>(c, b, one, coefficient, to);
+        differentiate<Div::kStudentReads, false>(c, b, one, coefficient, to);
       }
       add_label(b);
       if (grad_s.data != nullptr) store_block<V>(blocks_.out_s, b.n, grad_s, start, setup_.streamed, nan);
@@ -117,23 +117,23 @@ class RowGradient {
   }
 
   // `one`: the exponentials at temperature 1, or those of which they are the squares.
-  template <View kView, bool kBothSides, class To>
+  template <Fields kFields, bool kBothSides, class To>
   void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double coefficient, To to) {
     double slope = 0, level = level_;
     if (c.factor != 1) level *= std::pow(c.factor, setup_.power);
     if (setup_.power == 2) std::swap(slope, level);
     if (level == 0 && spread_ == 0) {
-      return differentiate<kView, kBothSides, true>(c, b, one, slope, level, coefficient, to);
+      return differentiate<kFields, kBothSides, true>(c, b, one, slope, level, coefficient, to);
     }
-    differentiate<kView, kBothSides, false>(c, b, one, slope, level, coefficient, to);
+    differentiate<kFields, kBothSides, false>(c, b, one, slope, level, coefficient, to);
   }
 
   // `kSquares`: whether the softmax's gradient consists of the term with `slope` only, and there is no label
   // smoothing.
-  template <View kView, bool kBothSides, bool kSquares, class To>
+  template <Fields kFields, bool kBothSides, bool kSquares, class To>
   void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* one, double slope, double level,
                      double coefficient, To to) {
-    constexpr bool kLinear = Div::kLinear && kView == View::kProbabilities;
+    constexpr bool kLinear = Div::kLinear && kFields == Fields::kProbabilities;
     const V to_s(by_student_), to_t(by_teacher_), spread(spread_), by_square(slope), by_one(level);
     const V to_q(Setup::kSparse ? by_student_ * coefficient / state_.z_s * c.factor : 0);
     const V scaled_s = c.r_s * to_s, scaled_t = c.r_t * to_s;
@@ -147,12 +147,12 @@ class RowGradient {
         const V hard = setup_.div.student(shares(b, i, scaled_s, scaled_t), row_);
         return fma(soft, x1, kSquares ? hard : hard + spread);
       } else {
-        const Entry<V> x = entry_as<kView, Div>(c, b, i, s, t);
+        const Entry<V> x = entry_as<kFields, Div>(c, b, i, s, t);
         if constexpr (kBothSides) (to_t * setup_.div.teacher(x, row_)).store(blocks_.out_t + i);
         V hard;
-        if constexpr (kView == View::kTerm) {
+        if constexpr (kFields == Fields::kTerm) {
           hard = setup_.div.student(x, V::load(b.left + i) * c.factor_term, row_);
-        } else if constexpr (kView == View::kStudentLog) {
+        } else if constexpr (kFields == Fields::kStudentLog) {
           hard = setup_.div.student(x, V::load(b.left + i), row_);
         } else {
           hard = setup_.div.student(x, row_);
@@ -169,7 +169,7 @@ class RowGradient {
         to.put(i, vector_at(i));
       }
     };
-    with_logits<kView>(blocks_, b, [&](auto s, auto t) {
+    with_logits<kFields>(blocks_, b, [&](auto s, auto t) {
       int64_t i = (b.n - 1) / kStep * kStep;
       for (int64_t stop = label < 0 ? 0 : label / kStep * kStep + kStep;; stop = 0) {
         for (; i >= stop; i -= kStep) put(i, [&](int64_t k) { return gradient(k, s, t); });

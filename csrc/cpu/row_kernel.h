@@ -62,7 +62,7 @@ class RowKernel {
     if (sums_known) {
       row.sum[0] = record[record::kSum0];
       row.sum[1] = record[record::kSum1];
-    } else if (Div::kSums > 0) {
+    } else if constexpr (Div::kSums > 0) {
       find_sums(setup_, state_, blocks_, params_.grad_teacher.data == nullptr, row);
     }
     if constexpr (Div::kDistant) {

@@ -7,13 +7,8 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// The teacher's weight in the mixture whose logarithm Entry::log is.
-inline double teacher_share(const JSD& div) { return div.beta; }
-inline double teacher_share(const SkewForwardKL& div) { return div.beta; }
-inline double teacher_share(const SkewReverseKL& div) { return 1 - div.beta; }
-
 // series_logarithms() computes the logarithms if the larger of the two weights is at most 1 - kLeastShare,
-// and in one piece if it is at most kEven.
+// and in one piece if it is at most kEven. Without a mixture the weights are NaN, which is neither.
 constexpr double kEven = 0.6, kLeastShare = 0.08;
 
 // Sets b.left to log(m / larger), where `larger` is the larger of p and q. With w the weight of the smaller
@@ -48,7 +43,7 @@ inline void series_logarithms(double share, const EntryScales<V>& c, const Block
 // Fills b.left with the logarithms. `rests`: a scratch buffer.
 template <class V, class Div, class R>
 inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<R>& b, R* rests) {
-  const double share = teacher_share(div), larger_share = share < 0.5 ? 1 - share : share;
+  const double share = div.teacher_share(), larger_share = share < 0.5 ? 1 - share : share;
   if (sizeof(R) == sizeof(float) && larger_share <= kEven) {
     return series_logarithms<false>(share, c, b, rests);
   }

@@ -63,7 +63,7 @@ inline void read_record(const RowSetup<V, Div>& setup, RowState<R>& row, const d
   row.max_t = static_cast<R>(record[record::kMaxT]);
   row.z_s = record[record::kZS];
   row.z_t = record[record::kZT];
-  row.z_1 = record[record::kZOne];
+  row.z_1 = record[record::kZCe];
   for (int k = 0; k < kMaxStreams; ++k) row.stream[k] = record[record::kStream0 + k];
   row.cross_shift = record[record::kCrossShift];
   row.label_s = static_cast<R>(record[record::kLabelS]);

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 
 #include "../divergences/visit.h"
 #include "../params.h"
@@ -15,8 +14,8 @@ inline namespace FASTKD_ISA {
 template <class V, class Div>
 struct RowSetup {
   using R = typename V::Real;
-  static constexpr bool kSparse = std::is_same<Div, OffSupport>::value;
-  static constexpr bool kTeacher = !kSparse && !std::is_same<Div, NoDivergence>::value;
+  static constexpr bool kSparse = Div::kSparseTeacher;
+  static constexpr bool kTeacher = Div::kReadsTeacher;
   static constexpr bool kSplits = Div::kSplitsLabel;
 
   const DenseParams& params;

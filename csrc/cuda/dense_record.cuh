@@ -75,7 +75,7 @@ __device__ __forceinline__ void write_record(const AnyRow& r, const Totals& foun
   out[record::kMaxT] = double(found.t_max) + from.t;
   out[record::kZS] = s_sum;
   out[record::kZT] = t_sum;
-  out[record::kZOne] =
+  out[record::kZCe] =
       r.args.soft == Soft::kNone ? 0 : found.others * exp2_fast(-d.soft) + label_in_record(r, found);
   const double base = base_in_record(r, found);
 #pragma unroll
@@ -109,7 +109,7 @@ __device__ __forceinline__ Totals read_record(AnyRow& r, const double* in, Momen
   found.t_label = static_cast<float>(in[record::kLabelT] - from.t);
   found.s_sum = static_cast<float>(in[record::kZS]) * exp2_fast(d.s);
   found.t_sum = static_cast<float>(in[record::kZT]) * exp2_fast(d.t);
-  const double others = in[record::kZOne] - label_in_record(r, found);
+  const double others = in[record::kZCe] - label_in_record(r, found);
   found.others = static_cast<float>(others < 0 ? 0 : others) * exp2_fast(d.soft);
   const double base = base_in_record(r, found);
 #pragma unroll
