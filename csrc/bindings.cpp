@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/cpu.h"
+#include "cpu/dispatch.h"
 #include "params.h"
 #if defined(FASTKD_CUDA)
 #include "cuda/launch.h"
