@@ -2,7 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/cpu.h"
+#include "cpu/dispatch.h"
+#include "divergences/visit.h"
 #include "params.h"
 #if defined(FASTKD_CUDA)
 #include "cuda/api.h"
@@ -81,6 +82,23 @@ PYBIND11_MODULE(_C, m) {
 #define FASTKD_VALUE(name, Functor, arguments) .value(#name, Divergence::k##Functor)
       FASTKD_DIVERGENCES(FASTKD_VALUE);
 #undef FASTKD_VALUE
+  // What the functor says of itself, for the comparison with fastkd.divergences.
+  m.def("divergence_traits", [](Divergence divergence, double alpha, double beta) {
+    py::dict traits;
+    visit_divergence(divergence, alpha, beta, [&](const auto& functor) {
+      using Functor = std::decay_t<decltype(functor)>;
+      py::list streams;
+      for (int k = 0; k < Functor::kStreams; ++k) {
+        streams.append(py::make_tuple(functor.teacher_power(k), functor.student_power(k)));
+      }
+      traits["streams"] = py::tuple(streams);
+      traits["cross"] = Functor::kCross;
+      traits["sums"] = Functor::kSums > 0;
+      traits["distant"] = Functor::kDistant;
+      traits["splits_label"] = Functor::kSplitsLabel;
+    });
+    return traits;
+  });
   py::enum_<Phase>(m, "Phase")
       .value("all", Phase::kAll)
       .value("statistics", Phase::kStatistics)
@@ -91,8 +109,12 @@ PYBIND11_MODULE(_C, m) {
       .value("renormalize", Tail::kRenormalize)
       .value("bucket", Tail::kBucket)
       .value("drop", Tail::kDrop);
-  m.attr("record_columns") = static_cast<int>(record::kCount);
-  m.attr("metric_columns") = static_cast<int>(metric::kCount);
+#define FASTKD_NAME(enumerator, name) #name,
+  m.attr("RECORD_COLUMNS") =
+      py::tuple(py::cast(std::vector<std::string>{FASTKD_RECORD_COLUMNS(FASTKD_NAME)}));
+  m.attr("METRIC_COLUMNS") =
+      py::tuple(py::cast(std::vector<std::string>{FASTKD_METRIC_COLUMNS(FASTKD_NAME)}));
+#undef FASTKD_NAME
 
   m.attr("CLUSTER_NONE") = 0;
   m.attr("CLUSTER_CHOSEN") = +DenseParams::kChoose;

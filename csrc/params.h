@@ -29,40 +29,49 @@ enum class Divergence : int {
 //   kFinish      the loss, the metrics and the gradients; reads the record
 enum class Phase : int { kAll, kStatistics, kSums, kDistant, kFinish };
 
-// The columns of a row's record, each a double. Sums are relative to the row maxima: z_s is the sum of
-// exp((s - max_s) / T), and so on. However large the logits are, the records of shards can therefore be
-// added without losing digits. Where all logits are -inf, the maximum is -inf and these sums are 0.
-// Without metrics, max_s and max_t are lower bounds only: the true row maximum may exceed them slightly.
-namespace record {
-enum Column : int {
-  kMaxS,     // largest logit of the student
-  kMaxT,     // largest logit of the teacher
-  kZS,       // sum of the student's exponentials at its temperature
-  kZT,       // sum of the teacher's exponentials at its temperature
-  kZOne,     // sum of the student's exponentials at temperature 1 (like all sums of the record except
-             // kLogitSum without the label, where the divergence treats the label apart)
-  kStream0,  // the divergence's streams, with log-ratios (t - max_t) / T_t - (s - max_s) / T
-  kStream1,
-  kStream2,
-  kCrossShift,  // exponent of 2 that a cross stream (stream 0) was divided by; mostly 0
-  kLogitSum,    // sum of the student's logits, the label's included, less `columns` times max_s
-  kLabelS,      // the student's logit of the label, -inf where the label belongs to another shard
-  kLabelT,      // the teacher's logit of the label
-  kMomentS,     // sum of the student's exponentials times s - max_s (for the entropy)
-  kMomentT,     // the same for the teacher
-  kArgS,        // column of the student's largest logit
-  kArgT,        // column of the teacher's largest logit
-  kColumns,     // number of columns that exist
-  kSum0,        // the divergence's sums, written by Phase::kSums; for a distant row, by Phase::kDistant
-  kSum1,
-  kCount
-};
-}  // namespace record
+// The columns of a row's record, each a double, as X(enumerator, its name in fastkd/backends/record.py). Sums
+// are relative to the row maxima: z_s is the sum of exp((s - max_s) / T), and so on. However large the logits
+// are, the records of shards can therefore be added without losing digits. Where all logits are -inf, the
+// maximum is -inf and these sums are 0. Without metrics, max_s and max_t are lower bounds only: the true row
+// maximum may exceed them slightly. Where the divergence treats the label apart, no sum but logit_sum
+// includes it.
+#define FASTKD_RECORD_COLUMNS(X)                                                                          \
+  X(kMaxS, max_s)       /* largest logit of the student */                                                \
+  X(kMaxT, max_t)       /* largest logit of the teacher */                                                \
+  X(kZS, z_s)           /* sum of the student's exponentials at its temperature */                        \
+  X(kZT, z_t)           /* sum of the teacher's exponentials at its temperature */                        \
+  X(kZCe, z_ce)         /* sum of the student's exponentials at temperature 1 */                          \
+  X(kStream0, stream_0) /* the divergence's streams, for log-ratios */                                    \
+  X(kStream1, stream_1) /* (t - max_t) / T_t - (s - max_s) / T */                                         \
+  X(kStream2, stream_2)                                                                                   \
+  X(kCrossShift, cross_shift) /* exponent of 2 that a cross stream (stream 0) was divided by; mostly 0 */ \
+  X(kLogitSum, logit_sum)     /* sum of the student's logits, less `columns` times max_s */               \
+  X(kLabelS, label_s)         /* the student's logit of the label, -inf if another shard has the label */ \
+  X(kLabelT, label_t)         /* the teacher's logit of the label */                                      \
+  X(kMomentS, moment_s)       /* sum of the student's exponentials times s - max_s (for the entropy) */   \
+  X(kMomentT, moment_t)       /* the same for the teacher */                                              \
+  X(kArgS, arg_s)             /* column of the student's largest logit */                                 \
+  X(kArgT, arg_t)             /* column of the teacher's largest logit */                                 \
+  X(kColumns, columns)        /* number of columns that exist */                                          \
+  X(kSum0, sum_0) /* the divergence's sums, from Phase::kSums; of a distant row, from kDistant */         \
+  X(kSum1, sum_1)
 
 // The columns of a row's metrics.
+#define FASTKD_METRIC_COLUMNS(X)      \
+  X(kKd, kd)                          \
+  X(kCe, ce)                          \
+  X(kStudentEntropy, student_entropy) \
+  X(kTeacherEntropy, teacher_entropy) \
+  X(kAgreement, agreement)
+
+#define FASTKD_ENUMERATOR(enumerator, name) enumerator,
+namespace record {
+enum Column : int { FASTKD_RECORD_COLUMNS(FASTKD_ENUMERATOR) kCount };
+}  // namespace record
 namespace metric {
-enum Column : int { kKd, kCe, kStudentEntropy, kTeacherEntropy, kAgreement, kCount };
+enum Column : int { FASTKD_METRIC_COLUMNS(FASTKD_ENUMERATOR) kCount };
 }  // namespace metric
+#undef FASTKD_ENUMERATOR
 
 // Strided (rows, columns) logits, or their gradient. Row r begins at element
 // outer_stride * (r / inner) + inner_stride * (r % inner), where `inner` is DenseParams::inner. Strides count

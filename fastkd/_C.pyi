@@ -11,6 +11,7 @@ class Dtype:
 class Divergence:
     """``none``, ``off_support`` and the names in ``fastkd.divergences.DIVERGENCES``."""
 
+    __members__: ClassVar[dict[str, Divergence]]
     none: ClassVar[Divergence]
     off_support: ClassVar[Divergence]
 
@@ -100,6 +101,7 @@ class ScaleParams:
         wide: bool,
     ) -> None: ...
 
+def divergence_traits(divergence: Divergence, alpha: float, beta: float) -> dict[str, object]: ...
 def cpu_isas() -> list[str]: ...
 def cpu_advise_huge_pages(data: int, bytes: int) -> None: ...
 def cpu_first_bad_label(labels: int, rows: int, total: int, ignore_index: int) -> int: ...
@@ -109,8 +111,8 @@ def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
 CLUSTER_NONE: int
 CLUSTER_CHOSEN: int
 CLUSTER_ANY: int
-record_columns: int
-metric_columns: int
+RECORD_COLUMNS: tuple[str, ...]
+METRIC_COLUMNS: tuple[str, ...]
 built_with_cuda: bool
 # The names below exist only where built_with_cuda is true.
 cuda_version: str

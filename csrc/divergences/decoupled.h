@@ -10,6 +10,7 @@ inline namespace FASTKD_ISA {
 struct Decoupled : Functor {
   static constexpr int kStreams = 1;
   static constexpr bool kSplitsLabel = true, kLinear = true;
+  static constexpr Fields kStudentReads = Fields::kProbabilities;
   static double teacher_power(int) { return 1; }
 
   double beta;

@@ -9,6 +9,7 @@ inline namespace FASTKD_ISA {
 struct ForwardKL : Functor {
   static constexpr int kStreams = 1;
   static constexpr bool kLinear = true;
+  static constexpr Fields kStudentReads = Fields::kProbabilities;
   static double teacher_power(int) { return 1; }
 
   template <class F>

@@ -1,4 +1,4 @@
-// Types and arithmetic that the divergence functors are written in, and the contract of a functor (see
+// Types that the divergence functors are written in, and the contract of a functor (see
 // Functor below).
 //
 // Each functor is written once, over a number type F: a SIMD vector on the CPU, a float in a CUDA thread.
@@ -7,26 +7,10 @@
 // value() runs once per row, over a scalar R: a double on the CPU, a float in a CUDA thread.
 #pragma once
 
-#include <cmath>
-#include <limits>
-
-#if defined(__CUDACC__)
-#define FASTKD_HD __host__ __device__ __forceinline__
-#else
-#define FASTKD_HD inline
-#endif
-
-// Each CPU instruction set compiles these headers with its own flags. A namespace per set prevents the linker
-// from replacing the code of one set by that of another.
-#if !defined(FASTKD_ISA)
-#define FASTKD_ISA portable
-#endif
+#include "arithmetic.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
-
-constexpr double kLog2e = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
 
 constexpr int kMaxStreams = 3;
 constexpr int kMaxSums = 2;
@@ -72,14 +56,32 @@ struct Row {
   F label_ratio, others_ratio;             // log p - log q of these two classes
 };
 
+// The fields of an entry that a sweep on the CPU provides. Fewer fields cost less: without the logits the
+// sweep need not read the rows again.
+enum class Fields {
+  kProbabilities,  // es, et, p, q and q_minus_p
+  kStudentLog,     // these, and beside the entry the number student_log(entry), which sweep 2 has stored
+  kTerm,  // these, and beside the entry the number term(entry, cross_shift), which sweep 1 has stored
+  kAll    // every field; `log` only with kLog
+};
+
 // Base class of the divergence functors, with the defaults of the optional members. A functor is constructed
-// from alpha and beta as divergences/list.h states, and its bytes are copied to the GPU.
+// from alpha and beta as divergences/list.h states, and its bytes are copied to the GPU. A functor that has
+// the members listed here compiles on the CPU and for CUDA; check_functor() (contract.h) reports a missing
+// one.
 //
 // Every divergence D has
 //   value(row)
 //       returns D from the row's sums. It may set row.constant, for the gradients.
 //   student(entry, row), teacher(entry, row)
 //       return dD / d(s / T) and dD / d(t / T_t) of one entry. `row` is as value() has left it.
+// unless other code computes D:
+//   kReadsTeacher
+//       whether the kernel reads the logits of a dense teacher. Without it the functor has none of the three
+//       functions above.
+//   kSparseTeacher
+//       whether the teacher is sparse: other code computes the value, and the kernel's gradient is q times a
+//       coefficient of the row.
 //
 // D and its gradients are made of sums over the vocabulary, of two kinds. Streams are sums over unnormalised
 // exponentials, which sweep 1 collects:
@@ -105,18 +107,11 @@ struct Row {
 //       adds the entry's terms to sums[0] to sums[kSums - 1].
 //
 // Members for divergences of a special form:
-//   kReadsTeacher
-//       whether the kernel reads the logits of a dense teacher. Without it the functor has no value().
-//   kSparseTeacher
-//       whether the teacher is sparse: other code computes the value, and the kernel's gradient is q times a
-//       coefficient of the row.
 //   kLog
-//       whether sums() and the gradients read Entry::log, which is log(m / max(p, q)) for a mixture m of p
-//       and q. A CUDA thread calls log_of(entry) for it. The CPU computes log(log_argument(entry, lost)) +
-//       lost, where log_argument() sets `lost`; in float32, mostly, a series in its place, which starts from
-//       the teacher's weight in m: teacher_share() in cpu/row_logarithms.h needs an overload for the functor.
-//       The CPU also needs student_log(entry), the logarithm that the student's gradient contains, and
-//       student(entry, student_log, row), unless kStudentView in cpu/row_entries.h names the functor.
+//       whether sums() and the gradients read Entry::log, a logarithm that the functor defines twice, once
+//       for each kind of processor. It needs kSums. A CUDA thread calls log_of(entry). The CPU computes
+//       log(r) + lost with r = log_argument(entry, lost), a function that reads p, q and q_minus_p and also
+//       sets `lost`.
 //   kDistant
 //       whether rows that share little probability take one more sweep. It replaces row.sum, which has then
 //       lost its digits, by sums of small numbers. It needs kSums and these functions, which may read xs, xt,
@@ -132,26 +127,39 @@ struct Row {
 //       other rows must not be.
 //   kSplitsLabel
 //       whether the label is left out of all sums. At the label, the kernel calls label_student(row) and
-//       label_teacher(row) in place of student() and teacher().
-//   kLinear
-//       whether student() is linear in p and q, and reads nothing of the entry but p, q and q_minus_p. The
-//       CPU then scales p and q in advance instead of scaling the gradient.
+//       label_teacher(row) in place of student() and teacher(). A call then needs labels.
 //
-// A divergence whose sums() or student() reads only p, q and q_minus_p of an entry is faster on the CPU if
-// kSumsView in cpu/row_sums.h or kStudentView in cpu/row_entries.h names it; any other is given all fields.
+// Members that make a functor faster on the CPU; each default is right for every functor:
+//   kSumsRead (default kAll)
+//       kProbabilities if sums() reads no other fields of the entry
+//   kStudentReads (default kAll)
+//       kProbabilities if student() reads no other fields of the entry. In the two cases between, the CPU
+//       computes what else the student's gradient contains in an earlier sweep, and the functor has in
+//       addition to student(entry, row):
+//       kStudentLog, which needs kLog
+//           student_log(entry), which sweep 2 stores, and student(entry, student_log, row), which reads of
+//           the entry what kProbabilities provides.
+//       kTerm, which needs kCross, one stream, and powers that add up to 1
+//           term(entry, cross_shift), which sweep 1 stores, the cross_term() with the power es; and
+//           student(entry, term, row), which reads of the entry what kProbabilities provides.
+//   kLinear (default false)
+//       whether student() is linear in p and q, and reads nothing of the entry but p, q and q_minus_p. It
+//       needs kStudentReads = kProbabilities. The CPU then scales p and q in advance instead of scaling the
+//       gradient.
+//   teacher_share() (default NaN)
+//       if Entry::log is log(m / max(p, q)) for a mixture m of p and q, the teacher's weight in m. In
+//       float32 the CPU mostly computes a series from it in place of log_argument().
 struct Functor {
-  static constexpr int kStreams = 0, kSums = 0;
   static constexpr bool kReadsTeacher = true, kSparseTeacher = false;
+  static constexpr int kStreams = 0, kSums = 0;
   static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false, kLinear = false;
+  static constexpr Fields kSumsRead = Fields::kAll, kStudentReads = Fields::kAll;
 
   static double teacher_power(int) { return 0; }
   static double student_power(int) { return 0; }
+  static double teacher_share() { return std::numeric_limits<double>::quiet_NaN(); }
   template <class F>
   FASTKD_HD void stream(const Entry<F>&, F, F*) const {}
-  template <class F>
-  FASTKD_HD F log_argument(const Entry<F>&, F&) const {
-    return F(1);
-  }
   template <class F>
   FASTKD_HD void sums(const Entry<F>&, F*) const {}
   template <class R>
@@ -163,46 +171,6 @@ struct Functor {
     return R(0);
   }
 };
-
-// Returns weight * x, where 0 * anything = 0. Subnormal weights count as 0, so that a log-ratio to them
-// cannot overflow the product.
-template <class R>
-FASTKD_HD R times_scalar(R weight, R x) {
-  return weight < std::numeric_limits<R>::min() ? R(0) : weight * x;
-}
-FASTKD_HD float times(float weight, float x) { return times_scalar(weight, x); }
-FASTKD_HD double times(double weight, double x) { return times_scalar(weight, x); }
-FASTKD_HD float times_add(float weight, float x, float sum) {
-#if defined(__CUDA_ARCH__)
-  return weight < std::numeric_limits<float>::min() ? sum : ::fmaf(weight, x, sum);
-#else
-  return sum + times(weight, x);
-#endif
-}
-// x / y to a few ulp, for numbers no larger than 1.
-FASTKD_HD float divide(float x, float y) {
-#if defined(__CUDA_ARCH__)
-  return ::__fdividef(x, y);
-#else
-  return x / y;
-#endif
-}
-template <class F>
-FASTKD_HD F divide(const F& x, const F& y) {
-  return x / y;
-}
-FASTKD_HD float abs(float x) { return ::fabsf(x); }
-FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
-// 2^x for any x. Subnormal results may be 0.
-FASTKD_HD float exp2_any(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return ::exp2f(x);
-#endif
-}
 
 // Returns (et 2^-base)^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other it
 // is computed as `power` times exp(a * relative), a factor that is exactly 1 for equal logits: the difference

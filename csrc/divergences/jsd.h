@@ -10,10 +10,13 @@ inline namespace FASTKD_ISA {
 struct JSD : Functor {
   static constexpr bool kLog = true;
   static constexpr int kSums = 2;  // KL(p, m), -KL(q, m)
+  static constexpr Fields kStudentReads = Fields::kStudentLog;
 
   double beta;
   LogMixture log_mixture;
   explicit JSD(double b) : beta(b), log_mixture(b) {}
+
+  double teacher_share() const { return beta; }
 
   template <class F>
   FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {

@@ -1,11 +1,12 @@
-// Logarithms of a distribution's ratio to a mixture of it with another. They are computed from the larger of
-// the two distributions, as log1p of its relative difference to the mixture: this keeps the digits where the
-// models agree, and never takes the logarithm of an underflowed sum.
+// Logarithms of a distribution's ratio to a mixture of it with another, in two forms. Mixture starts from the
+// larger of the two distributions, as log1p of its relative difference to the mixture: this keeps the digits
+// where the models agree, and never takes the logarithm of an underflowed sum. LogMixture starts from
+// log p - log q alone, for processors that have instructions for the exponential and the logarithm.
 #pragma once
 
 #include <type_traits>
 
-#include "log_mixture.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -46,6 +47,63 @@ struct Mixture {
   }
 
   static FASTKD_HD F m(const Entry<F>& e, double share) { return F(share) * e.p + F(1 - share) * e.q; }
+};
+
+FASTKD_HD float log2_fast(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::log2f(x);
+#endif
+}
+
+// Returns a < b ? x : y, with both x and y computed. A branch would run both ways and cost more, since
+// neighbouring threads differ in the condition.
+FASTKD_HD float select_less(float a, float b, float x, float y) {
+#if defined(__CUDA_ARCH__)
+  float z;
+  asm("{ .reg .pred less; setp.lt.f32 less, %1, %2; selp.f32 %0, %3, %4, less; }"
+      : "=f"(z)
+      : "f"(a), "f"(b), "f"(x), "f"(y));
+  return z;
+#else
+  return a < b ? x : y;
+#endif
+}
+
+// The mixture m = share p + (1 - share) q at one entry. With r = log p - log q,
+//   log(p / m) = -log(share + (1 - share) e^-r).
+// For small r this is computed by its power series, whose coefficients are the cumulants of a coin (a
+// Bernoulli variable): near 0 the absolute error of the instructions would be larger than the series'.
+struct LogMixture {
+  static constexpr int kTerms = 3;
+  static constexpr float kSmall = 0.0625f;  // the error of the series is at most 5e-6 up to here
+
+  float share, rest;
+  float term[kTerms];
+
+  explicit LogMixture(double s) : share(static_cast<float>(s)), rest(static_cast<float>(1 - s)) {
+    const double c = 1 - s, v = s * c;
+    const double cumulant[kTerms] = {c, v, v * (1 - 2 * c)};
+    double factorial = 1;
+    for (int k = 0; k < kTerms; ++k) {
+      factorial *= k + 1;
+      term[k] = static_cast<float>((k % 2 == 0 ? 1 : -1) * cumulant[k] / factorial);
+    }
+  }
+
+  // Returns log(m / max(p, q)). It is exactly 0 at r = 0. It is NaN where p and q are both 0; times() then
+  // ignores it.
+  FASTKD_HD float over_larger(float r) const {
+    const float of_larger = r >= 0 ? share : rest, of_smaller = r >= 0 ? rest : share;
+    const float smaller = exp2_any(::fabsf(r) * static_cast<float>(-kLog2e));
+    const float far = static_cast<float>(kLn2) * log2_fast(::fmaf(of_smaller, smaller, of_larger));
+    float sum = term[kTerms - 1];
+    for (int k = kTerms - 2; k >= 0; --k) sum = ::fmaf(sum, r, term[k]);
+    return select_less(::fabsf(r), kSmall, ::fmaf(-sum, r, ::fminf(r, 0.0f)), far);
+  }
 };
 
 }  // namespace FASTKD_ISA

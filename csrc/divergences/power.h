@@ -10,6 +10,7 @@ inline namespace FASTKD_ISA {
 struct Power : Functor {
   static constexpr int kStreams = 1;
   static constexpr bool kCross = true;
+  static constexpr Fields kStudentReads = Fields::kTerm;
 
   double a;
   explicit Power(double power) : a(power) {}

@@ -11,10 +11,13 @@ inline namespace FASTKD_ISA {
 struct SkewForwardKL : Functor {
   static constexpr bool kLog = true;
   static constexpr int kSums = 2;  // KL(p, m), sum q u
+  static constexpr Fields kStudentReads = Fields::kProbabilities;
 
   double beta;
   LogMixture log_mixture;
   explicit SkewForwardKL(double b) : beta(b), log_mixture(b) {}
+
+  double teacher_share() const { return beta; }
 
   template <class F>
   FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {

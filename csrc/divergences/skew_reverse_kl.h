@@ -7,7 +7,10 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct SkewReverseKL : SkewForwardKL {
+  static constexpr Fields kStudentReads = Fields::kStudentLog;
   using SkewForwardKL::SkewForwardKL;
+
+  double teacher_share() const { return 1 - beta; }
 
   template <class F>
   static FASTKD_HD Entry<F> exchanged(const Entry<F>& e) {

@@ -8,6 +8,7 @@ inline namespace FASTKD_ISA {
 
 struct Triangular : Functor {
   static constexpr int kSums = 2;  // the value, sum q dD/dq
+  static constexpr Fields kSumsRead = Fields::kProbabilities, kStudentReads = Fields::kProbabilities;
 
   // Returns (q - p) / (q + p), which is 0 where both are 0. The reciprocal of a subnormal number could
   // overflow, so a subnormal q + p counts as 0.

@@ -8,6 +8,7 @@ inline namespace FASTKD_ISA {
 
 struct TVD : Functor {
   static constexpr int kSums = 2;  // sum |q - p|, sum q sign(q - p)
+  static constexpr Fields kSumsRead = Fields::kProbabilities, kStudentReads = Fields::kProbabilities;
 
   template <class F>
   FASTKD_HD F sign(const Entry<F>& e) const {

@@ -4,6 +4,7 @@
 #include "../params.h"
 #include "alpha.h"
 #include "alpha_beta.h"
+#include "contract.h"
 #include "decoupled.h"
 #include "forward_kl.h"
 #include "hellinger.h"
@@ -33,6 +34,7 @@ inline void visit_divergence(Divergence divergence, double alpha, double beta, c
   switch (divergence) {
 #define FASTKD_CASE(name, Functor, arguments) \
   case Divergence::k##Functor:                \
+    check_functor<Functor>();                 \
     return body(Functor arguments);
     FASTKD_DIVERGENCES(FASTKD_CASE)
 #undef FASTKD_CASE

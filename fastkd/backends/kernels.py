@@ -34,8 +34,8 @@ class KernelBackend(Backend):
     ) -> None:
         """Run one phase of every row.
 
-        - ``"all"`` fills the results of ``call``. A backend that supports sparse teachers in this phase
-          overrides ``_sparse``.
+        - ``"all"`` fills the results of ``call``. The teacher is sparse only if :meth:`takes_sparse` allows
+          it.
         - ``"statistics"`` writes ``record``: ``(rows, len(COLUMNS))`` in the records' dtype, zeros before,
           and rows that are not read stay zero.
         - ``"sums"`` reads ``record`` and writes its last two columns.
@@ -48,8 +48,14 @@ class KernelBackend(Backend):
         If ``call.shards`` is set, a label outside the vocabulary belongs to another shard.
         """
 
+    def takes_sparse(self, call: Call) -> bool:
+        """Whether one launch computes all of a call with a sparse teacher. If not, its entries are computed
+        in torch, between two launches."""
+        return False
+
     def compute(self, call: Call) -> None:
-        if isinstance(call.teacher, SparseRows) and call.spec.kd_weight != 0:
+        sparse = isinstance(call.teacher, SparseRows) and call.spec.kd_weight != 0
+        if sparse and not self.takes_sparse(call):
             self._sparse(call)
         elif call.shards is None:
             self.launch(call)

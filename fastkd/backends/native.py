@@ -20,6 +20,36 @@ from fastkd.backends.sparse import has_rest
 from fastkd.divergences import DIVERGENCES
 from fastkd.spec import METRICS
 
+
+def _differences() -> list[str]:
+    """How the names in the compiled module differ from those in the Python sources."""
+    # "none" and "off_support" are for calls that do not read a dense teacher.
+    compiled, known = set(_C.Divergence.__members__), {"none", "off_support", *DIVERGENCES}
+    here, there = "fastkd.divergences.DIVERGENCES", "csrc/divergences/list.h"
+    faults = [f"{here} has {name!r}, but {there} has not" for name in sorted(known - compiled)]
+    faults += [f"{there} has {name!r}, but {here} has not" for name in sorted(compiled - known)]
+    for names, compiled_names in ((COLUMNS, "RECORD_COLUMNS"), (METRICS, "METRIC_COLUMNS")):
+        if getattr(_C, compiled_names, None) != names:
+            faults.append(f"csrc/params.h has other {compiled_names}")
+    return faults + [fault for name in known & compiled for fault in _other_traits(name)]
+
+
+def _other_traits(name: str) -> list[str]:
+    """How a functor's traits differ from the attributes of its object, at the default parameters."""
+    if name not in DIVERGENCES:
+        return []
+    divergence = DIVERGENCES[name]
+    alpha, beta = divergence.default("alpha"), divergence.default("beta")
+    stated: dict[str, object] = {"streams": divergence.streams(alpha, beta)}
+    stated |= {trait: getattr(divergence, trait) for trait in ("cross", "sums", "distant", "splits_label")}
+    compiled = _C.divergence_traits(getattr(_C.Divergence, name), alpha, beta)
+    return [
+        f"{name} has {trait}={stated[trait]} in fastkd.divergences and {compiled[trait]} in csrc/divergences"
+        for trait in stated
+        if stated[trait] != compiled[trait]
+    ]
+
+
 try:
     from fastkd import _C
 except ImportError as error:
@@ -27,8 +57,10 @@ except ImportError as error:
     _IMPORT_ERROR = f"the compiled module fastkd._C does not load ({error}): reinstall with 'pip install .'"
 else:
     _IMPORT_ERROR = ""
-    if (_C.record_columns, _C.metric_columns) != (len(COLUMNS), len(METRICS)):
-        raise ImportError("fastkd._C was built from other sources: reinstall with 'pip install .'")
+    if _faults := _differences():
+        raise ImportError(
+            f"fastkd._C was built from other sources ({', '.join(_faults)}): reinstall with 'pip install .'"
+        )
 
 # Huge pages, of 2 MiB each, may help tensors of at least this many elements.
 HUGE_PAGES_FROM = 2**20
@@ -114,11 +146,9 @@ class NativeBackend(KernelBackend):
             raise AssertionError("labels are not contiguous int64")
         return _C.cpu_first_bad_label(_address(labels), labels.numel(), total, ignore_index)
 
-    def _sparse(self, call: Call) -> None:
-        if call.student.device.type == "cpu" and call.shards is None:
-            self.launch(call)  # one launch handles the teacher's entries, too, while a row is in the caches
-        else:
-            super()._sparse(call)
+    def takes_sparse(self, call: Call) -> bool:
+        # The CPU kernel computes the entries while their row is in the caches.
+        return call.student.device.type == "cpu" and call.shards is None
 
     def launch(
         self,
@@ -219,11 +249,7 @@ def _check(call: Call, teacher: Tensor | None, record: Tensor | None, coefficien
     if not 0 <= call.spec.vocab_size <= min(widths):
         raise AssertionError("vocab_size outside the rows")
     sparse = call.teacher if isinstance(call.teacher, SparseRows) else None
-    if (
-        teacher is None
-        and call.spec.kd_weight != 0
-        and (coefficient is None and sparse is None and call.spec.divergence != "off_support")
-    ):
+    if teacher is None and sparse is None and coefficient is None and reads_teacher(call.spec):
         raise AssertionError("a divergence without a teacher")
     entries = 0 if sparse is None else sparse.indices.shape[1]
     per_row = (

@@ -16,7 +16,7 @@ from fastkd.divergences import DIVERGENCES
 from fastkd.spec import LossSpec
 
 COLUMNS = (
-    *("max_s", "max_t", "z_s", "z_t", "z_one", "stream_0", "stream_1", "stream_2", "cross_shift"),
+    *("max_s", "max_t", "z_s", "z_t", "z_ce", "stream_0", "stream_1", "stream_2", "cross_shift"),
     *("logit_sum", "label_s", "label_t", "moment_s", "moment_t", "arg_s", "arg_t", "columns"),
     *("sum_0", "sum_1"),
 )
@@ -54,7 +54,7 @@ def has_cross(spec: LossSpec) -> bool:
 
 def _wire(spec: LossSpec, metrics: bool) -> list[str]:
     """The columns that a call needs from the other shards."""
-    names = ["max_s", "z_s", "z_one", "label_s", "columns"]
+    names = ["max_s", "z_s", "z_ce", "label_s", "columns"]
     if reads_teacher(spec):
         names += ["max_t", "z_t", *(f"stream_{k}" for k in range(len(stream_powers(spec))))]
         names += ["cross_shift"] * has_cross(spec) + ["label_t"] * DIVERGENCES[spec.divergence].splits_label
@@ -112,7 +112,7 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> No
     whole["max_s"], moved_s = below_top(part["max_s"])
     whole["max_t"], moved_t = below_top(part["max_t"])
     by_s, by_t = moved_s * (LOG2E / spec.temperature), moved_t * (LOG2E / spec.teacher_temperature)
-    by_one = moved_s * LOG2E
+    by_ce = moved_s * LOG2E
     part["logit_sum"] = part["logit_sum"] + part["columns"] * moved_s
     part["moment_s"] = part["moment_s"] + part["z_s"] * moved_s
     part["moment_t"] = part["moment_t"] + part["z_t"] * moved_t
@@ -121,7 +121,7 @@ def combine(record: Tensor, spec: LossSpec, shards: Shards, metrics: bool) -> No
         for k, (of_t, _) in enumerate(stream_powers(spec)):
             weight = part["z_t"] if of_t else part["z_s"]
             part[f"stream_{k}"] = part[f"stream_{k}"] + weight * apart
-    for name, by in (("z_s", by_s), ("moment_s", by_s), ("z_t", by_t), ("moment_t", by_t), ("z_one", by_one)):
+    for name, by in (("z_s", by_s), ("moment_s", by_s), ("z_t", by_t), ("moment_t", by_t), ("z_ce", by_ce)):
         whole[name] = scaled(part[name], by).sum(0)
     whole["cross_shift"] = torch.zeros_like(whole["max_s"])
     for k, (of_t, of_s) in enumerate(stream_powers(spec)):

@@ -198,7 +198,7 @@ class ReferenceBackend(KernelBackend):
         found = {
             "max_s": top[:, 0],
             "z_s": e.sum(-1),
-            "z_one": torch.exp(away).sum(-1),
+            "z_ce": torch.exp(away).sum(-1),
             "logit_sum": away.sum(-1),
             "label_s": torch.cat([s.masked_fill(~hot, -math.inf), edge], -1).amax(-1),
             "moment_s": torch.where(e == 0, 0.0, e * away).sum(-1),

@@ -176,7 +176,7 @@ def complete(call: Call, support: Support, record: Tensor, found: Divergence) ->
     grad = spec.kd_weight / spec.temperature * found.by_student
     ce_weight = spec.ce_weight if call.labels is not None else 0.0
     if ce_weight or spec.z_loss:
-        away, log_z = support.logits - column(record, "max_s"), torch.log(column(record, "z_one"))
+        away, log_z = support.logits - column(record, "max_s"), torch.log(column(record, "z_ce"))
         lse = column(record, "max_s") + log_z
         grad = grad + (ce_weight + 2 * spec.z_loss * lse) * torch.exp(away - log_z)
     if ce_weight and call.labels is not None:

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from fastkd.divergences import DIVERGENCES, Divergence
-from fastkd.divergences.base import Parameter
+from fastkd.divergences.base import UNUSED
 from fastkd.spec import LossSpec
 from fastkd.teachers import TAILS, SparseTeacher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
-# Its default is passed to an op for a parameter that the divergence does not have.
-UNUSED = Parameter(0.5)
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:

@@ -20,7 +20,6 @@ from fastkd import _C, _settings
 from fastkd.backends import native
 from fastkd.backends.base import Call
 from fastkd.backends.record import COLUMNS
-from fastkd.divergences import DIVERGENCES
 from fastkd.spec import LossSpec
 
 
@@ -311,7 +310,7 @@ def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
     record = torch.zeros(rows, len(COLUMNS), dtype=torch.float64)
     with native.forced_isa(isa):
         native.NativeBackend().launch(call, "statistics", record)
-        for name in ("z_s", "z_t", "z_one", "columns"):  # as if added by the other shards
+        for name in ("z_s", "z_t", "z_ce", "columns"):  # as if added by the other shards
             record[:, COLUMNS.index(name)] = 1.0
         native.NativeBackend().launch(call, "finish", record)
     assert (memory[:, :columns] == 0).all() and (memory[:, columns:] == 7).all()
@@ -410,11 +409,6 @@ def test_15_more_than_2_31_elements() -> None:
     assert abs(loss.item() - expected.item()) < 1e-6
     assert torch.allclose(s.grad[-1].double(), by_s[0], rtol=1e-2, atol=1e-12)
     assert (s.grad[:3] == 0).all()
-
-
-def test_both_lists_of_divergences_are_one() -> None:
-    """``csrc/divergences/list.h`` has all of ``DIVERGENCES``, and two functors for calls without one."""
-    assert set(_C.Divergence.__members__) == {*DIVERGENCES, "none", "off_support"}
 
 
 def test_the_module_imports_without_a_driver() -> None:

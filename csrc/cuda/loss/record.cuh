@@ -75,7 +75,7 @@ __device__ __forceinline__ void write_record(const Context& row, const Statistic
   out[record::kMaxT] = double(found.max_t) + from.t;
   out[record::kZS] = z_s;
   out[record::kZT] = z_t;
-  out[record::kZOne] = row.call.ce_softmax == CeSoftmax::kNone
+  out[record::kZCe] = row.call.ce_softmax == CeSoftmax::kNone
                            ? 0
                            : found.z_ce_others * exp2_fast(-d.ce) + label_in_record(row, found);
   const double base = base_in_record(row, found);
@@ -111,7 +111,7 @@ __device__ __forceinline__ Statistics read_record(Context& row, const double* in
   found.label_t = static_cast<float>(in[record::kLabelT] - from.t);
   found.z_s = static_cast<float>(in[record::kZS]) * exp2_fast(d.s);
   found.z_t = static_cast<float>(in[record::kZT]) * exp2_fast(d.t);
-  const double others = in[record::kZOne] - label_in_record(row, found);
+  const double others = in[record::kZCe] - label_in_record(row, found);
   found.z_ce_others = static_cast<float>(others < 0 ? 0 : others) * exp2_fast(d.ce);
   const double base = base_in_record(row, found);
 #pragma unroll

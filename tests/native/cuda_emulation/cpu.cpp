@@ -1,6 +1,6 @@
 // The CPU functions of the bindings, implemented by the emulated CUDA kernels. A module built with this file
 // runs them wherever the suite runs the native backend on a CPU.
-#include "../../../csrc/cpu/cpu.h"
+#include "../../../csrc/cpu/dispatch.h"
 
 #include <stdexcept>
 

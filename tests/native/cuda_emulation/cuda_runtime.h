@@ -20,7 +20,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../../csrc/cpu/half.h"
+#include "../../../csrc/cpu/simd/half.h"
 
 #define __global__
 #define __device__

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/cpu.h"
+#include "cpu/dispatch.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

@@ -28,13 +28,13 @@ BUILDS = {
 }
 # The same flags as in CMakeLists.txt.
 ISA = {
-    "isa_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "isa_avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
 }
 
 
 def sources() -> list[Path]:
-    kernels = [path for path in sorted(CSRC.glob("cpu/*.cpp")) if X86 or path.stem not in ISA]
+    kernels = [path for path in sorted(CSRC.glob("cpu/**/*.cpp")) if X86 or path.stem not in ISA]
     return [*kernels, HERE / "driver.cpp"]
 
 

@@ -1,0 +1,113 @@
+// The fast path of sweep 1, for blocks of finite logits in whole, contiguous vectors: one loop computes the
+// exponentials and all sums.
+#pragma once
+
+#include "exponentials.h"
+#include "lanes.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// Returns the largest of n logits; NaN is ignored.
+template <class V, class Memory>
+inline typename V::Real plain_largest(Memory x, int64_t n) {
+  V top(kLowest<typename V::Real>);
+  for (int64_t i = 0; i < n; i += V::kWidth) top = max(x.at(i), top);
+  return horizontal_max(top);
+}
+
+// A vector known to be finite, so that times_add() needs no guard against 0 * inf.
+template <class V>
+struct Finite {
+  V v;
+  Finite() = default;
+  Finite(V x) : v(x) {}
+};
+template <class V>
+inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
+  return fma(weight.v, x.v, sum.v);
+}
+
+// The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
+// loop it is known whether the block is one (`valid`).
+struct PlainSums {
+  bool valid;
+  double s, squares, t, stream[kMaxStreams];
+};
+
+// `kAlike`: both sides have the same scale and shift, and the base is small. One set of constants then fits
+// in registers (two do not), and ratios need neither scale nor base before they are added up.
+template <bool kAlike, class V, class Div, class R, class Memory>
+inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                            const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
+  constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
+  constexpr int kW = V::kWidth;
+  const EntryScales<V> c = raw_scales_of(setup, row);
+  using Exp2 = Exp2Of<V, Div, Memory>;
+  const Exp2 exp2_s(setup.to_exponent_s, row.shift.s);
+  const Exp2 exp2_t = kAlike ? exp2_s : Exp2(setup.to_exponent_t, row.shift.t);
+  const char* const ahead_s = blocks.s.at(b.start + kBlock);
+  const char* const ahead_t = teacher_at(blocks, b.start + kBlock);
+  const bool stored = V::kKeeps || setup.power > 2;
+  // Copies in local variables: the compiler knows that the stores below do not change them.
+  R *const out_s = b.es, *const out_t = b.et;
+  const int64_t n = b.n;
+  const Div div = setup.div;
+  V seen(0), all_s(0), squares(0), all_t(0), streams[kMaxStreams] = {V(0), V(0), V(0)};
+  for (int64_t i = 0; i < n;) {
+    V of_s(0), of_t(0);
+    Finite<V> stream[kMaxStreams] = {V(0), V(0), V(0)};
+    struct Exponentials {
+      V s, t;
+    };
+    const auto exponentials_at = [&](int64_t i) {
+      Exponentials e;
+      const V logit_s = s.at(i), es = e.s = exp2_s.near(logit_s, seen);
+      squares = fma(es, es, squares);
+      if (stored) es.store(out_s + i);
+      prefetch(ahead_s + i * Memory::kBytes);
+      if constexpr (kTeacher) {
+        const V logit_t = t.at(i), et = e.t = exp2_t.near(logit_t, seen);
+        if constexpr (V::kKeeps) et.store(out_t + i);
+        prefetch(ahead_t + i * Memory::kBytes);
+        if constexpr (Div::kStreams > 0) {
+          Entry<Finite<V>> entry;
+          entry.es = es, entry.et = et;
+          entry.log_ratio_raw = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
+          div.stream(entry, Finite<V>(V(0)), stream);
+        }
+      }
+      return e;
+    };
+    // Adds two vectors at a time, as sum_of() adds four. For 16-bit logits the extra precision is not worth
+    // it.
+    constexpr bool kFine = Memory::kBytes > 2;
+    const int64_t stop = kFine ? std::min(n, i + kStretch) : n;
+    for (; kFine && i + 2 * kW <= stop; i += 2 * kW) {
+      const Exponentials one = exponentials_at(i), other = exponentials_at(i + kW);
+      of_s = of_s + (one.s + other.s);
+      if constexpr (kTeacher) of_t = of_t + (one.t + other.t);
+    }
+    for (; i < stop; i += kW) {
+      const Exponentials one = exponentials_at(i);
+      of_s = of_s + one.s;
+      if constexpr (kTeacher) of_t = of_t + one.t;
+    }
+    all_s = all_s + of_s, all_t = all_t + of_t;
+    for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
+  }
+  // NaN fails both comparisons.
+  PlainSums sums{false, horizontal_sum(all_s), horizontal_sum(squares), horizontal_sum(all_t), {0, 0, 0}};
+  sums.valid = sums.s <= setup.most && sums.t <= setup.most && Exp2::was_near(seen);
+  for (int k = 0; k < Div::kStreams; ++k) {
+    sums.stream[k] = horizontal_sum(streams[k]);
+    if (kAlike) {
+      const double z = div.teacher_power(k) == 1 ? sums.t : sums.s;
+      sums.stream[k] = sums.stream[k] * (kLn2 * setup.to_exponent_s) - row.shift.base * z;
+    }
+  }
+  return sums;
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,153 @@
+// A thread's buffers: the blocks of a pair of rows, as numbers and as exponentials, and the rows that one
+// sweep keeps for the next.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "../dispatch.h"
+#include "../simd/block_io.h"
+#include "row.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// Scratch buffers of one row's length, which one sweep writes and the next reads. They stay in the caches
+// while a row is being processed.
+template <class R>
+class KeptRows {
+ public:
+  // In each row `columns` numbers can be read and written, and some more to complete the last vector.
+  KeptRows(int rows, int64_t columns) : stride_((columns + kLine + kPage - 1) / kPage * kPage + kApart) {
+    const int64_t bytes = rows == 0 ? 0 : (rows * stride_ + kApart) * static_cast<int64_t>(sizeof(R));
+    // Page faults would cost as much as several rows, hence huge pages for large buffers.
+    const bool huge = bytes >= kHuge / 2;
+    align_ = std::align_val_t(huge ? kHuge : 64);
+    if (bytes == 0) return;
+    data_ = static_cast<R*>(::operator new(huge ? (bytes + kHuge - 1) / kHuge * kHuge : bytes, align_));
+    if (huge) cpu::advise_huge_pages(data_, bytes + kHuge - 1);
+  }
+  ~KeptRows() {
+    if (data_ != nullptr) ::operator delete(data_, align_);
+  }
+  KeptRows(const KeptRows&) = delete;
+  KeptRows& operator=(const KeptRows&) = delete;
+
+  R* row(int k) const { return data_ + kApart + k * stride_; }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(R), kPage = 4096 / sizeof(R);
+  // Rows of logits are often a power of two apart. If these rows began at the same place in a page as the
+  // logits, both would share the caches' sets, and the processor would mistake stores to these rows for
+  // stores to the logits that it reads next.
+  static constexpr int64_t kApart = 21 * kLine;
+  static constexpr int64_t kHuge = int64_t(2) << 20;
+  int64_t stride_;
+  std::align_val_t align_{64};
+  R* data_ = nullptr;
+};
+
+// Whether sweep 1 keeps the terms of the cross stream, because the student's gradient needs the logits for
+// nothing else.
+template <class Div>
+constexpr bool kKeepsTerms = Div::kStudentReads == Fields::kTerm;
+
+template <class R>
+struct Block {
+  int64_t start, n;
+  const R* s = nullptr;  // the student's logits, or null where the sweep does not need logits
+  const R* t = nullptr;
+  R* es;    // exponentials of the student
+  R* et;    // of the teacher
+  R* left;  // what one sweep keeps for the next: logarithms, or the terms of a cross stream
+
+  bool holds(int64_t column) const { return column >= start && column < start + n; }
+};
+
+// One per thread, reused for all of its rows.
+template <class V, class Div>
+class RowBlocks {
+ public:
+  using R = typename V::Real;
+  using Setup = RowSetup<V, Div>;
+  static constexpr int kW = V::kWidth;
+
+  RowPointer s{}, t{};               // the row's logits
+  const bool keeps;                  // whether the later sweeps reuse the exponentials of the first
+  alignas(64) R out_s[kBlock + kW];  // scratch: exponentials that are not kept; gradients
+  alignas(64) R out_t[kBlock + kW];
+  alignas(64) R e1[kBlock + kW];  // scratch: what one loop over a block leaves for the next
+
+  explicit RowBlocks(const DenseParams& params)
+      : keeps(V::kKeeps && params.phase == Phase::kAll && params.vocab <= kMostKept),
+        vocab_(params.vocab),
+        kept_(keeps       ? kLeftRow + (kLeaves ? 1 : 0)
+              : Div::kLog ? 1
+                          : 0,
+              params.vocab),
+        shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
+
+  // Whether the block's logits are whole vectors in memory, with the same dtype on both sides.
+  bool is_plain(const Block<R>& b, int64_t label) const {
+    if (!V::kSimd || b.n % kW != 0 || (Setup::kSplits && b.holds(label))) return false;
+    if (!s.dense() || s.dtype == Dtype::kFloat64) return false;
+    return !Setup::kTeacher || (t.dense() && t.dtype == s.dtype);
+  }
+
+  // Returns the start of the last block. An empty shard of the vocabulary has no blocks; the result is then
+  // negative.
+  int64_t last() const { return (vocab_ + kBlock - 1) / kBlock * kBlock - kBlock; }
+
+  // Returns the block without its logits.
+  Block<R> at(int64_t start) {
+    Block<R> b;
+    b.start = start;
+    b.n = vocab_ - start < kBlock ? vocab_ - start : kBlock;
+    b.es = keeps ? kept_.row(0) + start : out_s;
+    b.et = keeps ? kept_.row(kTeacherRow) + start : out_t;
+    b.left = !kLeaves ? nullptr : keeps ? kept_.row(kLeftRow) + start : Div::kLog ? kept_.row(0) + start : e1;
+    return b;
+  }
+
+  // Returns the block with its logits as numbers, and with -inf for a label that the divergence treats apart.
+  Block<R> load(int64_t start, int64_t label) {
+    Block<R> b = at(start);
+    b.s = load_block<V>(s, start, b.n, buffer_s_);
+    if constexpr (Setup::kTeacher) b.t = load_block<V>(t, start, b.n, buffer_t_);
+    if constexpr (Setup::kSplits) {
+      if (b.holds(label)) {
+        b.s = without(b.s, buffer_s_, b.n, label - start);
+        b.t = without(b.t, buffer_t_, b.n, label - start);
+      }
+    }
+    return b;
+  }
+
+  // The shifts that the kept exponentials of a block are relative to.
+  Shifts<R>& shift(const Block<R>& b) { return shifts_[b.start / kBlock]; }
+
+ private:
+  // Kept rows larger than this would not stay in the caches.
+  static constexpr int64_t kMostKept = (int64_t(2) << 20) / sizeof(R);
+  static constexpr int kTeacherRow = Setup::kTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;
+  static constexpr bool kLeaves = Div::kLog || kKeepsTerms<Div>;
+
+  // Copies the block to `buffer`, with -inf at `place`.
+  static const R* without(const R* x, R* buffer, int64_t n, int64_t place) {
+    if (x != buffer) std::memcpy(buffer, x, (n + kW - 1) / kW * kW * sizeof(R));
+    buffer[place] = kLowest<R>;
+    return buffer;
+  }
+
+  const int64_t vocab_;
+  alignas(64) R buffer_s_[kBlock + kW];
+  alignas(64) R buffer_t_[kBlock + kW];
+  KeptRows<R> kept_;
+  std::vector<Shifts<R>> shifts_;
+};
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,121 @@
+// Sweep 2, for divergences whose sums need both log-sum-exps first, and the additional sweep for rows that
+// share little probability. The logarithms of a divergence with kLog have loops of their own, as the
+// exponentials do.
+#pragma once
+
+#include "../simd/exp2.h"
+#include "exponentials.h"
+#include "lanes.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+// series_logarithms() computes the logarithms if the larger of the two weights is at most 1 - kLeastShare,
+// and in one piece if it is at most kEven. Without a mixture the weights are NaN, which is neither.
+constexpr double kEven = 0.6, kLeastShare = 0.08;
+
+// Sets b.left to log(m / larger), where `larger` is the larger of p and q. With w the weight of the smaller
+// one, m = larger - w gap, and the logarithm is -2 atanh(z) with
+//   z = w gap / (2 larger - w gap) <= w / (2 - w):
+// small enough for a plain series, which keeps all digits where the models agree. With kPieces, where m is
+// small compared with `larger`, it is instead compared with a fifth of `larger`.
+template <bool kPieces, class V, class R>
+inline void series_logarithms(double share, const EntryScales<V>& c, const Block<R>& b, R* pieces) {
+  constexpr double kPiece = 0.2, kFrom = 0.4;
+  const V of_teacher(share), of_student(share - 1);
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    const V p = V::load(b.et + i) * c.r_t, q = V::load(b.es + i) * c.r_s;
+    const V d = q - p, larger = max(p, q), lost = max(of_teacher * d, of_student * d);
+    if constexpr (kPieces) {
+      const V least = V(kFrom) * larger, m = larger - lost;
+      const V less = where_le(least, m, V(0), V(1 - kPiece));
+      where_le(least, m, V(0), V(-1.6094379124341003)).store(pieces + i);  // log(kPiece)
+      ((lost - less * larger) / ((V(2) - less) * larger - lost)).store(b.left + i);
+    } else {
+      (lost / (V(2) * larger - lost)).store(b.left + i);
+    }
+  }
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    const V z = V::load(b.left + i), square = z * z;
+    V y(kAtanh[0]);
+    for (int k = 1; k < kAtanhTerms; ++k) y = fma(y, square, V(kAtanh[k]));
+    (kPieces ? fma(z, y, V::load(pieces + i)) : z * y).store(b.left + i);
+  }
+}
+
+// Fills b.left with the logarithms. `rests`: a scratch buffer.
+template <class V, class Div, class R>
+inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<R>& b, R* rests) {
+  const double share = div.teacher_share(), larger_share = share < 0.5 ? 1 - share : share;
+  if (sizeof(R) == sizeof(float) && larger_share <= kEven) {
+    return series_logarithms<false>(share, c, b, rests);
+  }
+  if (sizeof(R) == sizeof(float) && larger_share <= 1 - kLeastShare) {
+    return series_logarithms<true>(share, c, b, rests);
+  }
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    V rest;
+    div.log_argument(probabilities<V, Div>(c, b, i), rest).store(b.left + i);
+    rest.store(rests + i);
+  }
+  for (int64_t i = 0; i < b.n; i += V::kWidth) {
+    (log_positive(V::load(b.left + i)) + V::load(rests + i)).store(b.left + i);
+  }
+}
+
+// Sets found.sum. `student_alone`: whether the teacher's gradient is not wanted; b.left may then hold
+// student_log().
+template <class V, class Div, class R>
+inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
+                      bool student_alone, Row<double>& found) {
+  EntryScales<V> c = scales_of(setup, row, found.log_ratio_offset);
+  for (int k = 0; k < kMaxSums; ++k) found.sum[k] = 0;
+  for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
+    const Block<R> b = with_exponentials(setup, row, blocks, start, Div::kSumsRead == Fields::kAll, kBlock);
+    if (blocks.keeps) adapt(setup.div, c, row, blocks.shift(b));
+    if constexpr (Div::kLog) logarithms(setup.div, c, b, blocks.e1);
+    V sum[kMaxSums] = {V(0), V(0)};
+    with_logits<Div::kSumsRead>(blocks, b, [&](auto s, auto t) {
+      for (int64_t i = 0; i < b.n; i += V::kWidth) {
+        const Entry<V> e = entry_as<Div::kSumsRead, Div>(c, b, i, s, t);
+        setup.div.sums(e, sum);
+        if constexpr (Div::kStudentReads == Fields::kStudentLog) {
+          if (student_alone) setup.div.student_log(e).store(b.left + i);
+        }
+      }
+    });
+    for (int k = 0; k < Div::kSums; ++k) found.sum[k] += horizontal_sum(sum[k]);
+  }
+}
+
+// The additional sweep for rows that share little probability, see Functor::kDistant.
+// Replaces found.sum. Few rows come here, so every block is loaded as numbers and takes no fast path.
+template <class V, class Div, class R>
+inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
+                              RowBlocks<V, Div>& blocks, Row<double>& found) {
+  const EntryScales<V> c = scales_of(setup, row, found.log_ratio_offset);
+  const Row<V> constants = widened<V>(found);
+  const auto each = [&](const auto& body) {
+    for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
+      const Block<R> b = blocks.load(start, row.label);
+      for (int64_t i = 0; i < b.n; i += V::kWidth) {
+        Entry<V> e;
+        add_logits(c, b, i, e);
+        e.log_ratio = e.log_ratio_raw + c.log_ratio_offset;
+        body(e);
+      }
+    }
+  };
+  V tops(kLowest<R>);
+  each([&](const Entry<V>& e) { tops = max(setup.div.distant_exponent(e, constants), tops); });
+  const R top = horizontal_max(tops);
+  found.distant = true;
+  found.sum[0] = found.sum[1] = top;
+  if (top == kLowest<R>) return;
+  V sum[kMaxSums] = {V(0), V(0)};
+  each([&](const Entry<V>& e) { setup.div.distant_sums(e, constants, V(top), sum); });
+  for (int k = 0; k < kMaxSums; ++k) found.sum[k] += std::log2(double(horizontal_sum(sum[k])));
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

@@ -1,0 +1,206 @@
+// Eight floats in an AVX register, with FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "exp2.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct Vec {
+  using Real = float;
+  static constexpr bool kSimd = true;
+  static constexpr bool kKeeps = true;
+  static constexpr int kWidth = 8;
+  __m256 v;
+
+  Vec() = default;
+  Vec(__m256 x) : v(x) {}
+  explicit Vec(double x) : v(_mm256_set1_ps(static_cast<float>(x))) {}
+
+  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static Vec load16(const uint16_t* p, bool bf16) {
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if (!bf16) return _mm256_cvtph_ps(h);
+    // A single shuffle, within each half of a register that holds the numbers twice. A widening instruction
+    // crosses the halves and takes three times as long.
+    constexpr char kZero = -128;
+    const __m256i upper = _mm256_setr_epi8(
+        kZero, kZero, 0, 1, kZero, kZero, 2, 3, kZero, kZero, 4, 5, kZero, kZero, 6, 7,  //
+        kZero, kZero, 8, 9, kZero, kZero, 10, 11, kZero, kZero, 12, 13, kZero, kZero, 14, 15);
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(h), upper));
+  }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+};
+
+inline Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
+inline Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
+inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
+inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+inline Vec fms(Vec a, Vec b, Vec c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
+inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
+// a <= b ? yes : no, lane by lane
+inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ));
+}
+
+inline Vec times(Vec weight, Vec x) {
+  const __m256 keep = _mm256_cmp_ps(weight.v, _mm256_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm256_and_ps(keep, _mm256_mul_ps(weight.v, x.v));
+}
+
+// sum + weight * x, where 0 * anything = 0
+inline Vec times_add(Vec weight, Vec x, Vec sum) {
+  const __m256 keep = _mm256_cmp_ps(weight.v, _mm256_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm256_fmadd_ps(weight.v, _mm256_and_ps(keep, x.v), sum.v);
+}
+
+inline double horizontal_sum(Vec a) {
+  const __m256d four = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a.v)),
+                                     _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1)));
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+inline float horizontal_max(Vec a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+// Adding 1.5 * 2^23 rounds to an integer, whose value is then in the low bits. With 127 added, the low bits
+// are an exponent field.
+constexpr float kToExponent = 12582912.0f + 127.0f;
+
+// 2^(n + f) as power * (1 + rest), where n is given as a sum with kToExponent.
+struct Exp2Parts {
+  __m256 power, rest;
+};
+
+template <bool kBrief>
+inline Exp2Parts exp2_parts(__m256 n, __m256 f) {
+  constexpr const float* c = kBrief ? kExp2Brief : kExp2Centered;
+  constexpr int kTerms = kBrief ? kExp2BriefTerms : kExp2CenteredTerms;
+  __m256 y = _mm256_set1_ps(c[0]);
+  for (int i = 1; i < kTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(c[i]));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)), _mm256_mul_ps(y, f)};
+}
+
+inline Exp2Parts exp2_parts(Vec x) {
+  const __m256 to_exponent = _mm256_set1_ps(kToExponent);
+  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN stays NaN
+  const __m256 n = _mm256_add_ps(bounded, to_exponent);
+  return exp2_parts<false>(n, _mm256_sub_ps(bounded, _mm256_sub_ps(n, to_exponent)));
+}
+
+// 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
+inline Vec exp2(Vec x) {
+  const Exp2Parts e = exp2_parts(x);
+  return _mm256_fmadd_ps(e.power, e.rest, e.power);
+}
+
+// The same for any x: infinite from 127.5 on. (With a fused multiply-add infinity would become NaN.)
+inline Vec exp2_any(Vec x) {
+  const Exp2Parts e = exp2_parts(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v));
+  return _mm256_mul_ps(e.power, _mm256_add_ps(e.rest, _mm256_set1_ps(1.0f)));
+}
+
+// The shift is an integer, so one operation both rounds the exponent and shifts it.
+template <bool kBrief>
+class ShiftedExp2<Vec, kBrief> {
+ public:
+  static bool takes(float scale, float shift) {
+    return std::fabs(shift) < 1048576.0f && lowest(scale, shift) > std::numeric_limits<float>::lowest();
+  }
+
+  ShiftedExp2(float scale, float shift)
+      : by_(_mm256_set1_ps(scale)),
+        to_exponent_(_mm256_set1_ps(kToExponent - shift)),
+        lowest_(_mm256_set1_ps(lowest(scale, shift))) {}
+
+  Vec operator()(Vec x) const {
+    const __m256 bounded = _mm256_max_ps(lowest_, x.v);
+    return at(bounded, _mm256_fmadd_ps(bounded, by_, to_exponent_));
+  }
+
+  // An exponent out of bounds sets bits in `seen` that no other exponent sets; NaN and infinity do, too.
+  // was_near() looks for these bits.
+  Vec near(Vec x, Vec& seen) const {
+    const __m256 n = _mm256_fmadd_ps(x.v, by_, to_exponent_);
+    seen.v = _mm256_or_ps(seen.v, n);
+    return at(x.v, n);
+  }
+  static bool was_near(Vec seen) {
+    constexpr int kExponent = 0xff, kRounds = 0x4b400000;  // 1.5 * 2^23
+    return _mm256_testc_si256(_mm256_set1_epi32(kRounds | kExponent), _mm256_castps_si256(seen.v)) != 0;
+  }
+
+ private:
+  Vec at(__m256 x, __m256 n) const {
+    const Exp2Parts e = exp2_parts<kBrief>(n, _mm256_fmsub_ps(x, by_, _mm256_sub_ps(n, to_exponent_)));
+    return _mm256_fmadd_ps(e.power, e.rest, e.power);
+  }
+
+  static float lowest(float scale, float shift) { return (shift - 127.0f) / scale; }
+
+  __m256 by_, to_exponent_, lowest_;
+};
+
+// Natural logarithm of normal numbers x > 0; NaN at NaN.
+inline Vec log_positive(Vec x) {
+  // x = 2^k (1 + f) with 1 + f in [0.75, 1.5)
+  const __m256i offset = _mm256_set1_epi32(0x3f400000);  // 0.75
+  const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(x.v), offset);
+  const __m256 k = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
+  const __m256 m =
+      _mm256_castsi256_ps(_mm256_add_epi32(_mm256_and_si256(above, _mm256_set1_epi32(0x007fffff)), offset));
+  const __m256 f = _mm256_sub_ps(m, _mm256_set1_ps(1.0f));
+  __m256 y = _mm256_set1_ps(kLog[0]);
+  for (int i = 1; i < kLogTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kLog[i]));
+  y = _mm256_fmadd_ps(_mm256_mul_ps(f, f), y, f);
+  y = _mm256_fmadd_ps(k, _mm256_set1_ps(0.69314718f), y);
+  return _mm256_blendv_ps(y, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+}
+
+// Rounds to the nearest bfloat16, in the upper half of each lane; a tie goes to the one further from zero,
+// which takes a third of the instructions of a tie to even. The rounding could carry a NaN's digits into its
+// sign; `nan` makes the function check for NaN.
+inline __m256i round_bf16(Vec x, bool nan) {
+  const __m256i rounded = _mm256_add_epi32(_mm256_castps_si256(x.v), _mm256_set1_epi32(0x8000));
+  if (!nan) return rounded;
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), is_nan);
+}
+
+// Converts two vectors to 16-bit numbers.
+inline __m256i to16(Vec low, Vec high, bool bf16, bool nan) {
+  if (!bf16) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return _mm256_set_m128i(_mm256_cvtps_ph(high.v, kNearest), _mm256_cvtps_ph(low.v, kNearest));
+  }
+  const __m256i a = _mm256_srli_epi32(round_bf16(low, nan), 16);
+  const __m256i b = _mm256_srli_epi32(round_bf16(high, nan), 16);
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+}
+
+inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to16(low, high, bf16, nan));
+}
+
+// Stores that bypass the caches, for memory that is not read soon. `p` is aligned to 32 bytes.
+inline void stream(Vec x, float* p) { _mm256_stream_ps(p, x.v); }
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to16(low, high, bf16, nan));
+}
+inline void stream_fence() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

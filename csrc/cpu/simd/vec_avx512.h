@@ -1,0 +1,141 @@
+// Sixteen floats in an AVX-512 register.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "exp2.h"
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+struct Vec {
+  using Real = float;
+  static constexpr bool kSimd = true;
+  static constexpr bool kKeeps = false;
+  static constexpr int kWidth = 16;
+  __m512 v;
+
+  Vec() = default;
+  Vec(__m512 x) : v(x) {}
+  explicit Vec(double x) : v(_mm512_set1_ps(static_cast<float>(x))) {}
+
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vec load16(const uint16_t* p, bool bf16) {
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if (bf16) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return _mm512_cvtph_ps(h);
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+
+inline Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
+inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
+inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
+inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+inline Vec fms(Vec a, Vec b, Vec c) { return _mm512_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
+inline Vec abs(Vec a) { return _mm512_abs_ps(a.v); }
+// a <= b ? yes : no, lane by lane
+inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ), yes.v);
+}
+
+inline Vec times(Vec weight, Vec x) {
+  const __mmask16 keep =
+      _mm512_cmp_ps_mask(weight.v, _mm512_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm512_maskz_mul_ps(keep, weight.v, x.v);
+}
+
+// sum + weight * x, where 0 * anything = 0
+inline Vec times_add(Vec weight, Vec x, Vec sum) {
+  const __mmask16 keep =
+      _mm512_cmp_ps_mask(weight.v, _mm512_set1_ps(std::numeric_limits<float>::min()), _CMP_NLT_UQ);
+  return _mm512_mask3_fmadd_ps(weight.v, x.v, sum.v, keep);
+}
+
+inline double horizontal_sum(Vec a) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  return _mm512_reduce_add_pd(_mm512_add_pd(low, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))));
+}
+inline float horizontal_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// 2^x within 2 ulp; 0 at -inf and far below, NaN at NaN.
+inline Vec exp2(Vec x) {
+  const __m512 f = _mm512_reduce_ps(x.v, 0x09);  // x - floor(x)
+  __m512 y = _mm512_set1_ps(kExp2[0]);
+  for (int i = 1; i < kExp2Terms; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kExp2[i]));
+  return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
+}
+
+// AVX-512 has no shorter variant. near() only records the minimum, so that was_near() can detect -inf.
+template <bool kBrief>
+class ShiftedExp2<Vec, kBrief> {
+ public:
+  static constexpr bool takes(float, float) { return true; }
+
+  ShiftedExp2(float scale, float shift) : scale_(scale), less_(-shift) {}
+  Vec operator()(Vec x) const { return exp2(fma(x, scale_, less_)); }
+
+  Vec near(Vec x, Vec& seen) const {
+    const Vec y = fma(x, scale_, less_);
+    seen = _mm512_min_ps(seen.v, y.v);
+    return exp2(y);
+  }
+  static bool was_near(Vec seen) { return _mm512_reduce_min_ps(seen.v) >= -1000.0f; }
+
+ private:
+  Vec scale_, less_;
+};
+
+// The same for any x. At +inf, x - floor(x) is NaN.
+inline Vec exp2_any(Vec x) { return exp2(Vec(_mm512_min_ps(_mm512_set1_ps(1000.0f), x.v))); }
+
+// Natural logarithm of normal numbers x > 0; NaN at NaN.
+inline Vec log_positive(Vec x) {
+  // x = 2^k m with m in [0.75, 1.5)
+  const __m512 m = _mm512_getmant_ps(x.v, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+  const __m512 k = _mm512_sub_ps(_mm512_getexp_ps(x.v), _mm512_getexp_ps(m));
+  const __m512 f = _mm512_sub_ps(m, _mm512_set1_ps(1.0f));
+  __m512 y = _mm512_set1_ps(kLog[0]);
+  for (int i = 1; i < kLogTerms; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kLog[i]));
+  y = _mm512_fmadd_ps(_mm512_mul_ps(f, f), y, f);
+  return _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
+}
+
+// Rounds to the nearest bfloat16; a tie goes to the one further from zero. The rounding could carry a NaN's
+// digits into its sign; `nan` makes the function check for NaN.
+inline __m256i to16(Vec x, bool bf16, bool nan) {
+  if (!bf16) return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x8000));
+  if (nan) {
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q),
+                                    _mm512_set1_epi32(0x7fc00000));
+  }
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+// Converts two vectors to 16-bit numbers.
+inline __m512i to16(Vec low, Vec high, bool bf16, bool nan) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16, nan)), to16(high, bf16, nan), 1);
+}
+
+inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm512_storeu_si512(p, to16(low, high, bf16, nan));
+}
+
+// Stores that bypass the caches, for memory that is not read soon. `p` is aligned to 64 bytes.
+inline void stream(Vec x, float* p) { _mm512_stream_ps(p, x.v); }
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), to16(low, high, bf16, nan));
+}
+inline void stream_fence() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd

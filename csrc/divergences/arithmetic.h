@@ -1,0 +1,66 @@
+// Arithmetic of numbers that the functors and the vectors share.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#if defined(__CUDACC__)
+#define FASTKD_HD __host__ __device__ __forceinline__
+#else
+#define FASTKD_HD inline
+#endif
+
+// Each CPU instruction set compiles these headers with its own flags. A namespace per set prevents the linker
+// from replacing the code of one set by that of another.
+#if !defined(FASTKD_ISA)
+#define FASTKD_ISA portable
+#endif
+
+namespace fastkd {
+inline namespace FASTKD_ISA {
+
+constexpr double kLog2e = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+// Returns weight * x, where 0 * anything = 0. Subnormal weights count as 0, so that a log-ratio to them
+// cannot overflow the product.
+template <class R>
+FASTKD_HD R times_scalar(R weight, R x) {
+  return weight < std::numeric_limits<R>::min() ? R(0) : weight * x;
+}
+FASTKD_HD float times(float weight, float x) { return times_scalar(weight, x); }
+FASTKD_HD double times(double weight, double x) { return times_scalar(weight, x); }
+FASTKD_HD float times_add(float weight, float x, float sum) {
+#if defined(__CUDA_ARCH__)
+  return weight < std::numeric_limits<float>::min() ? sum : ::fmaf(weight, x, sum);
+#else
+  return sum + times(weight, x);
+#endif
+}
+// x / y to a few ulp, for numbers no larger than 1.
+FASTKD_HD float divide(float x, float y) {
+#if defined(__CUDA_ARCH__)
+  return ::__fdividef(x, y);
+#else
+  return x / y;
+#endif
+}
+template <class F>
+FASTKD_HD F divide(const F& x, const F& y) {
+  return x / y;
+}
+FASTKD_HD float abs(float x) { return ::fabsf(x); }
+FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
+// 2^x for any x. Subnormal results may be 0.
+FASTKD_HD float exp2_any(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::exp2f(x);
+#endif
+}
+
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
