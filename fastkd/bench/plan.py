@@ -6,17 +6,15 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastkd.bench import device as devices
-from fastkd.bench.cases import Case
-from fastkd.bench.peers import FAMILIES, PEERS
+from fastkd.bench import device as devices, plain, suite as suites
+from fastkd.bench.cases import KD_RATIO, MAIN, Case
+from fastkd.bench.peers import BY_HAND, FAMILIES, PEERS
 from fastkd.bench.routes import OURS, Route, default_backends
+from fastkd.bench.variants import VARIANTS, Variant
 from fastkd.divergences import DIVERGENCES
 
 OPS = ("kd_loss", "linear_kd_loss")
 DTYPES = ("bfloat16", "float32", "float16")
-KD_RATIO = 0.5
-# The divergence whose mixture with the cross-entropy is the main quantity.
-MAIN = "forward_kl"
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,36 @@ SIZES = {
 }
 
 
+SUITE = {
+    quick: Sizes(
+        vocab=suites.QUICK_VOCABULARIES if quick else suites.VOCABULARIES,
+        tokens=(),
+        heads=(suites.WIDE,),
+        dtypes=suites.DTYPES,
+        divergences=(MAIN,),
+        seconds=suites.SECONDS,
+    )
+    for quick in (False, True)
+}
+
+
 @dataclass(frozen=True)
 class Selection:
-    """The sizes that one run measures, the routes that can run, and why others cannot (``absent``)."""
+    """The sizes that one run measures, the routes that can run, and why others cannot (``absent``).
+
+    ``suite`` chooses the suite's cases instead of all combinations of the sizes. ``elements`` is the number
+    of logits per tensor of the suite and of ``variants``.
+    """
 
     device: str
     ops: tuple[str, ...]
     sizes: Sizes
     routes: tuple[Route, ...]
     absent: dict[str, str]
+    variants: tuple[Variant, ...] = ()
+    suite: bool = False
+    quick: bool = False
+    elements: int = suites.ELEMENTS
 
 
 def select(
@@ -82,13 +101,16 @@ def select(
     divergences: Sequence[str] | None = None,
     backends: Sequence[str] | None = None,
     peers: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
+    elements: int | None = None,
+    suite: bool = False,
     quick: bool = False,
 ) -> Selection:
-    """The selection for these arguments; None means the device's default.
+    """The selection for these arguments; None means the device's default, or the suite's.
 
     Raises:
-        ValueError: an unknown name (with the nearest known one), a size below 1, or a backend or peer that
-            was requested and cannot run, with the reason.
+        ValueError: an unknown name (with the nearest known one), a size below 1, an option that the suite
+            has no use for, or a backend or peer that was requested and cannot run, with the reason.
     """
     import torch
 
@@ -96,10 +118,15 @@ def select(
     _known("device", [device], ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch sees no GPU: leave --device out, or pass --device cpu")
-    base = SIZES[device, quick]
+    if suite and (tokens or heads or divergences):
+        raise ValueError("--suite has its own --tokens, --heads and --divergence: leave them out")
+    base = SUITE[quick] if suite else SIZES[device, quick]
     _known("op", ops, OPS)
     _known("dtype", dtypes or (), DTYPES)
     _known("divergence", divergences or (), list(DIVERGENCES))
+    _known("variant", variants or (), list(VARIANTS))
+    if variants is None:
+        variants = list(VARIANTS) if suite and "kd_loss" in ops else []
     sizes = Sizes(
         vocab=_positive("vocab", vocab, base.vocab),
         tokens=_positive("tokens", tokens, base.tokens),
@@ -111,7 +138,16 @@ def select(
     )
     absent: dict[str, str] = {}
     routes = (*_our_routes(device, backends), *_peer_routes(device, peers, absent))
-    return Selection(device, tuple(dict.fromkeys(ops)), sizes, routes, absent)
+    for name in sizes.divergences:
+        for route in routes:
+            if route.family in BY_HAND and name not in plain.FORMULAS:
+                absent[f"{route.name} for {name}"] = plain.missing(name)
+    default_elements = suites.QUICK_ELEMENTS if quick else suites.ELEMENTS
+    (elements,) = _positive("elements", None if elements is None else (elements,), (default_elements,))
+    return Selection(
+        *(device, tuple(dict.fromkeys(ops)), sizes, routes, absent),
+        *(tuple(VARIANTS[name] for name in dict.fromkeys(variants)), suite, quick, elements),
+    )
 
 
 def _our_routes(device: str, backends: Sequence[str] | None) -> list[Route]:
@@ -145,6 +181,10 @@ def _peer_routes(device: str, peers: Sequence[str] | None, absent: dict[str, str
 def cases(selection: Selection) -> list[Case]:
     """All cases, the most important first: the first dtype and number of tokens before all others."""
     sizes = selection.sizes
+    if selection.suite:
+        return suites.cases(
+            *(selection.device, selection.ops, sizes.vocab, sizes.dtypes, selection.elements, selection.quick)
+        )
     found: list[tuple[tuple[int, ...], Case]] = []
     for rank, (op, divergence, kd_ratio, backward) in enumerate(_quantities(selection)):
         main = divergence == MAIN and kd_ratio == KD_RATIO
@@ -162,6 +202,38 @@ def cases(selection: Selection) -> list[Case]:
                         )
                         found.append(((d, n, rank, h, v), case))
     return [case for _, case in sorted(found, key=lambda item: item[0])]
+
+
+def variant_cases(selection: Selection) -> list[tuple[Variant, Case]]:
+    """Each variant with its case in each dtype."""
+    return [
+        (variant, variant.case(dtype, selection.device, selection.elements))
+        for variant in selection.variants
+        for dtype in selection.sizes.dtypes
+    ]
+
+
+def memory_cases(selection: Selection) -> list[Case]:
+    """The cases whose memory alone is measured."""
+    sizes = selection.sizes
+    if not selection.suite:
+        return []
+    return suites.memory_cases(
+        *(selection.device, selection.ops, sizes.vocab, sizes.dtypes, selection.elements)
+    )
+
+
+def measures_memory(selection: Selection, case: Case, route: Route) -> bool:
+    """Whether the memory of a route is measured beside its time.
+
+    On a CPU each measurement of memory starts a process, so outside the suite only the main quantity at the
+    largest vocabulary gets one.
+    """
+    if selection.device != "cpu":
+        return True
+    if selection.suite:
+        return suites.measures_memory(case, route.ours, selection.sizes.vocab)
+    return case.kd_ratio == KD_RATIO and case.backward and case.vocab == max(selection.sizes.vocab)
 
 
 def _quantities(selection: Selection) -> list[tuple[str, str, float, bool]]:
@@ -195,9 +267,7 @@ def _only_peers_take(selection: Selection, op: str, divergence: str, kd_ratio: f
     """Whether a peer other than the loss by hand, eager or compiled, computes the quantity."""
     width = 1 if op == "linear_kd_loss" else 0
     case = Case(1, 1, "float32", selection.device, width, width, divergence, kd_ratio)
-    return any(
-        r.takes(case) for r in selection.routes if not r.ours and r.family not in ("eager", "torch.compile")
-    )
+    return any(r.takes(case) for r in selection.routes if not r.ours and r.family not in BY_HAND)
 
 
 def too_large(case: Case, device: devices.Device, sets: int) -> str | None:
