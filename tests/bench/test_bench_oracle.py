@@ -39,7 +39,7 @@ def test_a_wrong_part_is_not_hidden_by_the_labels_gradient() -> None:
     assert float((whole - right).norm()) < 4e-3  # the error over all entries at once would pass
 
 
-@pytest.mark.parametrize("by_hand", [True, False], ids=["", "formula"])
+@pytest.mark.parametrize("by_hand", [True, False], ids=["plain", "formula"])
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_the_oracle_is_that_of_the_tests(name: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without a formula as users write it; then ``Divergence.formula`` takes its place."""
