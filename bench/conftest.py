@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastkd
-from fastkd.bench import device as devices, plan, suite
+from fastkd.bench import device as devices, options, plan, suite
 from fastkd.bench.versions import versions
 
 
@@ -33,7 +33,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize each test with its part of the suite; ``-k`` selects among the names."""
     config, names = metafunc.config, metafunc.fixturenames
-    selected = plan.select(
+    selected = options.select(
         config.getoption("--device"), suite=True, elements=max(1, config.getoption("--elements"))
     )
     if "variant" in names:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastkd.bench import plan
+from fastkd.bench import options
 from fastkd.bench.memory import KEEPING
 from fastkd.bench.results import NAME, Results, Run
 from fastkd.bench.run import describe, run as run_here
@@ -39,14 +39,14 @@ def run(
     """Measure in each of ``modes``, and return the content of ``results.json``, which all of them share.
 
     Args:
-        arguments: of :func:`plan.select`; JSON must be able to hold them.
+        arguments: of :func:`options.select`; JSON must be able to hold them.
         budget, fresh, command: as in :func:`fastkd.bench.run.run`; the budget is that of all modes together.
 
     Raises:
         RuntimeError: a process ended with an error. Its measurements until then are in the file.
     """
     began, left = time.perf_counter(), 0
-    selection = plan.select(**arguments)
+    selection = options.select(**arguments)
     Results(folder, describe(selection, command), fresh)  # starts over or refuses before any process starts
     path = folder / NAME
     for mode in modes:
@@ -87,7 +87,7 @@ def main(request: Mapping[str, Any]) -> int:
     arguments["heads"] = [tuple(pair) for pair in arguments.get("heads") or ()] or None
     try:
         run_here(
-            plan.select(**arguments),
+            options.select(**arguments),
             Path(request["folder"]),
             request["budget"],
             command=request["command"],

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastkd.bench import device as devices, measure, oracle, peers, plan, table, variants
+from fastkd.bench import device as devices, measure, options, oracle, peers, plan, table, variants
 from fastkd.bench.cases import Case, Problem, make_problem
 from fastkd.bench.device import Device
 from fastkd.bench.results import Results
@@ -22,8 +22,8 @@ class Job:
     measure: Callable[[], None]
 
 
-def jobs_of(selection: plan.Selection, found: Results, allocator: str) -> list[Job | None]:
-    """What the selection measures, in order; None for what the file holds already."""
+def jobs_of(selection: options.Selection, found: Results, allocator: str) -> list[Job | None]:
+    """The measurements of the selection, in order; None in place of each that the file holds already."""
     device = devices.of(selection.device)
     jobs: list[Job | None] = []
     for case in plan.cases(selection):
@@ -46,7 +46,7 @@ def _case_job(
     case: Case,
     todo: list[Route],
     found: Results,
-    selection: plan.Selection,
+    selection: options.Selection,
     allocator: str,
 ) -> Job:
     def measure_routes() -> None:
@@ -102,7 +102,7 @@ def _variant_job(
     variant: variants.Variant,
     case: Case,
     found: Results,
-    selection: plan.Selection,
+    selection: options.Selection,
     allocator: str,
 ) -> Job:
     def measure_variant() -> None:

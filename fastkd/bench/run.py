@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import fastkd
-from fastkd.bench import device as devices, measure, plan, render, table
+from fastkd.bench import device as devices, measure, options, render, table
 from fastkd.bench.cases import TEMPERATURE
 from fastkd.bench.jobs import jobs_of, say
 from fastkd.bench.results import NAME, Results, Run
@@ -24,7 +24,7 @@ NO_PICTURES = "no pictures: they need matplotlib (pip install 'fastkd[bench]'); 
 
 
 def run(
-    selection: plan.Selection,
+    selection: options.Selection,
     folder: Path,
     budget: float | None = None,
     fresh: bool = False,
@@ -101,7 +101,7 @@ def wrong(run: Run) -> list[str]:
     return [f"{title}: {e['reason']}" for title, e in entries if e["status"] in ("wrong", "failed")]
 
 
-def describe(selection: plan.Selection, command: Sequence[str]) -> Run:
+def describe(selection: options.Selection, command: Sequence[str]) -> Run:
     """The fields of the file that no measurement changes."""
     device = devices.of(selection.device)
     return {

@@ -30,7 +30,7 @@ def _heads(text: str) -> tuple[int, int]:
 
 def _defaults(name: str) -> str:
     """The defaults of one list of sizes, for ``--help``."""
-    from fastkd.bench.plan import SIZES
+    from fastkd.bench.options import SIZES
 
     lists = [getattr(SIZES[device, False], name) for device in ("cuda", "cpu")]
     shown = [" ".join(f"{x[0]}/{x[1]}" if isinstance(x, tuple) else str(x) for x in found) for found in lists]
@@ -38,7 +38,7 @@ def _defaults(name: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fastkd.bench.plan import OPS, SIZES
+    from fastkd.bench.options import OPS, SIZES
     from fastkd.bench.suite import ELEMENTS
 
     parser = _Parser("fastkd bench", description=ABOUT)
@@ -98,7 +98,8 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.budget is not None and not options.budget >= 0:
         raise ValueError(f"--budget must be seconds, not {options.budget:g}")
-    from fastkd.bench import allocators, plan, render
+    from fastkd.bench import allocators, render
+    from fastkd.bench.options import select
     from fastkd.bench.run import finish, run, save, wrong
 
     arguments = {
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> int:
         "suite": options.suite,
         "quick": options.quick,
     }
-    selection = plan.select(**arguments)
+    selection = select(**arguments)
     modes = _allocators(selection.device, options.allocator, options.suite)
     budget = selection.sizes.budget if options.budget is None else options.budget or None
     command = ["fastkd", "bench", *argv]

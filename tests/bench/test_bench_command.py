@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.benchmark import ONE, bench, read, without
 
-from fastkd.bench import plan
+from fastkd.bench import options
 from fastkd.cli import main
 from fastkd.cli.bench import _parser
 
@@ -49,14 +49,14 @@ def test_a_mistake_is_one_sentence(
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees no GPU"):
-        plan.select("cuda")
-    assert plan.select().device == "cpu"
+        options.select("cuda")
+    assert options.select().device == "cpu"
 
 
 def test_a_peer_that_was_asked_for_and_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "trl")
     with pytest.raises(ValueError, match=r"peer 'trl' cannot be measured on cpu: trl is not installed"):
-        plan.select("cpu", peers=["trl"])
+        options.select("cpu", peers=["trl"])
 
 
 def test_no_peers_at_all(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastkd.bench import device as devices, measure, plan, render, run as running, table
+from fastkd.bench import device as devices, measure, options, render, run as running, table
 from fastkd.bench.peers import ROUTES
 
 
@@ -64,9 +64,9 @@ def test_events_stand_around_each_call_and_inputs_take_turns(gpu: FakeGpu) -> No
 
 
 def test_a_run_on_a_gpu(gpu: FakeGpu, tmp_path: Path) -> None:
-    sizes = plan.Sizes(vocab=(500,), tokens=(32,), heads=((8, 16),), dtypes=("float32",), seconds=0.01)
+    sizes = options.Sizes(vocab=(500,), tokens=(32,), heads=((8, 16),), dtypes=("float32",), seconds=0.01)
     chosen = (ROUTES["fastkd native"], ROUTES["eager"])
-    run = running.run(plan.Selection("cuda", plan.OPS, sizes, chosen, {}), tmp_path)
+    run = running.run(options.Selection("cuda", options.OPS, sizes, chosen, {}), tmp_path)
     assert run["device_type"] == "cuda"
     assert run["entries"] and all(e["status"] == "ok" for e in run["entries"])
     for entry in run["entries"]:
@@ -80,8 +80,10 @@ def test_a_run_on_a_gpu(gpu: FakeGpu, tmp_path: Path) -> None:
 
 def test_a_full_gpu_skips_the_case(gpu: FakeGpu, tmp_path: Path) -> None:
     gpu.free_now = 2 * 500 * 32 * 4
-    sizes = plan.Sizes(vocab=(500,), tokens=(32,), heads=((8, 16),), dtypes=("float32",))
-    run = running.run(plan.Selection("cuda", ("kd_loss",), sizes, (ROUTES["fastkd native"],), {}), tmp_path)
+    sizes = options.Sizes(vocab=(500,), tokens=(32,), heads=((8, 16),), dtypes=("float32",))
+    run = running.run(
+        options.Selection("cuda", ("kd_loss",), sizes, (ROUTES["fastkd native"],), {}), tmp_path
+    )
     assert {e["status"] for e in run["entries"]} == {"skipped"}
     assert not running.wrong(run)
     assert measure.without({}, torch.OutOfMemoryError("16 GiB"))["reason"] == "out of memory"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.benchmark import bench, read, without
 
-from fastkd.bench import oracle, peers, plain, plan, routes
+from fastkd.bench import options, oracle, peers, plain, plan, routes
 from fastkd.bench.cases import Case, make_problem, step
 from fastkd.bench.peers import PEERS, ROUTES
 from fastkd.divergences import DIVERGENCES
@@ -46,7 +46,7 @@ def test_the_compiled_peer_is_the_eager_one() -> None:
 
 def test_no_peer_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "liger_kernel", "trl", "orda_kernel")
-    selection = plan.select("cpu")
+    selection = options.select("cpu")
     assert {r.family for r in selection.routes} <= {
         *("native", "reference", "eager", "torch.compile", "F.linear_cross_entropy")
     }
@@ -82,7 +82,7 @@ def test_a_divergence_that_no_user_writes_by_hand(
     assert bench(tmp_path, "--divergence", "renyi", "--dtype", "float32") == 0
     entries = read(tmp_path)["entries"]
     assert {(e["op"], e["route"], e["status"]) for e in entries} == {
-        (op, "fastkd native", "ok") for op in plan.OPS
+        (op, "fastkd native", "ok") for op in options.OPS
     }
     assert "absent: eager for renyi: no formula of renyi" in capsys.readouterr().out
     with pytest.raises(

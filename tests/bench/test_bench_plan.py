@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fastkd.bench import plan
+from fastkd.bench import options, plan
 from fastkd.bench.peers import PEERS, ROUTES
 
 
-def gpu_selection(**changes: Any) -> plan.Selection:
+def gpu_selection(**changes: Any) -> options.Selection:
     ours = [r for r in ROUTES.values() if r.name in ("fastkd native", "fastkd triton")]
-    sizes = dataclasses.replace(plan.SIZES["cuda", False], **changes)
-    return plan.Selection("cuda", plan.OPS, sizes, (*ours, *PEERS), {})
+    sizes = dataclasses.replace(options.SIZES["cuda", False], **changes)
+    return options.Selection("cuda", options.OPS, sizes, (*ours, *PEERS), {})
 
 
 def test_a_gpu_measures_the_most_important_first() -> None:

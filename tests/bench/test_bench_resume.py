@@ -10,7 +10,7 @@ import pytest
 from support.benchmark import ONE, bench, read
 from torch import Tensor
 
-from fastkd.bench import plan, render, run as running, table
+from fastkd.bench import options, plan, render, run as running, table
 from fastkd.bench.cases import Problem
 from fastkd.bench.peers import ROUTES
 
@@ -40,7 +40,7 @@ def test_the_budget_ends_a_run_and_the_next_goes_on(
         "--dtype",
         "float32",
     ]
-    selection = plan.select(
+    selection = options.select(
         "cpu", ["kd_loss"], [40], [6], dtypes=["float32"], divergences=["forward_kl", "jsd"], peers=["eager"]
     )
     assert len(plan.cases(selection)) == 3
@@ -71,7 +71,7 @@ def test_an_interrupted_run_keeps_what_it_has(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=interrupts)])
+        patch.setattr(options, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=interrupts)])
         assert bench(tmp_path, *ONE) == 130
     assert calls
     assert "the same command goes on" in capsys.readouterr().err
@@ -89,7 +89,7 @@ def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("today not")
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=fails)])
+        patch.setattr(options, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=fails)])
         bench(tmp_path, *ONE)
     assert {e["status"] for e in read(tmp_path)["entries"]} == {"ok", "failed"}
     bench(tmp_path, *ONE)

@@ -11,7 +11,7 @@ import torch
 from support.benchmark import ONE, bench, gradient_scaled, read
 from torch import Tensor
 
-from fastkd.bench import device as devices, memory, peers, plan, routes
+from fastkd.bench import device as devices, memory, options, peers, routes
 from fastkd.bench.cases import Case, Problem
 from fastkd.bench.peers import ROUTES
 
@@ -63,7 +63,7 @@ def test_a_wrong_peer_is_marked_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     replaced = dataclasses.replace(ROUTES["eager"], loss=lambda problem: 4 * peers.eager(problem))
-    monkeypatch.setattr(plan, "PEERS", [replaced])
+    monkeypatch.setattr(options, "PEERS", [replaced])
     assert bench(tmp_path, *ONE) == 0
     assert "wrong (3e+00)" in capsys.readouterr().out
     by_route = {e["route"]: e for e in read(tmp_path)["entries"]}
@@ -77,7 +77,7 @@ def test_a_peer_that_runs_out_of_memory_is_skipped(
     def out_of_memory(problem: Problem) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16 GiB.")
 
-    monkeypatch.setattr(plan, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=out_of_memory)])
+    monkeypatch.setattr(options, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=out_of_memory)])
     assert bench(tmp_path, *ONE) == 0
     assert "no memory" in capsys.readouterr().out
 

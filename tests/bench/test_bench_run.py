@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.benchmark import ONE, bench, few_calls, read, without
 
-from fastkd.bench import device as devices, plan, results, table
+from fastkd.bench import device as devices, options, results, table
 from fastkd.bench.peers import ROUTES
 
 
@@ -65,7 +65,7 @@ def test_every_case_and_route_is_there(whole: Path) -> None:
     entries = read(whole)["entries"]
     found = {(e["op"], e["divergence"], e["kd_ratio"], e["backward"]) for e in entries}
     assert {("kd_loss", "forward_kl", 0.5, True), ("kd_loss", "forward_kl", 0.5, False)} <= found
-    assert {(op, name, 1.0, True) for op in plan.OPS for name in ("jsd", "tvd")} <= found
+    assert {(op, name, 1.0, True) for op in options.OPS for name in ("jsd", "tvd")} <= found
     shapes = {(e["dtype"], e["vocab"]) for e in entries if e["op"] == "kd_loss" and e["backward"]}
     assert shapes == {(dtype, vocab) for dtype in ("bfloat16", "float32") for vocab in (40, 64)}
     for case in {table.case_of(e) for e in entries}:

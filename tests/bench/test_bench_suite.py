@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.benchmark import read
 
-from fastkd.bench import allocators, device as devices, plan, render, run as running, suite, variants
+from fastkd.bench import allocators, device as devices, options, plan, render, run as running, suite, variants
 from fastkd.bench.cases import Case
 from fastkd.bench.peers import PEERS, ROUTES
 from fastkd.cli import main
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--elements", "2000", "--device", "cpu", "--peer", "eager", "--dtype", "float32"]
 
 
-def selection(quick: bool = False) -> plan.Selection:
+def selection(quick: bool = False) -> options.Selection:
     routes = (ROUTES["fastkd native"], *PEERS)
-    return plan.Selection("cpu", plan.OPS, plan.SUITE[quick], routes, {}, suite=True, quick=quick)
+    return options.Selection("cpu", options.OPS, options.SUITE[quick], routes, {}, suite=True, quick=quick)
 
 
 def test_every_case_has_as_many_logits() -> None:
@@ -48,7 +48,7 @@ def test_a_quick_suite_is_a_part_of_the_suite() -> None:
         ("linear_kd_loss", 151_936),
     }
     assert all(c.kd_ratio < 1 for c in quick)
-    assert plan.select("cpu", suite=True, quick=True).elements == suite.ELEMENTS // 4
+    assert options.select("cpu", suite=True, quick=True).elements == suite.ELEMENTS // 4
 
 
 def test_the_memory_of_peers_is_measured_at_one_vocabulary() -> None:
@@ -62,10 +62,10 @@ def test_the_memory_of_peers_is_measured_at_one_vocabulary() -> None:
 
 def test_every_divergence_is_a_variant() -> None:
     assert list(variants.VARIANTS)[: len(DIVERGENCES)] == list(DIVERGENCES)
-    names = {variant.name for variant in plan.select("cpu", suite=True).variants}
+    names = {variant.name for variant in options.select("cpu", suite=True).variants}
     assert names == set(variants.VARIANTS)
-    assert plan.select("cpu").variants == ()
-    assert plan.select("cpu", ["linear_kd_loss"], suite=True).variants == ()
+    assert options.select("cpu").variants == ()
+    assert options.select("cpu", ["linear_kd_loss"], suite=True).variants == ()
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
@@ -93,8 +93,8 @@ def test_no_speed_for_a_wrong_variant(
 
 def test_variants_and_memory_are_measured_once(tmp_path: Path) -> None:
     """The second run of the same command finds everything in the file."""
-    selected = plan.select(
-        *("cpu", plan.OPS, [40]),
+    selected = options.select(
+        *("cpu", options.OPS, [40]),
         dtypes=["float32"],
         peers=["eager"],
         variants=["jsd", "forward_kl"],
