@@ -32,7 +32,7 @@ def text(run: Run) -> str:
     ]
     if run.get("cases_left"):
         lines.append(
-            f"{run['cases_left']} cases were left when time ran out: the same command goes on with them"
+            f"{run['cases_left']} cases were left when time ran out: the same command measures them"
         )
     return "\n".join(lines) + "\n"
 

@@ -58,7 +58,7 @@ def run(
             found.run["cases_left"] = 0
     except KeyboardInterrupt:
         done = len(found.run["entries"]) + len(found.run["variants"])
-        say(f"\ninterrupted: {done} measurements are in {found.path}; the same command goes on")
+        say(f"\ninterrupted: {done} measurements are in {found.path}; the same command resumes the run")
         raise
     finally:
         found.save()

@@ -74,7 +74,7 @@ def test_an_interrupted_run_keeps_what_it_has(
         patch.setattr(options, "PEERS", [dataclasses.replace(ROUTES["eager"], loss=interrupts)])
         assert bench(tmp_path, *ONE) == 130
     assert calls
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes the run" in capsys.readouterr().err
     assert read(tmp_path)["cases_left"] == 2
     (kept,) = read(tmp_path)["entries"]
     assert kept["route"] == "fastkd native" and kept["status"] == "ok"
