@@ -53,19 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--divergence", nargs="+", metavar="NAME", help=help)
     add("--backend", nargs="+", metavar="NAME", help="(default: native and triton, where they can run)")
     add("--peer", nargs="*", metavar="NAME", help="none with --peer alone (default: all that can run)")
-    help = (
-        "kd_loss in other forms, such as 'jsd' (default: none; with --suite all; none with --variant alone)"
-    )
+    help = "kd_loss in other forms, such as jsd; none with --variant alone (default: none; with --suite all)"
     add("--variant", nargs="*", metavar="NAME", help=help)
     help = (
-        "every vocabulary at the same number of logits, both allocator modes, all variants; some 15 minutes "
+        "vocabularies at the same number of logits, both allocator modes, variants; 15 minutes (default: no)"
     )
-    add("--suite", action="store_true", help=help + "on two cores (default: no)")
+    add("--suite", action="store_true", help=help)
     help = f"logits per tensor of the suite and the variants (default: {ELEMENTS}; with --quick a quarter)"
     add("--elements", type=int, metavar="COUNT", help=help)
-    help = (
-        "on a CPU, each in a process of its own (default: as this process is; with --suite default and kept)"
-    )
+    help = "on a CPU, each in its own process (default: that of this process; with --suite default and kept)"
     add("--allocator", nargs="+", metavar="default|kept", help=help)
     help = "where everything is put (default: %(default)s)"
     add("--out", type=Path, default=Path("fastkd-bench"), help=help)
