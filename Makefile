@@ -83,7 +83,7 @@ demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)
 
 bench: $(VENV)/bench.stamp
-	$(RUN) -m bench.run $(ARGS)
+	$(RUN) -m fastkd.cli bench --suite --fresh --out build/bench --save bench/results $(ARGS)
 
 lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Measures the time of a small call, which Python and autograd dominate: ``python -m bench.call``.
+"""Measures the time of a small call, which Python and autograd dominate: ``python -m fastkd.bench.call``.
 
 One thread, (1, 1,000) logits in float32: KL at T = 2 with and without cross-entropy, beside plain torch.
 """

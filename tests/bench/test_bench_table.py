@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastkd.bench import measure, oracle, table
+from fastkd.bench import measure, oracle, render
 from fastkd.bench.cases import Case
 from fastkd.bench.peers import ROUTES
 
@@ -34,7 +30,7 @@ def entry(
 
 def text(*entries: dict[str, Any], **more: Any) -> str:
     run = {"device": "a CPU", "device_type": "cpu", "date": "", "versions": {}, "entries": list(entries)}
-    return table.text({**run, **more})
+    return render.text({**run, **more})
 
 
 def row(*entries: dict[str, Any]) -> str:
@@ -111,23 +107,3 @@ def test_what_is_not_there_is_said() -> None:
     assert "skipped: needs 9 GiB" in whole
     assert "absent: trl: not installed" in whole
     assert "3 cases were left" in whole
-
-
-@pytest.mark.slow
-def test_the_suite_of_pytest_benchmark_ends_in_the_same_table(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.run", "--elements", "40000", "--allocators", "kept", "default"]
-    command += ["--results", str(tmp_path), "-k", "(V8192 or jsd) and float32 and not compile and not eager"]
-    root = Path(__file__).resolve().parents[2]
-    ran = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    (path,) = tmp_path.glob("*.json")
-    run = json.loads(path.read_text())
-    ours = [e for e in run["entries"] if e["route"] == "fastkd native"]
-    assert {e["allocator"] for e in ours} == {"kept", "default", None}
-    timed = [e for e in ours if e["allocator"]]
-    assert all(e["status"] == "ok" and e["ms"] > 0 and e["peak_extra_bytes"] > 0 for e in timed)
-    assert {(e["variant"], e["allocator"]) for e in run["variants"]} == {("jsd", "kept"), ("jsd", "default")}
-    text = path.with_suffix(".txt").read_text()
-    assert "[mapped memory kept]" in text and "[the default allocator]" in text
-    assert "ms, float32" in text
-    assert ran.stdout.strip().splitlines()[-1].startswith("saved")

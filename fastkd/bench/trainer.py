@@ -1,4 +1,4 @@
-"""``python -m bench.trainer``: one training step of a tiny Llama, by fastkd's trainer, by hand and by TRL.
+"""``python -m fastkd.bench.trainer``: a training step of a tiny Llama, by fastkd's trainer, by hand, by TRL.
 
 All use the same models, batches, optimizer and number of threads. Rows:
 
@@ -174,7 +174,7 @@ def tokenizer() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.trainer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fastkd.bench.trainer", description=__doc__)
     parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
