@@ -14,8 +14,9 @@ from fastkd.backends.triton.divergences.decoupled import DECOUPLED
 from fastkd.backends.triton.divergences.draft import KL_TVD, LOG_ACCEPTANCE
 from fastkd.backends.triton.divergences.jsd import JSD
 from fastkd.backends.triton.divergences.kl import FORWARD_KL, JEFFREYS, REVERSE_KL
-from fastkd.backends.triton.divergences.powers import ALPHA, HELLINGER, RENYI
+from fastkd.backends.triton.divergences.powers import ALPHA, HELLINGER, PEARSON_CHI2, RENYI
 from fastkd.backends.triton.divergences.skew import SKEW_FORWARD_KL, SKEW_REVERSE_KL
+from fastkd.backends.triton.divergences.triangular import TRIANGULAR
 from fastkd.backends.triton.divergences.tvd import TVD
 from fastkd.spec import LossSpec
 
@@ -35,8 +36,8 @@ OFF_SUPPORT = Formulas(None, "off_support", gradients=_softmax, weight="light")
 FORMULAS: dict[str, Formulas] = {
     formulas.name: formulas
     for formulas in (
-        *(FORWARD_KL, REVERSE_KL, JEFFREYS, JSD, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD),
-        *(HELLINGER, ALPHA, RENYI, ALPHA_BETA, DECOUPLED, LOG_ACCEPTANCE, KL_TVD, OFF_SUPPORT),
+        *(FORWARD_KL, REVERSE_KL, JEFFREYS, JSD, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, TRIANGULAR),
+        *(HELLINGER, PEARSON_CHI2, ALPHA, RENYI, ALPHA_BETA, DECOUPLED, LOG_ACCEPTANCE, KL_TVD, OFF_SUPPORT),
     )
 }
 

@@ -55,6 +55,12 @@ def over_teacher(row):
 
 
 @triton.jit
+def own_side(row):
+    """The ``gradient_units`` of gradients that are weighted by their own side's exponentials."""
+    return row.inverse_s, row.inverse_t
+
+
+@triton.jit
 def half_of_own_side(row):
     """The ``gradient_units`` of gradients that are weighted by half of their own side's exponentials."""
     return 0.5 * row.inverse_s, 0.5 * row.inverse_t

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl  # noqa: F401  # the interpreter looks for it among the globals
 
 from fastkd.backends.triton.arithmetic import fma, times
-from fastkd.backends.triton.divergences.arithmetic import mean_log_ratio, over_teacher
+from fastkd.backends.triton.divergences.arithmetic import mean_log_ratio, over_teacher, own_side
 from fastkd.backends.triton.divergences.base import Formulas
 from fastkd.backends.triton.divergences.streams import (
     Streams,
@@ -110,11 +110,6 @@ def _reverse_gradients(e, constants, row, scales):
 
 
 @triton.jit
-def _reverse_units(row):
-    return row.inverse_s, row.inverse_t
-
-
-@triton.jit
 def _jeffreys_value(statistics, label, sum_0, sum_1, row, scales):
     forward = forward_kl_value(statistics, scales)
     reverse = 0.0 - mean_log_ratio(statistics.stream_1, statistics.z_s, statistics, scales)
@@ -140,7 +135,7 @@ REVERSE_KL = Formulas(
     streams=_REVERSE_STREAM,
     evaluate=_reverse_value,
     gradients=_reverse_gradients,
-    gradient_units=_reverse_units,
+    gradient_units=own_side,
     weight="light",
 )
 JEFFREYS = Formulas(

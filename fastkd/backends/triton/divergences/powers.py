@@ -100,6 +100,13 @@ def _renyi_value(statistics, label, sum_0, sum_1, row, scales):
 
 
 @triton.jit
+def _pearson_value(statistics, label, sum_0, sum_1, row, scales):
+    log_cross = _log_cross(statistics, row, scales)
+    total = tl.exp(log_cross)
+    return expm1(log_cross), (total, -2.0 * total, 0.0)
+
+
+@triton.jit
 def _gradients(e, constants, row, scales):
     share = cross_term(e, e.es, row.cross_shift, row.shifts, scales) * row.scale_cross
     return constants[0] * (e.q - share), constants[1] * (e.p - share)
@@ -107,6 +114,9 @@ def _gradients(e, constants, row, scales):
 
 HELLINGER = Formulas(
     DIVERGENCES["hellinger"], streams=_STREAM, evaluate=_hellinger_value, gradients=_gradients
+)
+PEARSON_CHI2 = Formulas(
+    DIVERGENCES["pearson_chi2"], streams=_STREAM, evaluate=_pearson_value, gradients=_gradients
 )
 ALPHA = Formulas(DIVERGENCES["alpha"], streams=_STREAM, evaluate=_alpha_value, gradients=_gradients)
 RENYI = Formulas(DIVERGENCES["renyi"], streams=_STREAM, evaluate=_renyi_value, gradients=_gradients)
