@@ -118,14 +118,13 @@ def itemsize(variant: Variant) -> int:
     return 4 if "fp32" in (variant["student"], variant.get("teacher")) else 2
 
 
-def arguments(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any], dict[tuple[int], Any]]:
+def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
     """The kernel of a variant and its ASTSource arguments: signature, constants, attributes."""
-    from fastkd.backends.triton import kernel as dense, launch, scale
-    from fastkd.backends.triton.divergences.base import Scales
+    from fastkd.backends.triton import kernel as loss, launch, scale
     from fastkd.backends.triton.terms import Terms
 
     scaling = variant.get("kernel") == "scale"
-    kernel = scale.scale_rows_kernel if scaling else dense.dense_rows_kernel
+    kernel = scale.scale_rows_kernel if scaling else loss.dense_rows_kernel
     student, teacher = variant["student"], variant.get("teacher", variant["student"])
     formulas = formulas_named(variant.get("divergence"))
     labels = variant.get("labels", False)
@@ -166,27 +165,26 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, Any], dict[str, Any], di
         **launch.alignment(width, columns, dict.fromkeys(suffixes, strides)),
         **shape_of(variant).tile(itemsize(variant)),
     }
-    tuples = {"scales": Scales, "weights": dense.Weights}
-    signature: dict[str, Any] = {}
+    signature: dict[str, str] = {}
     fixed: dict[str, Any] = {}
     attributes: dict[tuple[int], Any] = {}
     for index, name in enumerate(kernel.arg_names):
         value: Any = constants.get(name, ...)
         kind, multiple = "fp32", False
         if name in pointers:
-            kind, multiple = f"*{pointers[name]}", name not in dense.UNSPECIALISED and name != "factor"
+            kind, multiple = f"*{pointers[name]}", name not in loss.UNSPECIALISED and name != "factor"
             value = None if pointers[name] is None else ...
         elif name in ("vocab", "student_columns", "teacher_columns", "columns"):
             kind, multiple = "i32", columns % 16 == 0
             value = 1 if columns == 1 else ...
-        elif name == "factor_stride" or name in dense.UNSPECIALISED or name.endswith("_row"):
+        elif name == "factor_stride" or name in loss.UNSPECIALISED or name.endswith("_row"):
             kind = "i32"
         elif name.endswith("stride"):
             kind, value = "i32", variant["strides"] or ...
         if value is not ...:
             signature[name], fixed[name] = "constexpr", value
             continue
-        signature[name] = tuples[name](*["fp32"] * len(tuples[name]._fields)) if name in tuples else kind
+        signature[name] = kind
         if multiple:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return kernel, signature, fixed, attributes

@@ -55,8 +55,9 @@ def require() -> None:
         raise ImportError(lacking)
 
 
-def constant(value: float) -> Any:
-    """A number that kernels read from their module: a ``tl.constexpr``; while interpreted, the number itself.
+def constant(value: Any) -> Any:
+    """A number, or a tuple of them, that kernels read from their module: a ``tl.constexpr``; while
+    interpreted, the number itself.
 
     The interpreter leaves arithmetic between a ``tl.constexpr`` and a tensor to Python, and the result is a
     ``tl.constexpr`` that holds a tensor. Triton 3.7 and 3.8 reject those in ``tl.maximum`` and the like.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
 from fastkd.backends.triton import metrics as row_metrics, record as row_record
+from fastkd.backends.triton.divergences.base import Scales
 from fastkd.backends.triton.metrics import clear_metrics, write_metrics
 from fastkd.backends.triton.record import read_record, read_sums, write_record, write_sums
 from fastkd.backends.triton.row import row_of
@@ -44,18 +43,6 @@ UNSPECIALISED = [
 ]
 
 
-class Weights(NamedTuple):
-    """The weights of the loss's terms."""
-
-    kd: Any
-    kd_metric: Any
-    kd_s: Any  # kd over the side's temperature
-    kd_t: Any
-    ce: Any
-    smoothing: Any
-    z_loss: Any
-
-
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def dense_rows_kernel(
     student, teacher, labels, loss_scale, grad_scale, row_loss, grad_student, grad_teacher,
@@ -63,7 +50,8 @@ def dense_rows_kernel(
     s_outer, s_inner, s_stride, t_outer, t_inner, t_stride,
     gs_outer, gs_inner, gs_stride, gt_outer, gt_inner, gt_stride,
     inner, vocab, student_columns, teacher_columns, ignore_index,
-    scales, weights,
+    log2_scale_s, log2_scale_t, to_nats, temperatures, a, b,
+    kd_weight, kd_metric, kd_s, kd_t, ce_weight, smoothing, z_loss,
     DIVERGENCE: tl.constexpr, TERMS: tl.constexpr,
     PHASED: tl.constexpr, WIDE_S: tl.constexpr, WIDE_T: tl.constexpr,
     WIDE_GS: tl.constexpr, WIDE_GT: tl.constexpr,
@@ -72,7 +60,7 @@ def dense_rows_kernel(
     """One phase (``KernelBackend.launch``) of row ``program_id(0)``. Arguments that ``Call`` does not have:
 
     - ``*_outer, *_inner, *_stride``: strides, in elements, of the three dimensions of a tensor;
-    - ``scales, weights``: ``Scales`` and ``Weights``;
+    - ``log2_scale_s, ..., b``: the fields of ``Scales``; ``kd_s, kd_t``: kd_weight over a temperature;
     - ``DIVERGENCE``: a ``Formulas``; ``TERMS``: a ``Terms``; pointers that the call does not need are None;
     - ``PHASED``: whether rows may begin between two boundaries of ``WIDTH`` elements;
     - ``WIDE_*``: whether a tensor's columns are adjacent and each of its rows begins as far from such a
@@ -122,6 +110,7 @@ def dense_rows_kernel(
                 label_s = tl.load(student + place * s_stride, mask=here, other=NEG_INF).to(tl.float32)
                 if SPLITS:
                     label_t = tl.load(teacher + place * t_stride, mask=here, other=NEG_INF).to(tl.float32)
+        scales = Scales(log2_scale_s, log2_scale_t, to_nats, temperatures, a, b)
         rows = Rows(student, teacher, s_stride, t_stride, begin, begin + vocab, label_column, 0.0, 0.0)
 
         columns = vocab
@@ -160,21 +149,19 @@ def dense_rows_kernel(
             constants = (0.0, 0.0, 0.0)
             if TEACHER:
                 divergence, constants = DIVERGENCE.evaluate(statistics, split, sum_0, sum_1, shared, scales)
-                loss = weights.kd * divergence
+                loss = kd_weight * divergence
             ce_softmax = find_ce_softmax(statistics, low_s, SPLITS)
             lse = ce_softmax.lse + rows.origin_s
-            ce = cross_entropy(
-                statistics, ce_softmax, low_s, columns, weights.smoothing, TERMS.smoothing, SPLITS
-            )
+            ce = cross_entropy(statistics, ce_softmax, low_s, columns, smoothing, TERMS.smoothing, SPLITS)
             if TERMS.cross_entropy:
-                loss += weights.ce * ce
+                loss += ce_weight * ce
             if TERMS.z_loss:
-                loss += weights.z_loss * lse * lse
+                loss += z_loss * lse * lse
             tl.store(row_loss + row, tl.where(scale_l == 0.0, 0.0, scale_l * loss))
             if TERMS.metrics:
                 write_metrics(
                     metrics, statistics, split, label_s, label_t, label_column,
-                    weights.kd_metric * divergence, ce, DIVERGENCE, TERMS,
+                    kd_metric * divergence, ce, DIVERGENCE, TERMS,
                 )  # fmt: skip
 
             if grad_student is not None:
@@ -188,17 +175,17 @@ def dense_rows_kernel(
                 )
                 clear_columns(grad_teacher, rows.end, begin + teacher_columns, gt_stride, tile, TILE)
             if (grad_student is not None) or (grad_teacher is not None):
-                by_student = scale_g * weights.kd_s
+                by_student = scale_g * kd_s
                 if coefficient is not None:
                     by_student *= tl.load(coefficient + row)
-                by_teacher = scale_g * weights.kd_t
+                by_teacher = scale_g * kd_t
                 by_softmax = 0.0
                 if TERMS.cross_entropy:
-                    by_softmax = scale_g * weights.ce
+                    by_softmax = scale_g * ce_weight
                 if TERMS.z_loss:
-                    by_softmax += scale_g * (2.0 * weights.z_loss * lse)
-                smoothing_weight = scale_g * weights.ce * weights.smoothing / columns
-                label_weight = scale_g * weights.ce * (1.0 - weights.smoothing)
+                    by_softmax += scale_g * (2.0 * z_loss * lse)
+                smoothing_weight = scale_g * ce_weight * smoothing / columns
+                label_weight = scale_g * ce_weight * (1.0 - smoothing)
                 at_label_s, at_label_t = 0.0, 0.0
                 if SPLITS:
                     at_label_s = by_student * constants[0] + by_softmax * ce_softmax.label

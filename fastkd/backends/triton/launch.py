@@ -17,8 +17,7 @@ from fastkd.backends.base import Call
 from fastkd.backends.kernels import Phase
 from fastkd.backends.triton import tuning
 from fastkd.backends.triton.divergences import Formulas, formulas_of
-from fastkd.backends.triton.divergences.base import Scales
-from fastkd.backends.triton.kernel import Weights, dense_rows_kernel
+from fastkd.backends.triton.kernel import dense_rows_kernel
 from fastkd.backends.triton.scale import scale_rows_kernel
 from fastkd.backends.triton.shapes import RECORDING, SCALE, Shape, usual
 from fastkd.backends.triton.terms import Terms
@@ -98,31 +97,12 @@ class _Rounded:
             self.out.copy_(self.buffer)
 
 
-def _scales(spec: LossSpec, formulas: Formulas, temperature: float) -> Scales:
+def _powers(spec: LossSpec, formulas: Formulas) -> tuple[float, float]:
+    """``Scales.a`` and ``Scales.b``."""
     if formulas.divergence is not None and formulas.divergence.cross:
         a, b = formulas.divergence.streams(spec.alpha, spec.beta)[0]
-    else:
-        a, b = 1.0 - spec.beta, spec.beta
-    return Scales(
-        log2_scale_s=LOG2E / temperature,
-        log2_scale_t=LOG2E / spec.teacher_temperature,
-        to_nats=1.0 / temperature,
-        temperatures=temperature / spec.teacher_temperature,
-        a=float(a),
-        b=float(b),
-    )
-
-
-def _weights(spec: LossSpec, temperature: float, cross_entropy: bool) -> Weights:
-    return Weights(
-        kd=spec.kd_weight,
-        kd_metric=spec.kd_metric,
-        kd_s=spec.kd_weight / temperature,
-        kd_t=spec.kd_weight / spec.teacher_temperature,
-        ce=spec.ce_weight if cross_entropy else 0.0,
-        smoothing=spec.label_smoothing,
-        z_loss=spec.z_loss,
-    )
+        return float(a), float(b)  # the launcher compiles variants for integers
+    return 1.0 - spec.beta, spec.beta
 
 
 def _scratch(call: Call) -> Callable[[], Run]:
@@ -220,8 +200,18 @@ def _launch(
         student_columns,
         0 if teacher is None else teacher.shape[2],
         spec.ignore_index,
-        _scales(spec, formulas, temperature),
-        _weights(spec, temperature, cross_entropy),
+        LOG2E / temperature,
+        LOG2E / spec.teacher_temperature,
+        1.0 / temperature,
+        temperature / spec.teacher_temperature,
+        *_powers(spec, formulas),
+        spec.kd_weight,
+        spec.kd_metric,
+        spec.kd_weight / temperature,
+        spec.kd_weight / spec.teacher_temperature,
+        spec.ce_weight if cross_entropy else 0.0,
+        spec.label_smoothing,
+        spec.z_loss,
         DIVERGENCE=formulas,
         TERMS=Terms(
             phase=phase,

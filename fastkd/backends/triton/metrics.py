@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -10,12 +13,8 @@ from fastkd.backends.triton.compile_time import constant
 from fastkd.backends.triton.value import split_entropy
 from fastkd.spec import METRICS
 
+COLUMN: Any = constant(namedtuple("Column", METRICS)(*range(len(METRICS))))
 COUNT = constant(len(METRICS))
-KD = constant(METRICS.index("kd"))
-CE = constant(METRICS.index("ce"))
-STUDENT_ENTROPY = constant(METRICS.index("student_entropy"))
-TEACHER_ENTROPY = constant(METRICS.index("teacher_entropy"))
-AGREEMENT = constant(METRICS.index("agreement"))
 
 
 @triton.jit
@@ -39,14 +38,14 @@ def write_metrics(
             arg_s = _with_label(arg_s, statistics.max_s, label_s, label_column, TERMS.sharded)
             arg_t = _with_label(arg_t, statistics.max_t, label_t, label_column, TERMS.sharded)
         agreement = tl.where(arg_s == arg_t, 1.0, 0.0)
-    tl.store(metrics + KD, kd)
+    tl.store(metrics + COLUMN.kd, kd)
     if TERMS.nll:
-        tl.store(metrics + CE, ce)
+        tl.store(metrics + COLUMN.ce, ce)
     else:
-        tl.store(metrics + CE, float("nan"))
-    tl.store(metrics + STUDENT_ENTROPY, student)
-    tl.store(metrics + TEACHER_ENTROPY, teacher)
-    tl.store(metrics + AGREEMENT, agreement)
+        tl.store(metrics + COLUMN.ce, float("nan"))
+    tl.store(metrics + COLUMN.student_entropy, student)
+    tl.store(metrics + COLUMN.teacher_entropy, teacher)
+    tl.store(metrics + COLUMN.agreement, agreement)
 
 
 @triton.jit

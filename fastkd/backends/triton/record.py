@@ -6,6 +6,9 @@ suffices.
 
 from __future__ import annotations
 
+from collections import namedtuple
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -16,23 +19,10 @@ from fastkd.backends.triton.shifts import origins
 from fastkd.backends.triton.sweep1_statistics import Statistics
 from fastkd.backends.triton.tiles import NEG_INF, finite_shift, lowered_by
 
-
-def _column(name: str) -> int:
-    number: int = constant(records.COLUMNS.index(name))
-    return number
-
-
+# All columns are one constant, because before each launch Triton compares every constant that the kernel has
+# read with its present value.
+COLUMN: Any = constant(namedtuple("Column", records.COLUMNS)(*range(len(records.COLUMNS))))
 COUNT = constant(len(records.COLUMNS))
-MAX_S, MAX_T = _column("max_s"), _column("max_t")
-Z_S, Z_T, Z_CE = _column("z_s"), _column("z_t"), _column("z_ce")
-STREAM_0, STREAM_1, STREAM_2 = _column("stream_0"), _column("stream_1"), _column("stream_2")
-CROSS_SHIFT = _column("cross_shift")
-LOGIT_SUM = _column("logit_sum")
-LABEL_S, LABEL_T = _column("label_s"), _column("label_t")
-MOMENT_S, MOMENT_T = _column("moment_s"), _column("moment_t")
-ARG_S, ARG_T = _column("arg_s"), _column("arg_t")
-NUMBER_OF_COLUMNS = _column("columns")
-SUM_0, SUM_1 = _column("sum_0"), _column("sum_1")
 
 
 @triton.jit
@@ -67,59 +57,60 @@ def write_record(record, rows, statistics, cross_shift, label_s, label_t, scales
     if not DIVERGENCE.has_cross:
         stream_0 *= scales.to_nats
         stream_1 *= scales.to_nats
-    tl.store(record + MAX_S, statistics.max_s)
-    tl.store(record + MAX_T, statistics.max_t)
-    tl.store(record + Z_S, statistics.z_s)
-    tl.store(record + Z_T, statistics.z_t)
-    tl.store(record + Z_CE, statistics.z_ce)
-    tl.store(record + STREAM_0, stream_0)
-    tl.store(record + STREAM_1, stream_1)
-    tl.store(record + STREAM_2, statistics.stream_2)
-    tl.store(record + CROSS_SHIFT, cross_shift)
-    tl.store(record + LOGIT_SUM, logit_sum)
-    tl.store(record + LABEL_S, label_s)
-    tl.store(record + LABEL_T, label_t)
-    tl.store(record + MOMENT_S, statistics.moment_s / scales.log2_scale_s)
-    tl.store(record + MOMENT_T, statistics.moment_t / scales.log2_scale_t)
-    tl.store(record + ARG_S, statistics.arg_s - rows.begin)
-    tl.store(record + ARG_T, statistics.arg_t - rows.begin)
-    tl.store(record + NUMBER_OF_COLUMNS, vocab)
+    tl.store(record + COLUMN.max_s, statistics.max_s)
+    tl.store(record + COLUMN.max_t, statistics.max_t)
+    tl.store(record + COLUMN.z_s, statistics.z_s)
+    tl.store(record + COLUMN.z_t, statistics.z_t)
+    tl.store(record + COLUMN.z_ce, statistics.z_ce)
+    tl.store(record + COLUMN.stream_0, stream_0)
+    tl.store(record + COLUMN.stream_1, stream_1)
+    tl.store(record + COLUMN.stream_2, statistics.stream_2)
+    tl.store(record + COLUMN.cross_shift, cross_shift)
+    tl.store(record + COLUMN.logit_sum, logit_sum)
+    tl.store(record + COLUMN.label_s, label_s)
+    tl.store(record + COLUMN.label_t, label_t)
+    tl.store(record + COLUMN.moment_s, statistics.moment_s / scales.log2_scale_s)
+    tl.store(record + COLUMN.moment_t, statistics.moment_t / scales.log2_scale_t)
+    tl.store(record + COLUMN.arg_s, statistics.arg_s - rows.begin)
+    tl.store(record + COLUMN.arg_t, statistics.arg_t - rows.begin)
+    tl.store(record + COLUMN.columns, vocab)
 
 
 @triton.jit
 def read_record(record, rows, scales, DIVERGENCE: tl.constexpr):
     """``(rows with their origins, Statistics, cross_shift, label_s, label_t, columns)``"""
-    max_s, max_t = tl.load(record + MAX_S), tl.load(record + MAX_T)
-    columns = tl.load(record + NUMBER_OF_COLUMNS)
+    max_s, max_t = tl.load(record + COLUMN.max_s), tl.load(record + COLUMN.max_t)
+    columns = tl.load(record + COLUMN.columns)
     origin_s, origin_t = origins(max_s, max_t, scales, DIVERGENCE.reads_teacher)
     shift_s, shift_t = finite_shift(max_s) - origin_s, finite_shift(max_t) - origin_t
-    cross_shift = tl.load(record + CROSS_SHIFT)
-    label_s, label_t = tl.load(record + LABEL_S), tl.load(record + LABEL_T)
-    logit_sum = tl.load(record + LOGIT_SUM) + shift_s * columns
+    cross_shift = tl.load(record + COLUMN.cross_shift)
+    label_s, label_t = tl.load(record + COLUMN.label_s), tl.load(record + COLUMN.label_t)
+    logit_sum = tl.load(record + COLUMN.logit_sum) + shift_s * columns
     if DIVERGENCE.splits_label:
         # A label of -inf has made the sum infinite, and the sum must stay so.
         logit_sum -= tl.where(label_s == NEG_INF, 0.0, label_s - origin_s)
-    stream_0, stream_1 = tl.load(record + STREAM_0), tl.load(record + STREAM_1)
+    stream_0, stream_1 = tl.load(record + COLUMN.stream_0), tl.load(record + COLUMN.stream_1)
     if not DIVERGENCE.has_cross:
         stream_0 /= scales.to_nats
         stream_1 /= scales.to_nats
     statistics = Statistics(
         shift_s, shift_t, shift_s,
-        tl.load(record + Z_S), tl.load(record + Z_T), tl.load(record + Z_CE),
-        stream_0, stream_1, tl.load(record + STREAM_2), logit_sum,
-        tl.load(record + MOMENT_S) * scales.log2_scale_s, tl.load(record + MOMENT_T) * scales.log2_scale_t,
+        tl.load(record + COLUMN.z_s), tl.load(record + COLUMN.z_t), tl.load(record + COLUMN.z_ce),
+        stream_0, stream_1, tl.load(record + COLUMN.stream_2), logit_sum,
+        tl.load(record + COLUMN.moment_s) * scales.log2_scale_s,
+        tl.load(record + COLUMN.moment_t) * scales.log2_scale_t,
         max_s, max_t,
-        tl.load(record + ARG_S).to(tl.int64), tl.load(record + ARG_T).to(tl.int64),
+        tl.load(record + COLUMN.arg_s).to(tl.int64), tl.load(record + COLUMN.arg_t).to(tl.int64),
     )  # fmt: skip
     return lowered_by(rows, origin_s, origin_t), statistics, cross_shift, label_s, label_t, columns
 
 
 @triton.jit
 def read_sums(record):
-    return tl.load(record + SUM_0).to(tl.float32), tl.load(record + SUM_1).to(tl.float32)
+    return tl.load(record + COLUMN.sum_0).to(tl.float32), tl.load(record + COLUMN.sum_1).to(tl.float32)
 
 
 @triton.jit
 def write_sums(record, sum_0, sum_1):
-    tl.store(record + SUM_0, sum_0)
-    tl.store(record + SUM_1, sum_1)
+    tl.store(record + COLUMN.sum_0, sum_0)
+    tl.store(record + COLUMN.sum_1, sum_1)
