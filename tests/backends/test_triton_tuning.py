@@ -279,7 +279,9 @@ def test_a_row_whose_beginning_says_nothing_of_its_maximum(divergence: str) -> N
             # float32 rounds logits of 1000 by 6e-5, and a gradient is a small difference of such numbers.
             atol = 3e-4 + value_rounding(temperature, options)
             assert_value(value.detach(), expected, rtol=3e-5, atol=atol)
-            for grad, exact in ((x.grad, by_s), (y.grad, by_t)):
+            # Rows in which an unbounded divergence exceeds float32 have no gradients to compare.
+            finite = expected.to(value.dtype).isfinite()
+            for grad, exact in ((x.grad[finite], by_s[finite]), (y.grad[finite], by_t[finite])):
                 error = (grad - exact).norm(dim=-1)
                 assert (error <= 3e-4 * exact.norm(dim=-1).clamp(min=1.0)).all()
 
