@@ -21,9 +21,10 @@ class _Rows:
         self.call, self.spec, self.shards = call, call.spec, call.shards
         self.read = call.read
         self.s = self.of(call.student)
-        self.hot = torch.zeros_like(self.s, dtype=torch.bool)
+        self.at_label = torch.zeros_like(self.s, dtype=torch.bool)
         if call.labels is not None:
-            self.hot = torch.arange(self.spec.vocab_size, device=self.s.device) == call.labels[:, None]
+            label_column = call.labels[:, None]
+            self.at_label = torch.arange(self.spec.vocab_size, device=self.s.device) == label_column
         self.columns = self.total(torch.ones_like(self.s))
 
     def of(self, x: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ class _Rows:
         return torch.where(self.read[:, None], x, torch.zeros_like(x))
 
     def pair(self, log_p: Tensor, log_q: Tensor, log_ratio: Tensor) -> Pair:
-        return Pair(log_p, log_q, log_ratio, self.spec.alpha, self.spec.beta, self.hot, self.shards)
+        return Pair(log_p, log_q, log_ratio, self.spec.alpha, self.spec.beta, self.at_label, self.shards)
 
     def total(self, x: Tensor) -> Tensor:
         return self.pair(x, x, x).total(x)
@@ -80,24 +81,27 @@ class _Rows:
 
     def cross_entropy(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(CE, or NaN without labels; weighted CE plus z-loss; the gradient of that sum)``."""
-        spec, e = self.spec, self.spec.label_smoothing
+        spec = self.spec
+        label_weight, smoothing_weight = 1 - spec.label_smoothing, spec.label_smoothing
         away = self.below_top(self.s, 1.0)
         log_sum = self.log_total_below_top(away)
         log_softmax = away - log_sum
-        lse, softmax = self.top(self.s) + log_sum, torch.exp(log_softmax)
-        value, grad = torch.zeros_like(lse), torch.zeros_like(softmax)
+        lse, ce_softmax = self.top(self.s) + log_sum, torch.exp(log_softmax)
+        value, grad = torch.zeros_like(lse), torch.zeros_like(ce_softmax)
         if spec.z_loss != 0:
-            value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * softmax
+            value, grad = spec.z_loss * lse.square(), 2 * spec.z_loss * lse * ce_softmax
         nll = torch.full_like(lse, math.nan)
         if self.call.labels is not None:
-            nll = log_sum - self.total(torch.where(self.hot, away, 0.0))
-            if e:
-                nll = (1 - e) * nll + e * (log_sum - self.total(away / self.columns))
+            nll = log_sum - self.total(torch.where(self.at_label, away, 0.0))
+            if smoothing_weight:
+                mean_nll = log_sum - self.total(away / self.columns)
+                nll = label_weight * nll + smoothing_weight * mean_nll
             if spec.ce_weight != 0:
                 value = value + spec.ce_weight * nll
                 # At the label, softmax - 1 is small for a confident model; expm1 keeps its digits.
-                less_hot = torch.where(self.hot, torch.expm1(log_softmax) + e, softmax)
-                grad = grad + spec.ce_weight * (less_hot - e / self.columns)
+                at_label = torch.expm1(log_softmax) + smoothing_weight
+                less_label = torch.where(self.at_label, at_label, ce_softmax)
+                grad = grad + spec.ce_weight * (less_label - smoothing_weight / self.columns)
         return nll, value, grad
 
     def agreement(self) -> Tensor:
@@ -143,7 +147,7 @@ class ReferenceBackend(KernelBackend):
         rows = _Rows(call)
         if phase == "statistics":
             assert record is not None
-            self._statistics_of(rows, record)
+            self._find_statistics(rows, record)
             return
         spec, read = call.spec, rows.read
         nothing = torch.full_like(call.row_loss, math.nan)[:, None]
@@ -188,23 +192,23 @@ class ReferenceBackend(KernelBackend):
             out[..., : spec.vocab_size] = by.view(*out.shape[:2], spec.vocab_size).to(out.dtype)
 
     @staticmethod
-    def _statistics_of(rows: _Rows, record: Tensor) -> None:
+    def _find_statistics(rows: _Rows, record: Tensor) -> None:
         """The student's side of this shard's records, which is all that a sparse teacher needs."""
-        s, spec, hot = rows.s, rows.spec, rows.hot
+        s, spec = rows.s, rows.spec
         edge = s.new_full((s.shape[0], 1), -math.inf)
         top = torch.cat([s, edge], -1).amax(-1, keepdim=True)
         away = s - torch.where(torch.isinf(top), 0.0, top)
         e = torch.exp(away / spec.temperature)
-        found = {
+        statistics = {
             "max_s": top[:, 0],
             "z_s": e.sum(-1),
             "z_ce": torch.exp(away).sum(-1),
             "logit_sum": away.sum(-1),
-            "label_s": torch.cat([s.masked_fill(~hot, -math.inf), edge], -1).amax(-1),
+            "label_s": torch.cat([s.masked_fill(~rows.at_label, -math.inf), edge], -1).amax(-1),
             "moment_s": torch.where(e == 0, 0.0, e * away).sum(-1),
             "columns": torch.full_like(top[:, 0], s.shape[1]),
         }
-        for name, value in found.items():
+        for name, value in statistics.items():
             record[:, COLUMNS.index(name)] = torch.where(rows.read, value, 0.0)
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 Each is one :class:`fastkd.divergences.base.Divergence`: its parameters, its formula in plain torch, and the
 properties that the kernels depend on. The kernels' formulas are in ``csrc/divergences`` and
-``fastkd/backends/triton``.
+``fastkd/backends/triton/divergences``.
 """
 
 from fastkd.divergences.alpha_beta import ALPHA_BETA

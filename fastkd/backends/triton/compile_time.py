@@ -9,12 +9,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-# Marks a plain function of constants, which the compiler calls while it compiles a kernel. Triton 3.4 has it
-# in its language module, later versions at the top level. Earlier versions lack it, and in those a function
-# that a kernel calls cannot return nested tuples either.
-_mark: Any = getattr(triton, "constexpr_function", getattr(tl, "constexpr_function", None))
+# Before Triton 3.4 a function that a kernel calls cannot return nested tuples. Those versions also lack this
+# decorator, which 3.4 has in its language module and later versions have at the top level.
+_OLD = not hasattr(triton, "constexpr_function") and not hasattr(tl, "constexpr_function")
 # Whether kernels are interpreted, which Triton decides when their functions are decorated.
-_INTERPRETED = _mark is not None and bool(triton.knobs.runtime.interpret)
+_INTERPRETED = not _OLD and bool(triton.knobs.runtime.interpret)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -23,7 +22,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _find_lacking() -> str | None:
-    if _mark is None:
+    if _OLD:
         return (
             f"its kernels need Triton 3.4 or newer, and this is {triton.__version__}: install torch 2.8 or "
             "newer, which brings one"
@@ -46,19 +45,19 @@ lacking: str | None = _find_lacking()
 FUSED = not _INTERPRETED or _version(triton.__version__) >= (3, 9)
 
 
-def constexpr_function(function: Callable[..., Any]) -> Any:
-    """``triton.constexpr_function`` of any Triton that has it.
+def require() -> None:
+    """Check that the kernels can run with this Triton.
 
     Raises:
-        ImportError: this Triton lacks it.
+        ImportError: they cannot; the message gives the reason and the remedy.
     """
     if lacking is not None:
         raise ImportError(lacking)
-    return _mark(function)
 
 
-def constant(value: float) -> Any:
-    """A number that kernels read from their module: a ``tl.constexpr``; while interpreted, the number itself.
+def constant(value: Any) -> Any:
+    """A number, or a tuple of them, that kernels read from their module: a ``tl.constexpr``; while
+    interpreted, the number itself.
 
     The interpreter leaves arithmetic between a ``tl.constexpr`` and a tensor to Python, and the result is a
     ``tl.constexpr`` that holds a tensor. Triton 3.7 and 3.8 reject those in ``tl.maximum`` and the like.

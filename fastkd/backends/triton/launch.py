@@ -15,12 +15,12 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from fastkd.backends.base import Call
 from fastkd.backends.kernels import Phase
-from fastkd.backends.record import has_cross, stream_powers
 from fastkd.backends.triton import tuning
-from fastkd.backends.triton.dense import dense_rows_kernel
-from fastkd.backends.triton.divergences import reads_teacher
+from fastkd.backends.triton.divergences import Formulas, formulas_of
+from fastkd.backends.triton.kernel import dense_rows_kernel
 from fastkd.backends.triton.scale import scale_rows_kernel
 from fastkd.backends.triton.shapes import RECORDING, SCALE, Shape, usual
+from fastkd.backends.triton.terms import Terms
 from fastkd.backends.triton.tuning import Run
 from fastkd.spec import LossSpec
 
@@ -97,10 +97,11 @@ class _Rounded:
             self.out.copy_(self.buffer)
 
 
-def _powers(spec: LossSpec) -> tuple[float, float]:
+def _powers(spec: LossSpec, formulas: Formulas) -> tuple[float, float]:
     """``Scales.a`` and ``Scales.b``."""
-    if has_cross(spec):
-        return stream_powers(spec)[0]
+    if formulas.divergence is not None and formulas.divergence.cross:
+        a, b = formulas.divergence.streams(spec.alpha, spec.beta)[0]
+        return float(a), float(b)  # the launcher compiles variants for integers
     return 1.0 - spec.beta, spec.beta
 
 
@@ -141,25 +142,18 @@ def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Ten
     """See ``KernelBackend.launch``."""
     if call.row_loss.numel() == 0:
         return
-    divergence = kernel_name(call.spec)
+    formulas = formulas_of(call.spec)
     vocab = call.spec.vocab_size
     with _on(call.student.device):
         if phase != "all" or call.metrics is not None:
             shape = RECORDING
-        elif reads_teacher(divergence) and vocab > 0:
+        elif formulas.reads_teacher and vocab > 0:
             assert isinstance(call.teacher, Tensor)
             dtypes = f"{call.student.dtype}, {call.teacher.dtype}".replace("torch.", "")
-            shape = tuning.choose(call.student.device, divergence, dtypes, vocab, _scratch(call))
+            shape = tuning.choose(call.student.device, formulas, dtypes, vocab, _scratch(call))
         else:
-            shape = usual(divergence, vocab)
+            shape = usual(formulas, vocab)
         _launch(call, phase, record, coefficient, shape)
-
-
-def kernel_name(spec: LossSpec) -> str | None:
-    """The kernels' name of the divergence, None without one. ``jsd`` has another one if ``beta`` is 0.5."""
-    if spec.kd_weight == 0:
-        return None
-    return "symmetric_jsd" if spec.divergence == "jsd" and spec.beta == 0.5 else spec.divergence
 
 
 def _launch(
@@ -167,8 +161,8 @@ def _launch(
 ) -> None:
     spec, student, labels = call.spec, call.student, call.labels
     outer, inner, student_columns = student.shape
-    divergence = kernel_name(spec)
-    teacher = call.teacher if reads_teacher(divergence) else None
+    formulas = formulas_of(spec)
+    teacher = call.teacher if formulas.reads_teacher else None
     assert teacher is None or isinstance(teacher, Tensor)
     grad_student, grad_teacher = call.grad_student, call.grad_teacher
     if phase in ("statistics", "sums", "distant"):
@@ -179,8 +173,7 @@ def _launch(
     metrics = call.metrics is not None
     cross_entropy = spec.ce_weight != 0 and labels is not None
     # Without a divergence only a metric, the entropy, needs the student's temperature.
-    temperature = spec.temperature if divergence is not None or metrics else 1.0
-    a, b = _powers(spec)
+    temperature = spec.temperature if spec.kd_weight != 0 or metrics else 1.0
     width = 16 // max(x.element_size() for x in (student, teacher) if x is not None)
     out_s, out_t = _Rounded(grad_student), _Rounded(grad_teacher)
     strides = {
@@ -211,8 +204,7 @@ def _launch(
         LOG2E / spec.teacher_temperature,
         1.0 / temperature,
         temperature / spec.teacher_temperature,
-        a,
-        b,
+        *_powers(spec, formulas),
         spec.kd_weight,
         spec.kd_metric,
         spec.kd_weight / temperature,
@@ -220,14 +212,17 @@ def _launch(
         spec.ce_weight if cross_entropy else 0.0,
         spec.label_smoothing,
         spec.z_loss,
-        DIVERGENCE=divergence,
-        PHASE=phase,
-        SHARDED=call.shards is not None,
-        METRICS=metrics,
-        CE=cross_entropy,
-        SMOOTHING=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
-        Z_LOSS=spec.z_loss != 0,
-        POWER={1.0: 1, 2.0: 2}.get(temperature, 0),
+        DIVERGENCE=formulas,
+        TERMS=Terms(
+            phase=phase,
+            sharded=call.shards is not None,
+            labels=labels is not None,
+            metrics=metrics,
+            cross_entropy=cross_entropy,
+            smoothing=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
+            z_loss=spec.z_loss != 0,
+            power={1.0: 1, 2.0: 2}.get(temperature, 0),
+        ),
         **alignment(width, student_columns, strides),
         **shape.tile(16 // width),
         **_options(shape),

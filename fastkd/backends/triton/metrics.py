@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from typing import Any
+
 import triton
 import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import LN2
-from fastkd.backends.triton.divergences import reads_teacher, splits_label
-from fastkd.backends.triton.split import entropy as split_entropy
+from fastkd.backends.triton.compile_time import constant
+from fastkd.backends.triton.value import split_entropy
+from fastkd.spec import METRICS
+
+COLUMN: Any = constant(namedtuple("Column", METRICS)(*range(len(METRICS))))
+COUNT = constant(len(METRICS))
 
 
 @triton.jit
@@ -17,28 +24,34 @@ def _entropy(z, moment):
 
 @triton.jit
 def write_metrics(
-    metrics, found, label, label_s, label_t, column, kd, ce, DIVERGENCE: tl.constexpr, NLL: tl.constexpr,
-    SHARDED: tl.constexpr,
+    metrics, statistics, label, label_s, label_t, label_column, kd, ce,
+    DIVERGENCE: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """``label``: the two-way split; ``column``: the label's. Metrics that the call cannot have are NaN."""
-    student = _entropy(found.z_s, found.moment_s)
+    """``label``: the two-way split. Metrics that the call cannot have are NaN."""
+    student = _entropy(statistics.z_s, statistics.moment_s)
     teacher, agreement = float("nan"), float("nan")
-    if reads_teacher(DIVERGENCE):
-        teacher = _entropy(found.z_t, found.moment_t)
-        arg_s, arg_t = found.arg_s, found.arg_t
-        if splits_label(DIVERGENCE):
+    if DIVERGENCE.reads_teacher:
+        teacher = _entropy(statistics.z_t, statistics.moment_t)
+        arg_s, arg_t = statistics.arg_s, statistics.arg_t
+        if DIVERGENCE.splits_label:
             student, teacher = split_entropy(label.student, student), split_entropy(label.teacher, teacher)
-            arg_s = _with_label(arg_s, found.max_s, label_s, column, SHARDED)
-            arg_t = _with_label(arg_t, found.max_t, label_t, column, SHARDED)
+            arg_s = _with_label(arg_s, statistics.max_s, label_s, label_column, TERMS.sharded)
+            arg_t = _with_label(arg_t, statistics.max_t, label_t, label_column, TERMS.sharded)
         agreement = tl.where(arg_s == arg_t, 1.0, 0.0)
-    tl.store(metrics + 0, kd)
-    if NLL:
-        tl.store(metrics + 1, ce)
+    tl.store(metrics + COLUMN.kd, kd)
+    if TERMS.nll:
+        tl.store(metrics + COLUMN.ce, ce)
     else:
-        tl.store(metrics + 1, float("nan"))
-    tl.store(metrics + 2, student)
-    tl.store(metrics + 3, teacher)
-    tl.store(metrics + 4, agreement)
+        tl.store(metrics + COLUMN.ce, float("nan"))
+    tl.store(metrics + COLUMN.student_entropy, student)
+    tl.store(metrics + COLUMN.teacher_entropy, teacher)
+    tl.store(metrics + COLUMN.agreement, agreement)
+
+
+@triton.jit
+def clear_metrics(metrics):
+    for k in tl.static_range(COUNT):
+        tl.store(metrics + k, 0.0)
 
 
 @triton.jit

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Divergences that need few registers per element. The others need logarithms or powers of each element.
-LIGHT = (None, "off_support", "forward_kl", "reverse_kl", "jeffreys", "tvd", "kl_tvd", "symmetric_jsd")
+from fastkd.backends.triton.divergences import Formulas
 
 
 class Shape(NamedTuple):
@@ -29,6 +28,7 @@ class Shape(NamedTuple):
         return {"REPEAT": self.elements // width, "LANES": self.threads, "WIDTH": width}
 
 
+# By the weight of a divergence's formulas.
 CANDIDATES = {
     "light": (Shape(128, 16, 128), Shape(256, 16, 128), Shape(512, 16, 128), Shape(128, 8, 96)),
     "heavy": (Shape(128, 8, 168), Shape(256, 8, 128), Shape(512, 8, 128), Shape(128, 8, 128)),
@@ -38,11 +38,6 @@ RECORDING = Shape(128, 8, 168)
 SCALE = Shape(128, 16, 128)
 
 
-def weight(divergence: str | None) -> str:
-    """The list of candidates for a divergence's kernels."""
-    return "light" if divergence in LIGHT else "heavy"
-
-
-def usual(divergence: str | None, vocab: int) -> Shape:
+def usual(formulas: Formulas, vocab: int) -> Shape:
     """The table of defaults: larger programs for rows that keep them busy."""
-    return CANDIDATES[weight(divergence)][1 if divergence in LIGHT and vocab > 8192 else 0]
+    return CANDIDATES[formulas.weight][1 if formulas.weight == "light" and vocab > 8192 else 0]

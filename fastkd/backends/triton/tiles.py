@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     t_stride: Any
     begin: Any  # less than the width of an access; the constant 0 if rows begin on boundaries
     end: Any
-    label: Any  # int32, the label's column; -1 where it is not here
+    label_column: Any  # int32; -1 where the label is not here
     origin_s: Any  # float32, subtracted from every logit of the side after it is widened
     origin_t: Any
 
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 def lowered_by(rows, origin_s, origin_t):
     """``rows`` with other origins."""
     return Rows(
-        rows.student, rows.teacher, rows.s_stride, rows.t_stride, rows.begin, rows.end, rows.label,
+        rows.student, rows.teacher, rows.s_stride, rows.t_stride, rows.begin, rows.end, rows.label_column,
         origin_s, origin_t,
     )  # fmt: skip
 
@@ -127,8 +127,8 @@ def widen_sides(rows, columns, s, t, SPLITS: tl.constexpr):
     """float32 ``(student, teacher)`` logits; the label's are -inf where the divergence SPLITS it off."""
     s, t = widen(s), widen(t)
     if SPLITS:
-        s = tl.where(columns == rows.label, NEG_INF, s)
-        t = tl.where(columns == rows.label, NEG_INF, t)
+        s = tl.where(columns == rows.label_column, NEG_INF, s)
+        t = tl.where(columns == rows.label_column, NEG_INF, t)
     return s, t
 
 
@@ -162,6 +162,12 @@ def clear_columns(pointer, begin, end, stride, tile, TILE: tl.constexpr):
 
 
 @triton.jit
+def row_total(x):
+    """The sum over all places of a stripe."""
+    return tl.sum(tl.sum(x, axis=1), axis=0)
+
+
+@triton.jit
 def finite_shift(maximum):
     """The maximum as a shift: 0 if all logits are -inf, so that ``-inf - shift`` stays -inf."""
     return tl.where(maximum == NEG_INF, 0.0, maximum)
@@ -169,5 +175,5 @@ def finite_shift(maximum):
 
 @triton.jit
 def offset_between(shift_s, shift_t, scales):
-    """The number to subtract from ``t T / T_t - s`` so that it is relative to both shifts."""
+    """The number to subtract from ``t T / T_t - s`` so that it is relative to both shifts, in logits."""
     return fma(shift_t, scales.temperatures, 0.0 - shift_s)

@@ -8,7 +8,6 @@ of several processes decides for all.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -23,7 +22,9 @@ import torch
 import triton
 
 from fastkd import _settings
-from fastkd.backends.triton.shapes import CANDIDATES, Shape, usual, weight
+from fastkd.backends.triton import sources
+from fastkd.backends.triton.divergences import Formulas
+from fastkd.backends.triton.shapes import CANDIDATES, Shape, usual
 
 Key = tuple[int | None, str, str, int]
 Run = Callable[[Shape], None]
@@ -34,28 +35,19 @@ _chosen: dict[Key, Shape] = {}
 _lock = threading.Lock()
 
 
-@functools.cache
-def _sources() -> str:
-    """A hash of the kernels' sources, so that a choice does not outlive the code that it was made for."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def bucket(vocab: int) -> int:
     """``vocab`` rounded up to a power of two; vocabularies with the same one share a choice."""
     return 1 << max(vocab - 1, 0).bit_length()
 
 
-def _identity(device: str, divergence: str | None, dtypes: str, vocab: int) -> dict[str, str | int]:
-    """Everything that a choice depends on."""
+def _identity(device: str, formulas: Formulas, dtypes: str, vocab: int) -> dict[str, str | int]:
+    """Everything that a choice depends on. It must not outlive the kernels that it was made for."""
     return {
         "device": device,
         "triton": triton.__version__,
-        "kernels": _sources(),
-        "class": weight(divergence),
-        "divergence": str(divergence),
+        "kernels": sources.digest(),
+        "class": formulas.weight,
+        "divergence": formulas.name,
         "dtypes": dtypes,
         "vocabulary": bucket(vocab),
     }
@@ -142,7 +134,7 @@ def _tuned(identity: dict[str, str | int], table: Shape, scratch: Callable[[], R
 
 
 def choose(
-    device: torch.device, divergence: str | None, dtypes: str, vocab: int, scratch: Callable[[], Run]
+    device: torch.device, formulas: Formulas, dtypes: str, vocab: int, scratch: Callable[[], Run]
 ) -> Shape:
     """The shape for a call on the current device, the same one each time in this process.
 
@@ -150,13 +142,13 @@ def choose(
         dtypes: the dtypes of student and teacher.
         scratch: makes tensors for tuning and returns a function that runs a shape on them.
     """
-    table = usual(divergence, vocab)
+    table = usual(formulas, vocab)
     if device.type != "cuda" or not _settings.triton_autotune():
         return table
-    key = (device.index, str(divergence), dtypes, bucket(vocab))
+    key = (device.index, formulas.name, dtypes, bucket(vocab))
     with _lock:
         if key not in _chosen:
-            identity = _identity(torch.cuda.get_device_name(device), divergence, dtypes, vocab)
+            identity = _identity(torch.cuda.get_device_name(device), formulas, dtypes, vocab)
             shape = _read(identity)
             if shape is None and torch.cuda.is_current_stream_capturing():
                 shape = table  # timing would wait, and the process keeps what a graph has captured
