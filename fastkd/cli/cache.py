@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         print(help_text("cache", ABOUT))
         return 0 if argv else 2
     args = read_settings(renamed(argv, "kind", "cache_kind"))
-    from fastkd.trainer.cache import make_caches
+    from fastkd.runs.cache import make_caches
 
     for name, made in make_caches(args).items():
         print(

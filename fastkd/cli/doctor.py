@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastkd.cli.settings import help_text, read_settings
 
 if TYPE_CHECKING:
-    from fastkd.trainer.doctor import Finding
+    from fastkd.runs.doctor import Finding
 
 ABOUT = """Look for what would go wrong in a run: errors stop it or train on something wrong, warnings are
 probably not as meant, notes are good to know. Exit code 1 if there is an error.
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     flags = {"--fast", "--json"}
     chosen = flags & set(argv)
     args = read_settings([argument for argument in argv if argument not in flags])
-    from fastkd.trainer.doctor import examined
+    from fastkd.runs.doctor import examined
 
     found, looked_at = examined(args, fast="--fast" in chosen)
     if "--json" in chosen:

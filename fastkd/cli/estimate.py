@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
     flags = {"--json", "--no-time"}
     chosen = flags & set(argv)
     args = read_settings([argument for argument in argv if argument not in flags])
-    from fastkd.trainer.estimate import estimate
-    from fastkd.trainer.estimate.text import text
+    from fastkd.runs.estimate import estimate
+    from fastkd.runs.estimate.text import text
 
     found = estimate(args, processes, timed="--no-time" not in chosen)
     print(json.dumps(found.to_dict(), indent=2) if "--json" in chosen else text(found, args))

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         print(help_text("generate", ABOUT))
         return 0 if argv else 2
     args = read_settings(renamed(argv, "mode", "generation_mode"))
-    from fastkd.trainer.generate import generate
+    from fastkd.runs.generate import generate
 
     made = generate(args)
     print(f"{made.folder}: {made.rows:,} rows, {made.tokens:,} tokens ({made.made_from['mode']})")

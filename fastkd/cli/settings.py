@@ -134,7 +134,9 @@ def help_text(command: str, about: str) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    from fastkd.trainer.config import plain
+
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     if isinstance(value, bool):
         return str(value).lower()
-    return "unset" if value is None else str(getattr(value, "value", value))
+    return "unset" if value is None else plain(value)

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
         print(help_text("train", ABOUT))
         return 0 if argv else 2
     args = read_settings(argv, fixed={"kd_ratio": 0.0, "teacher": None, "control": False})
-    from fastkd.trainer.run import run
+    from fastkd.runs.train import run
 
     run(args, "train")
     return 0

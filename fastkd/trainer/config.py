@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from fastkd import kd_loss
-from fastkd.trainer.matching import parse_matches
+from fastkd.trainer.matches import parse_matches
 
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
@@ -28,6 +28,11 @@ CHOICES = {
     "cache_kind": CACHE_KINDS,
     "cache_tail": CACHE_TAILS,
 }
+
+
+def plain(choice: Any) -> str:
+    """A choice as text: ``TrainingArguments`` turns some of its strings into members of an enum."""
+    return str(getattr(choice, "value", choice))
 
 
 @dataclass

@@ -16,16 +16,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from fastkd.corpora.contexts import evaluating
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Task
+from fastkd.corpora.tasks.base import Collator
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.heads import LinearHead, find_linear_head, output_width
+from fastkd.trainer.heads import find_linear_head, output_width
 from fastkd.trainer.matching import Matching
-from fastkd.trainer.modes import evaluating
+from fastkd.trainer.models import LinearHead
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
-from fastkd.trainer.tasks.base import Collator
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastkd import SparseTeacher, kd_loss
+from fastkd.corpora.store import CacheReader
+from fastkd.corpora.store.fingerprints import encoded_rows, row_hash, tokenizer_fingerprint
+from fastkd.corpora.store.manifest import NAME
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
+from fastkd.corpora.tasks.base import Collator, Row
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.heads import LinearHead, multiply_out
-from fastkd.trainer.store import CacheReader
-from fastkd.trainer.store.fingerprints import encoded_rows, row_hash, tokenizer_fingerprint
-from fastkd.trainer.store.manifest import NAME
-from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
-from fastkd.trainer.tasks.base import Collator, Row
-from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
+from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested, multiply_out
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +74,17 @@ class CachedTeacher:
         if self.head is not None:
             self.head.linear.to(device)
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View | None:
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput | None:
         """The distributions of a batch's rows; None for rows that the cache does not hold."""
-        if wanted != NOTHING_MORE:
+        if requested != NOTHING_MORE:
             raise ValueError("a cached teacher has no layers to look into: give a live one")
         if _HIDDEN in batch:
             assert self.head is not None
             with torch.no_grad():
                 factors = self.head.factors(batch[_HIDDEN])
-                return View(factors if self.fused else multiply_out(factors))
+                return ModelOutput(factors if self.fused else multiply_out(factors))
         if _INDICES in batch:
-            return View(SparseTeacher(batch[_INDICES], batch[_LOGPROBS], self.tail))
+            return ModelOutput(SparseTeacher(batch[_INDICES], batch[_LOGPROBS], self.tail))
         return None
 
     def check(self, args: DistillationConfig, tokenizer: Any) -> None:
