@@ -26,6 +26,7 @@ from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
 from fastkd.corpora.store.manifest import GENERATED
 from fastkd.corpora.tasks import TASKS, Task
+from fastkd.files import file_digest
 from fastkd.runs import report
 from fastkd.runs.scores import sentence_scorer
 from fastkd.runs.sources import load_teacher_model, load_tokenizer, require_model

@@ -26,11 +26,12 @@ from torch import nn
 
 from fastkd import SparseTeacher, kd_loss
 from fastkd.cli import main
-from fastkd.trainer import DistillationConfig, DistillationTrainer, cache as caching
-from fastkd.trainer.cache import make_cache
-from fastkd.trainer.store import CacheReader, Manifest, Writer
-from fastkd.trainer.store.encoding import bytes_per_token, drawn, top
-from fastkd.trainer.store.fingerprints import tokenizer_fingerprint
+from fastkd.corpora.store import CacheReader, Manifest, Writer
+from fastkd.corpora.store.encoding import bytes_per_token, drawn, top
+from fastkd.corpora.store.fingerprints import tokenizer_fingerprint
+from fastkd.runs import cache as caching
+from fastkd.runs.cache import make_cache
+from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.teachers import CachedTeacher
 
 EXACT = {"topk": 2e-3, "hidden": 2e-6}

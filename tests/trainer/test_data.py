@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fastkd.corpora.rows import class_names, load_rows
+from fastkd.corpora.tasks import TASKS
 from fastkd.trainer import DistillationConfig
-from fastkd.trainer.data import class_names, load_rows
-from fastkd.trainer.tasks import TASKS
 
 Configuration = Callable[..., DistillationConfig]
 TEXTS = ["abc", "a longer line of text", "", "xy"]

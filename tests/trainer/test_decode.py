@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fastkd.trainer.decode import decode, questions
-from fastkd.trainer.tasks import TASKS
+from fastkd.corpora.decode import decode, questions
+from fastkd.corpora.tasks import TASKS
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 8, 2], [11, 12], [3, 3, 3, 3]]
 

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 
 from fastkd.backends.native import NativeBackend
 from fastkd.cli import main
+from fastkd.corpora.tasks import TASKS
+from fastkd.runs.doctor import Finding, examine
+from fastkd.runs.doctor.findings import Case
+from fastkd.runs.doctor.machine import free_disk, idle_gpu, memory
+from fastkd.runs.sources import load_tokenizer
 from fastkd.trainer import DistillationConfig
-from fastkd.trainer.doctor import Finding, examine
-from fastkd.trainer.doctor.findings import Case
-from fastkd.trainer.doctor.machine import free_disk, idle_gpu, memory
-from fastkd.trainer.loading import load_tokenizer
-from fastkd.trainer.tasks import TASKS
 
 WORDS = ["<end>", "<unk>", "<pad>", *(f"w{i}" for i in range(45))]
 
@@ -398,15 +398,15 @@ def test_a_backend_that_falls_back(place: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_driver_without_a_gpu(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     case = Case(DistillationConfig(**SETTINGS), fast=True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("fastkd.trainer.doctor.machine.NVIDIA_DRIVER", tmp_path)
+    monkeypatch.setattr("fastkd.runs.doctor.machine.NVIDIA_DRIVER", tmp_path)
     assert [finding.name for finding in idle_gpu(case)] == ["gpu_unseen"]
-    monkeypatch.setattr("fastkd.trainer.doctor.machine.NVIDIA_DRIVER", tmp_path / "none")
+    monkeypatch.setattr("fastkd.runs.doctor.machine.NVIDIA_DRIVER", tmp_path / "none")
     assert not list(idle_gpu(case))
 
 
 def test_a_head_that_is_not_linear(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "the output head of Some is Other, not nn.Linear"
-    monkeypatch.setattr("fastkd.trainer.doctor.machine.declared_head", lambda _: reason)
+    monkeypatch.setattr("fastkd.runs.doctor.machine.declared_head", lambda _: reason)
     assert look()["fused_head"].severity == "note" and reason in look()["fused_head"].found
     assert look(fused_head="true")["fused_head"].severity == "error"
     assert "fused_head" not in look(fused_head="false")
@@ -417,10 +417,10 @@ def test_room_on_the_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = {"max_steps": 100, "save_steps": 10}
     needed = 4 * parameters + 10 * 12 * parameters
     for free, severity in ((needed - 1, "error"), (needed + 1, "warning"), (2 * needed, None)):
-        monkeypatch.setattr("fastkd.trainer.doctor.machine.free_disk", lambda _, free=free: free)
+        monkeypatch.setattr("fastkd.runs.doctor.machine.free_disk", lambda _, free=free: free)
         found = look(**run).get("disk")
         assert (found and found.severity) == severity
-    monkeypatch.setattr("fastkd.trainer.doctor.machine.free_disk", lambda _: needed - 1)
+    monkeypatch.setattr("fastkd.runs.doctor.machine.free_disk", lambda _: needed - 1)
     assert "disk" not in look(**run, save_total_limit=2)
     assert "disk" not in look(**run, save_strategy="no")
 
@@ -428,7 +428,7 @@ def test_room_on_the_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_that_needs_more_memory_than_there_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(DistillationConfig(**SETTINGS), fast=False)
     assert not list(memory(case))
-    monkeypatch.setattr("fastkd.trainer.doctor.machine.free_bytes", lambda _: 100_000)
+    monkeypatch.setattr("fastkd.runs.doctor.machine.free_bytes", lambda _: 100_000)
     assert [finding.severity for finding in memory(case)] == ["error"]
     assert not list(memory(Case(case.args, fast=True)))
 
@@ -480,7 +480,7 @@ def test_a_head_that_only_its_weights_give_away(place: Path, monkeypatch: pytest
 @pytest.fixture
 def cached(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
     """Make a cache of the healthy data; return a function that checks a configuration which reads it."""
-    from fastkd.trainer.cache import make_caches
+    from fastkd.runs.cache import make_caches
 
     llama(hidden=24).save_pretrained("teacher")
     make_caches(DistillationConfig(**{**SETTINGS, "output_dir": "stored", "disable_tqdm": True}))
@@ -542,8 +542,8 @@ def test_an_unquoted_no_is_not_false(place: Path, capsys: pytest.CaptureFixture[
 
 
 def test_only_some_rows_are_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastkd.trainer.sample.MOST", 10)
-    from fastkd.trainer.doctor import examined
+    monkeypatch.setattr("fastkd.corpora.sample.MOST", 10)
+    from fastkd.runs.doctor import examined
 
     assert "10 of 40 rows of train_file" in examined(DistillationConfig(**SETTINGS), fast=True)[1]
 

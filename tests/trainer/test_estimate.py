@@ -20,14 +20,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from fastkd.cli import main
+from fastkd.corpora.tasks import TASKS
+from fastkd.runs.estimate import Shape, estimate, run_step
+from fastkd.runs.estimate.caches import cache_sizes
+from fastkd.runs.estimate.optimizers import optimizer_bytes
+from fastkd.runs.estimate.speed import Machine, seconds_per_step
+from fastkd.runs.estimate.text import duration, size
+from fastkd.runs.sources import load_student, load_teacher
 from fastkd.trainer import DistillationConfig, DistillationTrainer
-from fastkd.trainer.estimate import Shape, estimate, run_step
-from fastkd.trainer.estimate.caches import cache_sizes
-from fastkd.trainer.estimate.optimizers import optimizer_bytes
-from fastkd.trainer.estimate.speed import Machine, seconds_per_step
-from fastkd.trainer.estimate.text import duration, size
-from fastkd.trainer.loading import load_student, load_teacher
-from fastkd.trainer.tasks import TASKS
 
 Configuration = Callable[..., DistillationConfig]
 
@@ -182,7 +182,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the remedies, because each of them takes a simulated step."""
-    monkeypatch.setattr("fastkd.trainer.estimate.remedies", lambda *_: [])
+    monkeypatch.setattr("fastkd.runs.estimate.remedies", lambda *_: [])
 
 
 def settings_of(folder: Path, **fields: Any) -> DistillationConfig:
@@ -216,7 +216,7 @@ def test_longer_rows_that_were_not_seen_are_mentioned(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert estimate(settings_of(workplace), timed=False).at_full_length is None
-    monkeypatch.setattr("fastkd.trainer.sample.MOST", 10)
+    monkeypatch.setattr("fastkd.corpora.sample.MOST", 10)
     found = estimate(settings_of(workplace), timed=False)
     assert found.train.source == "the longest of 10 of 30 rows"
     assert found.at_full_length is not None and found.at_full_length > found.step.peak

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from fastkd.cli import main
-from fastkd.trainer.decode import decode
-from fastkd.trainer.evaluate import shares
-from fastkd.trainer.tasks import TASKS
+from fastkd.corpora.decode import decode
+from fastkd.corpora.tasks import TASKS
+from fastkd.runs.evaluate import shares
 
 END = "<|endoftext|>"
 VOCAB = 258

@@ -17,13 +17,13 @@ from stored import Crash, bart, crash_at, files, prompts, redigested, settings
 from tiny import llama
 
 from fastkd.cli import main
-from fastkd.trainer.data import load_rows
-from fastkd.trainer.decode import decode
-from fastkd.trainer.generate import generate_rows
-from fastkd.trainer.scores import sentence_scorer
-from fastkd.trainer.store import Manifest, open_generated
-from fastkd.trainer.tasks import TASKS
-from fastkd.trainer.tasks.causal_lm import prompt_ids
+from fastkd.corpora.decode import decode
+from fastkd.corpora.rows import load_rows
+from fastkd.corpora.store import Manifest, open_generated
+from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks.causal_lm import prompt_ids
+from fastkd.runs.generate import generate_rows
+from fastkd.runs.scores import sentence_scorer
 
 
 def options(**fields: Any) -> Any:

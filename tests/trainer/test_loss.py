@@ -11,10 +11,11 @@ import torch.nn.functional as F
 import transformers
 from tiny import VOCAB, llama, rows
 
-from fastkd.trainer.heads import LinearHead, find_linear_head
+from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks.base import Collator
+from fastkd.trainer.heads import find_linear_head
+from fastkd.trainer.models import LinearHead
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.tasks import TASKS
-from fastkd.trainer.tasks.base import Collator
 from fastkd.trainer.teachers import LiveTeacher
 
 CAUSAL, SEQ2SEQ = TASKS["causal_lm"], TASKS["seq2seq"]

@@ -14,11 +14,13 @@ import transformers
 from safetensors.torch import load_file
 from tiny import VOCAB, llama, rows
 
+from fastkd.corpora.tasks import TASKS, Task
 from fastkd.trainer import DistillationConfig, DistillationTrainer
-from fastkd.trainer.heads import LinearHead, find_linear_head, run
-from fastkd.trainer.matching import Matching, parse_matches
+from fastkd.trainer.heads import find_linear_head
+from fastkd.trainer.matches import parse_matches
+from fastkd.trainer.matching import Matching
+from fastkd.trainer.models import LinearHead, forward
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.tasks import TASKS, Task
 from fastkd.trainer.teachers import LiveTeacher
 
 Configuration = Callable[..., DistillationConfig]
@@ -176,9 +178,9 @@ def matched(model: DistilledStudent, batch: dict[str, Any]) -> dict[str, torch.T
     """The model's matching losses of a batch, called as its forward calls them."""
     matching, targets = model.matching, model.task.targets(batch["labels"])
     assert matching is not None and model.teacher is not None
-    teacher = matching.prepare(model.teacher(batch, matching.wanted), targets)
+    teacher = matching.prepare(model.teacher(batch, matching.requested), targets)
     inputs = model.task.model_inputs(model.student, batch)
-    student = run(model.student, model.head, inputs, matching.wanted)
+    student = forward(model.student, model.head, inputs, matching.requested)
     return matching(student, teacher, targets, batch)
 
 
@@ -382,7 +384,7 @@ def test_the_teachers_graph_is_gone_before_the_student_runs() -> None:
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     for fused in (True, False):
         model = distilled(task, llama(0), llama(1), EVERY_KIND_OF_ONE_LAYER, 1.0, fused)
-        view = model.teacher(batch, model.matching.wanted)
+        view = model.teacher(batch, model.matching.requested)
         kept = view.distribution if isinstance(view.distribution, torch.Tensor) else view.distribution.hidden
         assert kept.requires_grad and view.embeddings.requires_grad
         prepared = model.matching.prepare(view, task.targets(batch["labels"]))

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from test_matching import bart, bert, class_rows, gpt2, t5
 from tiny import VOCAB, llama, rows
 
+from fastkd.corpora.tasks import TASKS
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.on_policy import OnPolicy
-from fastkd.trainer.tasks import TASKS
 from fastkd.trainer.teachers import LiveTeacher
 
 Configuration = Callable[..., DistillationConfig]

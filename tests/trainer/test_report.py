@@ -17,10 +17,11 @@ from accelerate import PartialState
 from tiny import llama, rows
 
 from fastkd.cli.settings import read_settings
-from fastkd.trainer import DistillationConfig, report
-from fastkd.trainer.report.charts import DRAWN, Chart, Line, downsample, figure
-from fastkd.trainer.report.curves import charts
-from fastkd.trainer.run import control_of, train_one
+from fastkd.runs import report
+from fastkd.runs.report.charts import DRAWN, Chart, Line, downsample, figure
+from fastkd.runs.report.curves import charts
+from fastkd.runs.train import control_of, train_one
+from fastkd.trainer import DistillationConfig
 
 HOSTILE = "</script><script>alert('1')</script>\"><img src=x onerror=alert(2)>&amp;"
 VOID = {"meta", "br", "img", "link", "input", "hr", "circle", "path", "polyline", "polygon"}

@@ -7,7 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from fastkd.trainer import scores
+from fastkd.runs import scores
 
 SAID = ["the cat sat on the mat", "a dog ran away quickly", "nothing"]
 MEANT = ["the cat sat on a mat", "the dogs ran away", "something else entirely"]
