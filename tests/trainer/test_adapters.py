@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_matching import bert, class_rows, gpt2, t5
-from tiny import llama, rows
+from support.families import bert, class_rows, gpt2, t5
+from support.tiny import llama, rows
 
 peft = pytest.importorskip("peft")
 

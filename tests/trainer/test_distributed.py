@@ -13,15 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
 def run(folder: Path, processes: int = 1, *arguments: str) -> Found:
-    path = os.pathsep.join(filter(None, (str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(HERE / "processes.py"), str(folder)]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        str(ROOT / "tests/support/train_processes.py"),
+        str(folder),
+    ]
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300
     )

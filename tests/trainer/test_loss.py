@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny import VOCAB, llama, rows
+from support.tiny import VOCAB, llama, rows
 
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.tasks.base import Collator

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny import VOCAB, llama, rows
+from support.tiny import VOCAB, llama, rows
 from transformers import AutoModelForCausalLM
 
 from fastkd.runs.sources import load_student, load_teacher_model
@@ -334,25 +334,3 @@ def test_fused_head_true_needs_a_linear_head(configuration: Configuration) -> No
     student.lm_head = torch.nn.Sequential(student.lm_head)
     with pytest.raises(ValueError, match="fused_head=true"):
         DistillationTrainer(student, llama(1), configuration(fused_head="true"), train_dataset=rows(4))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"task": "translation"}, "task must be causal_lm or seq2seq or classification"),
-        ({"divergence": "forwrd_kl"}, "forward_kl"),
-        ({"kd_ratio": 1.5}, "kd_ratio"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"fused_head": "maybe"}, "fused_head must be"),
-        ({"model_init": "random"}, "model_init must be"),
-        ({"max_length": 1}, "max_length"),
-        ({"lmbda": 1.5}, "lmbda is a share"),
-        ({"packing": True, "task": "seq2seq"}, "packing is for causal_lm"),
-        ({"cache_kind": "top"}, "cache_kind must be topk"),
-    ],
-)
-def test_a_bad_configuration_is_refused_at_once(
-    configuration: Configuration, fields: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        configuration(**fields)

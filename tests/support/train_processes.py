@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sharded import Sharded
-from tiny import llama, rows
+from support.sharded import Sharded
+from support.tiny import llama, rows
 from torch.distributed.tensor import DTensor
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer

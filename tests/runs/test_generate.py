@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import stored
 import yaml
 from datasets import Dataset
-from stored import Crash, bart, crash_at, files, prompts, redigested, settings
-from tiny import llama
+from support import stored
+from support.stored import Crash, bart, crash_at, files, prompts, redigested, settings
+from support.tiny import llama
 
 from fastkd.cli import main
 from fastkd.corpora.decode import decode

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stored
+from support import stored
 
 # For each command, how often it is killed, and the settings that its runs use in turn.
 KILLS: dict[str, tuple[int, list[dict[str, Any]]]] = {
@@ -30,10 +30,10 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("OMP_NUM_THREADS", "1")
         # The fork server, from which the processes are forked, finds the modules to import first here.
-        here = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        here = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(here))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["stored"])
+        context.set_forkserver_preload(["support.stored"])
         yield context
 
 

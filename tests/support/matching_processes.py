@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sharded import Sharded
-from tiny import llama, rows
+from support.sharded import Sharded
+from support.tiny import llama, rows
 from torch.distributed.tensor import DTensor
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from accelerate import PartialState
-from tiny import llama, rows
+from support.tiny import llama, rows
 
 from fastkd.cli.settings import read_settings
 from fastkd.runs import report

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from sacrebleu.metrics.bleu import BLEU
-from tiny import llama
+from support.tiny import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import llama
+from support.tiny import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Models, data and jobs for the tests of caches and generated sets; test_kill.py also kills the jobs."""
+"""Models, data and jobs for the tests of caches and generated sets; runs/test_kill.py also kills the jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VOCAB, llama, rows
+from support.tiny import VOCAB, llama, rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BartConfig,

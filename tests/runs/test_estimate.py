@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from tiny import llama
+from support.tiny import llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, PreTrainedTokenizerFast
