@@ -13,12 +13,12 @@ from fastkd.cli.settings import help_text, read_settings
 if TYPE_CHECKING:
     from fastkd.runs.doctor import Finding
 
-ABOUT = """Look for what would go wrong in a run: errors stop it or train on something wrong, warnings are
-probably not as meant, notes are good to know. Exit code 1 if there is an error.
+ABOUT = """Look for what would go wrong in a run: an error stops it or makes it train on something wrong,
+a warning is probably not intended, a note is good to know. The exit code is 1 if there is an error.
 
-  --fast   read no weights (teacher and student are not compared on a few rows), of a cache only its
-           manifest, and estimate no memory
-  --json   for machines (default: text)"""
+  --fast   read no weights (so teacher and student are not compared on a few rows), read only the
+           manifest of a cache, and estimate no memory
+  --json   print JSON (default: text)"""
 
 WIDTH = 100
 

@@ -6,7 +6,7 @@ from fastkd.cli.settings import help_text, read_settings, renamed
 
 ABOUT = """Write the teacher's answers to the prompts (or sources) of train_file into output_dir, as a data
 set: `train_file: output_dir` then trains on them, with the data's own answers kept in the column reference.
---mode is short for --generation_mode. A run that was stopped goes on when it is started again."""
+--mode is short for --generation_mode. A run that was stopped resumes when it is started again."""
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkd.cli.settings import help_text, read_settings
 
-ABOUT = """Plain supervised training of a causal language model, of a teacher for example.
+ABOUT = """Train a model on the labels alone: plain supervised training, of a teacher for example.
 `teacher`, `kd_ratio` and `control` do not apply: the loss is the cross-entropy with the labels."""
 
 

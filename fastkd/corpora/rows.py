@@ -69,11 +69,12 @@ def _from_hub(name: str, split: str) -> Dataset:
 def _mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
     mapping: Any = args.column_mapping or {}
     if not isinstance(mapping, dict):
-        raise ValueError(f"column_mapping must be {{our name: the file's}}, not {mapping!r}")
+        raise ValueError(f"column_mapping must map fastkd's column names to the file's, not {mapping!r}")
     for ours, theirs in mapping.items():
         if theirs not in rows.column_names:
             raise ValueError(
-                f"{field}: column_mapping names {theirs!r}, but there are {', '.join(rows.column_names)}"
+                f"{field}: column_mapping names {theirs!r}, but the columns are "
+                f"{', '.join(rows.column_names)}"
             )
         if ours in rows.column_names and ours != theirs:
             rows = rows.remove_columns(ours)

@@ -53,7 +53,7 @@ def generate(args: DistillationConfig) -> Manifest:
         ValueError: settings that name no teacher or no data, data without prompts, a directory that was
             begun with other settings.
     """
-    require_model(args.teacher, "only a model can write")
+    require_model(args.teacher, "only a model can generate text")
     if args.task == "classification":
         raise ValueError("a classifier writes no text: fastkd generate is for causal_lm and seq2seq")
     if args.world_size > 1:

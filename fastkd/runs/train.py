@@ -141,10 +141,10 @@ def begin_run(args: DistillationConfig) -> None:
         if changed:
             raise ValueError(
                 f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): "
-                "give another output_dir, or resume_from_checkpoint: true to go on with these, "
-                "or false to begin anew"
+                "give another output_dir, or resume_from_checkpoint: true to resume with the new ones, "
+                "or false to start again"
             )
-        logger.warning("going on from %s", last)
+        logger.warning("resuming from %s", last)
         args.resume_from_checkpoint = "true"
     elif choice == "false":
         args.resume_from_checkpoint = None

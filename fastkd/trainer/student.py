@@ -131,7 +131,9 @@ class DistilledStudent(nn.Module):
             sums = measure(scores, soft, targets, options)
         if self.training:
             if soft is None and options["kd_ratio"] > 0:
-                raise ValueError("the teacher says nothing of this batch: its rows are not in the cache")
+                raise ValueError(
+                    "the teacher has no distributions for this batch: its rows are not in the cache"
+                )
             found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
             if matching is not None and teacher is not None:
                 mask = targets != IGNORE_INDEX

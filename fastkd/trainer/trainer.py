@@ -88,7 +88,8 @@ class DistillationTrainer(Trainer):
         if args.feature_matches or args.gradient_match_weight:
             if not isinstance(self._teacher, (LiveTeacher, BaseTeacher)):
                 raise ValueError(
-                    "feature_matches and gradient_match_weight look inside the teacher: they need a live one"
+                    "feature_matches and gradient_match_weight compare layers of the teacher: "
+                    "give a model, not a cache"
                 )
             matching = Matching(
                 model,
@@ -386,7 +387,7 @@ def check_documents_are_apart(model: Any, task: Task) -> None:
         ]
     if (logits[0] - logits[1]).abs().max() > 0.02 * logits[0].abs().max():
         raise ValueError(
-            f"{type(model).__name__} looks from one packed text into the one before it: set packing: false"
+            f"{type(model).__name__} attends from one packed text to the one before it: set packing: false"
         )
 
 

@@ -157,13 +157,13 @@ def test_prompts_leave_room_in_the_window(tokenizer: Any, caplog: pytest.LogCapt
     assert len(answer.tokens) <= 23 and "does not fit the model's window of 24 tokens" in caplog.text
 
 
-def test_an_empty_prompt_begins_as_a_text_does(tokenizer: Any) -> None:
+def test_an_empty_prompt_becomes_the_start_token(tokenizer: Any) -> None:
     model, task = llama().eval(), TASKS["causal_lm"]
     found = dict(decode(model, task, tokenizer, [[], [0]], max_new_tokens=4))
     assert found[0] == found[1]
 
 
-def test_all_ends_end(tokenizer: Any) -> None:
+def test_every_end_token_ends_an_answer(tokenizer: Any) -> None:
     """The tokenizer's end token and the checkpoint's own both stop an answer, which keeps its end token."""
     model, task = llama().eval(), TASKS["causal_lm"]
     ((_, (whole,)),) = decode(model, task, tokenizer, [[5, 6, 7]], max_new_tokens=6)

@@ -67,7 +67,7 @@ def test_columns_can_be_mapped(configuration: Configuration, tmp_path: Path) -> 
     path = str(write(tmp_path, "jsonl", column="body"))
     rows = load_rows("train_file", configuration(train_file=path, column_mapping={"text": "body"}))
     assert rows is not None and list(rows["text"]) == TEXTS
-    with pytest.raises(ValueError, match="column_mapping names 'page', but there are body"):
+    with pytest.raises(ValueError, match="column_mapping names 'page', but the columns are body"):
         load_rows("train_file", configuration(train_file=path, column_mapping={"text": "page"}))
 
 
@@ -79,7 +79,7 @@ def test_packing_loses_no_token(configuration: Configuration, tokenizer: Any, tm
     assert {len(ids) for ids in found["input_ids"][:-1]} == {5}
 
 
-def test_packed_positions_begin_anew_and_no_text_predicts_the_next(
+def test_packed_positions_restart_and_no_text_predicts_the_next(
     configuration: Configuration, tokenizer: Any, tmp_path: Path
 ) -> None:
     args = configuration(packing=True, max_length=5, train_file=str(write(tmp_path, "jsonl")))
@@ -97,7 +97,7 @@ def test_a_packed_txt_file_is_one_text_with_its_line_breaks(
     assert tokenizer.decode(found["input_ids"][0]) == "\n".join(TEXTS) + "\n<|endoftext|>"
 
 
-def test_cutting_is_said_aloud(
+def test_cut_texts_are_logged(
     configuration: Configuration, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A message states how many texts were cut to max_length."""
@@ -142,7 +142,7 @@ def said(tokenizer: Any, row: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("columns", [("prompt", "completion"), ("source", "target")])
-def test_of_a_prompt_and_its_completion_only_the_completion_is_a_label(
+def test_only_the_completion_is_a_label(
     configuration: Configuration, tokenizer: Any, tmp_path: Path, columns: tuple[str, str]
 ) -> None:
     path = jsonl(tmp_path, dict(zip(columns, ("ab:", "cd"), strict=True)))
@@ -158,7 +158,7 @@ END = "<|endoftext|>"
     ("max_length", "text", "label"),
     [(7, f"fgh:cd{END}", f"cd{END}"), (4, f":cd{END}", f"cd{END}"), (3, ":cd", "cd"), (2, ":c", "c")],
 )
-def test_a_prompt_gives_way_to_its_completion(
+def test_a_long_prompt_is_cut_before_its_completion(
     configuration: Configuration,
     tokenizer: Any,
     tmp_path: Path,

@@ -49,7 +49,7 @@ def test_bytes_per_token(tmp_path: Path, kind: str, most: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["topk", "sampled", "hidden"])
-def test_goes_on_after_a_crash_at_any_write(
+def test_resumes_after_a_crash_at_any_write(
     caches: Callable[..., Path], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = settings(cache_kind=kind, cache_top_k=VOCAB)
@@ -73,7 +73,7 @@ def test_goes_on_after_a_crash_at_any_write(
     assert crashed >= 10
 
 
-def test_only_missing_shards_are_made_anew(copied: Callable[..., Path], caplog: Any) -> None:
+def test_only_damaged_shards_are_replaced(copied: Callable[..., Path], caplog: Any) -> None:
     """A damaged shard is replaced; whole ones are not touched."""
     folder = copied() / "train"
     before, times = files(folder), {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -98,7 +98,7 @@ def test_only_missing_shards_are_made_anew(copied: Callable[..., Path], caplog: 
         ({"data": encoded("causal_lm", 19)}, "another data:"),
     ],
 )
-def test_does_not_go_on_with_other_settings(
+def test_does_not_resume_with_other_settings(
     copied: Callable[..., Path], change: dict[str, Any], message: str
 ) -> None:
     folder = copied() / "train"
@@ -156,7 +156,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no cache in" in capsys.readouterr().err
 
 
-def test_classes_are_the_cached_teachers(tmp_path: Path) -> None:
+def test_class_names_come_from_the_cached_teacher(tmp_path: Path) -> None:
     """The data only numbers its classes, and the teacher names them; a run from the cache has these names."""
     given = stored.workplace(tmp_path)
     names = [f"class {i}" for i in range(5)]
@@ -180,7 +180,7 @@ def test_classes_are_the_cached_teachers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sampled", "hidden"])
-def test_two_processes_read_what_one_reads(tmp_path: Path, kind: str) -> None:
+def test_two_processes_train_like_one_from_a_cache(tmp_path: Path, kind: str) -> None:
     """Two processes with half the batch size train the same weights as one process."""
     given = stored.workplace(tmp_path)
     given |= {"max_steps": 4, "save_strategy": "no", "cache_kind": kind, "dataloader_num_workers": 1}

@@ -127,7 +127,7 @@ def test_configuration_file_errors(
     Path("unknown.yaml").write_text("learnign_rate: 1\n")
     for name, message in (
         ("none.yaml", "there is no configuration file 'none.yaml'"),
-        ("list.yaml", "must hold `field: value` lines, not a list"),
+        ("list.yaml", "must contain `field: value` lines, not a list"),
         ("broken.yaml", "is not valid YAML"),
         ("unknown.yaml", "did you mean 'learning_rate'?"),
     ):

@@ -190,7 +190,7 @@ def settings_of(folder: Path, **fields: Any) -> DistillationConfig:
 
 
 @pytest.mark.usefixtures("no_remedies")
-def test_no_weights_are_there_and_none_are_needed(workplace: Path) -> None:
+def test_no_weights_are_needed(workplace: Path) -> None:
     assert not list(workplace.rglob("*.safetensors"))
     found = estimate(settings_of(workplace), timed=False)
     assert found.train.rows == 30 and found.train.longest == Shape(4, 9)  # eight words and the end token
@@ -222,7 +222,7 @@ def test_longer_rows_that_were_not_seen_are_mentioned(
     assert found.at_full_length is not None and found.at_full_length > found.step.peak
 
 
-def test_remedies_need_less_and_are_honest(workplace: Path) -> None:
+def test_remedies_lower_the_peak_as_stated(workplace: Path) -> None:
     args = settings_of(workplace, per_device_train_batch_size=16, max_length=32)
     found = estimate(args, timed=False)
     assert found.remedies
@@ -284,7 +284,7 @@ def test_a_cached_teacher_has_no_weights(workplace: Path) -> None:
     assert with_head.phases["forward"]["teacher weights"] == 48 * 16 * 4
 
 
-def test_a_model_that_decides_by_its_data_has_its_weights_counted(
+def test_only_weights_are_counted_if_the_model_branches_on_values(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model whose forward reads its data cannot be simulated, so no activations are counted."""

@@ -222,7 +222,7 @@ def test_seq2seq_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report["rows"] == len(PAIRS) and report["command"] == "evaluate"
 
 
-def test_which_model_is_meant(
+def test_which_model_is_evaluated(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a run's configuration, the trained model is evaluated, not the student that the run began with."""
@@ -264,7 +264,7 @@ def test_an_adapter_beside_its_own_base(
     assert "pickled weights are not read" in capsys.readouterr().err
 
 
-def test_the_share_of_the_teacher() -> None:
+def test_bleu_relative_to_the_teachers() -> None:
     """A student's score is also given as a fraction of the teacher's, unless that is 0."""
     found: dict[str, Any] = {
         "teacher": {"greedy": {"bleu": 40.0}, "beam": {"bleu": 0.0}},
@@ -285,7 +285,7 @@ def test_two_processes_measure_the_same(place: Path, monkeypatch: pytest.MonkeyP
     fields["per_device_eval_batch_size"] = batch
     alone = evaluate(place, monkeypatch, model="lm", **fields)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    root = str(Path(__file__).parents[2])
+    root = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
     done = subprocess.run(
         [*command, "-m", "fastkd.cli", "evaluate", "config.yaml"],

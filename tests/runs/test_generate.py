@@ -114,7 +114,7 @@ def test_samples_depend_on_the_seed_and_the_temperature(made: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("mode", ["beam", "sample"])
-def test_goes_on_after_a_crash_at_any_write(
+def test_resumes_after_a_crash_at_any_write(
     made: Callable[[str], Path], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = files(made(mode))
@@ -147,7 +147,7 @@ def test_goes_on_after_a_crash_at_any_write(
         ({"rows": prompts(20)[::-1]}, "another data:"),
     ],
 )
-def test_does_not_go_on_with_other_settings(
+def test_does_not_resume_with_other_settings(
     made: Callable[[str], Path], change: dict[str, Any], message: str
 ) -> None:
     before = files(made("beam"))
@@ -199,7 +199,7 @@ def test_translations(tmp_path: Path) -> None:
     assert max(len(text) for text in found["target"]) <= 4
 
 
-def test_prompts_alone_are_enough_unless_there_is_something_to_be_near_to(tmp_path: Path) -> None:
+def test_prompts_alone_are_enough_except_for_interpolation(tmp_path: Path) -> None:
     """Rows need references only in mode 'interpolate', which chooses the answer nearest to them."""
     rows = [{"prompt": row["prompt"]} for row in prompts(10)]
     found = write(tmp_path / "a", rows)
@@ -280,7 +280,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: An
     capsys.readouterr()
     for arguments, message in (
         (["--task", "classification"], "a classifier writes no text"),
-        (["--teacher", "cache:x"], "but only a model can write"),
+        (["--teacher", "cache:x"], "but only a model can generate text"),
         (["--teacher", "null"], "teacher is not set"),
         (["--mode=best"], "generation_mode must be beam or sample or interpolate, not 'best'"),
         (["--output-dir", folder], "was begun with another interpolate_metric, mode"),

@@ -100,7 +100,7 @@ def test_every_command_has_its_recipe() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
-def test_every_configuration_is_one(page: Path, tmp_path: Path) -> None:
+def test_every_configuration_in_the_documentation_is_valid(page: Path, tmp_path: Path) -> None:
     for kind, text in BLOCK.findall(page.read_text("utf-8")):
         if kind != "yaml":
             continue

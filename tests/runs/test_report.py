@@ -154,7 +154,7 @@ def test_hostile_text_stays_text(found: dict[str, Any]) -> None:
     assert f"Matching loss: {HOSTILE}" in Page(report.page(found)).text
 
 
-def test_the_tables_say_what_the_json_says(found: dict[str, Any]) -> None:
+def test_the_tables_match_the_json(found: dict[str, Any]) -> None:
     page = Page(report.page(found))
     for drawn, table, columns in (
         (page.tables[0], report.rows(found), report.COLUMNS),
@@ -174,7 +174,7 @@ def test_the_tables_say_what_the_json_says(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 30_000])
-def test_any_length_of_run_is_a_small_page(found: dict[str, Any], count: int) -> None:
+def test_the_page_stays_small_for_a_run_of_any_length(found: dict[str, Any], count: int) -> None:
     for name, shift in (("student", 0.0), ("control", 1.0)):
         found[name]["history"] = history(count, shift)
     text = report.page(found)
@@ -286,11 +286,11 @@ def entry(perplexity: float | None = None, accuracy: float | None = None, texts:
         ({"student": entry(10.01), "control": entry(10.0)}, "is that of the same student trained without"),
         ({"student": entry(8.0), "teacher": entry(6.0)}, "The student's perplexity on held-out data is 8.00"),
         ({"model": entry(8.0)}, "The model's perplexity on held-out data is 8.00."),
-        ({"model": entry()}, "Trained for 7 steps; without held-out data"),
+        ({"model": entry()}, "Trained for 7 steps; its quality is unknown"),
         ({"student": entry(accuracy=0.9), "control": entry(accuracy=0.8)}, "10.0 points more of"),
         ({"student": entry(accuracy=0.7), "control": entry(accuracy=0.8)}, "10.0 points fewer"),
         ({"student": entry(accuracy=0.8, texts=50), "control": entry(accuracy=0.82, texts=50)},
-         "no difference that 50 texts could show"),
+         "the difference is within chance for 50 texts"),
         ({"model": entry(accuracy=0.5)}, "The model gets 50.0% of the held-out texts right."),
         ({}, "nothing to report yet"),
     ],

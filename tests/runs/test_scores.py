@@ -47,7 +47,7 @@ def test_texts_are_the_libraries_scores() -> None:
     assert same["bleu"] == pytest.approx(100) and same["rougeL"] == 1 and same["exact_match"] == 1
 
 
-def test_signatures_tell_how() -> None:
+def test_signatures_state_how_scores_were_computed() -> None:
     found = scores.signatures(MEANT)
     assert "tok:13a" in found["bleu"] and "version:" in found["bleu"]
     assert "nc:6" in found["chrf"] and found["rouge"].startswith("rouge-score ")

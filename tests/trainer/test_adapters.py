@@ -217,7 +217,7 @@ def test_distilling_from_the_base_is_distilling_from_a_copy_of_it(
         torch.testing.assert_close(value, found[1][2][name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_base_teachers_insides_and_own_samples(configuration: Configuration) -> None:
+def test_the_base_teacher_with_matches_and_own_samples(configuration: Configuration) -> None:
     """On-policy samples, the base as the teacher, and matches with its hidden states work together."""
     data = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in rows(16)]
     logs = []

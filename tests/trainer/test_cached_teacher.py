@@ -96,7 +96,7 @@ def test_sums_over_positions_are_unbiased_through_the_whole_path(tmp_path: Path)
         ("topk", {"divergence": "decoupled"}, "set another, or make a cache with cache_kind"),
         ("sampled", {"divergence": "jsd"}, "set forward_kl, or make a cache with cache_kind: hidden"),
         ("sampled", {"temperature": 2.0}, "sampled cache is known at temperature 1 only: set temperature: 1"),
-        ("hidden", {"feature_matches": [{"student": 0, "teacher": 0, "kind": "hidden"}]}, "need a live one"),
+        ("hidden", {"feature_matches": [{"student": 0, "teacher": 0, "kind": "hidden"}]}, "not a cache"),
     ],
 )
 def test_refuses_a_run_that_does_not_fit(
@@ -176,7 +176,7 @@ def test_evaluation_uses_its_own_part(copied: Callable[..., Path], caplog: Any) 
     shutil.rmtree(folder / "eval")
     with caplog.at_level(logging.WARNING):
         found = trainer(CachedTeacher(folder), args, held_out=held_out).evaluate()
-    assert "goes without the teacher" in caplog.text
+    assert "is evaluated without the teacher" in caplog.text
     assert "eval_kd" not in found
     assert found["eval_loss"] == found["eval_ce"] == pytest.approx(live["eval_ce"], rel=1e-6)
 

@@ -81,7 +81,7 @@ def test_every_division_of_the_batch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
-def test_two_processes_go_on_from_a_checkpoint(whole: Found, tmp_path: Path, arguments: list[str]) -> None:
+def test_two_processes_resume_from_a_checkpoint(whole: Found, tmp_path: Path, arguments: list[str]) -> None:
     run(tmp_path, 2, "--steps", "12", "--save-steps", "8", *arguments)
     (tmp_path / "checkpoint-12").rename(tmp_path / "later")
     assert_equal(run(tmp_path, 2, "--save-steps", "100", "--resume", *arguments), whole)

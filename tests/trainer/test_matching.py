@@ -23,7 +23,7 @@ from fastkd.trainer.matching import Matching
 Configuration = Callable[..., DistillationConfig]
 
 
-def test_the_teachers_graph_is_gone_before_the_student_runs() -> None:
+def test_the_teachers_graph_is_freed_before_the_student_runs() -> None:
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     for fused in (True, False):
         model = distilled(task, llama(0), llama(1), EVERY_KIND_OF_ONE_LAYER, 1.0, fused)
@@ -75,7 +75,7 @@ def test_mixed_precision() -> None:
         torch.testing.assert_close(rounded[kind], value, rtol=0.1, atol=0.05)
 
 
-def test_attention_dropout_leaves_keys_out_rather_than_infinities() -> None:
+def test_attention_dropout_gives_finite_losses() -> None:
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     student = llama(0)
     student.config.attention_dropout = 0.5
@@ -91,11 +91,11 @@ def test_a_teacher_without_attention_maps_is_refused() -> None:
     teacher = llama(1)
     forward = teacher.forward
     teacher.forward = lambda **inputs: forward(**{**inputs, "output_attentions": False})
-    with pytest.raises(ValueError, match=r"feature_matches\[0\]: the teacher gives no attention maps"):
+    with pytest.raises(ValueError, match=r"feature_matches\[0\]: the teacher returns no attention maps"):
         Matching(llama(0), teacher, [{"student": 1, "teacher": 1, "kind": "attention"}], 0.0)
 
 
-def test_nobodys_random_numbers_move() -> None:
+def test_projections_leave_the_random_state_alone() -> None:
     """Creating projections leaves the global random state unchanged, and gives equal weights each time."""
     student, teacher = llama(0), llama(1, hidden=24)
     before = torch.get_rng_state()
@@ -139,7 +139,7 @@ def test_bad_matches_are_refused_with_the_configuration(
         ({"student": 1, "teacher": 2, "kind": "attention"}, "the teacher has attention maps from 1 to 1"),
     ],
 )
-def test_layers_that_are_not_there(match: dict[str, Any], message: str) -> None:
+def test_layers_that_do_not_exist_are_refused(match: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"feature_matches\[0\]: {message}"):
         Matching(llama(0), llama(1), [match], 0.0)
 
@@ -250,5 +250,5 @@ def test_matching_makes_the_models_alike(configuration: Configuration) -> None:
 
 
 def test_a_match_needs_a_live_teacher(configuration: Configuration) -> None:
-    with pytest.raises(ValueError, match="need a live one"):
+    with pytest.raises(ValueError, match="give a model, not a cache"):
         DistillationTrainer(llama(0), None, configuration(kd_ratio=0.0, **MIX), train_dataset=rows(4))

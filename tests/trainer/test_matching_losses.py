@@ -124,7 +124,7 @@ def test_saliency_by_hand(case: str, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_batch_is_the_sum_of_its_rows_and_padding_is_nothing(case: str) -> None:
+def test_a_batch_equals_the_sum_of_its_rows_without_padding(case: str) -> None:
     """This makes results independent of gradient accumulation and the number of processes."""
     name, make_student, make_teacher, make_rows = CASES[case]
     task, two = TASKS[name], make_rows()

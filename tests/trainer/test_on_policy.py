@@ -25,7 +25,7 @@ Configuration = Callable[..., DistillationConfig]
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_share_of_steps(configuration: Configuration) -> None:
+def test_a_fraction_lmbda_of_the_steps_is_on_policy(configuration: Configuration) -> None:
     """A fraction lmbda of the steps is on-policy, and the seed alone decides which."""
 
     def due(lmbda: float, seed: int = 42) -> list[bool]:
@@ -152,7 +152,7 @@ def test_mixed_precision_and_answers_that_end_at_once(configuration: Configurati
     assert all(entry["kd"] > 0 for entry in trainer.state.log_history if "kd" in entry)
 
 
-def test_samples_go_with_matches(configuration: Configuration) -> None:
+def test_samples_can_be_combined_with_matches(configuration: Configuration) -> None:
     """On-policy steps can be combined with matches: the loss is the sum of both."""
     args = configuration(
         lmbda=1.0,

@@ -18,7 +18,7 @@ Configuration = Callable[..., DistillationConfig]
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_answers_follow_their_prompts_whatever_the_padding(configuration: Configuration, make: Any) -> None:
+def test_padding_changes_no_sample(configuration: Configuration, make: Any) -> None:
     """At a temperature near 0 a sample is the greedy answer to its prompt without padding."""
     student, data = make(0).train(), prompted(6)
     batch = resampled(
@@ -36,7 +36,7 @@ def test_answers_follow_their_prompts_whatever_the_padding(configuration: Config
         assert torch.equal(batch[name], value), name
 
 
-def test_an_answer_ends_with_its_end_of_sequence_or_stays_open(configuration: Configuration) -> None:
+def test_an_answer_keeps_its_end_of_sequence_token(configuration: Configuration) -> None:
     student, data = llama(0), prompted(8)
     args = configuration(lmbda=1.0, max_completion_length=6, sampling_temperature=GREEDY)
     open_labels = resampled(student, args, data)["labels"]
@@ -94,7 +94,7 @@ def test_draws_follow_from_seed_step_and_process_alone(
     assert all(other != first for other in others)
 
 
-def test_columns_without_a_token_are_never_said(configuration: Configuration) -> None:
+def test_columns_without_a_token_are_never_sampled(configuration: Configuration) -> None:
     """The student never samples padding columns of its head, nor tokens without a column of the teacher."""
 
     class Tokenizer:
@@ -112,7 +112,7 @@ def test_columns_without_a_token_are_never_said(configuration: Configuration) ->
     assert resampled(student, args, data, tokenizer=Tokenizer())["labels"].max() < VOCAB - 20
 
 
-def test_a_window_is_not_left(configuration: Configuration) -> None:
+def test_samples_stay_within_the_window(configuration: Configuration) -> None:
     """Samples stay within the student's window; GPT-2 has only 32 positions."""
     student = gpt2(0)
     student.generation_config.eos_token_id = None

@@ -235,7 +235,7 @@ def test_kd_ratio_zero_is_plain_training_and_does_not_run_the_teacher(configurat
     assert_same(weights(beside.student), weights(control.student))
 
 
-def test_label_smoothing_is_the_losss(configuration: Configuration) -> None:
+def test_label_smoothing_is_applied_by_the_loss(configuration: Configuration) -> None:
     """The trainer's label_smoothing_factor is applied as cross-entropy's label smoothing."""
     data, student = rows(4, shortest=6, longest=6), llama(0)
     ids = torch.tensor([row["input_ids"] for row in data])
@@ -259,7 +259,7 @@ def test_gradient_checkpointing_changes_nothing(configuration: Configuration) ->
     assert_same(weights(trained(configuration(gradient_checkpointing=True)).student), plain)
 
 
-def test_the_student_passes_for_itself(configuration: Configuration) -> None:
+def test_the_wrapped_student_has_the_plain_students_attributes(configuration: Configuration) -> None:
     """The wrapped model offers the student's config and generate()."""
     trainer = DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=rows(4))
     assert trainer.model.config is trainer.student.config

@@ -151,7 +151,9 @@ class Manifest:
         last = -1
         for shard in self.shards:
             if not max(last, 0) <= shard.first < shard.last <= self.rows or shard.tokens < 0:
-                raise ValueError(f"{path} has rows {shard.first} to {shard.last} where they cannot be")
+                raise ValueError(
+                    f"{path} has rows {shard.first} to {shard.last} out of order or out of range"
+                )
             last = shard.last
 
     def require_complete(self, command: str) -> None:
@@ -160,7 +162,7 @@ class Manifest:
             done = sum(shard.last - shard.first for shard in self.shards)
             raise ValueError(
                 f"{self.folder} holds {done} of {self.rows} rows: run the same fastkd {command} again, "
-                "it goes on where it stopped"
+                "it resumes where it stopped"
             )
 
     def is_whole(self, file: File) -> bool:

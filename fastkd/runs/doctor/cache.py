@@ -47,7 +47,8 @@ def _rows(case: Case, teacher: CachedTeacher) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 "cache_without_eval",
-                f"{teacher.folder} has no part for the evaluation data: it goes without the teacher",
+                f"{teacher.folder} has no part for the evaluation data, which is evaluated without the "
+                "teacher",
                 "run fastkd cache with eval_file set",
             )
             continue
@@ -87,9 +88,9 @@ def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -
                 yield Finding(
                     "error",
                     "cache_order",
-                    f"row {shard.first + row} (counted from 0) of {sample.field} is not the one "
-                    f"{teacher.folder}/{part} was made "
-                    "from: its order, contents or length limits have changed",
+                    f"row {shard.first + row} (counted from 0) of {sample.field} is not the one that "
+                    f"{teacher.folder}/{part} was made from: its order, contents or length limits have "
+                    "changed",
                     "make the cache anew, or put back the data and max_length that it was made with",
                 )
                 return

@@ -92,7 +92,7 @@ def never_ends(case: Case) -> Iterator[Finding]:
             "warning",
             "eos_missing",
             f"{count(ended, len(rows))} have the end of sequence among their labels"
-            + (f", for {cut:,} are cut" if cut else "")
+            + (f", since {cut:,} are cut" if cut else "")
             + ": the student would hardly learn to stop",
             "raise max_length" if case.args.task == "causal_lm" else "raise max_target_length",
         )
@@ -173,9 +173,8 @@ def positions(case: Case) -> Iterator[Finding]:
                 yield Finding(
                     "note",
                     f"{side}_window",
-                    f"max_length is {args.max_length:,} and the {side} has {limit:,} positions; the "
-                    "longest row "
-                    f"looked at has {longest:,} tokens",
+                    f"max_length is {args.max_length:,} and the {side} has {limit:,} positions; "
+                    f"the longest row looked at has {longest:,} tokens",
                     f"set max_length: {limit}",
                 )
             continue
@@ -226,7 +225,7 @@ def repeated(case: Case) -> Iterator[Finding]:
             "warning",
             "leak",
             f"{count(len(leaked), len(held))} of eval_file are in the {len(train):,} rows looked at of "
-            f"train_file too, for example {str(example)[:60]!r}: evaluation would flatter",
+            f"train_file too, for example {str(example)[:60]!r}: the evaluation would look too good",
             "take them out of one of the two",
         )
 
@@ -252,8 +251,7 @@ def unknown(case: Case) -> Iterator[Finding]:
             "warning",
             "unknown_tokens",
             f"{100 * lost / total:.2g} % of the tokens in train_file are {case.tokenizer.unk_token}, "
-            "which the "
-            "tokenizer writes for what it does not know",
+            "which the tokenizer uses for text that it does not know",
             "choose a model whose tokenizer was made for this language",
         )
 
@@ -265,9 +263,8 @@ def packed_prompts(case: Case) -> Iterator[Finding]:
         yield Finding(
             "note",
             "packed_prompts",
-            "packing cuts prompts and answers apart wherever max_length falls; "
-            f"{100 * said / max(total, 1):.0f} % "
-            "of the tokens have labels",
+            "packing cuts the rows at every max_length tokens, between prompt and answer too; "
+            f"{100 * said / max(total, 1):.0f} % of the tokens have labels",
             "set packing: false if answers must see their whole prompt",
         )
 
@@ -312,7 +309,7 @@ def classes(case: Case) -> Iterator[Finding]:
         yield Finding(
             "error",
             "one_class",
-            f"all rows looked at have the class {seen[0]}: there is nothing to tell apart",
+            f"all rows looked at have the class {seen[0]}: there is nothing to learn",
             "name the right column with column_mapping: {label: ...}",
         )
     elif missing := [given[i] for i in range(len(given)) if i not in seen]:

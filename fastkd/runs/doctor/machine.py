@@ -39,10 +39,9 @@ def backend(case: Case) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "reference_backend",
-            f"the loss would run by the plain formulas on {device.type} "
-            f"({'; '.join(reasons) or student}), with "
-            "several copies of the logits in memory",
-            "mend what fastkd env names, or choose float32 or bfloat16",
+            f"on {device.type} the loss would use the plain formulas ({'; '.join(reasons) or student}), "
+            "with several copies of the logits in memory",
+            "remove the reasons that fastkd env gives, or choose float32 or bfloat16",
         )
 
 
@@ -62,7 +61,7 @@ def idle_gpu(case: Case) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 "gpu_unused",
-                f"{torch.cuda.get_device_name(0)} is there and use_cpu: true leaves it alone",
+                f"{torch.cuda.get_device_name(0)} is available, and use_cpu: true does not use it",
                 "set use_cpu: false",
             )
         elif (why := fastkd.available_backends()["native:cuda"]) != "available":
@@ -96,7 +95,7 @@ def head_finding(case: Case, reason: str) -> Finding:
     return Finding(
         "error" if case.args.fused_head == "true" else "note",
         "fused_head",
-        f"the loss goes through logits, since {reason}",
+        f"the loss is computed from logits, since {reason}",
         "set fused_head: auto" if case.args.fused_head == "true" else "",
     )
 

@@ -59,9 +59,8 @@ def quality(case: Case) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "teacher_guesses",
-            f"the teacher knows no more than a guess {where}: its cross-entropy is {other['ce']:.2f}, "
-            "that of a "
-            f"guess {guess:.2f}",
+            f"the teacher is no better than a guess {where}: its cross-entropy is {other['ce']:.2f}, "
+            f"that of a guess {guess:.2f}",
             "train the teacher first (fastkd train), or check its weights and class_names",
         )
     elif _no_better(own, other, classifies):
@@ -76,9 +75,8 @@ def quality(case: Case) -> Iterator[Finding]:
         yield Finding(
             "note",
             "teacher_better",
-            f"{where}, {name} is {form.format(other[name])} of the teacher and {form.format(own[name])} "
-            "of the "
-            "student before training",
+            f"{where}, {name} is {form.format(other[name])} for the teacher and {form.format(own[name])} "
+            "for the student before training",
         )
 
 

@@ -26,7 +26,7 @@ def no_teacher(case: Case) -> Iterator[Finding]:
         yield Finding(
             "note",
             "no_teacher",
-            f"no teacher is set: fastkd train ignores kd_ratio: {case.args.kd_ratio}, fastkd distill refuses",
+            f"no teacher is set: fastkd train ignores kd_ratio: {case.args.kd_ratio}, fastkd distill stops",
             "set teacher to distil",
         )
 
@@ -39,7 +39,7 @@ def unused_teacher(case: Case) -> Iterator[Finding]:
     yield Finding(
         "warning",
         "teacher_unused",
-        "kd_ratio: 0 trains on the labels alone: the teacher is only compared with"
+        "kd_ratio: 0 trains on the labels alone: the student is only compared with the teacher"
         + (f", and {', '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing" if idle else ""),
         "set kd_ratio above 0, for example 0.5",
     )
@@ -61,16 +61,15 @@ def unused_labels(case: Case) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "smoothing_unused",
-            f"label_smoothing_factor: {args.label_smoothing_factor} smooths the cross-entropy, which "
-            "kd_ratio: 1 "
-            "leaves out",
+            f"label_smoothing_factor: {args.label_smoothing_factor} smooths the cross-entropy, "
+            "which kd_ratio: 1 leaves out",
             "lower kd_ratio, or leave out label_smoothing_factor",
         )
     elif args.task == "classification":
         yield Finding(
             "note",
             "labels_unused",
-            "kd_ratio: 1 learns from the teacher alone, the class labels are not used",
+            "kd_ratio: 1 learns from the teacher alone: the class labels are not used",
         )
 
 
@@ -80,15 +79,15 @@ def temperatures(case: Case) -> Iterator[Finding]:
         yield Finding(
             "note",
             "same_temperature",
-            f"teacher_temperature: {args.teacher_temperature} is what it would be unset",
+            f"teacher_temperature: {args.teacher_temperature} equals temperature, its default",
             "leave it out",
         )
     if args.temperature > HOT and args.kd_ratio > 0 and args.teacher is not None:
         yield Finding(
             "warning",
             "hot",
-            f"temperature: {args.temperature} makes both sides nearly uniform; times its square "
-            f"({args.temperature**2:,.0f}), rounding shows and the loss only compares logits",
+            f"temperature: {args.temperature} makes both distributions nearly uniform, and the loss, which "
+            f"is multiplied by its square ({args.temperature**2:,.0f}), shows the rounding",
             "set temperature to between 1 and 4",
         )
 
@@ -120,7 +119,7 @@ def on_policy(case: Case) -> Iterator[Finding]:
         yield Finding(
             "error",
             "lmbda_with_cache",
-            f"lmbda: {args.lmbda} has the teacher judge new texts, which a cache does not hold",
+            f"lmbda: {args.lmbda} needs the teacher's distributions for new texts, which no cache has",
             "set teacher to the model, or lmbda: 0",
         )
     if args.task == "classification":
@@ -134,8 +133,7 @@ def on_policy(case: Case) -> Iterator[Finding]:
             "warning",
             "lmbda_without_kd",
             f"kd_ratio: 0 learns from labels alone, while {100 * args.lmbda:.0f} % of the steps (lmbda) "
-            "learn "
-            "from the teacher alone",
+            "learn from the teacher alone",
             "set kd_ratio above 0",
         )
     if args.packing:
@@ -154,7 +152,7 @@ def insides(case: Case) -> Iterator[Finding]:
         yield Finding(
             "error",
             "insides_without_model",
-            f"feature_matches and gradient_match_weight look inside a teacher, and there is {what}",
+            f"feature_matches and gradient_match_weight compare layers of a teacher, and there is {what}",
             "set teacher to a model",
         )
 
@@ -193,7 +191,7 @@ def fused_classifier(case: Case) -> Iterator[Finding]:
         yield Finding(
             "error",
             "fused_classifier",
-            "fused_head: true is for vocabularies, and a classifier has few columns",
+            "fused_head: true is for large vocabularies, and a classifier has few columns",
             "set fused_head: auto",
         )
 
@@ -258,7 +256,7 @@ def saving(case: Case) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "nothing_to_resume",
-            f"{how} leaves nothing to go on from in a run of {steps:,} steps",
+            f"{how} leaves no checkpoint to resume from in a run of {steps:,} steps",
             f"set save_strategy: steps and save_steps: {max(1, steps // 10)}",
         )
 

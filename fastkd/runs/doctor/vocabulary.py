@@ -34,9 +34,8 @@ def columns(case: Case) -> Iterator[Finding]:
             "note",
             "vocabulary_padding",
             f"the student has {widths['student']:,} output columns, the teacher {widths['teacher']:,} and "
-            "the "
-            f"tokenizer {tokens:,} tokens: they differ by padding, and the loss is taken over the first "
-            f"{min(widths.values()):,}",
+            f"the tokenizer {tokens:,} tokens: they differ by padding, and the loss covers the first "
+            f"{min(widths.values()):,} columns",
         )
 
 
@@ -81,18 +80,20 @@ def splitting(case: Case) -> Iterator[Finding]:
     texts = [t for row in case.train.rows[:TEXTS] for t in row.values() if isinstance(t, str) and t]
     if not texts:
         return
-    for special, name, what in ((False, "splitting", "cuts into"), (True, "opening", "opens or closes with")):
+    for special, name, what in (
+        (False, "splitting", "begins with"),
+        (True, "opening", "begins, special tokens included, with"),
+    ):
         other = [t for t in texts if _ids(ours, t, special) != _ids(theirs, t, special)]
         if other:
             a, b = (_tokens(tokenizer, other[0], special) for tokenizer in (ours, theirs))
             yield Finding(
                 "warning",
                 f"tokenizers_{name}",
-                f"{len(other)} of {len(texts)} texts become other tokens by the teacher's tokenizer than by "
-                f"the student's, which {what} {a} where the teacher's {what} {b}",
-                "give the student the teacher's tokenizer files: the teacher judges texts as the "
-                "student's cuts "
-                "them",
+                f"the teacher's tokenizer splits {len(other)} of {len(texts)} texts differently from the "
+                f"student's: the first {what} {b} instead of {a}",
+                "give the student the teacher's tokenizer files: the teacher receives texts as the student's "
+                "tokenizer splits them",
             )
             return  # with special tokens, the same texts would be reported again
 
@@ -117,8 +118,8 @@ def specials(case: Case) -> Iterator[Finding]:
             yield Finding(
                 "warning" if ends or name == "bos_token" else "note",
                 f"special_{name}",
-                f"{name} is {mine!r} of the student's tokenizer and {other!r} of the teacher's",
-                "set it in the student's tokenizer_config.json to the teacher's: texts are ended with it"
+                f"{name} is {mine!r} in the student's tokenizer and {other!r} in the teacher's",
+                "set it in the student's tokenizer_config.json to the teacher's: texts end with it"
                 if ends
                 else "",
             )
@@ -145,8 +146,7 @@ def against_models(case: Case) -> Iterator[Finding]:
                     "warning",
                     f"{side}_eos",
                     f"texts end with the tokenizer's {tokenizer.eos_token!r} ({eos}), and the {side}'s "
-                    f"{where} "
-                    f"stops at {', '.join(map(str, stops))}: what it writes would not end",
+                    f"{where} stops at {', '.join(map(str, stops))}: its answers would not end",
                     f"set eos_token_id in the {side}'s {where} to {eos}",
                 )
                 break

@@ -14,7 +14,7 @@ def text(found: Estimate, args: DistillationConfig) -> str:
     step = found.step
     lines = [_title(found, args), "", *_aligned(_facts(found)), ""]
     if step.reason is not None:
-        lines += [f"Only weights are counted, for {step.reason}.", ""]
+        lines += [f"Only weights are counted, since the model cannot run without data: {step.reason}.", ""]
     lines += [f"memory at the peak (in the {step.phase}): {size(step.peak)} of tensors"]
     parts = sorted(step.phases[step.phase].items(), key=lambda item: -item[1])
     lines += _aligned([(name, f"{size(value):>9}  {value / step.peak:4.0%}") for name, value in parts], "  ")
@@ -23,12 +23,12 @@ def text(found: Estimate, args: DistillationConfig) -> str:
         lines.append("  other phases: " + ", ".join(others))
     lines.append(
         f"  The process itself (Python, torch, transformers) adds about {size(found.process_bytes)}, the "
-        f"allocator's reserve some percent. {size(found.free_bytes)} are free."
+        f"allocator's reserve some percent more. {size(found.free_bytes)} are free."
     )
     if found.at_full_length is not None:
         lines.append(
-            f"  Not all rows were looked at: one of {args.max_length} tokens (max_length) would make it "
-            f"{size(found.at_full_length)}."
+            f"  Not all rows were looked at: one of {args.max_length} tokens (max_length) would raise the "
+            f"peak to {size(found.at_full_length)}."
         )
     lines += ["", f"The largest part is {parts[0][0]}."]
     if found.remedies:
@@ -54,7 +54,7 @@ def _facts(found: Estimate) -> list[tuple[str, str]]:
         shape += f" and {longest.target} of target"
     student = f"{step.parameters:,} parameters"
     if step.trained != step.parameters:
-        student += f", {step.trained:,} of them learn"
+        student += f", {step.trained:,} of them trained"
     facts = [("batch", f"{shape} ({found.train.source})"), ("student", student)]
     if step.teacher_parameters:
         facts.append(("teacher", f"{step.teacher_parameters:,} parameters"))

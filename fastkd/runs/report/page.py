@@ -152,7 +152,7 @@ def _confusion(name: str, scores: dict[str, Any]) -> str:
         shown = "".join(f'<td style="--share:{count / total:.2f}">{count}</td>' for count in counts)
         body.append(f'<tr><th scope="row">{escape(str(label))}</th>{shown}</tr>')
     return (
-        f"<h3>What the {escape(name)} takes for what</h3>"
+        f"<h3>Confusion matrix of the {escape(name)}</h3>"
         '<div class="wide"><table class="confusion"><thead><tr><th scope="col">label \\ predicted</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )

@@ -27,7 +27,7 @@ def verdict(report: dict[str, Any]) -> str:
         return _accuracy(table, name)
     if row.get("perplexity") is not None:
         return _perplexity(table, name)
-    return f"Trained for {row.get('steps', 0)} steps; without held-out data nothing is known of its quality."
+    return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data."
 
 
 def _value(table: Rows, name: str, key: str) -> float | None:
@@ -59,7 +59,7 @@ def _accuracy(table: Rows, name: str) -> str:
     if count and abs(own - control) <= _by_chance(own, control, count):
         return (
             f"The distilled student gets {own:.1%} of the held-out texts right, the same student without the "
-            f"teacher {control:.1%}{aside}: no difference that {count:,} texts could show."
+            f"teacher {control:.1%}{aside}: the difference is within chance for {count:,} texts."
         )
     more = "more" if points > 0 else "fewer"
     return (

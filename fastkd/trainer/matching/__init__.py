@@ -208,7 +208,7 @@ def _layer(name: str, side: str, match: FeatureMatch, found: Sequence[Tensor]) -
     asked: int = getattr(match, side)
     what = "attention maps" if match.kind == "attention" else "hidden states"
     if not found:
-        raise ValueError(f"{name}: the {side} gives no {what}")
+        raise ValueError(f"{name}: the {side} returns no {what}")
     first = 1 if match.kind == "attention" else 0
     last = len(found) - 1 + first
     if not (first <= asked <= last or -len(found) <= asked < 0):

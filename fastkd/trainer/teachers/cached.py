@@ -77,7 +77,7 @@ class CachedTeacher:
     def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput | None:
         """The distributions of a batch's rows; None for rows that the cache does not hold."""
         if requested != NOTHING_MORE:
-            raise ValueError("a cached teacher has no layers to look into: give a live one")
+            raise ValueError("a cached teacher has no intermediate layers: give the model itself as teacher")
         if _HIDDEN in batch:
             assert self.head is not None
             with torch.no_grad():
@@ -100,7 +100,7 @@ class CachedTeacher:
         if made["tokenizer"] is not None:
             if tokenizer is None:
                 raise ValueError(
-                    f"{self.folder} names the tokenizer that it was made with: give yours as processing_class"
+                    f"{self.folder} records its tokenizer: give yours as processing_class, to compare them"
                 )
             if made["tokenizer"] != tokenizer_fingerprint(tokenizer):
                 raise ValueError(
@@ -170,9 +170,11 @@ class CachedTeacher:
         if train is not None:
             train = self._placed("train", train, "the training data", args)
         if held_out is not None and "eval" not in self.readers:
-            logger.warning("%s has no part for the evaluation data: it goes without the teacher", self.folder)
+            logger.warning(
+                "%s has no part for the evaluation data, which is evaluated without the teacher", self.folder
+            )
         elif isinstance(held_out, dict):
-            logger.warning("a cache holds one evaluation set: several go without the teacher")
+            logger.warning("a cache has one evaluation set: several are evaluated without the teacher")
         elif held_out is not None:
             held_out = self._placed("eval", held_out, "the evaluation data", args)
         if self.kind == "hidden":

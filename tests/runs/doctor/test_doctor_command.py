@@ -17,7 +17,7 @@ def test_an_unquoted_no_is_not_false(place: Path, capsys: pytest.CaptureFixture[
     with Path("run.yaml").open("a") as file:
         file.write("save_strategy: no\n")
     assert main(["doctor", "run.yaml", "--fast", "--max_steps", "5000"]) == 0
-    assert "save_strategy: no leaves nothing to go on from" in capsys.readouterr().out
+    assert "save_strategy: no leaves no checkpoint to resume from" in capsys.readouterr().out
 
 
 def test_only_some_rows_are_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,9 @@ def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
     assert "set kd_ratio: 0" in finding.remedy
 
 
-def test_a_head_that_only_its_weights_give_away(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_only_its_weights_show_not_to_be_linear(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A head that is not linear is found only by the slow checks, which load weights."""
     learned(24, 60).save_pretrained("teacher")
     monkeypatch.setattr("fastkd.trainer.heads._reproduces", lambda *_: False)
