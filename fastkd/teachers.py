@@ -145,7 +145,7 @@ def _most_likely(
     vocab_size: int | None,
 ) -> SparseTeacher:
     """See :meth:`SparseTeacher.from_logits`."""
-    from fastkd.losses import checks  # imported here, since checks imports this module
+    from fastkd.losses import checks  # imported here, since importing the package imports this module
 
     checks.one_of("support", support, SUPPORTS)
     checks.one_of("tail", tail, TAILS)

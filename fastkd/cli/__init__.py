@@ -17,19 +17,16 @@ import traceback
 COMMANDS = {
     "demo": (
         "fastkd.cli.demo",
-        "the whole story in minutes on a CPU: teacher, student, control, table, picture",
+        "a whole distillation in minutes on a CPU: teacher, student, control, table, picture",
     ),
     "train": ("fastkd.cli.train", "step one: plain supervised training, of a teacher for example"),
     "distill": ("fastkd.cli.distill", "step two: train a student on a teacher's distributions"),
     "generate": ("fastkd.cli.generate", "sequence-level: the teacher decodes the training inputs"),
     "cache": ("fastkd.cli.cache", "store the teacher's distributions, to distil without loading it"),
     "evaluate": ("fastkd.cli.evaluate", "perplexity, agreement, accuracy, BLEU, ROUGE; greedy and beam"),
-    "doctor": ("fastkd.cli.doctor", "what would go wrong, before it does"),
+    "doctor": ("fastkd.cli.doctor", "find what would go wrong in a run before it starts"),
     "estimate": ("fastkd.cli.estimate", "memory, time per step and cache size, before loading anything"),
-    "bench": (
-        "fastkd.cli.bench",
-        "speed and memory here, beside the floor and the losses of other libraries",
-    ),
+    "bench": ("fastkd.cli.bench", "speed and memory of the losses on this machine, beside other libraries"),
     "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
 }
 

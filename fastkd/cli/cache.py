@@ -6,7 +6,7 @@ from fastkd.cli.settings import help_text, read_settings, renamed
 
 ABOUT = """Run the teacher over train_file, and eval_file if set, and store its distributions in
 output_dir/train and output_dir/eval. Then `teacher: cache:output_dir` distils from them without loading it.
---kind is short for --cache_kind. A run that was stopped goes on when it is started again."""
+--kind is short for --cache_kind. A run that was stopped resumes when it is started again."""
 
 
 def main(argv: list[str]) -> int:
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         print(help_text("cache", ABOUT))
         return 0 if argv else 2
     args = read_settings(renamed(argv, "kind", "cache_kind"))
-    from fastkd.trainer.cache import make_caches
+    from fastkd.runs.cache import make_caches
 
     for name, made in make_caches(args).items():
         print(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ABOUT = """Distil a language model on real text, on this machine, in minutes and without a network: trains a
-teacher, a student with it and the same student without it, and ends with a table, a picture and where it
-put them."""
+teacher, a student with it and the same student without it, and prints a table and the place of a
+picture."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,13 +19,15 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str]) -> int:
     parser = _Parser("fastkd demo", description=ABOUT, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("fastkd-demo"), help="where everything is put"
+        "--output-dir", type=Path, default=Path("fastkd-demo"), help="directory of the results"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the models and the order of the data"
+        "--seed", type=int, default=0, help="seed of the split, the models and the order of the data"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes, to see that everything works; proves nothing"
+        "--quick",
+        action="store_true",
+        help="tiny sizes, to check that everything works; the results mean nothing",
     )
     options = parser.parse_args(argv)
 

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         print(help_text("distill", ABOUT))
         return 0 if argv else 2
     args = read_settings(argv)
-    from fastkd.trainer.run import run
+    from fastkd.runs.train import run
 
     run(args, "distill")
     return 0

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from fastkd.cli.settings import help_text, read_settings
 
 if TYPE_CHECKING:
-    from fastkd.trainer.doctor import Finding
+    from fastkd.runs.doctor import Finding
 
-ABOUT = """Look for what would go wrong in a run: errors stop it or train on something wrong, warnings are
-probably not as meant, notes are good to know. Exit code 1 if there is an error.
+ABOUT = """Look for what would go wrong in a run: an error stops it or makes it train on something wrong,
+a warning is probably not intended, a note is good to know. The exit code is 1 if there is an error.
 
-  --fast   read no weights (teacher and student are not compared on a few rows), of a cache only its
-           manifest, and estimate no memory
-  --json   for machines (default: text)"""
+  --fast   read no weights (so teacher and student are not compared on a few rows), read only the
+           manifest of a cache, and estimate no memory
+  --json   print JSON (default: text)"""
 
 WIDTH = 100
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     flags = {"--fast", "--json"}
     chosen = flags & set(argv)
     args = read_settings([argument for argument in argv if argument not in flags])
-    from fastkd.trainer.doctor import examined
+    from fastkd.runs.doctor import examined
 
     found, looked_at = examined(args, fast="--fast" in chosen)
     if "--json" in chosen:

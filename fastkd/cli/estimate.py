@@ -6,13 +6,13 @@ import json
 
 from fastkd.cli.settings import help_text, read_settings
 
-ABOUT = """Estimate what a run will need in each process: memory at the peak and what holds it, settings
-that would need less, time per step, cache sizes. Models are built from their config.json without weights
+ABOUT = """Estimate what a run will need in each process: peak memory and what needs it, settings that
+would need less, time per step, cache sizes. Models are built from their config.json without weights
 and a step is run on tensors without data; some thousand rows are read for their lengths.
 
   --processes N   as if N processes trained together (default: those of this launch)
   --no-time       do not measure this machine's speed
-  --json          for machines (default: text)"""
+  --json          print JSON (default: text)"""
 
 
 def main(argv: list[str]) -> int:
@@ -23,8 +23,8 @@ def main(argv: list[str]) -> int:
     flags = {"--json", "--no-time"}
     chosen = flags & set(argv)
     args = read_settings([argument for argument in argv if argument not in flags])
-    from fastkd.trainer.estimate import estimate
-    from fastkd.trainer.estimate.text import text
+    from fastkd.runs.estimate import estimate
+    from fastkd.runs.estimate.text import text
 
     found = estimate(args, processes, timed="--no-time" not in chosen)
     print(json.dumps(found.to_dict(), indent=2) if "--json" in chosen else text(found, args))

@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
         print(help_text("evaluate", ABOUT))
         return 0 if argv else 2
     args = read_settings(argv)
-    from fastkd.trainer import report
-    from fastkd.trainer.evaluate import evaluate, has_model
+    from fastkd.runs import report
+    from fastkd.runs.evaluate import evaluate, has_model
 
     named = any(argument.partition("=")[0] == "--model" for argument in argv)
     output_dir = str(args.output_dir)

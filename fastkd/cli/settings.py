@@ -44,7 +44,7 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(given, dict):
-        raise ValueError(f"{path} must hold `field: value` lines, not a {type(given).__name__}")
+        raise ValueError(f"{path} must contain `field: value` lines, not a {type(given).__name__}")
     # Imported late, since it imports torch and transformers: errors above need not wait for them.
     from fastkd.trainer.config import DistillationConfig
 
@@ -128,13 +128,15 @@ def help_text(command: str, about: str) -> str:
     for name in own:
         lines.append(f"  {name} ({_default(fields[name])})")
         lines.append(f"      {fields[name].metadata['help']}")
-    lines += ["", "Of transformers.TrainingArguments, all of which are fields too:"]
+    lines += ["", "Fields of transformers.TrainingArguments, the most used of about a hundred:"]
     lines += [f"  {name} ({_default(fields[name])})" for name in COMMON if name in fields]
     return "\n".join(lines)
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    from fastkd.trainer.config import plain
+
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     if isinstance(value, bool):
         return str(value).lower()
-    return "unset" if value is None else str(getattr(value, "value", value))
+    return "unset" if value is None else plain(value)

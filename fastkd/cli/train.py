@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastkd.cli.settings import help_text, read_settings
 
-ABOUT = """Plain supervised training of a causal language model, of a teacher for example.
+ABOUT = """Train a model on the labels alone: plain supervised training, of a teacher for example.
 `teacher`, `kd_ratio` and `control` do not apply: the loss is the cross-entropy with the labels."""
 
 
@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
         print(help_text("train", ABOUT))
         return 0 if argv else 2
     args = read_settings(argv, fixed={"kd_ratio": 0.0, "teacher": None, "control": False})
-    from fastkd.trainer.run import run
+    from fastkd.runs.train import run
 
     run(args, "train")
     return 0

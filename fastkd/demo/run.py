@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from transformers.utils import logging as transformers_logging
 
 from fastkd import available_backends
+from fastkd.corpora.tasks import TASKS
 from fastkd.demo import loss_share, picture, text
-from fastkd.trainer import DistillationConfig, report
-from fastkd.trainer.run import control_of, train_one
-from fastkd.trainer.tasks import TASKS
+from fastkd.runs import report
+from fastkd.runs.train import control_of, train_one
+from fastkd.trainer import DistillationConfig
 
 
 @dataclass(frozen=True)

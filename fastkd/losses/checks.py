@@ -13,7 +13,6 @@ from torch import Tensor
 from fastkd.divergences import DIVERGENCES, Divergence
 from fastkd.divergences.base import UNUSED
 from fastkd.spec import LossSpec
-from fastkd.teachers import TAILS, SparseTeacher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
@@ -184,44 +183,6 @@ def soft_labels(
     if DIVERGENCES[divergence].splits_label:
         raise ValueError(f"divergence={divergence!r} treats one label apart: pass labels as class numbers")
     same_device(device, labels=labels)
-
-
-def sparse_teacher(
-    teacher: SparseTeacher,
-    leading: torch.Size,
-    device: torch.device,
-    divergence: str,
-    *temperatures: float | None,
-) -> None:
-    """Check a sparse teacher's tensors, and that it supports the divergence and the temperatures."""
-    indices, logprobs = teacher.indices, teacher.logprobs
-    logits_like("teacher.logprobs", logprobs, "(..., K)")
-    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
-        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"teacher.indices must be an int64 or int32 tensor, not {kind}")
-    if indices.shape != logprobs.shape:
-        raise ValueError(
-            f"teacher.indices has shape {tuple(indices.shape)}, teacher.logprobs {tuple(logprobs.shape)}: "
-            "they must be equal"
-        )
-    leading_shape("teacher.indices", indices.shape[:-1], leading)
-    same_device(device, **{"teacher.indices": indices, "teacher.logprobs": logprobs})
-    one_of("tail", teacher.tail, TAILS)
-    if teacher.tail == "drop" and divergence in DIVERGENCES and divergence != "forward_kl":
-        raise ValueError(
-            f"a SparseTeacher with tail='drop' has no divergence={divergence!r}: choose 'forward_kl', or "
-            "another tail"
-        )
-    if divergence in DIVERGENCES and DIVERGENCES[divergence].splits_label:
-        raise ValueError(
-            f"a SparseTeacher has no divergence={divergence!r}, which treats the label apart, an entry or "
-            "not: choose another, or pass all logits"
-        )
-    if teacher.tail == "drop" and any(t not in (None, 1) for t in temperatures):
-        raise ValueError(
-            "a SparseTeacher with tail='drop' is known at temperature 1 only: pass temperature=1, or another "
-            "tail"
-        )
 
 
 def shards(

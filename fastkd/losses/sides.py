@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastkd.divergences import DIVERGENCES
 from fastkd.losses import checks
 from fastkd.losses.options import Options
 from fastkd.ops.columns import check_columns
-from fastkd.teachers import HiddenTeacher, SparseTeacher, head_logits
+from fastkd.teachers import TAILS, HiddenTeacher, SparseTeacher, head_logits
 
 
 class Side(NamedTuple):
@@ -73,7 +74,7 @@ def teacher_side(teacher: Any, leading: torch.Size, device: torch.device, option
         )
     elif isinstance(teacher, SparseTeacher):
         temperatures = options.temperature, options.teacher_temperature
-        checks.sparse_teacher(teacher, leading, device, options.divergence, *temperatures)
+        _check_sparse(teacher, leading, device, options.divergence, *temperatures)
         return Side(teacher.logprobs, indices=teacher.indices, tail=teacher.tail)
     elif teacher is None and options.kd_ratio == 0:
         return Side(None)
@@ -84,6 +85,44 @@ def teacher_side(teacher: Any, leading: torch.Size, device: torch.device, option
     checks.leading_shape("teacher", side.tensor.shape[:-1], leading)
     checks.same_device(device, teacher=side.tensor, teacher_weight=side.weight, teacher_bias=side.bias)
     return side
+
+
+def _check_sparse(
+    teacher: SparseTeacher,
+    leading: torch.Size,
+    device: torch.device,
+    divergence: str,
+    *temperatures: float | None,
+) -> None:
+    """Check a sparse teacher's tensors, and that it supports the divergence and the temperatures."""
+    indices, logprobs = teacher.indices, teacher.logprobs
+    checks.logits_like("teacher.logprobs", logprobs, "(..., K)")
+    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
+        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"teacher.indices must be an int64 or int32 tensor, not {kind}")
+    if indices.shape != logprobs.shape:
+        raise ValueError(
+            f"teacher.indices has shape {tuple(indices.shape)}, teacher.logprobs {tuple(logprobs.shape)}: "
+            "they must be equal"
+        )
+    checks.leading_shape("teacher.indices", indices.shape[:-1], leading)
+    checks.same_device(device, **{"teacher.indices": indices, "teacher.logprobs": logprobs})
+    checks.one_of("tail", teacher.tail, TAILS)
+    if teacher.tail == "drop" and divergence in DIVERGENCES and divergence != "forward_kl":
+        raise ValueError(
+            f"a SparseTeacher with tail='drop' has no divergence={divergence!r}: choose 'forward_kl', or "
+            "another tail"
+        )
+    if divergence in DIVERGENCES and DIVERGENCES[divergence].splits_label:
+        raise ValueError(
+            f"a SparseTeacher has no divergence={divergence!r}, which treats the label apart, an entry or "
+            "not: choose another, or pass all logits"
+        )
+    if teacher.tail == "drop" and any(t not in (None, 1) for t in temperatures):
+        raise ValueError(
+            "a SparseTeacher with tail='drop' is known at temperature 1 only: pass temperature=1, or another "
+            "tail"
+        )
 
 
 def subset_of(teacher: Side, student_columns: int, options: Options) -> Side:

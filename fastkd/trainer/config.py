@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from fastkd import kd_loss
-from fastkd.trainer.matching import parse_matches
+from fastkd.trainer.matches import parse_matches
 
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
@@ -28,6 +28,11 @@ CHOICES = {
     "cache_kind": CACHE_KINDS,
     "cache_tail": CACHE_TAILS,
 }
+
+
+def plain(choice: Any) -> str:
+    """A choice as text: ``TrainingArguments`` turns some of its strings into members of an enum."""
+    return str(getattr(choice, "value", choice))
 
 
 @dataclass
@@ -53,7 +58,7 @@ class DistillationConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every this many optimizer steps."})
 
     task: str = field(
-        default="causal_lm", metadata={"help": "What the models do: causal_lm, seq2seq or classification."}
+        default="causal_lm", metadata={"help": "Task of both models: causal_lm, seq2seq or classification."}
     )
     model: str | None = field(default=None, metadata={"help": "Student: a directory or hub id."})
     model_init: str = field(
@@ -102,8 +107,8 @@ class DistillationConfig(TrainingArguments):
     fused_head: str = field(
         default="auto",
         metadata={
-            "help": "auto: hidden states and linear_kd_loss where the head is known linear, else logits; "
-            "true: refuse a model whose head is not; false: always logits."
+            "help": "auto: linear_kd_loss on hidden states if the head is known to be linear, else logits; "
+            "true: refuse a model whose head is not linear; false: always logits."
         },
     )
 
@@ -115,7 +120,8 @@ class DistillationConfig(TrainingArguments):
         default=256, metadata={"help": "Longest sampled or generated answer, in tokens."}
     )
     sampling_temperature: float = field(
-        default=1.0, metadata={"help": "Of samples, the student's and the teacher's; not of the loss."}
+        default=1.0,
+        metadata={"help": "Temperature at which student and teacher draw samples; the loss has its own."},
     )
     feature_matches: list[dict[str, Any]] | None = field(
         default=None,
@@ -140,20 +146,21 @@ class DistillationConfig(TrainingArguments):
     train_split: str = field(default="train", metadata={"help": "Split of `dataset` to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split of `dataset` to evaluate on."})
     column_mapping: dict[str, str] | str | None = field(
-        default=None, metadata={"help": "Our column name -> the file's, for example {text: body}."}
+        default=None, metadata={"help": "Maps fastkd's column names to the file's, for example {text: body}."}
     )
     class_names: list[str] | None = field(
         default=None,
         metadata={"help": "Classes in the order of their numbers; if unset, from the model or the data."},
     )
     max_length: int = field(
-        default=1024, metadata={"help": "Longest sequence in tokens; of seq2seq, the longest source."}
+        default=1024, metadata={"help": "Longest sequence in tokens; for seq2seq, the longest source."}
     )
     max_target_length: int = field(default=256, metadata={"help": "Longest target of seq2seq, in tokens."})
     packing: bool = field(
         default=False,
         metadata={
-            "help": "Join the texts and cut max_length pieces: nothing is lost, and no text sees another."
+            "help": "Join the texts and cut them into pieces of max_length: no token is lost, and no text "
+            "attends to another."
         },
     )
     control: bool = field(
@@ -173,8 +180,8 @@ class DistillationConfig(TrainingArguments):
     interpolate_metric: str = field(
         default="bleu",
         metadata={
-            "help": "How near a beam is to the reference: bleu (smoothed, of the sentence), chrf, or rougeL "
-            "(summaries)."
+            "help": "How to measure the nearness of a beam to the reference: bleu (of the sentence, "
+            "smoothed), chrf, or rougeL (for summaries)."
         },
     )
     cache_kind: str = field(
@@ -189,8 +196,8 @@ class DistillationConfig(TrainingArguments):
     cache_tail: str = field(
         default="renormalize",
         metadata={
-            "help": "What a topk cache holds of all other tokens: renormalize (nothing), or bucket "
-            "(their mass as one more class)."
+            "help": "How a topk cache counts all other tokens: renormalize (not at all), or bucket "
+            "(their probability as one more class)."
         },
     )
 

@@ -1,4 +1,4 @@
-"""A model's linear output head, with which ``linear_kd_loss`` computes the loss without storing the logits.
+"""Finds a model's linear output head, from which ``linear_kd_loss`` computes the loss without the logits.
 
 The hidden states are the input of the model's head, so they include scalings before the head (T5).
 Softcaps, scales and biases after the head are read from the model under the names that model families use,
@@ -8,117 +8,17 @@ detected, and its loss is computed from the model's own logits instead of a sile
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from fastkd import HiddenTeacher
-from fastkd.trainer.modes import evaluating
-from fastkd.trainer.views import NOTHING_MORE, View, Wanted
+from fastkd.corpora.contexts import evaluating
+from fastkd.trainer.models import HiddenLogits, LinearHead, forward, multiply_out
 
 # A logit at which a softcap (30 in Gemma 2) is far from the identity.
 _PROBE_LOGIT = 64.0
-
-
-@dataclass(frozen=True)
-class LinearHead:
-    """``logits = softcap(logit_scale * linear(hidden) + bias)``, with the linear layer's own bias or a
-    separate one.
-
-    Attributes:
-        linear: the model's own layer, so that its weight is always the current one.
-        extra_bias: ``(V,)``, a bias that the model adds beside the layer's (BART, Marian).
-    """
-
-    linear: nn.Linear
-    extra_bias: Tensor | None = None
-    logit_scale: float = 1.0
-    logit_softcap: float | None = None
-
-    def factors(self, hidden: Tensor) -> HiddenTeacher:
-        """The factors of the logits of ``hidden``, in the dtype in which autocast would multiply them.
-
-        ``linear_kd_loss`` multiplies outside the operators that autocast covers, so the cast is made here.
-        """
-        dtype = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-        bias: Tensor | None = self.linear.bias
-        if self.extra_bias is not None:
-            extra = self.extra_bias.to(hidden.device)
-            bias = extra if bias is None else bias + extra
-        return HiddenTeacher(
-            hidden.to(dtype),
-            self.linear.weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-            self.logit_scale,
-            self.logit_softcap,
-        )
-
-
-def run(model: Any, head: LinearHead | None, inputs: dict[str, Any], wanted: Wanted = NOTHING_MORE) -> View:
-    """One forward of ``model``. It gives hidden states with ``head``, or logits if ``head`` is None."""
-    embedded: list[Tensor] = []
-    hooks = []
-    options = dict(inputs)
-    if wanted.hidden_states:
-        options["output_hidden_states"] = True
-    if wanted.attentions:
-        options["output_attentions"] = True
-    if wanted.embeddings:
-        reader = model.get_encoder() if model.config.is_encoder_decoder else model
-        hooks.append(reader.get_input_embeddings().register_forward_hook(_keep_embeddings(embedded)))
-    fed: list[Tensor] = []
-    if head is not None:
-        hooks.append(head.linear.register_forward_pre_hook(_take_input(fed)))
-    try:
-        found = model(**options)
-        distribution = found.logits if head is None else head.factors(fed[0])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    side = "decoder_" if model.config.is_encoder_decoder else ""
-    return View(
-        distribution,
-        tuple(found.get(f"{side}hidden_states") or ()),
-        tuple(found.get(f"{side}attentions") or ()),
-        embedded[0] if embedded else None,
-    )
-
-
-def _take_input(fed: list[Tensor]) -> Any:
-    """A hook that keeps the head's input and gives the head no positions, so that the logits are not made."""
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        fed.append(args[0])
-        return (args[0][:, :0], *args[1:])
-
-    return hook
-
-
-def _keep_embeddings(embedded: list[Tensor]) -> Any:
-    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        made = output if output.requires_grad else output.detach().requires_grad_()
-        embedded.append(made)
-        return made
-
-    return hook
-
-
-def multiply_out(distribution: Tensor | HiddenTeacher) -> Tensor:
-    """``(..., V)`` logits."""
-    if isinstance(distribution, Tensor):
-        return distribution
-    made = F.linear(distribution.hidden, distribution.weight, distribution.bias)
-    if distribution.logit_scale != 1.0:
-        made = made * distribution.logit_scale
-    if distribution.logit_softcap is not None:
-        made = distribution.logit_softcap * torch.tanh(made / distribution.logit_softcap)
-    return made
 
 
 def output_width(model: PreTrainedModel) -> int:
@@ -174,8 +74,8 @@ def _reproduces(model: PreTrainedModel, head: LinearHead) -> bool:
         inputs["decoder_input_ids"] = ids
     try:
         with evaluating(model):
-            factors = run(model, head, inputs).distribution
-            assert isinstance(factors, HiddenTeacher)
+            factors = forward(model, head, inputs).distribution
+            assert isinstance(factors, HiddenLogits)
             hidden = factors.hidden
             largest = head.linear(hidden).abs().max().clamp(min=1e-30)
             # A power of two, so that scaling does not round 16-bit hidden states.

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastkd import HiddenTeacher, SparseTeacher, kd_loss, linear_kd_loss
-from fastkd.trainer.tasks import IGNORE_INDEX
-from fastkd.trainer.views import Distribution
+from fastkd import SparseTeacher, kd_loss, linear_kd_loss
+from fastkd.corpora.tasks import IGNORE_INDEX
+from fastkd.trainer.models import Distribution, HiddenLogits, detach
 
 # Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens.
 Sums = dict[str, Tensor]
 
 
 def loss(
-    student: Tensor | HiddenTeacher,
+    student: Tensor | HiddenLogits,
     teacher: Distribution | None,
     targets: Tensor,
     options: dict[str, Any],
@@ -45,7 +44,7 @@ def loss(
 
 @torch.no_grad()
 def measure(
-    student: Tensor | HiddenTeacher,
+    student: Tensor | HiddenLogits,
     teacher: Distribution | None,
     targets: Tensor,
     options: dict[str, Any],
@@ -56,7 +55,8 @@ def measure(
     ``teacher_entropy``, ``agreement`` (top-1) and, if the teacher gives every token a probability,
     ``teacher_ce``; for a classifier also ``accuracy`` and, if the teacher gives logits, ``teacher_accuracy``.
     """
-    student, teacher = _detached(student), _detached(teacher)
+    student = detach(student)
+    teacher = None if teacher is None else detach(teacher)
     ratio, smoothing = 0.0 if teacher is None else options["kd_ratio"], options["label_smoothing"]
     # The divergence is measured even if it is not part of the loss.
     both = {**options, "label_smoothing": 0.0, "kd_ratio": ratio}
@@ -82,13 +82,6 @@ def measure(
             found["teacher_accuracy"] = right.sum() / valid.sum().clamp(min=1)
     count = metrics.num_valid.float()
     return {**{name: value.float() * count for name, value in found.items()}, "tokens": count}
-
-
-def _detached(given: Any) -> Any:
-    if isinstance(given, HiddenTeacher):
-        bias = None if given.bias is None else given.bias.detach()
-        return replace(given, hidden=given.hidden.detach(), weight=given.weight.detach(), bias=bias)
-    return given.detach() if isinstance(given, Tensor) else given
 
 
 def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:

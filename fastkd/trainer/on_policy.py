@@ -13,32 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastkd.corpora.contexts import seeded
+from fastkd.corpora.decode import PLAIN_SAMPLING, end_tokens, positions, write
+from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import output_width
-from fastkd.trainer.modes import evaluating
-from fastkd.trainer.tasks import IGNORE_INDEX, Task
-from fastkd.trainer.tasks.base import pad
-from fastkd.trainer.views import Batch
 
-# Overrides the model's generation config, since any other setting would draw from a different distribution
-# than the student's.
-_PLAIN_SAMPLING: dict[str, Any] = {
-    "do_sample": True,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "forced_eos_token_id": None,
-    "use_cache": True,
-}
+# A checkpoint's own limits on answers are overridden too, since the student must be trained on what it would
+# write by itself.
+_UNFORCED: dict[str, Any] = {"min_length": 0, "min_new_tokens": None, "forced_eos_token_id": None}
 
 
 class OnPolicy:
@@ -98,7 +81,7 @@ class OnPolicy:
             device = batch["input_ids"].device
             with (
                 self._gathered(wrapped, batch) as sharded,
-                _drawing_from(int(seeds.generate_state(1)[0]), device),
+                seeded(int(seeds.generate_state(1)[0]), device),
             ):
                 completions = self.sample(student, prompts, device, sharded)
             made = self.task.collate(self.rows(prompts, completions), self.pad_token_id)
@@ -140,41 +123,33 @@ class OnPolicy:
     def sample(
         self, student: Any, prompts: list[list[int]], device: torch.device, sharded: bool = False
     ) -> list[list[int]]:
-        """One answer to each prompt, with its end-of-sequence token if the student generated one."""
-        ids, mask = pad(prompts, self.pad_token_id), pad([[1] * len(prompt) for prompt in prompts], 0)
-        before = 1  # the decoder's start token
-        if self.task.name != "seq2seq":
-            # Pad on the left, so that all answers begin in the same column.
-            ids, mask = pad([p[::-1] for p in prompts], self.pad_token_id).flip(1), mask.flip(1)
-            before = ids.shape[1]
+        """One answer to each prompt, with its end-of-sequence token if the student generated one.
+
+        The prompts are those of the data, so they are never cut: near the end of the student's window the
+        answers are shorter instead.
+        """
         room = self.args.max_completion_length
-        window = getattr(student.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if isinstance(window, int) and window > 1:  # otherwise positions are relative and have no limit
+        if (window := positions(student)) is not None:
+            before = max(map(len, prompts)) if self.task.name == "causal_lm" else 1  # the start token
             room = max(1, min(room, window - before))
-        ends = self._ends(student)
-        with evaluating(student), self._precision(device):
-            made = student.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=room,
+        with self._precision(device):
+            return write(
+                student,
+                self.task,
+                prompts,
+                end_tokens(student, self.tokenizer),
+                self.pad_token_id,
+                device,
+                **PLAIN_SAMPLING,
+                **_UNFORCED,
                 temperature=self.args.sampling_temperature,
-                eos_token_id=ends or None,
-                pad_token_id=self.pad_token_id,
-                suppress_tokens=self._nobodys(student),
+                num_return_sequences=1,
+                max_new_tokens=room,
+                suppress_tokens=self._suppressed_tokens(student),
                 synced_gpus=False if sharded else None,
-                **_PLAIN_SAMPLING,
             )
-        return [_until(answer, ends) for answer in made[:, before:].tolist()]
 
-    def _ends(self, student: Any) -> list[int]:
-        """Every token that ends an answer: the model's and the tokenizer's."""
-        found: list[int] = []
-        for source in (getattr(student, "generation_config", None), self.tokenizer):
-            value = getattr(source, "eos_token_id", None)
-            found += value if isinstance(value, list) else [] if value is None else [value]
-        return sorted(set(found))
-
-    def _nobodys(self, student: Any) -> list[int] | None:
+    def _suppressed_tokens(self, student: Any) -> list[int] | None:
         """Output columns that must not be sampled: padding, and tokens that the teacher does not have."""
         width = output_width(student)
         known = min(width, self.teacher.columns)
@@ -212,7 +187,7 @@ class OnPolicy:
         if not self._rooted:
             # FSDP makes the first module that runs its root. Run the whole module once, so that the root is
             # not a layer.
-            with _drawing_from(0, batch["input_ids"].device), torch.no_grad():
+            with seeded(0, batch["input_ids"].device), torch.no_grad():
                 wrapped(**batch)
             self._rooted = True
         # Remember the setting of each module, since they differ. FSDP has no public getter for it.
@@ -235,23 +210,3 @@ def _parameter_groups(module: Any) -> list[Any]:
     if hasattr(state, "_fsdp_param_groups"):
         return list(state._fsdp_param_groups)
     return [state._fsdp_param_group] if state._fsdp_param_group is not None else []
-
-
-def _until(answer: list[int], ends: list[int]) -> list[int]:
-    """The answer up to its first end-of-sequence token. None is added to an answer that the limit cut."""
-    for i, token in enumerate(answer):
-        if token in ends:
-            return answer[: i + 1]
-    return answer
-
-
-@contextlib.contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds the random state inside the context, and restores the previous state afterwards."""
-    on_cpu = device.type == "cpu"
-    kept = [] if on_cpu else [torch.get_device_module(device).current_device()]
-    with torch.random.fork_rng(devices=kept, **({} if on_cpu else {"device_type": device.type})):
-        torch.default_generator.manual_seed(seed)
-        if not on_cpu:
-            torch.get_device_module(device).manual_seed(seed)
-        yield

@@ -9,11 +9,12 @@ One training step calls, in this order:
    logged it sets ``with_sums``; ``Trainer.compute_loss`` then calls the wrapped model, which calls
 3. ``DistilledStudent.forward``, below, which runs steps 4 to 9.
 4. ``Task.targets`` moves the labels to the positions that predict them.
-5. ``Teacher.__call__`` returns the teacher's :class:`View`. A live teacher gets it from ``Task.model_inputs``
-   and ``heads.run``, a cached one from tensors that the collator has put into the batch.
+5. ``Teacher.__call__`` returns the teacher's :class:`ModelOutput`. A live teacher gets it from
+   ``Task.model_inputs`` and ``models.forward``, a cached one from tensors that the collator has put into
+   the batch.
 6. ``Matching.prepare`` computes the teacher's saliency, if that is matched.
-7. ``Task.model_inputs`` and ``heads.run`` do the same for the student. With a fused head, a hook keeps the
-   head's input, and ``LinearHead.factors`` pairs it with the head's weight.
+7. ``Task.model_inputs`` and ``models.forward`` do the same for the student. With a fused head, a hook keeps
+   the head's input, and ``LinearHead.factors`` pairs it with the head's weight.
 8. ``objective.measure`` sums kd, ce and agreement, if ``with_sums`` is set or the model is in eval mode.
 9. ``objective.loss`` calls ``kd_loss`` on logits, or ``linear_kd_loss`` on hidden states and their head.
    ``Matching.forward`` adds the feature losses.
@@ -28,13 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkd import HiddenTeacher
-from fastkd.trainer.heads import LinearHead, multiply_out, run
+from fastkd.corpora.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.matching import Matching
+from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, forward, multiply_out
 from fastkd.trainer.objective import Sums, loss, measure
-from fastkd.trainer.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.teachers import Teacher
-from fastkd.trainer.views import NOTHING_MORE
 
 
 class DistilledStudent(nn.Module):
@@ -116,15 +115,15 @@ class DistilledStudent(nn.Module):
         targets = self.task.targets(labels)
         options = {**self.options, "kd_ratio": 1.0} if own_samples else self.options
         matching = self.matching if self.training else None
-        wanted = NOTHING_MORE if matching is None else matching.wanted
+        requested = NOTHING_MORE if matching is None else matching.requested
         distils = options["kd_ratio"] > 0 or matching is not None or not self.training or with_sums
         # The teacher runs first, so that its activations are freed before those of the student are kept.
-        teacher = self.teacher(batch, wanted) if self.teacher is not None and distils else None
+        teacher = self.teacher(batch, requested) if self.teacher is not None and distils else None
         if matching is not None and teacher is not None:
             teacher = matching.prepare(teacher, targets)
-        student = run(self.student, self.head, self.task.model_inputs(self.student, batch), wanted)
+        student = forward(self.student, self.head, self.task.model_inputs(self.student, batch), requested)
         scores, soft = student.distribution, None if teacher is None else teacher.distribution
-        assert isinstance(scores, (Tensor, HiddenTeacher))
+        assert isinstance(scores, (Tensor, HiddenLogits))
 
         found: dict[str, Any] = {}
         sums: Sums = {}
@@ -132,7 +131,9 @@ class DistilledStudent(nn.Module):
             sums = measure(scores, soft, targets, options)
         if self.training:
             if soft is None and options["kd_ratio"] > 0:
-                raise ValueError("the teacher says nothing of this batch: its rows are not in the cache")
+                raise ValueError(
+                    "the teacher has no distributions for this batch: its rows are not in the cache"
+                )
             found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
             if matching is not None and teacher is not None:
                 mask = targets != IGNORE_INDEX

@@ -16,16 +16,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
+from fastkd.corpora.tasks.base import Collator
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.heads import LinearHead, find_linear_head, output_width
 from fastkd.trainer.matching import Matching
-from fastkd.trainer.modes import evaluating
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
+from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
-from fastkd.trainer.tasks.base import Collator
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -80,14 +79,15 @@ class DistillationTrainer(Trainer):
                 f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
             )
         task = TASKS[args.task]
-        head = _student_head(model, args)
-        self._teacher = _teacher_side(model, teacher, task, fused=head is not None)
+        head = student_head(model, args)
+        self._teacher = teacher_side(model, teacher, task, fused=head is not None)
         vocab_size = common_columns(model, self._teacher, processing_class, task)
         matching = None
         if args.feature_matches or args.gradient_match_weight:
             if not isinstance(self._teacher, (LiveTeacher, BaseTeacher)):
                 raise ValueError(
-                    "feature_matches and gradient_match_weight look inside the teacher: they need a live one"
+                    "feature_matches and gradient_match_weight compare layers of the teacher: "
+                    "give a model, not a cache"
                 )
             matching = Matching(
                 model,
@@ -305,88 +305,6 @@ class DistillationTrainer(Trainer):
             return super()._load_best_model()
         with self._plain_student():
             super()._load_best_model()
-
-
-def _student_head(model: PreTrainedModel, args: DistillationConfig) -> LinearHead | None:
-    if args.fused_head == "false":
-        return None
-    head = (
-        "a classifier has few columns and no fused loss"
-        if args.task == "classification"
-        else find_linear_head(model)
-    )
-    if isinstance(head, LinearHead):
-        return head
-    if args.fused_head == "true":
-        raise ValueError(f"fused_head=true, but {head}")
-    return None
-
-
-def _teacher_side(
-    model: PreTrainedModel, teacher: PreTrainedModel | Teacher | None, task: Task, fused: bool
-) -> Teacher | None:
-    if not isinstance(teacher, nn.Module):
-        return teacher
-    if not {id(p) for p in teacher.parameters()}.isdisjoint(map(id, model.parameters())):
-        raise ValueError(
-            "student and teacher share weights, and a teacher is frozen: give the teacher its own copy"
-        )
-    return LiveTeacher(teacher, task, fused)
-
-
-def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: Any, task: Task) -> int | None:
-    """Number of output columns that both sides have; None if they have the same. Widths may differ by padding
-    columns, which belong to no token.
-
-    Raises:
-        ValueError: different numbers of classes, or widths that differ by more than padding or by columns
-            that are not known to be padding.
-    """
-    if teacher is None:
-        return None
-    if task.name == "classification":
-        widths = model.config.num_labels, teacher.columns
-        if widths[0] != widths[1]:
-            raise ValueError(f"the student has {widths[0]} classes and the teacher {widths[1]}")
-        return None
-    widths = output_width(model), teacher.columns
-    if widths[0] == widths[1]:
-        return None
-    if tokenizer is None:
-        raise ValueError(
-            f"the student has {widths[0]} output columns and the teacher {widths[1]}: "
-            "give the tokenizer as processing_class to tell padding from tokens"
-        )
-    if len(tokenizer) > min(widths):
-        raise ValueError(
-            f"the student has {widths[0]} output columns and the teacher {widths[1]}, "
-            f"but the tokenizer has {len(tokenizer)} tokens: the two were made for different vocabularies"
-        )
-    return min(widths)
-
-
-@torch.no_grad()
-def check_documents_are_apart(model: Any, task: Task) -> None:
-    """Raise a ``ValueError`` if the model attends from one packed document to another."""
-    documents = [[1, 2, 3], [4, 5]]
-    alone, packed = (
-        task.collate([{"input_ids": ids, "position_ids": list(positions)}], 0)
-        for ids, positions in (
-            (documents[1], range(2)),
-            ([*documents[0], *documents[1]], [*range(3), *range(2)]),
-        )
-    )
-    with evaluating(model):
-        logits = [
-            model(**{k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
-            .logits[0, -2:]
-            .float()
-            for inputs in (task.model_inputs(model, batch) for batch in (alone, packed))
-        ]
-    if (logits[0] - logits[1]).abs().max() > 0.02 * logits[0].abs().max():
-        raise ValueError(
-            f"{type(model).__name__} looks from one packed text into the one before it: set packing: false"
-        )
 
 
 def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:

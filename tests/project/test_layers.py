@@ -18,13 +18,23 @@ ROOT = Path(__file__).resolve().parents[2]
 Rule = Callable[[str, str], Iterator[str]]
 
 # The parts that each part of fastkd must not import: imports only go inwards.
-OUTERMOST = ("trainer", "cli", "demo", "bench")
+COMMANDS = ("cli", "demo", "bench")
+OUTERMOST = ("corpora", "trainer", "runs", *COMMANDS)
 MIDDLE = ("losses", "modules", "teachers")
 FORBIDDEN = {
+    "runs": COMMANDS,
+    "trainer": ("runs", *COMMANDS),
+    "corpora": ("trainer", "runs", *COMMANDS),
+    "files": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
     "divergences": ("backends", "ops", *MIDDLE, *OUTERMOST),
     "backends": ("ops", *MIDDLE, *OUTERMOST),
     "ops": (*MIDDLE, *OUTERMOST),
     **{name: OUTERMOST for name in MIDDLE},
+}
+# The modules that define a configuration, and everything of fastkd that each may import.
+SETTINGS = {
+    "fastkd/trainer/config.py": ("fastkd.kd_loss", "fastkd.trainer.matches.parse_matches"),
+    "fastkd/trainer/matches.py": (),
 }
 ENVIRONMENT = ("FASTKD_BACKEND", "FASTKD_CPU_ISA")
 MAX_ENVIRONMENT = 3
@@ -54,6 +64,63 @@ def import_direction(path: str, text: str) -> Iterator[str]:
         names = name.split(".")
         if names[0] == "fastkd" and len(names) > 1 and names[1] in FORBIDDEN.get(part(path), ()):
             yield f"{path}:{line} imports {name}"
+
+
+def plain_settings(path: str, text: str) -> Iterator[str]:
+    """A configuration can be read without models, tasks or the trainer."""
+    if path not in SETTINGS:
+        return
+    for line, name in imported(path, text):
+        if name.split(".")[0] == "fastkd" and name not in SETTINGS[path]:
+            yield f"{path}:{line} imports {name}"
+
+
+def teacher_texts(path: str, text: str) -> Iterator[str]:
+    """Only ``TeacherSource`` knows which texts of the field ``teacher`` have a meaning of their own."""
+    if path == "fastkd/runs/sources.py" or part(path) not in OUTERMOST:
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and node.value in ("base", "cache:"):
+            yield f"{path}:{node.lineno} parses teacher: {node.value!r}"
+
+
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def import_cycles(texts: dict[str, str]) -> list[set[str]]:
+    """The sets of modules that import each other, by imports of any kind: also those inside a function and
+    those for annotations alone (``TYPE_CHECKING``).
+
+    Importing a module runs the packages around it first. That is no import that the module asks for, so it
+    is not counted.
+    """
+    modules = {module_name(path) for path in texts} | {"fastkd._C"}
+    graph: dict[str, set[str]] = {}
+    for path, text in texts.items():
+        found = set()
+        for _, name in imported(path, text):
+            while name and name not in modules:  # an attribute of a module
+                name = name.rpartition(".")[0]
+            found.add(name)
+        graph[module_name(path)] = found - {"", module_name(path)}
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        rest = list(graph[start])
+        while rest:
+            if (name := rest.pop()) not in seen:
+                seen.add(name)
+                rest += graph.get(name, ())
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    circular = [name for name in sorted(graph) if name in reach[name]]
+    cycles: list[set[str]] = []
+    for name in circular:
+        if not any(name in cycle for cycle in cycles):
+            cycles.append({other for other in circular if other in reach[name] and name in reach[other]})
+    return cycles
 
 
 def native_addresses(path: str, text: str) -> Iterator[str]:
@@ -121,6 +188,8 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 
 PYTHON_RULES: list[Rule] = [
     import_direction,
+    plain_settings,
+    teacher_texts,
     native_addresses,
     environment_reads,
     environment_names,
@@ -132,6 +201,10 @@ PYTHON_RULES: list[Rule] = [
 def test_python_sources_keep_the_rule(rule: Rule) -> None:
     broken = [v for path in sources("fastkd", ".py") for v in rule(path, (ROOT / path).read_text())]
     assert not broken, "\n".join(broken)
+
+
+def test_no_import_cycle() -> None:
+    assert not import_cycles({path: (ROOT / path).read_text() for path in sources("fastkd", ".py")})
 
 
 def test_csrc_knows_no_torch() -> None:
@@ -154,6 +227,9 @@ def test_the_kernels_are_where_the_rules_look() -> None:
     assert list(native_addresses("fastkd/elsewhere.py", native))
     assert list(environment_reads("fastkd/elsewhere.py", settings))
     assert all(name in settings for name in ENVIRONMENT)
+    teachers = (ROOT / "fastkd/runs/sources.py").read_text()
+    assert list(teacher_texts("fastkd/runs/elsewhere.py", teachers))
+    assert all((ROOT / path).exists() for path in SETTINGS)
 
 
 def test_make_gpu_finds_the_files_with_cases_for_a_gpu() -> None:
@@ -175,6 +251,16 @@ def test_make_gpu_finds_the_files_with_cases_for_a_gpu() -> None:
         (import_direction, "fastkd/ops/x.py", "def f():\n    from fastkd import trainer"),
         (import_direction, "fastkd/losses/x.py", "from fastkd.cli import main"),
         (import_direction, "fastkd/modules.py", "from fastkd.demo.run import go"),
+        (import_direction, "fastkd/runs/x.py", "from fastkd.cli import main"),
+        (import_direction, "fastkd/trainer/x.py", "def f():\n    from fastkd import runs"),
+        (import_direction, "fastkd/corpora/tasks/x.py", "from fastkd.trainer.config import A"),
+        (import_direction, "fastkd/losses/x.py", "from fastkd.corpora import rows"),
+        (import_direction, "fastkd/files.py", "from fastkd.losses import kd_loss"),
+        (plain_settings, "fastkd/trainer/config.py", "from fastkd.trainer.matching import Matching"),
+        (plain_settings, "fastkd/trainer/config.py", "def f():\n    from fastkd.corpora import tasks"),
+        (plain_settings, "fastkd/trainer/matches.py", "from fastkd import kd_loss"),
+        (teacher_texts, "fastkd/runs/x.py", "live = args.teacher != 'base'"),
+        (teacher_texts, "fastkd/cli/x.py", "args.teacher.startswith('cache:')"),
         (native_addresses, "fastkd/ops/x.py", "p = t.data_ptr()"),
         (native_addresses, "fastkd/backends/triton/x.py", "f = t.data_ptr"),
         (environment_reads, "fastkd/ops/x.py", "import os\nos.environ.get('A')"),
@@ -198,6 +284,31 @@ def test_each_rule_bites(rule: Rule, path: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "second",
+    [
+        "import fastkd.a",
+        "def f():\n    from fastkd.a import x",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fastkd.a import x",
+        "from . import a",
+    ],
+)
+def test_the_rule_on_cycles_bites(second: str) -> None:
+    texts = {"fastkd/a.py": "from fastkd.b import y", "fastkd/b.py": second, "fastkd/c.py": "import fastkd.a"}
+    assert import_cycles(texts) == [{"fastkd.a", "fastkd.b"}]
+    longer = {"fastkd/a.py": "import fastkd.c", "fastkd/b.py": second, "fastkd/c.py": "import fastkd.b"}
+    assert import_cycles(longer) == [{"fastkd.a", "fastkd.b", "fastkd.c"}]
+
+
+def test_the_rule_on_cycles_lets_the_rest_pass() -> None:
+    texts = {
+        "fastkd/__init__.py": "from fastkd.a import x",
+        "fastkd/a.py": "from fastkd import _C\nimport fastkd.b\nfrom fastkd.b import a",
+        "fastkd/b.py": "import a, torch",
+    }
+    assert not import_cycles(texts)
+
+
+@pytest.mark.parametrize(
     ("rule", "path", "text"),
     [
         (
@@ -207,6 +318,14 @@ def test_each_rule_bites(rule: Rule, path: str, text: str) -> None:
         ),
         (import_direction, "fastkd/trainer/x.py", "from fastkd.losses import kd_loss\nimport fastkd.ops"),
         (import_direction, "fastkd/backends/triton/x.py", "from ..base import Backend"),
+        (
+            import_direction,
+            "fastkd/runs/x.py",
+            "from fastkd import files, trainer\nimport fastkd.corpora",
+        ),
+        (plain_settings, "fastkd/trainer/config.py", "from fastkd import kd_loss\nimport torch"),
+        (teacher_texts, "fastkd/runs/sources.py", "a = 'base', 'cache:'"),
+        (teacher_texts, "fastkd/runs/x.py", "a = {'teacher': 'cache:DIR'}"),
         (native_addresses, "fastkd/backends/native.py", "t.data_ptr()"),
         (native_addresses, "fastkd/ops/x.py", '"""Never calls data_ptr()."""'),
         (environment_reads, "fastkd/_settings.py", "import os\nos.environ.get('A')"),

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_matching import bert, class_rows, gpt2, t5
-from tiny import llama, rows
+from support.families import bert, class_rows, gpt2, t5
+from support.tiny import llama, rows
 
 peft = pytest.importorskip("peft")
 
+from fastkd.corpora.tasks import TASKS, Task  # noqa: E402
+from fastkd.runs.sources import load_student, load_teacher  # noqa: E402
 from fastkd.trainer import DistillationConfig, DistillationTrainer  # noqa: E402
-from fastkd.trainer.heads import find_linear_head, multiply_out  # noqa: E402
-from fastkd.trainer.loading import load_student, load_teacher  # noqa: E402
-from fastkd.trainer.tasks import TASKS, Task  # noqa: E402
+from fastkd.trainer.heads import find_linear_head  # noqa: E402
+from fastkd.trainer.models import Requested, multiply_out  # noqa: E402
 from fastkd.trainer.teachers import BaseTeacher  # noqa: E402
-from fastkd.trainer.views import Wanted  # noqa: E402
 
 Configuration = Callable[..., DistillationConfig]
 CAUSAL = TASKS["causal_lm"]
@@ -168,9 +168,9 @@ def test_the_base_teacher_is_the_base_and_changes_nothing(make: Any, fused: bool
     hook = student.register_forward_pre_hook(
         lambda *_: seen.append({name: p.requires_grad for name, p in student.named_parameters()})
     )
-    for wanted in (Wanted(), Wanted(hidden_states=True)):
-        view = teacher(batch, wanted)
-        logits = multiply_out(view.distribution)
+    for requested in (Requested(), Requested(hidden_states=True)):
+        output = teacher(batch, requested)
+        logits = multiply_out(output.distribution)
         assert not logits.requires_grad
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     hook.remove()
@@ -217,7 +217,7 @@ def test_distilling_from_the_base_is_distilling_from_a_copy_of_it(
         torch.testing.assert_close(value, found[1][2][name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_base_teachers_insides_and_own_samples(configuration: Configuration) -> None:
+def test_the_base_teacher_with_matches_and_own_samples(configuration: Configuration) -> None:
     """On-policy samples, the base as the teacher, and matches with its hidden states work together."""
     data = [{**row, "labels": [-100, *row["input_ids"][1:]]} for row in rows(16)]
     logs = []

@@ -13,15 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 Found = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 
 def run(folder: Path, processes: int = 1, *arguments: str) -> Found:
-    path = os.pathsep.join(filter(None, (str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(HERE / "processes.py"), str(folder)]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        str(ROOT / "tests/support/train_processes.py"),
+        str(folder),
+    ]
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -76,7 +81,7 @@ def test_every_division_of_the_batch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
-def test_two_processes_go_on_from_a_checkpoint(whole: Found, tmp_path: Path, arguments: list[str]) -> None:
+def test_two_processes_resume_from_a_checkpoint(whole: Found, tmp_path: Path, arguments: list[str]) -> None:
     run(tmp_path, 2, "--steps", "12", "--save-steps", "8", *arguments)
     (tmp_path / "checkpoint-12").rename(tmp_path / "later")
     assert_equal(run(tmp_path, 2, "--save-steps", "100", "--resume", *arguments), whole)

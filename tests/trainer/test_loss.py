@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny import VOCAB, llama, rows
+from support.tiny import VOCAB, llama, rows
 
-from fastkd.trainer.heads import LinearHead, find_linear_head
+from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks.base import Collator
+from fastkd.trainer.heads import find_linear_head
+from fastkd.trainer.models import LinearHead
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.tasks import TASKS
-from fastkd.trainer.tasks.base import Collator
 from fastkd.trainer.teachers import LiveTeacher
 
 CAUSAL, SEQ2SEQ = TASKS["causal_lm"], TASKS["seq2seq"]
@@ -228,7 +229,7 @@ def test_the_scale_and_the_cap_are_found(kind: str) -> None:
     assert (head.logit_scale, head.logit_softcap) == expected
 
 
-def test_a_head_that_does_more_is_found_out() -> None:
+def test_a_head_that_is_more_than_linear_is_detected() -> None:
     """A scale under an unknown name must lead to the use of logits, not to a wrong loss."""
 
     class Doubled(transformers.LlamaForCausalLM):  # type: ignore[misc]
@@ -329,7 +330,7 @@ def test_a_prompt_is_never_trained_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt-neox", "qwen3", "gemma2"])
-def test_packed_texts_do_not_see_one_another(kind: str) -> None:
+def test_packed_texts_do_not_attend_to_one_another(kind: str) -> None:
     """A packed row, padded next to a longer one, has the loss and gradients of its texts as separate rows."""
     texts = rows(3, seed=5, shortest=4, longest=6)
     lengths = [len(row["input_ids"]) for row in texts]

@@ -1,4 +1,4 @@
-"""Test steps on the student's own samples: how they are drawn, which tokens count, and the random state."""
+"""Test training on the student's own samples: which steps and tokens count, resuming, two processes."""
 
 from __future__ import annotations
 
@@ -14,142 +14,18 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
-from test_matching import bart, bert, class_rows, gpt2, t5
-from tiny import VOCAB, llama, rows
+from support.families import bert, class_rows, gpt2
+from support.on_policy import GREEDY, policy, prompted, resampled, trained, weights
+from support.tiny import VOCAB, llama, rows
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer
-from fastkd.trainer.on_policy import OnPolicy
-from fastkd.trainer.tasks import TASKS
-from fastkd.trainer.teachers import LiveTeacher
 
 Configuration = Callable[..., DistillationConfig]
-HERE = Path(__file__).parent
-GREEDY = 1e-4  # a temperature at which only the likeliest token is drawn
+
+ROOT = Path(__file__).parents[2]
 
 
-def prompted(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows with prompts of 1 to 3 tokens."""
-    made = []
-    for row in rows(count, seed=seed, shortest=5):
-        ids = row["input_ids"]
-        prompt = 1 + len(ids) % 3
-        made.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
-    return made
-
-
-def pairs(count: int) -> list[dict[str, Any]]:
-    return [{"input_ids": [*row["input_ids"], 1], "labels": [5, 6, 1]} for row in rows(count)]
-
-
-def policy(
-    args: DistillationConfig, teacher: Any = None, task: str = "causal_lm", **options: Any
-) -> OnPolicy:
-    side = LiveTeacher(llama(1) if teacher is None else teacher, TASKS[task], fused=False)
-    options = {"tokenizer": None, "pad_token_id": 0, **options}
-    return OnPolicy(side, TASKS[task], args=args, **options)
-
-
-def resampled(
-    student: Any, args: DistillationConfig, data: list[dict[str, Any]], step: int = 0, **options: Any
-) -> dict[str, Any]:
-    made = policy(args, **options)
-    batch = made.task.collate(data, 0)
-    (found,) = made.resample(iter([batch]), student, student, step)
-    return found
-
-
-def trained(args: DistillationConfig, student: Any = None, **options: Any) -> DistillationTrainer:
-    options = {"train_dataset": prompted(32), "teacher": llama(1), **options}
-    trainer = DistillationTrainer(llama(0) if student is None else student, args=args, **options)
-    trainer.train()
-    return trainer
-
-
-def weights(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in trainer.student.state_dict().items()}
-
-
-# The samples.
-
-
-@pytest.mark.parametrize("make", [llama, gpt2])
-def test_answers_follow_their_prompts_whatever_the_padding(configuration: Configuration, make: Any) -> None:
-    """At a temperature near 0 a sample is the greedy answer to its prompt without padding."""
-    student, data = make(0).train(), prompted(6)
-    batch = resampled(
-        student, configuration(lmbda=1.0, max_completion_length=5, sampling_temperature=GREEDY), data
-    )
-    assert batch.pop("own_samples") is True
-    assert student.training and all(module.training for module in student.modules())
-    expected = []
-    for row in data:
-        prompt = row["input_ids"][: row["labels"].count(-100)]
-        alone = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-        whole = student.generate(torch.tensor([prompt]), **alone)[0].tolist()
-        expected.append({"input_ids": whole, "labels": [-100] * len(prompt) + whole[len(prompt) :]})
-    for name, value in TASKS["causal_lm"].collate(expected, 0).items():
-        assert torch.equal(batch[name], value), name
-
-
-def test_an_answer_ends_with_its_end_of_sequence_or_stays_open(configuration: Configuration) -> None:
-    student, data = llama(0), prompted(8)
-    args = configuration(lmbda=1.0, max_completion_length=6, sampling_temperature=GREEDY)
-    open_labels = resampled(student, args, data)["labels"]
-    answers = [row[row != -100].tolist() for row in open_labels]
-    assert all(len(answer) == 6 for answer in answers) and not any(0 in answer for answer in answers)
-    end = answers[0][2]
-    student.generation_config.eos_token_id = [0, end]
-    closed = [row[row != -100].tolist() for row in resampled(student, args, data)["labels"]]
-    for answer, before in zip(closed, answers, strict=True):
-        assert answer == (before[: before.index(end) + 1] if end in before else before)
-    assert {len(answer) for answer in closed} > {6}  # both kinds occur
-
-
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_samples_have_the_students_distribution_at_the_sampling_temperature(
-    configuration: Configuration, temperature: float
-) -> None:
-    """A checkpoint's own generation settings must not affect the samples."""
-    student, prompt = llama(0), [7, 3]
-    student.generation_config.update(top_k=2, top_p=0.5, repetition_penalty=3.0, do_sample=False)
-    count = 4000
-    data = [{"input_ids": [*prompt, 5], "labels": [-100, -100, 5]}] * count
-    data += [{"input_ids": [9, 9, 9, 9, 5], "labels": [-100] * 4 + [5]}]  # so that there is padding
-    args = configuration(
-        lmbda=1.0, max_completion_length=1, sampling_temperature=temperature, temperature=7.0
-    )
-    labels = resampled(student, args, data)["labels"][:count, 2]
-    with torch.no_grad():
-        p = (student(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
-    found = torch.bincount(labels, minlength=VOCAB) / count
-    assert (found - p).abs().sum() / 2 < 0.06  # about 0.03 by chance
-    other = (p.log() * temperature / (2.5 - temperature)).softmax(-1)
-    assert (found - other).abs().sum() / 2 > 0.1
-
-
-def test_draws_follow_from_seed_step_and_process_alone(
-    configuration: Configuration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    student, teacher = llama(0), llama(1)
-    batch = TASKS["causal_lm"].collate(prompted(6), 0)
-
-    def drawn(step: int = 0, number: int = 0, seed: int = 42) -> list[list[int]]:
-        made = policy(configuration(lmbda=1.0, max_completion_length=6, seed=seed), teacher)
-        found = list(made.resample(iter([batch] * (number + 1)), student, student, step))
-        return found[number]["input_ids"].tolist()
-
-    before = torch.get_rng_state()
-    first = drawn()
-    assert torch.equal(before, torch.get_rng_state())
-    torch.manual_seed(99)
-    assert drawn() == first
-    others = [drawn(step=1), drawn(number=1), drawn(seed=5)]
-    monkeypatch.setattr(DistillationConfig, "process_index", 1)
-    others.append(drawn())
-    assert all(other != first for other in others)
-
-
-def test_the_share_of_steps(configuration: Configuration) -> None:
+def test_a_fraction_lmbda_of_the_steps_is_on_policy(configuration: Configuration) -> None:
     """A fraction lmbda of the steps is on-policy, and the seed alone decides which."""
 
     def due(lmbda: float, seed: int = 42) -> list[bool]:
@@ -160,71 +36,6 @@ def test_the_share_of_steps(configuration: Configuration) -> None:
     assert 0.26 < sum(first) / 2000 < 0.34
     assert first == due(0.3) and first != due(0.3, seed=1)
     assert all(due(1.0))
-
-
-def test_columns_without_a_token_are_never_said(configuration: Configuration) -> None:
-    """The student never samples padding columns of its head, nor tokens without a column of the teacher."""
-
-    class Tokenizer:
-        eos_token_id = 0
-
-        def __len__(self) -> int:
-            return VOCAB - 20
-
-    student = llama(0, vocab=VOCAB)
-    args = configuration(lmbda=1.0, max_completion_length=12, sampling_temperature=50.0)
-    data = prompted(8)
-    assert resampled(student, args, data)["labels"].max() > VOCAB - 10
-    narrow = resampled(student, args, data, teacher=llama(1, vocab=VOCAB - 10))
-    assert VOCAB - 20 < narrow["labels"].max() < VOCAB - 10
-    assert resampled(student, args, data, tokenizer=Tokenizer())["labels"].max() < VOCAB - 20
-
-
-def test_a_window_is_not_left(configuration: Configuration) -> None:
-    """Samples stay within the student's window; GPT-2 has only 32 positions."""
-    student = gpt2(0)
-    student.generation_config.eos_token_id = None
-    found = resampled(student, configuration(lmbda=1.0, max_completion_length=256), prompted(4))
-    assert found["input_ids"].shape[1] == 32
-    assert torch.isfinite(student(input_ids=found["input_ids"]).logits).all()
-
-
-def test_rows_without_a_prompt_are_left_out(configuration: Configuration) -> None:
-    args = configuration(lmbda=1.0, max_completion_length=3)
-    data = prompted(2)
-    found = resampled(llama(0), args, [data[0], {"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, data[1]])
-    assert len(found["input_ids"]) == 2
-    with pytest.raises(ValueError, match="this data has none: give prompt and completion columns"):
-        resampled(llama(0), args, rows(4))
-
-
-@pytest.mark.parametrize("make", [t5, bart])
-def test_sequence_to_sequence(configuration: Configuration, make: Any) -> None:
-    student, teacher, data = make(0), make(1), pairs(5)
-    student.generation_config.forced_eos_token_id = 1  # BART forces an end token at the length limit
-    args = configuration(
-        task="seq2seq", lmbda=1.0, max_completion_length=4, sampling_temperature=GREEDY, kd_ratio=1.0
-    )
-    found = resampled(student, args, data, teacher=teacher, task="seq2seq")
-    student.generation_config.forced_eos_token_id = None
-    for i, row in enumerate(data):
-        source = torch.tensor([row["input_ids"]])
-        expected = student.generate(source, max_new_tokens=4, do_sample=False)[0, 1:].tolist()
-        said = found["labels"][i]
-        assert said[said != -100].tolist() == expected
-        assert found["input_ids"][i][found["attention_mask"][i].bool()].tolist() == row["input_ids"]
-    trainer = DistillationTrainer(
-        student,
-        teacher,
-        configuration(task="seq2seq", lmbda=1.0, max_completion_length=4),
-        train_dataset=data,
-    )
-    before = weights(trainer)
-    trainer.train()
-    assert not torch.equal(before["lm_head.weight"], weights(trainer)["lm_head.weight"])
-
-
-# The loss.
 
 
 @pytest.mark.parametrize("fused_head", ["true", "false"])
@@ -341,7 +152,7 @@ def test_mixed_precision_and_answers_that_end_at_once(configuration: Configurati
     assert all(entry["kd"] > 0 for entry in trainer.state.log_history if "kd" in entry)
 
 
-def test_samples_go_with_matches(configuration: Configuration) -> None:
+def test_samples_can_be_combined_with_matches(configuration: Configuration) -> None:
     """On-policy steps can be combined with matches: the loss is the sum of both."""
     args = configuration(
         lmbda=1.0,
@@ -383,13 +194,10 @@ def test_plain_text_is_refused_when_training_begins(configuration: Configuration
         trained(configuration(lmbda=1.0), train_dataset=rows(8))
 
 
-# DDP and FSDP.
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """DDP runs with samples and every match; FSDP with all but saliency, which it does not support."""
-    path = os.pathsep.join(filter(None, (str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     runs = {
@@ -399,7 +207,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "fsdp": (torchrun, ["--fsdp"]),
     }
     for name, (launcher, options) in runs.items():
-        script = [str(HERE / "matching_processes.py"), str(tmp_path / name), *options]
+        script = [str(ROOT / "tests/support/matching_processes.py"), str(tmp_path / name), *options]
         done = subprocess.run(
             [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=180
         )

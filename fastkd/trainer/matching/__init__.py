@@ -13,24 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from fastkd import HiddenTeacher
-from fastkd.trainer.heads import run
-from fastkd.trainer.matching.features import (
-    FeatureMatch,
-    attention_loss,
-    hidden_loss,
-    parse_matches,
-    relation_loss,
-    widened,
-)
+from fastkd.corpora.contexts import evaluating
+from fastkd.corpora.tasks import IGNORE_INDEX, Batch
+from fastkd.trainer.matches import FeatureMatch, parse_matches
+from fastkd.trainer.matching.features import attention_loss, hidden_loss, relation_loss, widened
 from fastkd.trainer.matching.saliency import saliency, saliency_loss
-from fastkd.trainer.modes import evaluating
-from fastkd.trainer.tasks import IGNORE_INDEX
-from fastkd.trainer.views import Batch, Distribution, View, Wanted
+from fastkd.trainer.models import ModelOutput, Requested, detach, forward
 
 PROJECTIONS = "projections.safetensors"
-
-__all__ = ["FeatureMatch", "Matching", "parse_matches"]
 
 
 class Matching(nn.Module):
@@ -77,42 +67,44 @@ class Matching(nn.Module):
         self.projections = nn.ModuleList()
         if not parsed:
             return
-        wanted = Wanted(hidden_states=True, attentions=attention)
-        views = {"student": _insides(student, wanted), "teacher": _insides(teacher, wanted)}
+        requested = Requested(hidden_states=True, attentions=attention)
+        outputs = {"student": _insides(student, requested), "teacher": _insides(teacher, requested)}
         double = any(p.dtype == torch.float64 for p in student.parameters())
         for i, match in enumerate(parsed):
             s, t = (
-                _layer(f"feature_matches[{i}]", side, match, getattr(view, match.layer))
-                for side, view in views.items()
+                _layer(f"feature_matches[{i}]", side, match, getattr(output, match.layer))
+                for side, output in outputs.items()
             )
             self.matches.append(replace(match, student=s, teacher=t))
             bridge: nn.Module = nn.Identity()
             if match.kind == "hidden":
-                narrow = views["student"].hidden_states[s].shape[-1]
-                wide = views["teacher"].hidden_states[t].shape[-1]
+                narrow = outputs["student"].hidden_states[s].shape[-1]
+                wide = outputs["teacher"].hidden_states[t].shape[-1]
                 bridge = bridge if narrow == wide else _projection(narrow, wide, i, double)
             self.projections.append(bridge)
 
     @property
-    def wanted(self) -> Wanted:
+    def requested(self) -> Requested:
         """The intermediate tensors that a forward must keep."""
         layers = {match.layer for match in self.matches}
-        return Wanted("hidden_states" in layers, "attentions" in layers, self.gradient_weight > 0)
+        return Requested("hidden_states" in layers, "attentions" in layers, self.gradient_weight > 0)
 
-    def prepare(self, teacher: View, targets: Tensor) -> View:
-        """The teacher's view with its saliency computed and its graph freed, before the student runs."""
+    def prepare(self, teacher: ModelOutput, targets: Tensor) -> ModelOutput:
+        """The teacher's output with its saliency computed and its graph freed, before the student runs."""
         if teacher.embeddings is None:
             return teacher
         with torch.enable_grad():
             found = saliency(teacher, targets, self.vocab_size, create_graph=False)
-        return View(
-            _detached(teacher.distribution),
+        return ModelOutput(
+            detach(teacher.distribution),
             tuple(hidden.detach() for hidden in teacher.hidden_states),
             tuple(weights.detach() for weights in teacher.attentions),
             saliency=found.detach(),
         )
 
-    def forward(self, student: View, teacher: View, targets: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def forward(
+        self, student: ModelOutput, teacher: ModelOutput, targets: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
         """The losses of each kind times their weights, by name. They are sums over the valid targets."""
         found: dict[str, Tensor] = {}
         with torch.autocast(targets.device.type, enabled=False):
@@ -132,7 +124,12 @@ class Matching(nn.Module):
         return found
 
     def _values(
-        self, match: FeatureMatch, projection: nn.Module, student: View, teacher: View, segments: Tensor
+        self,
+        match: FeatureMatch,
+        projection: nn.Module,
+        student: ModelOutput,
+        teacher: ModelOutput,
+        segments: Tensor,
     ) -> Tensor:
         s = getattr(student, match.layer)[match.student]
         t = getattr(teacher, match.layer)[match.teacher]
@@ -194,8 +191,8 @@ def _go_eager(model: Any) -> None:
 
 
 @torch.no_grad()
-def _insides(model: Any, wanted: Wanted) -> View:
-    """The model's view of a few tokens, which shows its layers and their widths."""
+def _insides(model: Any, requested: Requested) -> ModelOutput:
+    """The model's output for a few tokens, which shows its layers and their widths."""
     ids = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
     if isinstance(end := getattr(model.config, "eos_token_id", None), int):
         ids[:, -1] = end  # some classifiers read their output at this token
@@ -203,7 +200,7 @@ def _insides(model: Any, wanted: Wanted) -> View:
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
     with evaluating(model):
-        return run(model, None, inputs, wanted)
+        return forward(model, None, inputs, requested)
 
 
 def _layer(name: str, side: str, match: FeatureMatch, found: Sequence[Tensor]) -> int:
@@ -211,7 +208,7 @@ def _layer(name: str, side: str, match: FeatureMatch, found: Sequence[Tensor]) -
     asked: int = getattr(match, side)
     what = "attention maps" if match.kind == "attention" else "hidden states"
     if not found:
-        raise ValueError(f"{name}: the {side} gives no {what}")
+        raise ValueError(f"{name}: the {side} returns no {what}")
     first = 1 if match.kind == "attention" else 0
     last = len(found) - 1 + first
     if not (first <= asked <= last or -len(found) <= asked < 0):
@@ -288,12 +285,3 @@ def _numbered(real: Tensor) -> Tensor:
     """Numbers each row as one sequence, -1 where ``real`` is False."""
     rows = torch.arange(len(real), device=real.device)[:, None]
     return torch.where(real, rows, -1)
-
-
-def _detached(given: Distribution) -> Distribution:
-    if isinstance(given, Tensor):
-        return given.detach()
-    if isinstance(given, HiddenTeacher):
-        bias = None if given.bias is None else given.bias.detach()
-        return replace(given, hidden=given.hidden.detach(), weight=given.weight.detach(), bias=bias)
-    return given

@@ -21,35 +21,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastkd import HiddenTeacher
-from fastkd.trainer.heads import multiply_out
+from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.trainer.matching.features import widened
-from fastkd.trainer.tasks import IGNORE_INDEX
-from fastkd.trainer.views import View
+from fastkd.trainer.models import HiddenLogits, ModelOutput, multiply_out
 
 # Added under the square root, so that a sequence whose gradients are all 0 gives 0 and not 0 / 0.
 _TINY = 1e-30
 
 
-def saliency(view: View, targets: Tensor, vocab_size: int | None, create_graph: bool) -> Tensor:
+def saliency(output: ModelOutput, targets: Tensor, vocab_size: int | None, create_graph: bool) -> Tensor:
     """``(batch, length)`` norms of the gradient with respect to each input embedding.
 
     It computes the logits of the valid targets in plain torch, because the fused loss has no second
     derivative.
 
     Args:
-        view: must have ``embeddings``, and the graph from them to the distribution.
+        output: must have ``embeddings``, and the graph from them to the distribution.
         targets: labels at the distribution's positions; for a classifier one per text.
         vocab_size: columns from this one on are ignored; None uses all.
         create_graph: whether autograd must be able to differentiate the result.
     """
     valid = targets != IGNORE_INDEX
-    given = view.distribution
-    assert view.embeddings is not None and isinstance(given, (Tensor, HiddenTeacher))
+    given = output.distribution
+    assert output.embeddings is not None and isinstance(given, (Tensor, HiddenLogits))
     chosen = given[valid] if isinstance(given, Tensor) else replace(given, hidden=given.hidden[valid])
     scores = widened(multiply_out(chosen)[..., :vocab_size]).log_softmax(-1)
     total = scores.gather(-1, targets[valid][:, None]).sum()
-    (gradient,) = torch.autograd.grad(total, view.embeddings, create_graph=create_graph)
+    (gradient,) = torch.autograd.grad(total, output.embeddings, create_graph=create_graph)
     return torch.linalg.vector_norm(widened(gradient), dim=-1)
 
 

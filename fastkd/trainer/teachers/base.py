@@ -6,7 +6,8 @@ from typing import Protocol
 
 import torch
 
-from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
+from fastkd.corpora.tasks import Batch
+from fastkd.trainer.models import NOTHING_MORE, ModelOutput, Requested
 
 
 class Teacher(Protocol):
@@ -28,8 +29,9 @@ class Teacher(Protocol):
     def to(self, device: torch.device) -> None:
         """Move to the student's device."""
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View | None:
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput | None:
         """The distributions at every position of the batch's targets; None if the teacher has none for this
-        batch. They have a graph only if ``wanted.embeddings``, for gradients with respect to the embeddings.
+        batch. They have a graph only if ``requested.embeddings``, for gradients with respect to the
+        embeddings.
         """
         ...

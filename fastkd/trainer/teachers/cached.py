@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastkd import SparseTeacher, kd_loss
+from fastkd.corpora.store import CacheReader
+from fastkd.corpora.store.fingerprints import encoded_rows, row_hash, tokenizer_fingerprint
+from fastkd.corpora.store.manifest import NAME
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
+from fastkd.corpora.tasks.base import Collator, Row
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.heads import LinearHead, multiply_out
-from fastkd.trainer.store import CacheReader
-from fastkd.trainer.store.fingerprints import encoded_rows, row_hash, tokenizer_fingerprint
-from fastkd.trainer.store.manifest import NAME
-from fastkd.trainer.tasks import IGNORE_INDEX, TASKS, Task
-from fastkd.trainer.tasks.base import Collator, Row
-from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
+from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested, multiply_out
 
 logger = logging.getLogger(__name__)
 
@@ -75,17 +74,17 @@ class CachedTeacher:
         if self.head is not None:
             self.head.linear.to(device)
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View | None:
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput | None:
         """The distributions of a batch's rows; None for rows that the cache does not hold."""
-        if wanted != NOTHING_MORE:
-            raise ValueError("a cached teacher has no layers to look into: give a live one")
+        if requested != NOTHING_MORE:
+            raise ValueError("a cached teacher has no intermediate layers: give the model itself as teacher")
         if _HIDDEN in batch:
             assert self.head is not None
             with torch.no_grad():
                 factors = self.head.factors(batch[_HIDDEN])
-                return View(factors if self.fused else multiply_out(factors))
+                return ModelOutput(factors if self.fused else multiply_out(factors))
         if _INDICES in batch:
-            return View(SparseTeacher(batch[_INDICES], batch[_LOGPROBS], self.tail))
+            return ModelOutput(SparseTeacher(batch[_INDICES], batch[_LOGPROBS], self.tail))
         return None
 
     def check(self, args: DistillationConfig, tokenizer: Any) -> None:
@@ -101,7 +100,7 @@ class CachedTeacher:
         if made["tokenizer"] is not None:
             if tokenizer is None:
                 raise ValueError(
-                    f"{self.folder} names the tokenizer that it was made with: give yours as processing_class"
+                    f"{self.folder} records its tokenizer: give yours as processing_class, to compare them"
                 )
             if made["tokenizer"] != tokenizer_fingerprint(tokenizer):
                 raise ValueError(
@@ -171,9 +170,11 @@ class CachedTeacher:
         if train is not None:
             train = self._placed("train", train, "the training data", args)
         if held_out is not None and "eval" not in self.readers:
-            logger.warning("%s has no part for the evaluation data: it goes without the teacher", self.folder)
+            logger.warning(
+                "%s has no part for the evaluation data, which is evaluated without the teacher", self.folder
+            )
         elif isinstance(held_out, dict):
-            logger.warning("a cache holds one evaluation set: several go without the teacher")
+            logger.warning("a cache has one evaluation set: several are evaluated without the teacher")
         elif held_out is not None:
             held_out = self._placed("eval", held_out, "the evaluation data", args)
         if self.kind == "hidden":

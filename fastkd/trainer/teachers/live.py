@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fastkd.trainer.heads import LinearHead, find_linear_head, output_width, run
-from fastkd.trainer.modes import evaluating
-from fastkd.trainer.tasks import Task
-from fastkd.trainer.views import NOTHING_MORE, Batch, View, Wanted
+from fastkd.corpora.contexts import evaluating
+from fastkd.corpora.tasks import Batch, Task
+from fastkd.trainer.heads import find_linear_head, output_width
+from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested, forward
 
 
 class LiveTeacher:
@@ -39,10 +39,10 @@ class LiveTeacher:
         if not placed and not getattr(self.model, "is_quantized", False):
             self.model.to(device)
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput:
         # A frozen model can still be differentiated with respect to its embeddings, and to nothing else.
-        with torch.set_grad_enabled(wanted.embeddings):
-            return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
+        with torch.set_grad_enabled(requested.embeddings):
+            return forward(self.model, self.head, self.task.model_inputs(self.model, batch), requested)
 
 
 class BaseTeacher:
@@ -71,10 +71,10 @@ class BaseTeacher:
     def to(self, device: torch.device) -> None:
         """Nothing to move: this teacher is part of the student."""
 
-    def __call__(self, batch: Batch, wanted: Wanted = NOTHING_MORE) -> View:
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput:
         # A teacher has no dropout.
-        with evaluating(self.model), _adapter_off(self.model), torch.set_grad_enabled(wanted.embeddings):
-            return run(self.model, self.head, self.task.model_inputs(self.model, batch), wanted)
+        with evaluating(self.model), _adapter_off(self.model), torch.set_grad_enabled(requested.embeddings):
+            return forward(self.model, self.head, self.task.model_inputs(self.model, batch), requested)
 
 
 def _columns(model: Any, task: Task) -> int:

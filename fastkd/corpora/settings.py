@@ -1,0 +1,37 @@
+"""The settings that this package reads, as protocols. ``DistillationConfig`` of the trainer has them all."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class TaskSettings(Protocol):
+    """The settings that a task reads to turn rows into tokens.
+
+    Attributes:
+        max_length: longest sequence in tokens; for seq2seq, the longest source.
+        max_target_length: longest target of seq2seq.
+        packing: whether texts are joined and cut into pieces of ``max_length``.
+        class_names: the classes in the order of their numbers.
+    """
+
+    max_length: int
+    max_target_length: int
+    packing: bool
+    class_names: list[str] | None
+
+    def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[Any]:
+        """Runs the block on the main process first, so that the others read what it has cached."""
+
+
+class RowSettings(Protocol):
+    """The settings that name rows: files or a data set of the hub, and the names of its columns."""
+
+    train_file: str | None
+    eval_file: str | None
+    dataset: str | None
+    train_split: str
+    eval_split: str | None
+    column_mapping: dict[str, str] | str | None
+    packing: bool

@@ -1,0 +1,149 @@
+"""Defines a finding, and the case that the checks examine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from fastkd.corpora.sample import Sample
+from fastkd.corpora.tasks import TASKS
+from fastkd.runs.estimate.models import read_config
+from fastkd.runs.sources import TeacherSource, load_tokenizer, look_at
+from fastkd.trainer.config import DistillationConfig
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a configuration.
+
+    Attributes:
+        severity: ``error``: the run fails or trains on something wrong. ``warning``: the run works, but
+            probably not as intended. ``note``: good to know.
+        name: fixed name of the finding, for programs that read it.
+        found: one sentence with the figure that shows it.
+        remedy: the setting to change, empty where nothing needs to change.
+    """
+
+    severity: Severity
+    name: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass
+class Case:
+    """A configuration, and the models, tokenizers and data that it names, each read once and only on demand.
+
+    Attributes:
+        args: a copy that the checks may fill in.
+        fast: load no weights, read only the manifest of a cache, and estimate no memory.
+        troubles: findings about anything that could not be read.
+    """
+
+    args: DistillationConfig
+    fast: bool
+    troubles: list[Finding] = field(default_factory=list)
+
+    @property
+    def teacher(self) -> TeacherSource:
+        return TeacherSource.parse(self.args.teacher)
+
+    @functools.cached_property
+    def student_config(self) -> Any:
+        return self._try("model", lambda: read_config("model", self.args.model, self.args))
+
+    @functools.cached_property
+    def teacher_config(self) -> Any:
+        if not self.teacher.is_model:
+            return None
+        return self._try("teacher", lambda: read_config("teacher", self.args.teacher, self.args))
+
+    @functools.cached_property
+    def student_without_weights(self) -> Any:
+        """The student on the meta device, whose parameters have shapes and no data."""
+        if self.student_config is None:
+            return None
+        try:
+            with torch.device("meta"):
+                return TASKS[self.args.task].auto_class.from_config(
+                    self.student_config, trust_remote_code=self.args.trust_remote_code
+                )
+        except Exception as error:  # a model's own code may raise any error
+            reason = " ".join(str(error).split())[:200]
+            self.troubles.append(Finding("error", "student", f"the student cannot be built: {reason}"))
+            return None
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that the run uses."""
+        return self._try("tokenizer", lambda: load_tokenizer(self.args))
+
+    @functools.cached_property
+    def teacher_tokenizer(self) -> Any:
+        """The teacher's own tokenizer; None where the teacher has none."""
+        if not self.teacher.is_model:
+            return None
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.args.teacher, trust_remote_code=self.args.trust_remote_code
+            )
+        except (OSError, ValueError):
+            return None
+
+    @functools.cached_property
+    def train(self) -> Sample | None:
+        return self._look("train_file")
+
+    @functools.cached_property
+    def held_out(self) -> Sample | None:
+        return self._look("eval_file")
+
+    @functools.cached_property
+    def optimizer_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None where the number of rows is not known."""
+        args = self.args
+        if args.max_steps > 0:
+            return args.max_steps
+        if self.train is None or args.packing:
+            return None
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return int(-(-self.train.total // batch) * args.num_train_epochs)
+
+    def generation_config(self, name: str) -> Any:
+        try:
+            return GenerationConfig.from_pretrained(name)
+        except (OSError, ValueError):
+            return None
+
+    def _look(self, name: str) -> Sample | None:
+        if self.tokenizer is None:
+            return None
+        return self._try(name, lambda: look_at(name, self.args, self.tokenizer))
+
+    def _try(self, name: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError, ImportError) as error:
+            self.troubles.append(Finding("error", f"unreadable_{name}", " ".join(str(error).split())))
+            return None
+
+
+Check = Callable[[Case], Iterator[Finding]]
+
+
+def count(some: int, of: int) -> str:
+    """``3 of 40 rows (8 %)``"""
+    return f"{some:,} of {of:,} rows ({100 * some / max(of, 1):.2g} %)"
+
+
+def listed(items: list[str], most: int = 3) -> str:
+    """The first ``most`` items, and how many more there are."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"

@@ -1,0 +1,109 @@
+"""Checks whether the teacher is better than the student, on a few rows. This theme loads weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from fastkd.corpora.tasks import TASKS
+from fastkd.runs.doctor.findings import Case, Check, Finding
+from fastkd.runs.doctor.machine import head_finding
+from fastkd.runs.sources import load_student, load_teacher_model
+from fastkd.trainer.heads import find_linear_head
+from fastkd.trainer.models import LinearHead, forward, multiply_out
+from fastkd.trainer.objective import means, measure
+
+ROWS, AT_ONCE = 64, 8
+# A teacher counts as guessing if its cross-entropy is above this fraction of a uniform guess's.
+CHANCE = 0.98
+
+
+def quality(case: Case) -> Iterator[Finding]:
+    """A teacher no better than the student or than a guess; a student whose logits are not its head's."""
+    sample = case.held_out or case.train
+    if case.fast or sample is None or not sample.kept or case.troubles:
+        return
+    try:
+        student = load_student(case.args)
+    except (ValueError, OSError, RuntimeError) as error:
+        yield Finding("error", "student", " ".join(str(error).split()))
+        return
+    if case.args.task != "classification" and case.args.fused_head != "false":
+        head = find_linear_head(student)
+        if not isinstance(head, LinearHead) and "not those of its linear head" in head:
+            yield head_finding(case, head)
+    if not case.teacher.is_model:
+        return
+    try:
+        teacher = load_teacher_model(case.args)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        yield Finding("error", "teacher", " ".join(str(error).split()))
+        return
+    rows = sample.kept[:: max(1, len(sample.kept) // ROWS)][:ROWS]
+    own = measured(case, student, rows, "student")
+    other = measured(case, teacher, rows, "teacher")
+    where = f"on {len(rows)} rows of {sample.field}"
+    classifies = case.args.task == "classification"
+    name = "accuracy" if classifies else "perplexity"
+    form = "{:.1%}" if classifies else "{:,.2f}"
+    guess = math.log(int(teacher.config.num_labels or 1) if classifies else len(case.tokenizer))
+    if not math.isfinite(other["ce"]):
+        yield Finding(
+            "error", "teacher_nan", f"the teacher gives no finite loss {where}", "load it in another dtype"
+        )
+    elif other["ce"] > CHANCE * guess:
+        yield Finding(
+            "warning",
+            "teacher_guesses",
+            f"the teacher is no better than a guess {where}: its cross-entropy is {other['ce']:.2f}, "
+            f"that of a guess {guess:.2f}",
+            "train the teacher first (fastkd train), or check its weights and class_names",
+        )
+    elif _no_better(own, other, classifies):
+        yield Finding(
+            "warning",
+            "teacher_no_better",
+            f"the teacher is no better than the student {where}: {name} {form.format(other[name])} and "
+            f"{form.format(own[name])}, with kd_ratio: {case.args.kd_ratio}",
+            "choose or train a better teacher, or set kd_ratio: 0",
+        )
+    else:
+        yield Finding(
+            "note",
+            "teacher_better",
+            f"{where}, {name} is {form.format(other[name])} for the teacher and {form.format(own[name])} "
+            "for the student before training",
+        )
+
+
+def _no_better(student: dict[str, float], teacher: dict[str, float], classifies: bool) -> bool:
+    if classifies and student["accuracy"] != teacher["accuracy"]:
+        return teacher["accuracy"] < student["accuracy"]
+    return teacher["ce"] >= student["ce"]
+
+
+@torch.no_grad()
+def measured(case: Case, model: Any, rows: list[Any], title: str) -> dict[str, float]:
+    """A model's own loss and accuracy or perplexity on encoded rows."""
+    task = TASKS[case.args.task]
+    model = model.eval()
+    if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
+        model = model.to(case.args.device)
+    options = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
+    totals: dict[str, float] = {}
+    pad = case.tokenizer.pad_token_id
+    for start in tqdm(range(0, len(rows), AT_ONCE), desc=f"trying the {title}", delay=3, leave=False):
+        batch = task.collate(rows[start : start + AT_ONCE], pad if pad is not None else 0)
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        output = forward(model, None, task.model_inputs(model, batch))
+        logits = multiply_out(output.distribution)  # type: ignore[arg-type]
+        for name, value in measure(logits, None, task.targets(batch["labels"]), options).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return means(totals)
+
+
+CHECKS: tuple[Check, ...] = (quality,)

@@ -1,0 +1,170 @@
+"""Checks whether student, teacher and tokenizers use the same token numbers for the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastkd.runs.doctor.findings import Case, Check, Finding, listed
+
+TEXTS = 50
+SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def columns(case: Case) -> Iterator[Finding]:
+    """Compares the output widths of student and teacher with each other and with the tokenizer."""
+    if case.args.task == "classification" or case.tokenizer is None:
+        return
+    tokens = len(case.tokenizer)
+    widths = {
+        side: config.get_text_config(decoder=True).vocab_size
+        for side, config in (("student", case.student_config), ("teacher", case.teacher_config))
+        if config is not None
+    }
+    narrow = {side: width for side, width in widths.items() if width < tokens}
+    for side, width in narrow.items():
+        yield Finding(
+            "error",
+            "vocabulary_too_small",
+            f"the tokenizer has {tokens:,} tokens and the {side} {width:,} columns",
+            "choose a student and a teacher that were made for the same tokenizer",
+        )
+    if not narrow and len(set(widths.values())) == 2:
+        yield Finding(
+            "note",
+            "vocabulary_padding",
+            f"the student has {widths['student']:,} output columns, the teacher {widths['teacher']:,} and "
+            f"the tokenizer {tokens:,} tokens: they differ by padding, and the loss covers the first "
+            f"{min(widths.values()):,} columns",
+        )
+
+
+def contents(case: Case) -> Iterator[Finding]:
+    """Token numbers that mean different tokens to student and teacher, and tokens that one of them lacks."""
+    ours, theirs = case.tokenizer, case.teacher_tokenizer
+    if ours is None or theirs is None:
+        return
+    mine = {number: token for token, number in ours.get_vocab().items()}
+    other = {number: token for token, number in theirs.get_vocab().items()}
+    both = sorted(mine.keys() & other.keys())
+    wrong = [number for number in both if mine[number] != other[number]]
+    if wrong:
+        examples = listed([f"{n} is {mine[n]!r} and {other[n]!r}" for n in wrong])
+        yield Finding(
+            "error",
+            "vocabulary_contents",
+            f"{len(wrong):,} of {len(both):,} token numbers mean another token to the teacher than to the "
+            f"student: {examples}",
+            "distil between models of one tokenizer, or sequence-level: fastkd generate, then train_file: "
+            "DIR",
+        )
+        return
+    for side, own, rest in (("student", mine, other), ("teacher", other, mine)):
+        only = sorted(own.keys() - rest.keys())
+        if only:
+            yield Finding(
+                "warning" if side == "student" else "note",
+                f"tokens_of_{side}_only",
+                f"{len(only):,} tokens are in the {side}'s vocabulary only: {listed([own[n] for n in only])}",
+                "keep texts with these tokens out of the data: the teacher never learned them"
+                if side == "student"
+                else "",
+            )
+
+
+def splitting(case: Case) -> Iterator[Finding]:
+    """Tokenizers of one vocabulary that split texts differently."""
+    ours, theirs = case.tokenizer, case.teacher_tokenizer
+    if ours is None or theirs is None or case.train is None or ours.get_vocab() != theirs.get_vocab():
+        return
+    texts = [t for row in case.train.rows[:TEXTS] for t in row.values() if isinstance(t, str) and t]
+    if not texts:
+        return
+    for special, name, what in (
+        (False, "splitting", "begins with"),
+        (True, "opening", "begins, special tokens included, with"),
+    ):
+        other = [t for t in texts if _ids(ours, t, special) != _ids(theirs, t, special)]
+        if other:
+            a, b = (_tokens(tokenizer, other[0], special) for tokenizer in (ours, theirs))
+            yield Finding(
+                "warning",
+                f"tokenizers_{name}",
+                f"the teacher's tokenizer splits {len(other)} of {len(texts)} texts differently from the "
+                f"student's: the first {what} {b} instead of {a}",
+                "give the student the teacher's tokenizer files: the teacher receives texts as the student's "
+                "tokenizer splits them",
+            )
+            return  # with special tokens, the same texts would be reported again
+
+
+def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _tokens(tokenizer: Any, text: str, special: bool, most: int = 5) -> str:
+    return " ".join(map(str, tokenizer.convert_ids_to_tokens(_ids(tokenizer, text, special)[:most])))
+
+
+def specials(case: Case) -> Iterator[Finding]:
+    """Compares the special tokens of both tokenizers: beginning, end, padding and unknown."""
+    ours, theirs = case.tokenizer, case.teacher_tokenizer
+    if ours is None or theirs is None:
+        return
+    for name in SPECIALS:
+        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if mine != other:
+            ends = name == "eos_token"
+            yield Finding(
+                "warning" if ends or name == "bos_token" else "note",
+                f"special_{name}",
+                f"{name} is {mine!r} in the student's tokenizer and {other!r} in the teacher's",
+                "set it in the student's tokenizer_config.json to the teacher's: texts end with it"
+                if ends
+                else "",
+            )
+
+
+def against_models(case: Case) -> Iterator[Finding]:
+    """Compares the tokenizer's end and padding tokens with those of the models' configurations."""
+    if case.tokenizer is None or case.args.task == "classification":
+        return
+    named = [("student", case.args.model, case.student_config, case.tokenizer)]
+    if case.teacher.is_model:
+        own = case.teacher_tokenizer or case.tokenizer
+        named.append(("teacher", case.args.teacher, case.teacher_config, own))
+    for side, name, config, tokenizer in named:
+        if config is None or name is None:
+            continue
+        eos = tokenizer.eos_token_id
+        generation = case.generation_config(name)
+        for where, source in (("config.json", config), ("generation_config.json", generation)):
+            stops = getattr(source, "eos_token_id", None)
+            stops = stops if isinstance(stops, list) else [stops]
+            if stops != [None] and eos is not None and eos not in stops:
+                yield Finding(
+                    "warning",
+                    f"{side}_eos",
+                    f"texts end with the tokenizer's {tokenizer.eos_token!r} ({eos}), and the {side}'s "
+                    f"{where} stops at {', '.join(map(str, stops))}: its answers would not end",
+                    f"set eos_token_id in the {side}'s {where} to {eos}",
+                )
+                break
+        pad = getattr(config, "pad_token_id", None)
+        if pad is not None and tokenizer.pad_token_id is not None and pad != tokenizer.pad_token_id:
+            yield Finding(
+                "note",
+                f"{side}_pad",
+                f"the tokenizer pads with {tokenizer.pad_token_id} and the {side}'s config.json says {pad}: "
+                "padding is masked either way",
+            )
+        if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+            yield Finding(
+                "error",
+                f"{side}_decoder_start",
+                f"the {side}'s config.json has no decoder_start_token_id, which every target begins with",
+                f"set decoder_start_token_id in the {side}'s config.json",
+            )
+
+
+CHECKS: tuple[Check, ...] = (columns, contents, splitting, specials, against_models)

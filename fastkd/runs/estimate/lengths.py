@@ -1,0 +1,85 @@
+"""Estimates the batches' lengths from at most some thousand rows."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from fastkd.corpora.tasks import IGNORE_INDEX
+from fastkd.runs.estimate.step import Shape
+from fastkd.runs.sources import load_tokenizer, look_at
+from fastkd.trainer.config import DistillationConfig
+
+BATCHES = 200
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of a data set's rows and batches.
+
+    Attributes:
+        rows: number of rows (of packed pieces with ``packing``); None where the data could not be read.
+        longest, usual: shape of the largest batch, and of a batch of mean padded length.
+        targets: mean number of labels of a row.
+        prompt: tokens of the longest prompt.
+        whole: whether no row can be longer than ``longest``.
+        source: a phrase that states where the lengths come from.
+    """
+
+    rows: int | None
+    longest: Shape
+    usual: Shape
+    targets: float
+    prompt: int
+    whole: bool
+    source: str
+
+
+def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
+    """Lengths for batches of ``rows`` rows of ``train_file`` or ``eval_file``; None where there is no such
+    data.
+
+    Where the training data or the tokenizer cannot be read, every row counts as ``max_length`` tokens.
+    """
+    target = args.max_target_length if args.task == "seq2seq" else 0
+    full = Shape(rows, args.max_length, target)
+    try:
+        sample = look_at(field, args, load_tokenizer(args))
+    except ValueError as error:
+        if field == "eval_file":
+            return None
+        return Lengths(
+            None, full, full, float(target or args.max_length), 0, True, f"max_length, since {error}"
+        )
+    if sample is None:
+        return None
+    if not sample.kept:
+        return Lengths(sample.total, full, full, float(target or args.max_length), 0, True, "max_length")
+    sizes = [(len(row["input_ids"]), len(row["labels"]) if target else 0) for row in sample.kept]
+    targets = sum(_learned(row["labels"]) for row in sample.kept) / len(sizes)
+    if args.packing:
+        tokens = sum(length for length, _ in sizes) * sample.total / len(sizes)
+        pieces = math.ceil(tokens / args.max_length)
+        share = targets * len(sizes) / sum(length for length, _ in sizes)
+        return Lengths(
+            pieces, full, full, share * args.max_length, 0, True, f"packed, from {sample.looked_at}"
+        )
+    # Draws batches like those of a shuffled epoch; each batch is padded to its longest row.
+    draw = random.Random(0)
+    batches = [draw.choices(sizes, k=rows) for _ in range(BATCHES)]
+    usual = [round(sum(max(row[i] for row in batch) for batch in batches) / BATCHES) for i in (0, 1)]
+    longest = [max(size[i] for size in sizes) for i in (0, 1)]
+    return Lengths(
+        sample.total,
+        Shape(rows, longest[0], longest[1]),
+        Shape(rows, max(usual[0], 1), max(usual[1], 0)),
+        targets,
+        max(size[0] - _learned(row["labels"]) for size, row in zip(sizes, sample.kept, strict=True)),
+        len(sample.rows) == sample.total,
+        f"the longest of {sample.looked_at}",
+    )
+
+
+def _learned(labels: list[int] | int) -> int:
+    return sum(x != IGNORE_INDEX for x in labels) if isinstance(labels, list) else int(labels != IGNORE_INDEX)

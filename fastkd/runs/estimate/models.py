@@ -1,0 +1,180 @@
+"""Builds student and teacher from their configurations, with weights that hold no data."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from fastkd import SparseTeacher
+from fastkd.corpora.store.manifest import HEAD, NAME, Manifest
+from fastkd.corpora.tasks import TASKS, Batch, Task
+from fastkd.runs.sources import TeacherSource, load_student
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.heads import declared_head, output_width
+from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, ModelOutput, Requested
+from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a distillation, built inside a ``FakeTensorMode``.
+
+    Attributes:
+        student: with its adapter, in training mode.
+        head: the student's linear head if the run uses the fused loss, else the reason why it does not.
+        teacher: the teacher; None to train on the labels alone.
+        teacher_weights: weights of a live teacher or of a cached head; empty if the teacher has none itself.
+        teacher_bytes: bytes of those weights as the run will keep them, quantised or not.
+        columns: width of the student's logits.
+    """
+
+    student: Any
+    head: LinearHead | str
+    teacher: Teacher | None
+    teacher_weights: list[Tensor]
+    teacher_bytes: int
+    columns: int
+
+
+def build(args: DistillationConfig) -> Sides:
+    """The models of a configuration, from ``config.json`` alone.
+
+    Raises:
+        ValueError: a configuration cannot be read.
+    """
+    task = TASKS[args.task]
+    empty = copy.copy(args)
+    empty.model_init = "scratch"
+    student = load_student(empty)
+    classifies = task.name == "classification"
+    columns = int((student.config.num_labels if classifies else output_width(student)) or 0)
+    head: LinearHead | str = "a classifier has few columns and no fused loss"
+    if not classifies:
+        head = declared_head(student) if args.fused_head != "false" else "fused_head: false"
+    fused = isinstance(head, LinearHead)
+    source = TeacherSource.parse(args.teacher)
+    if source.kind == "none":
+        return Sides(student, head, None, [], 0, columns)
+    if source.is_base:
+        base = BaseTeacher(student, task, fused=False)
+        base.head = head if isinstance(head, LinearHead) else None
+        return Sides(student, head, base, [], 0, columns)
+    if source.cache is not None:
+        stored = StoredTeacher(source.cache, args, columns, hidden_size(student))
+        weights = [] if stored.weight is None else [stored.weight]
+        return Sides(student, head, stored, weights, _bytes(weights), columns)
+    model = _teacher_model(args, task)
+    live: Any = LiveTeacher(model, task, fused=False)
+    if fused and isinstance(found := declared_head(model), LinearHead):
+        live.head = found
+    weights = [*model.parameters(), *model.buffers()]
+    return Sides(student, head, live, weights, _kept_bytes(model, weights, args), columns)
+
+
+def _teacher_model(args: DistillationConfig, task: Task) -> Any:
+    kwargs = args.teacher_model_init_kwargs if isinstance(args.teacher_model_init_kwargs, dict) else {}
+    config = read_config("teacher", args.teacher, args)
+    dtype: Any = kwargs.get("dtype", kwargs.get("torch_dtype", "auto"))
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None) or getattr(config, "dtype", None)
+    if kwargs.get("quantization_config") is not None and dtype in (None, torch.float32):
+        dtype = torch.bfloat16
+    more = {name: kwargs[name] for name in ("attn_implementation",) if name in kwargs}
+    if task.name == "classification" and args.class_names:
+        config.num_labels = len(args.class_names)
+    return task.auto_class.from_config(
+        config, dtype=dtype or torch.float32, trust_remote_code=args.trust_remote_code, **more
+    )
+
+
+def read_config(field: str, name: str | None, args: DistillationConfig) -> Any:
+    """The ``config.json`` of ``model`` or ``teacher``.
+
+    Raises:
+        ValueError: the field is not set, or its configuration cannot be read.
+    """
+    if name is None:
+        raise ValueError(f"{field} is not set: give a directory or a hub id")
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{field} {name!r} could not be read: {reason}") from error
+
+
+def hidden_size(model: Any) -> int:
+    """Width of the hidden states that the head multiplies; 0 where the configuration does not state it."""
+    return int(getattr(model.config.get_text_config(decoder=True), "hidden_size", 0))
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _kept_bytes(model: nn.Module, weights: list[Tensor], args: DistillationConfig) -> int:
+    """Bytes of the weights under ``quantization_config``: linear layers except the head in 4 or 8 bits."""
+    bits = _bits(args.teacher_model_init_kwargs)
+    seen = {id(t): t for t in weights}  # tied weights count once
+    if bits is None:
+        return _bytes(list(seen.values()))
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {
+        id(m.weight): m.weight.numel() for m in model.modules() if type(m) is nn.Linear and m is not head
+    }
+    rest = [t for key, t in seen.items() if key not in linear]
+    return _bytes(rest) + int(sum(linear.values()) * (bits / 8) * 1.06)  # 6 % for the blocks' scales
+
+
+def _bits(kwargs: Any) -> int | None:
+    given = (kwargs if isinstance(kwargs, dict) else {}).get("quantization_config")
+    if given is None:
+        return None
+    read = given.get if isinstance(given, dict) else lambda name: getattr(given, name, None)
+    if read("load_in_4bit"):
+        return 4
+    return int(read("bits") or 8)
+
+
+class StoredTeacher:
+    """A cached teacher whose outputs hold no data. The settings describe a cache that does not exist yet."""
+
+    live = False
+
+    def __init__(self, folder: Path, args: DistillationConfig, columns: int, hidden: int) -> None:
+        manifest = Manifest.read(folder / "train") if (folder / "train" / NAME).exists() else None
+        self.kind = args.cache_kind if manifest is None else manifest.kind
+        made_from = {} if manifest is None else manifest.made_from
+        self.columns = int(made_from.get("columns", columns))
+        self.tail = "drop" if self.kind == "sampled" else args.cache_tail
+        # Samples may coincide, so a token has at most as many distinct entries as samples.
+        field = "cache_top_k" if self.kind == "topk" else "cache_samples"
+        self.entries = min(self.columns, int(made_from.get(field, getattr(args, field))))
+        self.weight = None
+        if self.kind == "hidden":
+            width = int(made_from.get("hidden_size", hidden))
+            self.weight = torch.empty(self.columns, width, dtype=_stored_dtype(folder / "train" / HEAD))
+
+    def to(self, device: torch.device) -> None: ...
+
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput:
+        shape = batch["labels"].shape
+        if self.weight is not None:
+            hidden = torch.empty(*shape, self.weight.shape[1], dtype=self.weight.dtype)
+            return ModelOutput(HiddenLogits(hidden, self.weight))
+        indices = torch.empty(*shape, self.entries, dtype=torch.int64)
+        return ModelOutput(SparseTeacher(indices, torch.empty(*shape, self.entries), self.tail))
+
+
+def _stored_dtype(path: Path) -> torch.dtype:
+    if not path.exists():
+        return torch.float32
+    with safe_open(path, "pt") as file:
+        name = file.get_slice("weight").get_dtype()
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(name, torch.float32)

@@ -1,0 +1,314 @@
+"""``fastkd evaluate``: measures a model on held-out data, with its teacher and the control of its run."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
+
+from fastkd.corpora.decode import Answer, Question, asks, decode, questions
+from fastkd.corpora.rows import load_rows
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
+from fastkd.runs import report, scores
+from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
+from fastkd.runs.progress import Progress
+from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.teachers import BaseTeacher
+from fastkd.trainer.trainer import DistillationTrainer
+
+ADAPTER = "adapter_config.json"
+SAMPLES = 8
+
+
+def evaluate(args: DistillationConfig) -> dict[str, Any]:
+    """Measure ``model`` on ``eval_file``, write ``evaluate.json`` and ``evaluate.html`` to ``output_dir``.
+
+    The report also covers the teacher, if ``teacher`` is set, and the control that the model's run left in
+    ``model``/control. It has perplexity, cross-entropy and entropy of all of them, and, with a teacher,
+    agreement and kd. For classifiers it has accuracy, F1 and confusion matrices. Models that answer (seq2seq,
+    or causal_lm on data with prompts) decode greedily and with ``num_beams`` beams, and their answers are
+    compared with the references.
+
+    Args:
+        args: the configuration; settings that concern training alone are ignored.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: no held-out data, a model that cannot be loaded, a setting that does not fit.
+    """
+    args = _looking_only(args)
+    task = TASKS[args.task]
+    rows = load_rows("eval_file", args)
+    if rows is None:
+        raise ValueError("eval_file is not set: give held-out data, or dataset and eval_split")
+    name_classes(args, rows)
+    tokenizer = load_tokenizer(args)
+    encoded = task.tokenize(rows, tokenizer, args, "eval_file")
+    layout = task.layout_of(rows.column_names, "eval_file")
+    asked = questions(rows, task, tokenizer, args, "eval_file") if asks(task, layout) else []
+
+    look = _Look(args, tokenizer, encoded, asked, _bytes(encoded, tokenizer) if layout == ("text",) else 0)
+    student = load_model(args, str(args.model))
+    # Loaded after the student, since with `teacher: base` it is the base model of the student's adapter.
+    teacher = None if args.teacher is None else load_teacher(args, student)
+    name = "model" if teacher is None else "student"
+    found: dict[str, Any] = {**report.about(args, "evaluate"), "rows": len(rows)}
+    answers: dict[str, dict[str, list[str]]] = {}
+    found[name], answers[name] = look.at(name, student, teacher)
+    if teacher is not None:
+        found["teacher"], said = look.at_teacher(student, teacher, found[name]["eval"])
+        answers |= {"teacher": said} if said else {}
+    control = Path(str(args.model)) / "control"
+    if has_model(control):
+        del student
+        other = load_model(args, str(control))
+        is_base = TeacherSource.parse(args.teacher).is_base
+        beside = load_teacher(args, other) if is_base else teacher
+        found["control"], answers["control"] = look.at("control", other, beside)
+    shares(found)
+    if asked:
+        references = [question.reference for question in asked]
+        found["signatures"] = scores.signatures(references)
+        found["samples"] = _samples(
+            asked, {who: answers[who] for who in report.parts(found) if who in answers}
+        )
+    if args.process_index == 0:
+        path = report.write(Path(str(args.output_dir)), found, "evaluate")
+        print(report.table(report.rows(found)))
+        if asked:
+            print("\n" + report.table(report.writing_rows(found), report.WRITING))
+        print(f"\n{report.verdict(found)}\nwrote {path} and {path.with_suffix('.html')}")
+    return found
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a model or an adapter was saved in this directory."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER)) and any(
+        folder.glob("*.safetensors")
+    )
+
+
+def load_model(args: DistillationConfig, name: str) -> Any:
+    """A trained model or adapter, as it was saved.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    args = copy.copy(args)
+    args.model, args.model_init, args.peft_config = name, "pretrained", None
+    if not (Path(name) / ADAPTER).is_file():
+        return load_student(args)
+    import peft
+
+    if not (Path(name) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"model {name!r} has no adapter_model.safetensors, and pickled weights are not read")
+    kinds = {
+        "causal_lm": peft.AutoPeftModelForCausalLM,
+        "seq2seq": peft.AutoPeftModelForSeq2SeqLM,
+        "classification": peft.AutoPeftModelForSequenceClassification,
+    }
+    try:
+        return kinds[args.task].from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"model {name!r} could not be loaded: {reason}") from error
+
+
+def _looking_only(args: DistillationConfig) -> DistillationConfig:
+    """The configuration without the settings that only training needs."""
+    args = copy.deepcopy(args)
+    args.lmbda, args.gradient_match_weight, args.feature_matches = 0.0, 0.0, None
+    args.load_best_model_at_end = False
+    if args.teacher is None:
+        args.kd_ratio = 0.0
+    return args
+
+
+def classified(trainer: DistillationTrainer) -> dict[str, Any]:
+    """Measure a classifier on the trainer's held-out data: its part of a report, ``eval`` and ``classes``."""
+    rows: Any = trainer.eval_dataset
+    output = trainer.predict(rows, metric_key_prefix="eval")
+    predicted = np.asarray(output.predictions).argmax(-1).tolist()
+    config: Any = trainer.student.config
+    matrix = scores.confusion(np.asarray(output.label_ids).tolist(), predicted, config.num_labels)
+    scored = scores.classification(matrix, [config.id2label[i] for i in range(config.num_labels)])
+    measured = named(output.metrics or {})
+    measured |= {key: scored[key] for key in ("accuracy", "macro_f1") if scored[key] is not None}
+    return {"eval": measured, "classes": {key: scored[key] for key in ("f1", "classes", "confusion")}}
+
+
+def named(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of an evaluation, under the names that a report uses."""
+    found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    for name in ("epoch", "model_preparation_time"):
+        found.pop(name, None)
+    return found
+
+
+class _Look:
+    """The data and prompts that all models are measured on, and the way in which each is measured."""
+
+    def __init__(
+        self,
+        args: DistillationConfig,
+        tokenizer: Any,
+        encoded: Any,
+        asked: Sequence[Question],
+        size: int,
+    ) -> None:
+        self.args, self.tokenizer, self.encoded, self.asked, self.bytes = (
+            args,
+            tokenizer,
+            encoded,
+            asked,
+            size,
+        )
+        self.task = TASKS[args.task]
+
+    def at(self, name: str, model: Any, teacher: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        """A model's part of the report, and its answers by decoding method (``greedy`` or ``beam``)."""
+        began = time.perf_counter()
+        reset_peak_memory()
+        trainer = self._trainer(name, model, teacher)
+        found = {
+            "parameters": model.num_parameters(),
+            "fused_head": trainer.fused,
+            **self._measured(trainer),
+        }
+        written, answers = self._written(name, model)
+        found |= written
+        found |= {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
+        return found, answers
+
+    def at_teacher(
+        self, student: Any, teacher: Any, measured: dict[str, float]
+    ) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        """As :meth:`at`, for the teacher, whose perplexity was measured together with the student's."""
+        own = isinstance(teacher, PreTrainedModel)
+        found = report.teacher_part(measured, teacher.num_parameters() if own else None)
+        if not own and not isinstance(teacher, BaseTeacher):  # nothing more can be measured of a cache
+            return found, {}
+        model = teacher if own else student
+        began = time.perf_counter()
+        reset_peak_memory()
+        with contextlib.nullcontext() if own else student.disable_adapter():
+            if self.task.name == "classification":
+                scored = classified(self._trainer("teacher", model, None))
+                found["eval"].update(accuracy=scored["eval"]["accuracy"], macro_f1=scored["eval"]["macro_f1"])
+                found["classes"] = scored["classes"]
+            written, answers = self._written("teacher", model)
+        found |= written
+        if answers or "classes" in found:
+            found |= {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
+        return found, answers
+
+    def _trainer(self, name: str, model: Any, teacher: Any) -> DistillationTrainer:
+        args = copy.deepcopy(self.args)
+        if teacher is None:
+            args.kd_ratio = 0.0
+        trainer = DistillationTrainer(model, teacher, args, None, None, self.encoded, self.tokenizer)
+        for printer in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printer)
+        if not args.disable_tqdm:
+            trainer.add_callback(Progress(name))
+        return trainer
+
+    def _measured(self, trainer: DistillationTrainer) -> dict[str, Any]:
+        if self.task.name == "classification":
+            return classified(trainer)
+        found = named(trainer.evaluate())
+        if self.bytes and "ce" in found:
+            tokens = sum(_predicted(row) for row in self.encoded["labels"])
+            found["bits_per_byte"] = found["ce"] * tokens / math.log(2) / self.bytes
+        return {"eval": found}
+
+    def _written(self, name: str, model: Any) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        found: dict[str, Any] = {}
+        answers: dict[str, list[str]] = {}
+        if not self.asked:
+            return found, answers
+        beams = {"greedy": 1, "beam": self.args.num_beams}
+        for how, number in beams.items():
+            if how == "greedy" or number > 1:
+                title = f"{name}, " + (how if number == 1 else f"{number} beams")
+                found[how], answers[how] = self._decoded(title, model, number)
+        return found, answers
+
+    def _decoded(self, title: str, model: Any, beams: int) -> tuple[dict[str, Any], list[str]]:
+        """Each process decodes a part of the prompts; afterwards every process has all answers."""
+        args = self.args
+        mine = list(range(args.process_index, len(self.asked), args.world_size))
+        shown = None if args.disable_tqdm or args.process_index else title
+        began = time.perf_counter()
+        decoding = decode(
+            *(model, self.task, self.tokenizer, [self.asked[i].ids for i in mine]),
+            num_beams=beams,
+            max_new_tokens=args.max_completion_length,
+            batch_size=args.per_device_eval_batch_size,
+            title=shown,
+        )
+        pairs = [(mine[number], best[0]) for number, best in decoding]
+        if args.world_size > 1:
+            pairs = gather_object(pairs)
+        seconds = time.perf_counter() - began
+        answers: list[Answer] = [answer for _, answer in sorted(pairs, key=lambda pair: pair[0])]
+        said = [answer.text for answer in answers]
+        tokens = sum(len(answer.tokens) for answer in answers)
+        found = {
+            "num_beams": beams,
+            **scores.texts(said, [question.reference for question in self.asked]),
+            "mean_length": tokens / len(answers),
+            "hit_limit": sum(not answer.complete for answer in answers) / len(answers),
+            "tokens_per_second": tokens / seconds,
+        }
+        return found, said
+
+
+def _bytes(encoded: Any, tokenizer: Any) -> int:
+    """UTF-8 bytes of all predicted text. The ends of texts are predicted too, but they have no bytes."""
+    total = 0
+    for row in encoded["labels"]:
+        said = [token for token in row[1:] if token != IGNORE_INDEX]
+        total += len(tokenizer.decode(said, skip_special_tokens=True).encode())
+    return total
+
+
+def _predicted(labels: Sequence[int]) -> int:
+    return sum(label != IGNORE_INDEX for label in labels[1:])
+
+
+def shares(found: dict[str, Any]) -> None:
+    """Add ``bleu_share`` to each model's part: its BLEU divided by the teacher's."""
+    teacher = found.get("teacher", {})
+    for name, part in report.parts(found).items():
+        for how in ("greedy", "beam"):
+            if name != "teacher" and how in part and teacher.get(how, {}).get("bleu"):
+                part[how]["bleu_share"] = part[how]["bleu"] / teacher[how]["bleu"]
+
+
+def _samples(asked: Sequence[Question], answers: dict[str, dict[str, list[str]]]) -> list[dict[str, Any]]:
+    """A few answers, evenly spread over the data."""
+    return [
+        {
+            "row": asked[i].row,
+            "source": asked[i].source,
+            "reference": asked[i].reference,
+            "answers": {who: {how: said[i] for how, said in found.items()} for who, found in answers.items()},
+        }
+        for i in _spread(len(asked), SAMPLES)
+    ]
+
+
+def _spread(total: int, wanted: int) -> Iterator[int]:
+    yield from sorted({i * total // wanted for i in range(wanted)})

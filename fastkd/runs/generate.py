@@ -1,0 +1,295 @@
+"""Sequence-level distillation: the teacher writes the training data (Kim & Rush 2016).
+
+``beam`` takes the teacher's best beam, which stands for the mode of its distribution over whole sequences;
+``sample`` draws from that distribution; ``interpolate`` takes the beam that is nearest to the data's own
+answer, so that the student learns something that is both likely and right.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset, Value
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedModel
+
+from fastkd.corpora.decode import Answer, Question, decode, questions
+from fastkd.corpora.rows import load_rows
+from fastkd.corpora.store import Manifest, Writer
+from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
+from fastkd.corpora.store.manifest import GENERATED
+from fastkd.corpora.tasks import TASKS, Task
+from fastkd.files import file_digest
+from fastkd.runs import report
+from fastkd.runs.scores import sentence_scorer
+from fastkd.runs.sources import load_teacher_model, load_tokenizer, require_model
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.teachers import LiveTeacher
+
+logger = logging.getLogger(__name__)
+
+SHARD_ROWS = 256
+REFERENCE = "reference"
+# Key in the schema of a shard; its value holds the hash of each input row and counts of the answers.
+_METADATA = b"fastkd"
+
+
+def generate(args: DistillationConfig) -> Manifest:
+    """Write the answers of ``teacher`` to the prompts of ``train_file`` into ``output_dir``.
+
+    The teacher uses its own tokenizer, which need not be the student's.
+
+    Returns:
+        The manifest; its ``notes`` count the answers that are empty or were cut at the length limit.
+
+    Raises:
+        ValueError: settings that name no teacher or no data, data without prompts, a directory that was
+            begun with other settings.
+    """
+    require_model(args.teacher, "only a model can generate text")
+    if args.task == "classification":
+        raise ValueError("a classifier writes no text: fastkd generate is for causal_lm and seq2seq")
+    if args.world_size > 1:
+        raise ValueError(f"one process generates, not {args.world_size}: start it without torchrun")
+    rows = load_rows("train_file", args)
+    if rows is None:
+        raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
+    made = generate_rows(load_teacher_model(args), _tokenizer(args), rows, Path(str(args.output_dir)), args)
+    cut, empty = made.notes["cut"], made.notes["empty"]
+    if cut:
+        logger.warning(
+            "%d of %d answers were cut at %d tokens: raise max_completion_length (and max_target_length)",
+            *(cut, made.rows, _longest(args)),
+        )
+    if empty:
+        logger.warning("%d of %d answers are empty and will not be trained on", empty, made.rows)
+    return made
+
+
+def _tokenizer(args: DistillationConfig) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(args.teacher, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError):
+        return load_tokenizer(args)
+
+
+def generate_rows(
+    teacher: PreTrainedModel,
+    tokenizer: Any,
+    rows: Dataset,
+    folder: Path,
+    args: DistillationConfig,
+    shard_rows: int = SHARD_ROWS,
+) -> Manifest:
+    """As :func:`generate`, with a teacher, its tokenizer and raw rows.
+
+    An existing directory is resumed; at most its unfinished shard is lost. Rows that training would leave out
+    are left out here too. The answer's column receives the teacher's answer, a new column ``reference`` holds
+    the data's own (if the data has answers), and all other columns are kept.
+
+    Args:
+        teacher: frozen in place and put into eval mode.
+        shard_rows: number of rows in a shard.
+
+    Raises:
+        ValueError: data without prompts or with a column ``reference``, a directory that was begun with
+            other settings.
+    """
+    task = TASKS[args.task]
+    if REFERENCE in rows.column_names:
+        raise ValueError(
+            f"train_file has a column {REFERENCE!r} already, which is where the data's own answers go: "
+            "rename or remove it"
+        )
+    rows, labelled = _with_answers(rows, task, args)
+    layout = task.layout_of(rows.column_names, "train_file")
+    asked = questions(rows, task, tokenizer, args, "train_file")
+    hashes = [_row_hash(rows[question.row]) for question in asked]
+    model = LiveTeacher(teacher, task, fused=False)
+    made_from = {
+        "task": task.name,
+        "mode": args.generation_mode,
+        **_decoding(args),
+        "max_length": args.max_length,
+        "longest_answer": _longest(args),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "generation_config": _own_settings(teacher),
+        "teacher_weights": weights_digest(teacher, "hashing the teacher"),
+        "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    }
+    notes = {
+        "teacher": args.teacher or teacher.name_or_path,
+        "source": _source(args),
+        "versions": report.versions(),
+    }
+    bounds = [(i, min(i + shard_rows, len(asked))) for i in range(0, len(asked), shard_rows)]
+    writer = Writer(folder, GENERATED, made_from, bounds, ".parquet", notes)
+    model.to(args.device)
+    missing = writer.missing()
+    with tqdm(
+        total=len(asked),
+        initial=len(asked) - sum(bounds[number][1] - bounds[number][0] for number in missing),
+        desc="generating",
+        unit="row",
+        disable=args.disable_tqdm,
+    ) as bar:
+        for number in missing:
+            first, last = bounds[number]
+            answers = _answers(teacher, tokenizer, asked[first:last], first, args, labelled, bar)
+            made = _answered(rows, asked[first:last], answers, layout, labelled)
+            counts = {
+                "cut": sum(not answer.complete for answer in answers),
+                "empty": sum(not answer.text.strip() for answer in answers),
+                "input_rows": hashes[first:last],
+            }
+            tokens = sum(len(answer.tokens) for answer in answers)
+            writer.put(number, tokens, _parquet(made, counts))
+    return _counted(writer.manifest)
+
+
+def _with_answers(rows: Dataset, task: Task, args: DistillationConfig) -> tuple[Dataset, bool]:
+    """The rows, and whether the data has answers. All modes but ``interpolate`` need only prompts."""
+    columns = set(rows.column_names)
+    if args.generation_mode == "interpolate" or any(set(layout) <= columns for layout in task.layouts):
+        return rows, True
+    for layout in task.layouts:
+        if len(layout) == 2 and layout[0] in columns:
+            # A placeholder, since a row without an answer would be left out.
+            return rows.add_column(layout[1], ["?"] * len(rows)), False
+    return rows, True
+
+
+def _longest(args: DistillationConfig) -> int:
+    """The longest answer in tokens; for seq2seq, one that training would not cut."""
+    longest = args.max_completion_length
+    return min(longest, args.max_target_length) if args.task == "seq2seq" else longest
+
+
+def _decoding(args: DistillationConfig) -> dict[str, Any]:
+    """The settings that ``generation_mode`` uses."""
+    if args.generation_mode == "sample":
+        return {"sampling_temperature": args.sampling_temperature, "seed": args.seed}
+    if args.generation_mode == "interpolate":
+        return {"num_beams": args.num_beams, "interpolate_metric": args.interpolate_metric}
+    return {"num_beams": args.num_beams}
+
+
+def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
+    settings = model.generation_config.to_diff_dict()
+    settings.pop("transformers_version", None)
+    return dict(json.loads(json.dumps(settings, default=str)))
+
+
+def _source(args: DistillationConfig) -> dict[str, Any]:
+    if args.train_file is None:
+        return {"dataset": args.dataset, "split": args.train_split}
+    files = [Path(name) for name in sorted(glob.glob(args.train_file)) if Path(name).is_file()]
+    return {
+        "train_file": args.train_file,
+        "sha256": {path.name: file_digest(path) for path in files},
+    }
+
+
+def _row_hash(row: dict[str, Any]) -> str:
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=ROW_HASH).hexdigest()
+
+
+def _answers(
+    teacher: PreTrainedModel,
+    tokenizer: Any,
+    asked: Sequence[Question],
+    first: int,
+    args: DistillationConfig,
+    labelled: bool,
+    bar: Any,
+) -> list[Answer]:
+    """One answer to each question of a shard; ``first`` is the number of its first question among all."""
+    mode = args.generation_mode
+    sampled = mode == "sample"
+    score = None
+    if mode == "interpolate":
+        score = sentence_scorer(args.interpolate_metric, [question.reference for question in asked])
+    # Each shard has its own seed, so that a resumed run draws what an uninterrupted one would have.
+    seed = int.from_bytes(hashlib.blake2b(f"{args.seed} {first}".encode(), digest_size=4).digest(), "little")
+    found: dict[int, Answer] = {}
+    for number, answers in decode(
+        teacher,
+        TASKS[args.task],
+        tokenizer,
+        [question.ids for question in asked],
+        num_beams=1 if sampled else args.num_beams,
+        do_sample=sampled,
+        temperature=args.sampling_temperature,
+        max_new_tokens=_longest(args),
+        num_return_sequences=args.num_beams if score else 1,
+        batch_size=args.per_device_eval_batch_size,
+        seed=seed if sampled else None,
+    ):
+        best = 0 if score is None else nearest(answers, asked[number].reference, score)
+        found[number] = answers[best]
+        bar.update()
+    return [found[number] for number in range(len(asked))]
+
+
+def nearest(answers: Sequence[Answer], reference: str, score: Callable[[str, str], float]) -> int:
+    """The number of the answer that is most like the reference; among equals, the likeliest."""
+    scores = [score(answer.text, reference) for answer in answers]
+    return scores.index(max(scores))
+
+
+def _answered(
+    rows: Dataset,
+    asked: Sequence[Question],
+    answers: Sequence[Answer],
+    layout: tuple[str, ...],
+    labelled: bool,
+) -> Dataset:
+    part = rows.select([question.row for question in asked])
+    columns: dict[str, list[Any]] = {name: part[name][:] for name in part.column_names}
+    features = part.features.copy()
+    if layout == ("messages",):
+        columns["messages"] = [
+            _replaced(messages, answer.text)
+            for messages, answer in zip(columns["messages"], answers, strict=True)
+        ]
+    else:
+        columns[layout[1]] = [answer.text for answer in answers]
+        features[layout[1]] = Value("string")
+    if labelled:
+        columns[REFERENCE] = [question.reference for question in asked]
+        features[REFERENCE] = Value("string")
+    return Dataset.from_dict(columns, features=features)
+
+
+def _replaced(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """A conversation up to its last answer, which is replaced by the teacher's."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return [*messages[:last], {**messages[last], "content": text}]
+
+
+def _parquet(rows: Dataset, counts: dict[str, Any]) -> Callable[[Path], None]:
+    table = rows.data.table
+    metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(counts).encode()}
+    made = table.replace_schema_metadata(metadata)
+    return lambda path: pq.write_table(made, path)
+
+
+def _counted(manifest: Manifest) -> Manifest:
+    """The manifest with counts over all shards, so that they do not depend on where a run was stopped."""
+    totals = {"cut": 0, "empty": 0}
+    for shard in manifest.shards:
+        counts = json.loads(pq.read_schema(manifest.folder / shard.name).metadata[_METADATA])
+        for name in totals:
+            totals[name] += counts[name]
+    if {**manifest.notes, **totals} != manifest.notes:
+        manifest.notes |= totals
+        manifest.write()
+    return manifest

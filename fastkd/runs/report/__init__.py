@@ -1,0 +1,27 @@
+"""Writes ``report.json``, ``report.html`` and the table at the end of a run."""
+
+from fastkd.runs.report.files import write
+from fastkd.runs.report.live import Live
+from fastkd.runs.report.page import page
+from fastkd.runs.report.record import about, configuration, settings, untouched, versions
+from fastkd.runs.report.tables import COLUMNS, WRITING, parts, rows, table, teacher_part, writing_rows
+from fastkd.runs.report.verdict import verdict
+
+__all__ = [
+    "COLUMNS",
+    "WRITING",
+    "Live",
+    "about",
+    "configuration",
+    "page",
+    "parts",
+    "rows",
+    "settings",
+    "table",
+    "teacher_part",
+    "untouched",
+    "verdict",
+    "versions",
+    "write",
+    "writing_rows",
+]

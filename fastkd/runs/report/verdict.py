@@ -1,0 +1,96 @@
+"""States the result of a run in a sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastkd.runs.report.tables import Rows, parts, rows
+
+# Smaller relative differences count as equal.
+LEVEL = 0.005
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Compares the student with the control and the teacher, by the figure that fits the task best."""
+    table = rows(report)
+    name = next((name for name in ("student", "model") if name in table), None)
+    if name is None:
+        return "There is nothing to report yet."
+    if (progress := report.get("unfinished")) is not None:
+        return f"Not finished: the {progress['title']} is at step {progress['step']} of {progress['of']}."
+    written = _writing(report, name)
+    if written is not None:
+        return written
+    row = table[name]
+    if row.get("accuracy") is not None:
+        return _accuracy(table, name)
+    if row.get("perplexity") is not None:
+        return _perplexity(table, name)
+    return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data."
+
+
+def _value(table: Rows, name: str, key: str) -> float | None:
+    return table.get(name, {}).get(key)
+
+
+def _perplexity(table: Rows, name: str) -> str:
+    own, control, teacher = (_value(table, who, "perplexity") for who in (name, "control", "teacher"))
+    assert own is not None
+    aside = "" if teacher is None else f" (the teacher's is {teacher:.2f})"
+    if control is None:
+        return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
+    better = 1 - own / control
+    if abs(better) < LEVEL:
+        how = "is that of the same student trained without the teacher"
+    else:
+        how = f"is {abs(better):.0%} {'lower' if better > 0 else 'higher'} than without the teacher"
+    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}."
+
+
+def _accuracy(table: Rows, name: str) -> str:
+    own, control, teacher = (_value(table, who, "accuracy") for who in (name, "control", "teacher"))
+    assert own is not None
+    aside = "" if teacher is None else f" (the teacher: {teacher:.1%})"
+    if control is None:
+        return f"The {name} gets {own:.1%} of the held-out texts right{aside}."
+    points = 100 * (own - control)
+    count = _texts(table[name])
+    if count and abs(own - control) <= _by_chance(own, control, count):
+        return (
+            f"The distilled student gets {own:.1%} of the held-out texts right, the same student without the "
+            f"teacher {control:.1%}{aside}: the difference is within chance for {count:,} texts."
+        )
+    more = "more" if points > 0 else "fewer"
+    return (
+        f"The distilled student gets {abs(points):.1f} points {more} of the held-out texts right than the "
+        f"same student without the teacher: {own:.1%} against {control:.1%}{aside}."
+    )
+
+
+def _texts(row: dict[str, Any]) -> int:
+    return sum(map(sum, row.get("classes", {}).get("confusion", [])))
+
+
+def _by_chance(one: float, other: float, count: int) -> float:
+    """Two standard errors of the difference between two accuracies on ``count`` texts each."""
+    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / count)
+
+
+def _writing(report: dict[str, Any], name: str) -> str | None:
+    known = parts(report)
+    how = "beam" if "beam" in known[name] else "greedy"
+    if how not in known[name]:
+        return None
+    own = known[name][how]
+    manner = "greedily" if how == "greedy" else f"with {own['num_beams']} beams"
+    sentence = f"Decoding {manner}, the {name} reaches BLEU {own['bleu']:.1f}"
+    if how == "beam" and "greedy" in known[name]:
+        sentence += f" (greedily {known[name]['greedy']['bleu']:.1f})"
+    teacher = known.get("teacher", {}).get(how)
+    if teacher and own.get("bleu_share") is not None:
+        sentence += f", {own['bleu_share']:.0%} of the teacher's {teacher['bleu']:.1f}"
+    control = known.get("control", {}).get(how)
+    if control:
+        sentence += f"; without the teacher it is {control['bleu']:.1f}"
+    return sentence + "."

@@ -1,0 +1,108 @@
+"""Both sides of a run: the student's head, the teacher's side, and the checks that they fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fastkd.corpora.contexts import evaluating
+from fastkd.corpora.tasks import Task
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.heads import find_linear_head, output_width
+from fastkd.trainer.models import LinearHead
+from fastkd.trainer.teachers import LiveTeacher, Teacher
+
+
+def student_head(model: PreTrainedModel, args: DistillationConfig) -> LinearHead | None:
+    """The student's linear head, for the fused loss; None if the loss is computed from logits.
+
+    Raises:
+        ValueError: ``fused_head="true"`` with a head that is not linear.
+    """
+    if args.fused_head == "false":
+        return None
+    head = (
+        "a classifier has few columns and no fused loss"
+        if args.task == "classification"
+        else find_linear_head(model)
+    )
+    if isinstance(head, LinearHead):
+        return head
+    if args.fused_head == "true":
+        raise ValueError(f"fused_head=true, but {head}")
+    return None
+
+
+def teacher_side(
+    model: PreTrainedModel, teacher: PreTrainedModel | Teacher | None, task: Task, fused: bool
+) -> Teacher | None:
+    """The teacher, with a plain model frozen in place as a :class:`LiveTeacher`.
+
+    Raises:
+        ValueError: a teacher that shares weights with the student.
+    """
+    if not isinstance(teacher, nn.Module):
+        return teacher
+    if not {id(p) for p in teacher.parameters()}.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            "student and teacher share weights, and a teacher is frozen: give the teacher its own copy"
+        )
+    return LiveTeacher(teacher, task, fused)
+
+
+def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: Any, task: Task) -> int | None:
+    """Number of output columns that both sides have; None if they have the same. Widths may differ by padding
+    columns, which belong to no token.
+
+    Raises:
+        ValueError: different numbers of classes, or widths that differ by more than padding or by columns
+            that are not known to be padding.
+    """
+    if teacher is None:
+        return None
+    if task.name == "classification":
+        widths = model.config.num_labels, teacher.columns
+        if widths[0] != widths[1]:
+            raise ValueError(f"the student has {widths[0]} classes and the teacher {widths[1]}")
+        return None
+    widths = output_width(model), teacher.columns
+    if widths[0] == widths[1]:
+        return None
+    if tokenizer is None:
+        raise ValueError(
+            f"the student has {widths[0]} output columns and the teacher {widths[1]}: "
+            "give the tokenizer as processing_class to tell padding from tokens"
+        )
+    if len(tokenizer) > min(widths):
+        raise ValueError(
+            f"the student has {widths[0]} output columns and the teacher {widths[1]}, "
+            f"but the tokenizer has {len(tokenizer)} tokens: the two were made for different vocabularies"
+        )
+    return min(widths)
+
+
+@torch.no_grad()
+def check_documents_are_apart(model: Any, task: Task) -> None:
+    """Raise a ``ValueError`` if the model attends from one packed document to another."""
+    documents = [[1, 2, 3], [4, 5]]
+    alone, packed = (
+        task.collate([{"input_ids": ids, "position_ids": list(positions)}], 0)
+        for ids, positions in (
+            (documents[1], range(2)),
+            ([*documents[0], *documents[1]], [*range(3), *range(2)]),
+        )
+    )
+    with evaluating(model):
+        logits = [
+            model(**{k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+            .logits[0, -2:]
+            .float()
+            for inputs in (task.model_inputs(model, batch) for batch in (alone, packed))
+        ]
+    if (logits[0] - logits[1]).abs().max() > 0.02 * logits[0].abs().max():
+        raise ValueError(
+            f"{type(model).__name__} attends from one packed text to the one before it: set packing: false"
+        )

@@ -1,0 +1,10 @@
+"""Fixtures of this folder."""
+
+from support.trainer import collect_ignore_glob, configuration, one_thread
+
+__all__ = ["collect_ignore_glob", "configuration", "one_thread"]
+
+if not collect_ignore_glob:
+    from support.caches import caches, copied
+
+    __all__ += ["caches", "copied"]

@@ -1,0 +1,131 @@
+"""Test the doctor's findings about rows and their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+from support.doctor import edit, look, row, write_rows
+
+
+def test_ends_that_are_cut_off(place: Path) -> None:
+    finding = look(max_length=3)["eos_missing"]
+    assert finding.severity == "warning" and "of 40 rows" not in finding.found.split("(")[1]
+    assert "are cut" in finding.found
+
+
+def test_empty_and_masked_rows(place: Path) -> None:
+    rows = [row(i) for i in range(40)]
+    rows[3] = {"prompt": "w1", "completion": ""}
+    write_rows("train.jsonl", rows)
+    assert look()["empty_rows"].found.startswith("1 of 40 rows (2.5 %)")
+    talk = [{"messages": [{"role": "user", "content": "w1"}]}] * 4
+    write_rows("train.jsonl", talk)
+    finding = look(eval_file=None)["labels_masked"]
+    assert finding.severity == "error" and finding.found.startswith("4 of 4 rows")
+
+
+def test_prompts_and_answers_that_are_cut(place: Path) -> None:
+    long = {"prompt": " ".join(["w1"] * 30), "completion": "w2 w3"}
+    write_rows("train.jsonl", [*(row(i) for i in range(38)), long, long])
+    finding = look()["prompts_fill_the_window"]
+    assert "2 of 40 rows (5 %) lose the beginning of their prompt" in finding.found
+    assert "end of their answer" not in finding.found
+    write_rows("train.jsonl", [*(row(i) for i in range(39)), {"prompt": "w1", "completion": " w2" * 50}])
+    finding = look()["prompts_fill_the_window"]
+    assert "1 of 40 rows (2.5 %) lose the end of their answer" in finding.found
+    assert finding.severity == "warning"
+
+
+def test_whole_texts_that_are_cut(place: Path) -> None:
+    write_rows("train.jsonl", [{"text": " ".join(["w1"] * (i + 1))} for i in range(40)])
+    finding = look(eval_file=None)["rows_cut"]
+    assert "9 of 40 rows" in finding.found and "the longest has 41 tokens" in finding.found
+    assert "packing: true" in finding.remedy
+
+
+def test_positions_that_run_out(place: Path) -> None:
+    write_rows("train.jsonl", [{"text": " ".join(["w1"] * 40)}] + [{"text": "w1 w2"}] * 2)
+    assert look(eval_file=None, max_length=64)["student_positions"].severity == "warning"  # rotary
+    config = transformers.GPT2Config(
+        vocab_size=48, n_embd=16, n_layer=1, n_head=2, n_positions=32, eos_token_id=0, bos_token_id=0
+    )
+    config.save_pretrained("student")
+    finding = look(eval_file=None, max_length=64)["student_positions"]
+    assert finding.severity == "error" and "41 tokens" in finding.found and "32 positions" in finding.found
+
+
+def test_duplicates_and_leaks(place: Path) -> None:
+    rows = [row(i) for i in range(40)]
+    write_rows("train.jsonl", [*rows, *rows[:5]])
+    write_rows("eval.jsonl", [row(41), rows[0]])
+    found = look()
+    assert found["duplicates"].found.startswith("5 of 45 rows")
+    assert found["leak"].severity == "warning" and found["leak"].found.startswith("1 of 2 rows (50 %)")
+    assert repr(rows[0]["prompt"])[1:-1] in found["leak"].found
+
+
+def test_a_language_that_the_tokenizer_does_not_know(place: Path) -> None:
+    write_rows("train.jsonl", [{"prompt": "w1 hello", "completion": "w2 world"}] * 3)
+    assert look()["unknown_tokens"].severity == "warning"
+
+
+@pytest.fixture
+def classified(place: Path) -> Path:
+    rows = [{"text": f"w{i} w{i + 1}", "label": ("bad", "fair", "good")[i % 3]} for i in range(30)]
+    write_rows("train.jsonl", rows)
+    for side in ("student", "teacher"):
+        transformers.BertConfig(
+            vocab_size=48,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=32,
+            id2label={0: "bad", 1: "fair", 2: "good"},
+        ).save_pretrained(side)
+    return place
+
+
+def test_classes(classified: Path) -> None:
+    task = {"task": "classification", "eval_file": None}
+    assert not set(look(**task)) - {"gpu_unused", "gpu_unseen"}
+    assert look(**task, kd_ratio=1.0)["labels_unused"].severity == "note"
+    finding = look(**task, class_names=["good", "fair", "bad"])["class_order"]
+    assert finding.severity == "error" and finding.remedy == "set class_names: [bad, fair, good]"
+    finding = look(**task, class_names=["bad", "fair", "good", "great"])
+    assert finding["teacher_classes"].found == "the data has 4 classes and the teacher 3"
+    assert "great" in finding["absent_classes"].found
+    assert (
+        "'fair' is not one of the classes" in look(**task, class_names=["bad", "good"])["row_refused"].found
+    )
+
+    write_rows("train.jsonl", [{"text": f"w{i}", "label": i % 5} for i in range(30)])
+    assert "class number 4 and the teacher 3 classes" in look(**task)["teacher_classes"].found
+    write_rows("train.jsonl", [{"text": f"w{i}", "label": "bad"} for i in range(30)])
+    assert look(**task)["one_class"].severity == "error"
+    write_rows("train.jsonl", [{"text": f"w{i}", "label": [0, 1, 2, None][i % 4]} for i in range(32)])
+    assert look(**task)["labels_masked"].found.startswith("8 of 32 rows (25 %)")
+
+
+def test_a_target_without_its_first_token(place: Path) -> None:
+    """An error is reported if a seq2seq model has no decoder start token."""
+    for side in ("student", "teacher"):
+        transformers.T5Config(
+            vocab_size=48,
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            eos_token_id=0,
+            pad_token_id=2,
+        ).save_pretrained(side)
+        edit(f"{side}/config.json", decoder_start_token_id=None)
+    assert look(task="seq2seq")["student_decoder_start"].severity == "error"
+    for side in ("student", "teacher"):
+        edit(f"{side}/config.json", decoder_start_token_id=2)
+    assert not [f for f in look(task="seq2seq").values() if f.severity == "error"]
+    cut = look(task="seq2seq", eval_file=None, max_target_length=3)["rows_cut"].found
+    assert "30 of 40 rows" in cut and "the longest target 6, max_target_length 3" in cut

@@ -1,0 +1,96 @@
+"""Test the doctor's findings about settings, and that their remedies remove them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.doctor import look
+
+from fastkd.runs.doctor import Finding
+
+
+def test_nothing_is_found_in_a_healthy_configuration(healthy_findings: dict[str, Finding]) -> None:
+    # These appear on a machine with a GPU that is not used, or that torch cannot see.
+    assert set(healthy_findings) <= {"gpu_unused", "gpu_unseen"}
+
+
+ADAPTER = {"peft_type": "LORA", "r": 4}
+
+FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "weight": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "severity", "words"),
+    [
+        ({"teacher": None}, "no_teacher", "note", "kd_ratio: 0.5"),
+        ({"kd_ratio": 0.0, "temperature": 2.0}, "teacher_unused", "warning", "temperature: 2.0 does nothing"),
+        ({"teacher": None, "divergence": "reverse_kl"}, "idle_options", "warning", "reverse_kl"),
+        ({"kd_ratio": 1.0, "label_smoothing_factor": 0.1}, "smoothing_unused", "warning", "0.1"),
+        ({"temperature": 2.0, "teacher_temperature": 2.0}, "same_temperature", "note", "2.0"),
+        ({"temperature": 64.0}, "hot", "warning", "4,096"),
+        ({"divergence": "jsd", "beta": 0.0}, "beta_at_its_end", "note", "is forward_kl"),
+        ({"divergence": "jsd", "beta": 1.0}, "beta_at_its_end", "note", "is reverse_kl"),
+        ({"divergence": "skew_forward_kl", "beta": 0.0}, "beta_at_its_end", "note", "is forward_kl"),
+        ({"lmbda": 0.5, "teacher": "cache:c"}, "lmbda_with_cache", "error", "lmbda: 0.5"),
+        ({"lmbda": 0.5, "task": "classification"}, "lmbda_without_text", "error", "write text"),
+        ({"lmbda": 0.5, "teacher": None}, "lmbda_without_teacher", "error", "teacher"),
+        ({"lmbda": 0.5, "kd_ratio": 0.0}, "lmbda_without_kd", "warning", "50 %"),
+        ({"lmbda": 0.5, "packing": True}, "lmbda_with_packing", "warning", "packing"),
+        ({"feature_matches": FEATURES, "teacher": "cache:c"}, "insides_without_model", "error", "cache:c"),
+        (
+            {"gradient_match_weight": 1.0, "teacher": None, "kd_ratio": 0.0},
+            "insides_without_model",
+            "error",
+            "no teacher",
+        ),
+        (
+            {"model": "teacher", "model_init": "pretrained"},
+            "teacher_is_student",
+            "warning",
+            "both teacher",
+        ),
+        ({"peft_config": ADAPTER}, "adapter_on_noise", "error", "random weights"),
+        ({"teacher": "base"}, "base_without_adapter", "error", "base"),
+        ({"task": "classification", "fused_head": "true"}, "fused_classifier", "error", "fused_head"),
+        ({"control": True, "kd_ratio": 0.0}, "control_of_nothing", "warning", "control"),
+        ({"learning_rate": 0.0}, "learning_rate", "error", "learning_rate: 0"),
+        ({"warmup_steps": 50, "max_steps": 40}, "warmup", "warning", "40 steps"),
+        ({"fp16": True}, "fp16_on_cpu", "error", "fp16"),
+        ({"eval_strategy": "epoch", "eval_file": None}, "evaluation_without_data", "error", "eval_strategy"),
+        ({"save_strategy": "no", "max_steps": 5000}, "nothing_to_resume", "warning", "5,000 steps"),
+        ({"save_steps": 9000, "max_steps": 5000}, "nothing_to_resume", "warning", "save_steps: 9000"),
+        ({"train_file": None}, "no_data", "error", "no training data"),
+        ({"train_file": "nope.txt"}, "unreadable_train_file", "error", "nope.txt"),
+        ({"teacher": "nowhere"}, "unreadable_teacher", "error", "nowhere"),
+        ({"packing": True}, "packed_prompts", "note", "have labels"),
+        ({"max_length": 4}, "prompts_fill_the_window", "warning", "max_length is 4"),
+        ({"max_length": 100}, "student_window", "note", "32 positions"),
+        ({"teacher": "cache:none"}, "cache", "error", "there is no cache in none"),
+    ],
+)
+def test_settings(
+    place: Path,
+    healthy_findings: dict[str, Finding],
+    fields: dict[str, Any],
+    name: str,
+    severity: str,
+    words: str,
+) -> None:
+    (place / "nowhere").mkdir()
+    found = look(**fields)
+    assert name in found and name not in healthy_findings
+    assert found[name].severity == severity
+    assert words in found[name].found
+    assert found[name].remedy or severity == "note" or name.startswith(("unreadable", "cache"))
+
+
+def test_remedies_remove_their_finding(place: Path) -> None:
+    """Each finding's remedy names a setting with which the finding disappears."""
+    assert look(max_length=4)["prompts_fill_the_window"].remedy == "raise max_length to 12"
+    assert "prompts_fill_the_window" not in look(max_length=12)
+    assert look(max_length=100)["student_window"].remedy == "set max_length: 32"
+    assert "student_window" not in look(max_length=32)
+    assert look(warmup_steps=50, max_steps=40)["warmup"].remedy == "set warmup_steps to about 2"
+    assert "warmup" not in look(warmup_steps=2, max_steps=40)

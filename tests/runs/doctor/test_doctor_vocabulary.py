@@ -1,0 +1,94 @@
+"""Test the doctor's findings about vocabularies and special tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+from support.doctor import WORDS, edit, look, tokenizer
+from tokenizers import pre_tokenizers, processors
+
+
+def test_padded_vocabularies_are_noted(place: Path) -> None:
+    edit("teacher/config.json", vocab_size=64)
+    finding = look()["vocabulary_padding"]
+    assert finding.severity == "note"
+    assert "48 output columns, the teacher 64" in finding.found and "first 48" in finding.found
+
+
+def test_a_vocabulary_that_is_too_small(place: Path) -> None:
+    edit("teacher/config.json", vocab_size=40)
+    finding = look()["vocabulary_too_small"]
+    assert finding.severity == "error"
+    assert "48 tokens and the teacher 40 columns" in finding.found
+
+
+def test_the_same_number_for_another_token(place: Path) -> None:
+    """An error is reported if a token number stands for different tokens in the two vocabularies."""
+    words = list(WORDS)
+    words[10:14] = reversed(words[10:14])
+    tokenizer(words).save_pretrained("teacher")
+    finding = look()["vocabulary_contents"]
+    assert finding.severity == "error"
+    assert finding.found.startswith("4 of 48 token numbers")
+    assert "10 is 'w7' and 'w10', 11 is 'w8' and 'w9', 12 is 'w9' and 'w8' and 1 more" in finding.found
+
+
+def test_tokens_that_only_one_side_has(place: Path) -> None:
+    tokenizer([*WORDS, "extra"]).save_pretrained("teacher")
+    edit("teacher/config.json", vocab_size=49)
+    found = look()
+    assert found["tokens_of_teacher_only"].severity == "note"
+    assert "extra" in found["tokens_of_teacher_only"].found
+
+
+def test_the_same_vocabulary_split_otherwise(place: Path) -> None:
+    """A warning is reported if equal vocabularies split texts differently."""
+    made = tokenizer()
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    made.save_pretrained("teacher")
+    finding = look()["tokenizers_splitting"]
+    assert finding.severity == "warning" and "80 of 80 texts" in finding.found
+
+
+def test_a_beginning_that_only_the_teacher_writes(place: Path) -> None:
+    """It is reported if only the teacher's tokenizer adds a token at the beginning of a text."""
+    made = tokenizer(bos_token="w44")
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "w44 $A", special_tokens=[("w44", 47)]
+    )
+    made.save_pretrained("teacher")
+    found = look()
+    assert "w44" in found["tokenizers_opening"].found
+    assert found["special_bos_token"].severity == "warning"
+
+
+def test_special_tokens_that_differ(place: Path) -> None:
+    tokenizer(eos_token="w1", pad_token="w2").save_pretrained("teacher")
+    found = look()
+    assert found["special_eos_token"].severity == "warning"
+    assert "'<end>'" in found["special_eos_token"].found and "'w1'" in found["special_eos_token"].found
+    assert found["special_pad_token"].severity == "note"
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_an_end_at_which_the_model_does_not_stop(place: Path, side: str) -> None:
+    edit(f"{side}/config.json", eos_token_id=5)
+    finding = look()[f"{side}_eos"]
+    assert finding.severity == "warning" and "config.json stops at 5" in finding.found
+    edit(f"{side}/config.json", eos_token_id=[5, 0])
+    assert f"{side}_eos" not in look()
+    transformers.GenerationConfig(eos_token_id=7).save_pretrained(side)
+    assert "generation_config.json stops at 7" in look()[f"{side}_eos"].found
+
+
+def test_another_padding_in_the_configuration(place: Path) -> None:
+    edit("student/config.json", pad_token_id=9)
+    assert look()["student_pad"].severity == "note"
+
+
+def test_a_tokenizer_without_an_end(place: Path) -> None:
+    for side in ("student", "teacher"):
+        tokenizer(eos_token=None).save_pretrained(side)  # type: ignore[arg-type]
+    assert look()["no_eos"].severity == "warning"

@@ -1,0 +1,112 @@
+"""Run the recipes of docs/trainer.md in order, as a reader types them; check every configuration in docs/."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support.tiny import llama
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from fastkd.cli import main
+from fastkd.cli.settings import read_settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(yaml|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TRAINER = BLOCK.findall((DOCS / "trainer.md").read_text("utf-8"))
+COMMANDS = [line for kind, text in TRAINER if kind == "sh" for line in text.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the files that the page assumes: a student, a teacher, some chats, and its YAML files."""
+    folder = tmp_path_factory.mktemp("recipes")
+    tokens = {symbol: i for i, symbol in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    bpe = Tokenizer(models.BPE(tokens, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    for name, hidden, layers in (("teacher", 24, 2), ("student", 16, 1)):
+        PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>").save_pretrained(folder / name)
+        llama(hidden, hidden=hidden, vocab=len(tokens), layers=layers, positions=320).save_pretrained(
+            folder / name
+        )
+    chats = [{"prompt": f"{i} plus {i}? ", "completion": str(2 * i)} for i in range(24)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    for kind, text in TRAINER:
+        if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
+            (folder / name[1]).write_text(text)
+    before, threads = Path.cwd(), torch.get_num_threads()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+    os.chdir(before)
+
+
+# Options that make a run small enough for a test; each command gets those that it accepts.
+SHORT = ["--use-cpu", "--max-steps", "3", "--save-strategy", "no", "--max-completion-length", "4"]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fastkd ")])
+def test_recipe(workplace: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = shlex.split(command)[1:]
+    status = main([*arguments, *SHORT])
+    printed = capsys.readouterr()
+    # The doctor may report findings about a teacher that was never trained.
+    assert status == 0 or (arguments[0] == "doctor" and status == 1), printed.err
+    options = dict(itertools.pairwise(arguments))
+    folder = Path(options.get("--output-dir", "out-features" if "features.yaml" in command else "out"))
+    if arguments[0] == "distill":
+        assert {
+            "report.json",
+            "report.html",
+            "config.json" if "lora" not in command else "adapter_config.json",
+        } <= {path.name for path in folder.iterdir()}
+        if "lora" not in command:
+            AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("torchrun ")])
+def test_recipe_of_many_processes(workplace: Path, command: str) -> None:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    launcher = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *SHORT]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        launcher, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "out-processes" / "report.json").exists()
+
+
+def test_every_command_has_its_recipe() -> None:
+    from fastkd.cli import COMMANDS as ALL
+
+    used = {shlex.split(command)[1] for command in COMMANDS if command.startswith("fastkd ")}
+    assert set(ALL) - {"demo", "env", "bench", "train"} <= used
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_every_configuration_in_the_documentation_is_valid(page: Path, tmp_path: Path) -> None:
+    for kind, text in BLOCK.findall(page.read_text("utf-8")):
+        if kind != "yaml":
+            continue
+        fields: dict[str, Any] = yaml.safe_load(text)
+        # bf16 needs a GPU, and would be refused on other machines.
+        fields.pop("bf16", None)
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(fields))
+        read_settings([str(path), "--use-cpu"])

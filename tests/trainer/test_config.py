@@ -1,0 +1,47 @@
+"""Test the configuration: bad values are refused at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastkd.trainer import DistillationConfig
+
+Configuration = Callable[..., DistillationConfig]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "translation"}, "task must be causal_lm or seq2seq or classification"),
+        ({"divergence": "forwrd_kl"}, "forward_kl"),
+        ({"kd_ratio": 1.5}, "kd_ratio"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"fused_head": "maybe"}, "fused_head must be"),
+        ({"model_init": "random"}, "model_init must be"),
+        ({"max_length": 1}, "max_length"),
+        ({"lmbda": 1.5}, "lmbda is a share"),
+        ({"packing": True, "task": "seq2seq"}, "packing is for causal_lm"),
+        ({"cache_kind": "top"}, "cache_kind must be topk"),
+    ],
+)
+def test_a_bad_configuration_is_refused_at_once(
+    configuration: Configuration, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        configuration(**fields)
+
+
+def test_a_configuration_is_read_without_the_trainer() -> None:
+    """Importing the configuration imports no other module of the trainer, and none with models or tasks."""
+    code = (
+        "import sys, fastkd.trainer.config; print(*sorted(m for m in sys.modules if m.startswith('fastkd.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = {name for name in done.stdout.split() if name.split(".")[1] in ("trainer", "corpora", "runs")}
+    assert loaded == {"fastkd.trainer", "fastkd.trainer.config", "fastkd.trainer.matches"}
