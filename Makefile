@@ -83,13 +83,13 @@ demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)
 
 bench: $(VENV)/bench.stamp
-	$(RUN) -m bench.run $(ARGS)
+	$(RUN) -m fastkd.cli bench --suite --fresh --out build/bench --save bench/results $(ARGS)
 
 lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy fastkd bench
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 include tests/gpu/gpu.mk
 

@@ -1,1 +1,1 @@
-"""Benchmarks: the time of the losses beside the floor and beside the losses of other libraries."""
+"""Entry points of pytest-benchmark for the suite of ``fastkd bench``, its results, and the notes on them."""

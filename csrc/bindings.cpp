@@ -3,9 +3,10 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "divergences/visit.h"
 #include "params.h"
 #if defined(FASTKD_CUDA)
-#include "cuda/launch.h"
+#include "cuda/api.h"
 #endif
 
 namespace py = pybind11;
@@ -81,6 +82,23 @@ PYBIND11_MODULE(_C, m) {
 #define FASTKD_VALUE(name, Functor, arguments) .value(#name, Divergence::k##Functor)
       FASTKD_DIVERGENCES(FASTKD_VALUE);
 #undef FASTKD_VALUE
+  // What the functor says of itself, for the comparison with fastkd.divergences.
+  m.def("divergence_traits", [](Divergence divergence, double alpha, double beta) {
+    py::dict traits;
+    visit_divergence(divergence, alpha, beta, [&](const auto& functor) {
+      using Functor = std::decay_t<decltype(functor)>;
+      py::list streams;
+      for (int k = 0; k < Functor::kStreams; ++k) {
+        streams.append(py::make_tuple(functor.teacher_power(k), functor.student_power(k)));
+      }
+      traits["streams"] = py::tuple(streams);
+      traits["cross"] = Functor::kCross;
+      traits["sums"] = Functor::kSums > 0;
+      traits["distant"] = Functor::kDistant;
+      traits["splits_label"] = Functor::kSplitsLabel;
+    });
+    return traits;
+  });
   py::enum_<Phase>(m, "Phase")
       .value("all", Phase::kAll)
       .value("statistics", Phase::kStatistics)

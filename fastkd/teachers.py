@@ -51,9 +51,8 @@ class SparseTeacher:
 
             - ``"renormalize"`` ignores it. The teacher is ``softmax(logprobs / T_t)`` over its entries.
               Divergences that are finite where the teacher has no probability compare it with the student's
-              softmax over the whole vocabulary (``forward_kl``, the skews, ``tvd``, ``hellinger``, ``renyi``,
-              ``alpha`` for a > 0, ``log_acceptance``, ``kl_tvd``). The others, and ``jsd``, compare it with
-              the student renormalised over the same entries.
+              softmax over the whole vocabulary. The others, and ``jsd``, compare it with the student
+              renormalised over the same entries. ``docs/losses.md`` lists both kinds.
             - ``"bucket"`` makes it one more class on both sides, which stands for all other columns. The
               classes are formed at temperature 1, where the probability of that class is known on both
               sides: 1 minus the sum over the entries, and at least 2**-24. At other temperatures the

@@ -1,8 +1,8 @@
 // Checks whether the kernels can run on a device.
 #include <string>
 
+#include "api.h"
 #include "device.h"
-#include "launch.h"
 
 namespace fastkd {
 namespace cuda {

@@ -13,14 +13,21 @@
 #include "kl_tvd.h"
 #include "log_acceptance.h"
 #include "none.h"
+#include "pearson_chi2.h"
 #include "renyi.h"
 #include "reverse_kl.h"
 #include "skew_forward_kl.h"
 #include "skew_reverse_kl.h"
+#include "triangular.h"
 #include "tvd.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
+
+// Returns the divergence that a call computes: none where it has no weight in the loss.
+inline Divergence divergence_of(const DenseParams& params) {
+  return params.kd_weight == 0 ? Divergence::kNoDivergence : params.divergence;
+}
 
 template <class Body>
 inline void visit_divergence(Divergence divergence, double alpha, double beta, const Body& body) {

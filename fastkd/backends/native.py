@@ -31,7 +31,23 @@ def _differences() -> list[str]:
     for names, compiled_names in ((COLUMNS, "RECORD_COLUMNS"), (METRICS, "METRIC_COLUMNS")):
         if getattr(_C, compiled_names, None) != names:
             faults.append(f"csrc/params.h has other {compiled_names}")
-    return faults
+    return faults + [fault for name in known & compiled for fault in _other_traits(name)]
+
+
+def _other_traits(name: str) -> list[str]:
+    """How a functor's traits differ from the attributes of its object, at the default parameters."""
+    if name not in DIVERGENCES:
+        return []
+    divergence = DIVERGENCES[name]
+    alpha, beta = divergence.default("alpha"), divergence.default("beta")
+    stated: dict[str, object] = {"streams": divergence.streams(alpha, beta)}
+    stated |= {trait: getattr(divergence, trait) for trait in ("cross", "sums", "distant", "splits_label")}
+    compiled = _C.divergence_traits(getattr(_C.Divergence, name), alpha, beta)
+    return [
+        f"{name} has {trait}={stated[trait]} in fastkd.divergences and {compiled[trait]} in csrc/divergences"
+        for trait in stated
+        if stated[trait] != compiled[trait]
+    ]
 
 
 try:

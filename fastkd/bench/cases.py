@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 TEMPERATURE = 2.0
+# The main quantity is this divergence, mixed with the cross-entropy by this ratio.
+MAIN, KD_RATIO = "forward_kl", 0.5
 # The teacher's logits are the student's times SHARPER plus noise: as confident as real teachers are, and far
 # enough from the student that swapped sides or a missing T^2 change the loss by more than rounding does.
 SHARPER, NOISE = 1.5, 1.0
@@ -29,8 +31,8 @@ class Case:
     device: str = "cpu"
     student_width: int = 0
     teacher_width: int = 0
-    divergence: str = "forward_kl"
-    kd_ratio: float = 0.5
+    divergence: str = MAIN
+    kd_ratio: float = KD_RATIO
     backward: bool = True
 
     @property

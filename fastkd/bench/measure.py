@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from fastkd.bench import floor, oracle
-from fastkd.bench.cases import Case, Problem, step
+from fastkd.bench.cases import Case, Problem, make_problem, step
 from fastkd.bench.device import Device, time_calls
 from fastkd.bench.routes import Route
 
 Entry = dict[str, Any]
+# Seconds of single calls, given the device, the calls to go through in turn, and about how long to measure.
+Timer = Callable[[Device, Sequence[Callable[[], object]], float], Sequence[float]]
 
 QUANTILES = (10, 25, 75, 90)
+DEFAULT = "default"  # the allocator mode in which this process was started
 
 
-def blank(case: Case, route: Route, allocator: str = "default") -> Entry:
+def blank(case: Case, route: Route, allocator: str | None = DEFAULT) -> Entry:
     """The fields that every entry has, before any measurement: the case and the route."""
     return {
         **asdict(case),
@@ -36,8 +39,8 @@ def blank(case: Case, route: Route, allocator: str = "default") -> Entry:
 def checked(entry: Entry, errors: oracle.Errors, allowed: tuple[float, float]) -> bool:
     """Write the errors into ``entry``; returns whether they are within ``allowed``."""
     entry.update(
-        value_error=_finite(errors.value),
-        gradient_error=_finite(errors.gradient),
+        value_error=finite(errors.value),
+        gradient_error=finite(errors.gradient),
         allowed_errors=list(allowed),
     )
     if errors.within(allowed):
@@ -47,13 +50,16 @@ def checked(entry: Entry, errors: oracle.Errors, allowed: tuple[float, float]) -
     return False
 
 
-def _finite(x: float | None) -> float | None:
+def finite(x: float | None) -> float | None:
     """``x`` if it is finite, else None, since JSON has no NaN."""
     return x if x is not None and math.isfinite(x) else None
 
 
 def with_times(entry: Entry, case: Case, seconds: Sequence[float], floors: Sequence[floor.Floor]) -> Entry:
-    """``entry`` with the median and quantiles of ``seconds``, the bandwidth that follows, and the floors."""
+    """``entry`` with the median and quantiles of ``seconds``, the bandwidth that follows, and the floors.
+
+    The floors are those before and after the calls.
+    """
     ms = 1e3 * statistics.median(seconds)
     cuts = statistics.quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
     entry.update(
@@ -63,11 +69,6 @@ def with_times(entry: Entry, case: Case, seconds: Sequence[float], floors: Seque
     )
     if not case.linear:
         entry["gb_per_s"] = case.least_bytes / ms / 1e6
-    return with_floors(entry, floors)
-
-
-def with_floors(entry: Entry, floors: Sequence[floor.Floor]) -> Entry:
-    """``entry`` with the floors before and after its calls."""
     entry["floor_ms"] = [1e3 * f.seconds for f in floors]
     bandwidths = [f.bandwidth / 1e9 for f in floors if f.bandwidth is not None]
     if bandwidths:
@@ -82,6 +83,8 @@ def route_on_case(
     right: oracle.Answer,
     seconds: float,
     memory: bool,
+    allocator: str = DEFAULT,
+    timer: Timer = time_calls,
 ) -> Entry:
     """The entry of ``route``: times and memory if its answer is right, else its errors alone.
 
@@ -90,15 +93,16 @@ def route_on_case(
         right: the oracle's answer to the first problem.
         seconds: about how long to measure.
         memory: whether to measure peak memory too.
+        timer: times the calls; pytest-benchmark's entry points pass one of their own.
     """
     case = problems[0].case
-    entry = blank(case, route)
+    entry = blank(case, route, allocator)
     value = step(route.loss, problems[0])
     errors = oracle.errors(problems[0], value, right)
     if not checked(entry, errors, oracle.tolerance(case, route.ours)):
         return entry
     before = _floor(device, problems)
-    times = time_calls(device, [lambda p=p: step(route.loss, p) for p in problems], seconds)  # type: ignore[misc]
+    times = timer(device, [lambda p=p: step(route.loss, p) for p in problems], seconds)  # type: ignore[misc]
     # The floor is measured before and after, since the two disagree if the machine was busy for a while.
     after = _floor(device, problems)
     with_times(entry, case, times, (before, after))
@@ -108,6 +112,18 @@ def route_on_case(
             entry["peak_extra_bytes"] = device.peak_extra(route, problems[0])
         except (RuntimeError, OSError) as error:  # the measured time remains valid
             entry["no_memory_because"] = " ".join(str(error).split())
+    return entry
+
+
+def memory_of(device: Device, route: Route, case: Case) -> Entry:
+    """The entry of a route whose peak memory alone is measured; its ``allocator`` is None."""
+    entry = blank(case, route, None)
+    # On a CPU the child process that measures creates the tensors itself.
+    on_cpu = device.kind == "cpu"
+    problem = Problem(case, (), (), torch.empty(0)) if on_cpu else make_problem(case, device.where)
+    if not on_cpu:
+        step(route.loss, problem)
+    entry["peak_extra_bytes"] = device.peak_extra(route, problem)
     return entry
 
 

@@ -51,7 +51,7 @@ def peak_extra_in_child(route: str, case: Case) -> int:
     command += [sys.executable, "-m", "fastkd.bench.memory", request]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
-        last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (child.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise RuntimeError(f"the process that measures memory failed: {last}")
     return int(child.stdout.split()[-1])
 

@@ -7,7 +7,9 @@ cross-entropy's gradient there is a thousand times all others and would hide the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,11 +17,10 @@ from torch import Tensor
 
 from fastkd.bench import plain
 from fastkd.bench.cases import TEMPERATURE, Case, Problem
-from fastkd.divergences import DIVERGENCES
+from fastkd.divergences import DIVERGENCES, Pair
 
 # The gradient of |p - q| changes sign at p = q: if log p and log q are closer than this, rounding decides it.
 TIE = 1e-5
-TIED = ("tvd", "log_acceptance", "kl_tvd")  # divergences whose gradients depend on the sign of p - q
 # Elements of one block of logits: 128 MiB in float64, and the formulas keep a handful of such tensors.
 BLOCK = 2**24
 FIRST, LAST, RANDOM = 16, 16, 32
@@ -55,6 +56,52 @@ def answer(problem: Problem) -> Answer:
     return _answer_linear(problem) if problem.case.linear else _answer_dense(problem)
 
 
+def loss_of(case: Case) -> plain.Formula:
+    """The case's quantity as a function of logits, as users write it or by the divergence's own formula."""
+    if plain.takes(case):
+        return plain.loss_of(case)
+    name = case.divergence
+    return plain.loss_of(case, lambda s, t, labels: _ByFormula.apply(s, t, labels, name))
+
+
+class _ByFormula(torch.autograd.Function):
+    """A divergence and its gradient by ``Divergence.formula``, averaged over the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor, labels: Tensor, name: str) -> Tensor:
+        log_p, log_q = torch.log_softmax(t, -1), torch.log_softmax(s, -1)
+        found = DIVERGENCES[name].formula(_pair(name, log_p, log_q, labels))
+        ctx.save_for_backward(found.by_student / len(s))
+        return found.value.mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (by_student,) = ctx.saved_tensors
+        return grad * by_student, None, None, None
+
+
+def _pair(name: str, log_p: Tensor, log_q: Tensor, labels: Tensor) -> Pair:
+    """Both distributions of each row, with the default parameters of the divergence."""
+    alpha, beta = (
+        DIVERGENCES[name].parameters[x].default if x in DIVERGENCES[name].parameters else 0.5
+        for x in ("alpha", "beta")
+    )
+    at_label = torch.zeros_like(log_q, dtype=torch.bool).scatter_(-1, labels[:, None], True)
+    return Pair(log_p, log_q, log_p - log_q, alpha, beta, at_label)
+
+
+@cache
+def _depends_on_sign(name: str) -> bool:
+    """Whether the gradient jumps where p = q, as that of |p - q| does, so that rounding decides it there."""
+    gradients = []
+    for step in (TIE, -TIE):
+        log_p = torch.log_softmax(torch.tensor([[step, 0.0, 0.0]], dtype=torch.float64), -1)
+        log_q = torch.full_like(log_p, -math.log(3))
+        pair = _pair(name, log_p, log_q, torch.tensor([2]))
+        gradients.append(DIVERGENCES[name].formula(pair).by_student)
+    return bool((gradients[0] - gradients[1]).abs().max() > 100 * TIE)
+
+
 def _blocks(case: Case, device: torch.device) -> list[Tensor]:
     return list(torch.arange(case.tokens, device=device).split(max(1, BLOCK // case.vocab)))
 
@@ -68,7 +115,7 @@ def checked_rows(case: Case) -> Tensor:
 
 
 def _answer_dense(problem: Problem) -> Answer:
-    case, loss = problem.case, plain.loss_of(problem.case)
+    case, loss = problem.case, loss_of(problem.case)
     student, teacher = problem.student[0].detach(), problem.teacher[0]
     value = torch.zeros((), dtype=torch.float64, device=student.device)
     for rows in _blocks(case, student.device):
@@ -82,7 +129,7 @@ def _answer_dense(problem: Problem) -> Answer:
         s = student[rows].double().requires_grad_()
         part = loss(s, teacher[rows].double(), problem.labels[rows]) * (len(rows) / case.tokens)
         grads.append(torch.autograd.grad(part, s)[0])
-        if case.divergence in TIED:
+        if _depends_on_sign(case.divergence):
             ties.append(_ties(s.detach(), teacher[rows].double()))
     return Answer(value, (torch.cat(grads),), checked, torch.cat(ties) if ties else None)
 
@@ -93,7 +140,7 @@ def _ties(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _answer_linear(problem: Problem) -> Answer:
-    case, loss = problem.case, plain.loss_of(problem.case)
+    case, loss = problem.case, loss_of(problem.case)
     hidden, weight = (x.detach() for x in problem.student)
     wide, wide_teacher = weight.double().requires_grad_(case.backward), problem.teacher[1].double()
     value = torch.zeros((), dtype=torch.float64, device=hidden.device)
@@ -154,7 +201,7 @@ def tolerance(case: Case, ours: bool) -> tuple[float, float]:
     rounded = case.dtype != "float32"
     if not ours:
         return (0.3, 0.1) if rounded else (1e-2, 1e-2)
-    tvd = case.divergence in TIED  # a tie flips the sign of its entry, which moves its row a little
+    tvd = _depends_on_sign(case.divergence)  # a tie flips the sign of its entry, which moves its row a little
     if not rounded:
         return 1e-5, (1e-2 if case.linear else 1e-3) if tvd else (1e-4 if case.linear else 2e-5)
     # The gradient is rounded to 8 bits once; behind a head, the logits are too.

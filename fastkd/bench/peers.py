@@ -173,10 +173,6 @@ def orda(problem: Problem) -> Tensor:
     return value
 
 
-def _anything(case: Case) -> bool:
-    return True
-
-
 def _alone(linear: bool, *divergences: str) -> Callable[[Case], bool]:
     """Whether a case is one of these divergences without cross-entropy."""
     return lambda case: case.linear == linear and case.kd_ratio == 1 and case.divergence in divergences
@@ -194,8 +190,10 @@ _TRL_CHUNKED = needs("trl", "trl.kernels.chunked_divergence")
 _ORDA = needs("orda_kernel", "orda_kernel")
 
 PEERS = [
-    Route("eager", "eager", "plain torch, in the dtype of the logits", eager, _anything, never),
-    Route("torch.compile", "torch.compile", "the same, compiled for each shape", compiled, _anything, never),
+    Route("eager", "eager", "plain torch, in the dtype of the logits", eager, plain.takes, never),
+    Route(
+        "torch.compile", "torch.compile", "the same, compiled for each shape", compiled, plain.takes, never
+    ),
     Route(
         "F.linear_cross_entropy",
         family="F.linear_cross_entropy",
@@ -278,5 +276,7 @@ PEERS = [
     ),
 ]
 
+# The peers whose loss is the plain torch that users write.
+BY_HAND = ("eager", "torch.compile")
 FAMILIES = list(dict.fromkeys(route.family for route in PEERS))
 ROUTES = {route.name: route for route in (*OURS, *PEERS)}

@@ -1,4 +1,9 @@
-"""The loss as users write it by hand: the eager peer in the logits' dtype, and the oracle in float64."""
+"""The loss as users write it by hand: the eager peer in the logits' dtype, and the oracle in float64.
+
+A divergence without a formula here is measured without these peers, since nothing else in fastkd is what a
+user would write: the formulas in ``fastkd/divergences`` compute gradients too, and their time would flatter
+fastkd. The oracle, whose time does not matter, uses them for such a divergence.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,8 @@ from torch import Tensor
 
 from fastkd.bench.cases import TEMPERATURE, Case
 
-Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A function (student logits / T, teacher logits / T, labels) -> D, averaged over the rows.
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
@@ -91,6 +97,16 @@ def _alpha_beta(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     return -4 * ((p * q).sqrt() - 0.5 * p - 0.5 * q).sum(-1).mean()
 
 
+def _pearson_chi2(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    p, q = F.softmax(t, -1), F.softmax(s, -1)
+    return ((p - q).square() / q).sum(-1).mean()
+
+
+def _triangular(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    p, q = F.softmax(t, -1), F.softmax(s, -1)
+    return ((p - q).square() / (p + q)).sum(-1).mean()
+
+
 def _decoupled(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     log_q, log_p = F.log_softmax(s, -1), F.log_softmax(t, -1)
     at_label = torch.zeros_like(log_q, dtype=torch.bool).scatter_(-1, labels[:, None], True)
@@ -103,7 +119,7 @@ def _decoupled(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     return tckd + nckd
 
 
-DIVERGENCES: dict[str, Divergence] = {
+FORMULAS: dict[str, Formula] = {
     "forward_kl": _forward_kl,
     "reverse_kl": _reverse_kl,
     "jeffreys": _jeffreys,
@@ -115,19 +131,40 @@ DIVERGENCES: dict[str, Divergence] = {
     "alpha": _alpha,
     "renyi": _renyi,
     "alpha_beta": _alpha_beta,
+    "pearson_chi2": _pearson_chi2,
+    "triangular": _triangular,
     "decoupled": _decoupled,
     "log_acceptance": _log_acceptance,
     "kl_tvd": _kl_tvd,
 }
 
 
-def loss_of(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A function ``(student logits, teacher logits, labels) -> loss`` for the case's quantity."""
-    divergence, ratio, t = DIVERGENCES[case.divergence], case.kd_ratio, TEMPERATURE
+def missing(divergence: str) -> str:
+    """Why there is no loss written by hand for a divergence."""
+    return f"no formula of {divergence}, as a user would write it, is in fastkd/bench/plain.py"
+
+
+def takes(case: Case) -> bool:
+    return case.kd_ratio == 0 or case.divergence in FORMULAS
+
+
+def loss_of(case: Case, formula: Formula | None = None) -> Formula:
+    """A function ``(student logits, teacher logits, labels) -> loss`` for the case's quantity.
+
+    Args:
+        formula: the divergence; None for the one in ``FORMULAS``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    ratio, t = case.kd_ratio, TEMPERATURE
+    if ratio == 0:
+        return lambda student, teacher, labels: F.cross_entropy(student, labels)
+    if formula is None and not takes(case):
+        raise ValueError(missing(case.divergence))
+    divergence = formula or FORMULAS[case.divergence]
 
     def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        if ratio == 0:
-            return F.cross_entropy(student, labels)
         kd = divergence(student / t, teacher / t, labels)
         if ratio == 1:
             return kd

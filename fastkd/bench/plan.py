@@ -2,149 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from fastkd.bench import device as devices
-from fastkd.bench.cases import Case
-from fastkd.bench.peers import FAMILIES, PEERS
-from fastkd.bench.routes import OURS, Route, default_backends
-from fastkd.divergences import DIVERGENCES
-
-OPS = ("kd_loss", "linear_kd_loss")
-DTYPES = ("bfloat16", "float32", "float16")
-KD_RATIO = 0.5
-# The divergence whose mixture with the cross-entropy is the main quantity.
-MAIN = "forward_kl"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The default sizes. The first entry of each list is the most important and is measured first.
-
-    ``seconds`` is how long one route is timed on one case; after ``budget`` seconds no further case starts.
-    """
-
-    vocab: tuple[int, ...]
-    tokens: tuple[int, ...]
-    heads: tuple[tuple[int, int], ...]
-    dtypes: tuple[str, ...] = ("bfloat16", "float32")
-    divergences: tuple[str, ...] = ("forward_kl", "jsd", "tvd")
-    seconds: float = 0.5
-    budget: float | None = None
-
-
-SIZES = {
-    ("cuda", False): Sizes(
-        vocab=(128_256, 151_936, 32_000, 50_257, 262_144),
-        tokens=(8_192, 2_048, 16_384),
-        heads=((2_048, 4_096), (1_024, 2_048)),
-    ),
-    ("cuda", True): Sizes(
-        vocab=(128_256,),
-        tokens=(8_192,),
-        heads=((2_048, 4_096),),
-        dtypes=("bfloat16",),
-        seconds=0.2,
-    ),
-    ("cpu", False): Sizes(vocab=(32_000, 128_256), tokens=(128,), heads=((128, 256),), budget=120),
-    ("cpu", True): Sizes(
-        vocab=(32_000,),
-        tokens=(64,),
-        heads=((64, 128),),
-        dtypes=("bfloat16",),
-        divergences=("forward_kl",),
-        seconds=0.2,
-        budget=60,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The sizes that one run measures, the routes that can run, and why others cannot (``absent``)."""
-
-    device: str
-    ops: tuple[str, ...]
-    sizes: Sizes
-    routes: tuple[Route, ...]
-    absent: dict[str, str]
-
-
-def select(
-    device: str | None = None,
-    ops: Sequence[str] = OPS,
-    vocab: Sequence[int] | None = None,
-    tokens: Sequence[int] | None = None,
-    heads: Sequence[tuple[int, int]] | None = None,
-    dtypes: Sequence[str] | None = None,
-    divergences: Sequence[str] | None = None,
-    backends: Sequence[str] | None = None,
-    peers: Sequence[str] | None = None,
-    quick: bool = False,
-) -> Selection:
-    """The selection for these arguments; None means the device's default.
-
-    Raises:
-        ValueError: an unknown name (with the nearest known one), a size below 1, or a backend or peer that
-            was requested and cannot run, with the reason.
-    """
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _known("device", [device], ("cpu", "cuda"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no GPU: leave --device out, or pass --device cpu")
-    base = SIZES[device, quick]
-    _known("op", ops, OPS)
-    _known("dtype", dtypes or (), DTYPES)
-    _known("divergence", divergences or (), list(DIVERGENCES))
-    sizes = Sizes(
-        vocab=_positive("vocab", vocab, base.vocab),
-        tokens=_positive("tokens", tokens, base.tokens),
-        heads=tuple(heads) if heads else base.heads,
-        dtypes=tuple(dict.fromkeys(dtypes)) if dtypes else base.dtypes,
-        divergences=tuple(dict.fromkeys(divergences)) if divergences else base.divergences,
-        seconds=base.seconds,
-        budget=base.budget,
-    )
-    absent: dict[str, str] = {}
-    routes = (*_our_routes(device, backends), *_peer_routes(device, peers, absent))
-    return Selection(device, tuple(dict.fromkeys(ops)), sizes, routes, absent)
-
-
-def _our_routes(device: str, backends: Sequence[str] | None) -> list[Route]:
-    _known("backend", backends or (), [r.family for r in OURS])
-    for route in OURS:
-        reason = route.absent(device) if route.family in (backends or ()) else None
-        if reason is not None:
-            raise ValueError(f"backend {route.family!r} cannot be measured on {device}: {reason}")
-    chosen = backends or default_backends(device)
-    return [r for r in OURS if r.family in chosen]
-
-
-def _peer_routes(device: str, peers: Sequence[str] | None, absent: dict[str, str]) -> list[Route]:
-    _known("peer", peers or (), FAMILIES)
-    found = []
-    for route in PEERS:
-        if peers is not None and route.family not in peers:
-            continue
-        reason = route.absent(device)
-        if reason is None:
-            found.append(route)
-        else:
-            absent[route.name] = reason
-    for family in peers or ():
-        if not any(r.family == family for r in found):
-            reason = next(absent[r.name] for r in PEERS if r.family == family)
-            raise ValueError(f"peer {family!r} cannot be measured on {device}: {reason}")
-    return found
+from fastkd.bench import device as devices, suite
+from fastkd.bench.cases import KD_RATIO, MAIN, Case
+from fastkd.bench.options import Selection
+from fastkd.bench.peers import BY_HAND
+from fastkd.bench.routes import Route
+from fastkd.bench.variants import Variant
 
 
 def cases(selection: Selection) -> list[Case]:
     """All cases, the most important first: the first dtype and number of tokens before all others."""
     sizes = selection.sizes
+    if selection.suite:
+        return suite.cases(
+            *(selection.device, selection.ops, sizes.vocab, sizes.dtypes, selection.elements, selection.quick)
+        )
     found: list[tuple[tuple[int, ...], Case]] = []
     for rank, (op, divergence, kd_ratio, backward) in enumerate(_quantities(selection)):
         main = divergence == MAIN and kd_ratio == KD_RATIO
@@ -162,6 +34,38 @@ def cases(selection: Selection) -> list[Case]:
                         )
                         found.append(((d, n, rank, h, v), case))
     return [case for _, case in sorted(found, key=lambda item: item[0])]
+
+
+def variant_cases(selection: Selection) -> list[tuple[Variant, Case]]:
+    """Each variant with its case in each dtype."""
+    return [
+        (variant, variant.case(dtype, selection.device, selection.elements))
+        for variant in selection.variants
+        for dtype in selection.sizes.dtypes
+    ]
+
+
+def memory_cases(selection: Selection) -> list[Case]:
+    """The cases whose memory alone is measured."""
+    sizes = selection.sizes
+    if not selection.suite:
+        return []
+    return suite.memory_cases(
+        *(selection.device, selection.ops, sizes.vocab, sizes.dtypes, selection.elements)
+    )
+
+
+def measures_memory(selection: Selection, case: Case, route: Route) -> bool:
+    """Whether the memory of a route is measured beside its time.
+
+    On a CPU each measurement of memory starts a process, so outside the suite only the main quantity at the
+    largest vocabulary gets one.
+    """
+    if selection.device != "cpu":
+        return True
+    if selection.suite:
+        return suite.measures_memory(case, route.ours, selection.sizes.vocab)
+    return case.kd_ratio == KD_RATIO and case.backward and case.vocab == max(selection.sizes.vocab)
 
 
 def _quantities(selection: Selection) -> list[tuple[str, str, float, bool]]:
@@ -195,9 +99,7 @@ def _only_peers_take(selection: Selection, op: str, divergence: str, kd_ratio: f
     """Whether a peer other than the loss by hand, eager or compiled, computes the quantity."""
     width = 1 if op == "linear_kd_loss" else 0
     case = Case(1, 1, "float32", selection.device, width, width, divergence, kd_ratio)
-    return any(
-        r.takes(case) for r in selection.routes if not r.ours and r.family not in ("eager", "torch.compile")
-    )
+    return any(r.takes(case) for r in selection.routes if not r.ours and r.family not in BY_HAND)
 
 
 def too_large(case: Case, device: devices.Device, sets: int) -> str | None:
@@ -212,19 +114,3 @@ def too_large(case: Case, device: devices.Device, sets: int) -> str | None:
     if needed <= free:
         return None
     return f"needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
-
-
-def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"unknown {what} {name!r}: choose from {', '.join(known)} (did you mean {near!r}?)"
-            )
-
-
-def _positive(what: str, given: Sequence[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    for number in given or ():
-        if number < 1:
-            raise ValueError(f"--{what} must be a whole number from 1, not {number}")
-    return tuple(dict.fromkeys(given)) if given else default

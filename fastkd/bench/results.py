@@ -1,9 +1,9 @@
 """Keeps the file of a run, which is written after every measurement and resumed by the next call.
 
-``results.json`` holds ``format`` (2), ``device``, ``device_type``, ``date``, ``commands``, ``versions``,
-``backends`` (why one is missing), ``absent`` (peers, with the reason), ``peers`` (what each computes),
-``temperature``, ``cases_left`` (not started when time ran out), and ``entries``. An entry is one route on one
-case:
+``results.json`` holds ``format`` (2), ``device``, ``device_type``, ``threads``, ``date``, ``commands``,
+``versions``, ``backends`` (why one is missing), ``absent`` (peers, with the reason), ``peers`` (what each
+computes), ``temperature``, ``cases_left`` (not started when time ran out), ``entries`` and ``variants``. An
+entry is one route on one case:
 
 - ``vocab``, ``tokens``, ``dtype``, ``device``, ``student_width``, ``teacher_width`` (0 for logits),
   ``divergence``, ``kd_ratio``, ``backward``, ``op``, ``route``, ``ours``, ``allocator``, ``logits_bytes``;
@@ -16,7 +16,13 @@ case:
 - ``floor_ms``: before and after, for the same bytes at the speed of a copy, or for the matrix products alone;
 - over logits ``gb_per_s``, the bytes that must move over the time, and ``copy_gb_per_s``, before and after;
 - ``peak_extra_bytes``, the gradient included and the inputs not, where it was measured; ``no_memory_because``
-  where it could not be.
+  where it could not be. An entry whose ``allocator`` is null has a peak and no time.
+
+A variant is ``kd_loss`` in another form, in one allocator mode: ``variant``, ``dtype``, ``vocab``,
+``tokens``, ``device``, ``allocator``, ``status``, ``gradient_error``, and, as above, ``ms``,
+``quantiles_ms``, ``calls``, ``floor_ms``, ``gb_per_s``, ``copy_gb_per_s``; ``ns_per_element`` is the time
+per logit of one side.
+The entries in ``bench/results`` may lack the newer fields of both.
 """
 
 from __future__ import annotations
@@ -27,7 +33,6 @@ from typing import Any
 
 from fastkd.bench.cases import Case
 from fastkd.bench.measure import Entry
-from fastkd.bench.routes import Route
 
 FORMAT = 2
 NAME = "results.json"
@@ -37,8 +42,10 @@ Run = dict[str, Any]
 
 
 def _key(entry: Entry) -> tuple[Any, ...]:
-    case = (entry[name] for name in Case.__dataclass_fields__)
-    return (*case, entry["route"], entry["allocator"])
+    fields: tuple[str, ...] = ("variant", "dtype", "vocab", "tokens", "device")
+    if "variant" not in entry:
+        fields = (*Case.__dataclass_fields__, "route")
+    return (*(entry[name] for name in fields), entry["allocator"])
 
 
 class Results:
@@ -55,11 +62,11 @@ class Results:
 
     def __init__(self, folder: Path, run: Run, fresh: bool = False) -> None:
         self.path = folder / NAME
-        self.run = {"format": FORMAT, **run, "cases_left": 0, "entries": []}
+        self.run = {"format": FORMAT, **run, "cases_left": 0, "entries": [], "variants": []}
         if self.path.exists() and not fresh:
             self._take_up()
-        self.taken_up = len(self.run["entries"])
-        self._done = {_key(entry) for entry in self.run["entries"]}
+        self.taken_up = [*self.run["entries"], *self.run["variants"]]
+        self._done = {_key(entry) for entry in self.taken_up}
         folder.mkdir(parents=True, exist_ok=True)
         self.save()
 
@@ -77,18 +84,21 @@ class Results:
                     f"{self.path} was measured on {earlier['device']} with {_versions(earlier)}; here it is "
                     f"{self.run['device']} with {_versions(self.run)}: {REMEDY}"
                 )
-        self.run["entries"] = [entry for entry in earlier["entries"] if "ms" in entry]
+        for kind in ("entries", "variants"):
+            found = earlier.get(kind, [])
+            self.run[kind] = [entry for entry in found if "ms" in entry or "peak_extra_bytes" in entry]
         self.run["commands"] = list(dict.fromkeys((*earlier["commands"], *self.run["commands"])))
         self.run["peers"] = {**earlier["peers"], **self.run["peers"]}
 
-    def has(self, case: Case, route: Route, allocator: str = "default") -> bool:
-        entry = {**case.__dict__, "route": route.name, "allocator": allocator}
+    def has(self, entry: Entry) -> bool:
+        """Whether there is a measurement of what the (blank) entry describes."""
         return _key(entry) in self._done
 
     def add(self, *entries: Entry) -> None:
-        """Add ``entries`` and write the file."""
-        self.run["entries"] += entries
-        self._done |= {_key(entry) for entry in entries}
+        """Add entries or variants, and write the file."""
+        for entry in entries:
+            self.run["variants" if "variant" in entry else "entries"].append(entry)
+            self._done.add(_key(entry))
         self.save()
 
     def save(self) -> None:

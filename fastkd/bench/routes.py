@@ -69,7 +69,7 @@ def fastkd_loss(problem: Problem, backend: str | None = None) -> Tensor:
 def _backend_absent(name: str) -> Callable[[str], str | None]:
     def absent(device: str) -> str | None:
         if name == "triton" and device == "cpu":
-            return "on a CPU Triton can only be interpreted, which says nothing of its speed"
+            return "on a CPU Triton can only be interpreted, which does not show its speed"
         return REGISTRY[name].missing(torch.device(device))
 
     return absent

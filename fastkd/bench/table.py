@@ -1,4 +1,7 @@
-"""Formats a run as text: fastkd's time beside the floor, how many times longer the peers take, and memory."""
+"""The tables of a run: fastkd's time beside the floor, how many times longer the peers take, and memory.
+
+``render`` turns them into text.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from fastkd.bench.cases import Case
+from fastkd.bench.cases import MAIN, Case
 from fastkd.bench.measure import Entry
 from fastkd.bench.results import Run
+from fastkd.bench.suite import VOCAB
 
 # If floors differ by more than this factor, the machine was busy with other work while they were measured.
 QUIET = 1.2
@@ -93,20 +97,32 @@ def by_case(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def sections(run: Run) -> Iterator[Section]:
-    """The tables of a run: times and, if the memory of peers was measured, the memory of all routes."""
-    found = groups(run)
+    """The tables of the cases: times and, if the memory of peers was measured, the memory of all routes."""
+    found, peaks = groups(run), _peaks(run)
     several = len({allocator for allocator, *_ in found}) > 1
     for (allocator, op, quantity, calls), entries in found.items():
         title = f"{op}, {calls}: {quantity}"
         if several:
             title += f" [{ALLOCATORS[allocator]}]"
-        yield _times(title, entries)
+        yield _times(title, entries, peaks)
     memory = _memory(run)
     if memory is not None:
         yield memory
 
 
-def _times(title: str, entries: list[Entry]) -> Section:
+def variants(run: Run) -> Iterator[Section]:
+    """The tables of the variants, one for each allocator mode."""
+    for allocator in dict.fromkeys(entry["allocator"] for entry in run.get("variants", [])):
+        yield _variants(run, allocator)
+
+
+def _peaks(run: Run) -> dict[tuple[Case, str], int]:
+    """The peak memory of each case and route, which is measured in one allocator mode only."""
+    measured = [entry for entry in run["entries"] if "peak_extra_bytes" in entry]
+    return {(case_of(entry), entry["route"]): entry["peak_extra_bytes"] for entry in measured}
+
+
+def _times(title: str, entries: list[Entry], peaks: dict[tuple[Case, str], int]) -> Section:
     linear = case_of(entries[0]).linear
     peers = list(dict.fromkeys(e["route"] for e in entries if not e["ours"]))
     measures = ["of GEMMs"] if linear else ["GB/s", "of floor"]
@@ -125,7 +141,8 @@ def _times(title: str, entries: list[Entry]) -> Section:
             rows.append([name, backend, milliseconds(entry["ms"]), *_share(entry, linear)])
             rows[-1] += [speedup(entry, routes.get(peer)) for peer in peers]
             error = entry["gradient_error"]
-            rows[-1] += [size(entry.get("peak_extra_bytes")), "-" if error is None else f"{error:.0e}"]
+            peak = size(peaks.get((case_of(entry), entry["route"])))
+            rows[-1] += [peak, "-" if error is None else f"{error:.0e}"]
     return Section(title, head, rows)
 
 
@@ -158,45 +175,29 @@ def _memory(run: Run) -> Section | None:
     return Section(title, [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows], left=1)
 
 
-def render(sections: Iterable[Section]) -> str:
-    """Tables as text."""
-    lines = []
-    for title, head, rows, left in sections:
-        whole = [head, *(row for row in rows if len(row) == len(head))]
-        short = [row for row in rows if len(row) < len(head)]
-        widths = [max(len(row[i]) for row in whole) for i in range(len(head))]
-        widths[0] = max([widths[0], *(len(row[0]) for row in short)])
-        lines.append(title)
-        for row in (head, *rows):
-            cells = [
-                c.ljust(w) if i < left or len(row) < len(head) else c.rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=False))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        lines.append("")
-    return "\n".join(lines)
+def _variants(run: Run, allocator: str) -> Section:
+    """Each variant in each dtype: time, fraction of the floor, time per element over the plain variant's."""
+    found = {(e["variant"], e["dtype"]): e for e in run["variants"] if e["allocator"] == allocator}
+    dtypes = list(dict.fromkeys(dtype for _, dtype in found))
+    head = [f"kd_loss, V = {VOCAB:,}"]
+    for dtype in dtypes:
+        head += [f"ms, {dtype}", "of floor", f"over {MAIN}"]
+    rows = []
+    for name in dict.fromkeys(name for name, _ in found):
+        pairs = [(found.get((name, dtype)), found.get((MAIN, dtype))) for dtype in dtypes]
+        rows.append([name, *(cell for entry, plain in pairs for cell in _variant(entry, plain))])
+    return Section(f"kd_loss in its other forms [{ALLOCATORS[allocator]}]", head, rows, left=1)
 
 
-def heading(run: Run) -> str:
-    found = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    return f"{run['device']}\n{run['date']}; {found}"
-
-
-def text(run: Run) -> str:
-    """The whole run: its tables, what each peer computes, and what is absent or was not measured."""
-    lines = ["", heading(run), "", render(sections(run))]
-    used = {e["route"] for e in run["entries"]}
-    lines += [f"vs {name}: {about}" for name, about in run.get("peers", {}).items() if name in used]
-    lines += [f"absent: {name}: {reason}" for name, reason in run.get("absent", {}).items()]
-    unmeasured = dict.fromkeys(e["no_memory_because"] for e in run["entries"] if "no_memory_because" in e)
-    lines += [f"no peak of memory: {reason}" for reason in unmeasured]
-    lines += [
-        f"{e['route']} {e['status']}, {entry_title(e)}: {e['reason']}"
-        for e in run["entries"]
-        if not e["ours"] and e["status"] in ("wrong", "failed")
-    ]
-    if run.get("cases_left"):
-        lines.append(
-            f"{run['cases_left']} cases were left when time ran out: the same command goes on with them"
-        )
-    return "\n".join(lines) + "\n"
+def _variant(entry: Entry | None, plain: Entry | None) -> list[str]:
+    """The three cells of a variant in one dtype, given the plain variant's entry."""
+    if entry is None:
+        return ["-", "-", "-"]
+    if "ms" not in entry:
+        return [entry["status"].upper(), "-", "-"]
+    times, over = times_floor(entry), "-"
+    if plain is not None and "ms" in plain:
+        over = "busy"
+        if quiet(entry, plain):
+            over = f"{entry['ns_per_element'] / plain['ns_per_element']:.2f}x"
+    return [f"{entry['ms']:.1f}", "busy" if times is None else f"{1 / times:.2f}", over]

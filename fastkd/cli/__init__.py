@@ -26,7 +26,10 @@ COMMANDS = {
     "evaluate": ("fastkd.cli.evaluate", "perplexity, agreement, accuracy, BLEU, ROUGE; greedy and beam"),
     "doctor": ("fastkd.cli.doctor", "what would go wrong, before it does"),
     "estimate": ("fastkd.cli.estimate", "memory, time per step and cache size, before loading anything"),
-    "bench": ("fastkd.cli.bench", "speed and memory here, beside the floor and everyone else's losses"),
+    "bench": (
+        "fastkd.cli.bench",
+        "speed and memory here, beside the floor and the losses of other libraries",
+    ),
     "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
 }
 

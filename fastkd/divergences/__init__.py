@@ -11,8 +11,9 @@ from fastkd.divergences.decoupled import DECOUPLED
 from fastkd.divergences.draft import KL_TVD, LOG_ACCEPTANCE
 from fastkd.divergences.jsd import JSD
 from fastkd.divergences.kl import FORWARD_KL, JEFFREYS, REVERSE_KL
-from fastkd.divergences.powers import ALPHA, HELLINGER, RENYI
+from fastkd.divergences.powers import ALPHA, HELLINGER, PEARSON_CHI2, RENYI
 from fastkd.divergences.skew import SKEW_FORWARD_KL, SKEW_REVERSE_KL
+from fastkd.divergences.triangular import TRIANGULAR
 from fastkd.divergences.tvd import TVD
 
 __all__ = ["DIVERGENCES", "Divergence", "Pair", "Result"]
@@ -21,7 +22,7 @@ __all__ = ["DIVERGENCES", "Divergence", "Pair", "Result"]
 DIVERGENCES: dict[str, Divergence] = {
     divergence.name: divergence
     for divergence in (
-        *(FORWARD_KL, REVERSE_KL, JEFFREYS, JSD, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD),
-        *(HELLINGER, ALPHA, RENYI, ALPHA_BETA, DECOUPLED, LOG_ACCEPTANCE, KL_TVD),
+        *(FORWARD_KL, REVERSE_KL, JEFFREYS, JSD, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, TRIANGULAR),
+        *(HELLINGER, PEARSON_CHI2, ALPHA, RENYI, ALPHA_BETA, DECOUPLED, LOG_ACCEPTANCE, KL_TVD),
     )
 }

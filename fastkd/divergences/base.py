@@ -71,6 +71,9 @@ class Parameter(NamedTuple):
     most: float = math.inf
 
 
+# The ops pass it for a parameter that the divergence does not have.
+UNUSED = Parameter(0.5)
+
 # Functions of (alpha, beta).
 Powers = Callable[[float, float], tuple[tuple[float, float], ...]]
 Condition = Callable[[float, float], bool]
@@ -128,3 +131,7 @@ class Divergence:
     splits_label: bool = False
     infinite_outside: Condition = never
     over_vocabulary: Condition = never
+
+    def default(self, parameter: str) -> float:
+        """The parameter's default value; 0.5, which nothing reads, if the divergence does not have it."""
+        return self.parameters.get(parameter, UNUSED).default

@@ -66,6 +66,12 @@ def alpha(pair: Pair) -> Result:
     return Result(-excess / (a * (1 - a)), c / a * by_q, c / (1 - a) * by_p)
 
 
+def pearson_chi2(pair: Pair) -> Result:
+    excess, log_c, by_q, by_p = _power(pair, 2.0)
+    c = log_c.exp()
+    return Result(excess, c * by_q, -2 * c * by_p)
+
+
 def renyi(pair: Pair) -> Result:
     a = pair.alpha
     _, log_c, by_q, by_p = _power(pair, a)
@@ -74,6 +80,10 @@ def renyi(pair: Pair) -> Result:
 
 def _halves(alpha: float, beta: float) -> tuple[tuple[float, float], ...]:
     return ((0.5, 0.5),)
+
+
+def _square(alpha: float, beta: float) -> tuple[tuple[float, float], ...]:
+    return ((2.0, -1.0),)
 
 
 def _stream(alpha: float, beta: float) -> tuple[tuple[float, float], ...]:
@@ -112,6 +122,14 @@ ALPHA = Divergence(
     cross=True,
     infinite_outside=_above_one,
     over_vocabulary=_positive,
+)
+PEARSON_CHI2 = Divergence(
+    "pearson_chi2",
+    pearson_chi2,
+    streams=_square,
+    cross=True,
+    infinite_outside=always,
+    over_vocabulary=always,
 )
 RENYI = Divergence(
     "renyi",

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from fastkd.divergences import DIVERGENCES, Divergence
-from fastkd.divergences.base import Parameter
+from fastkd.divergences.base import UNUSED
 from fastkd.spec import LossSpec
 from fastkd.teachers import TAILS, SparseTeacher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
-# Its default is passed to an op for a parameter that the divergence does not have.
-UNUSED = Parameter(0.5)
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:
@@ -47,9 +45,8 @@ def logits_like(name: str, x: object, what: str = "(..., V)", *, empty: bool = F
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
     if type(x).__name__ == "DTensor":
         raise TypeError(
-            f"{name} is a DTensor, of which this process holds a part: pass {name}.full_tensor(), or "
-            "where it is "
-            f"sharded by vocabulary {name}.to_local() with group="
+            f"{name} is a DTensor, of which this process holds a part: pass {name}.full_tensor(), or where "
+            f"it is sharded by vocabulary {name}.to_local() with group="
         )
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, not {x.dtype}")
@@ -205,8 +202,7 @@ def sparse_teacher(
     if indices.shape != logprobs.shape:
         raise ValueError(
             f"teacher.indices has shape {tuple(indices.shape)}, teacher.logprobs {tuple(logprobs.shape)}: "
-            "they must "
-            "be equal"
+            "they must be equal"
         )
     leading_shape("teacher.indices", indices.shape[:-1], leading)
     same_device(device, **{"teacher.indices": indices, "teacher.logprobs": logprobs})
@@ -240,9 +236,8 @@ def shards(
         raise TypeError(f"group must be a torch.distributed process group, not {type(group).__name__}")
     if teacher_columns not in (None, student_columns):
         raise ValueError(
-            f"this process's shard has {student_columns} columns of the student and {teacher_columns} of "
-            "the teacher: "
-            "with group= both sides must be cut alike"
+            f"this process's shard has {student_columns} columns of the student and {teacher_columns} of the "
+            "teacher: with group= both sides must be cut alike"
         )
     if vocab_size is not None and (isinstance(vocab_size, bool) or not isinstance(vocab_size, int)):
         raise TypeError(f"vocab_size must be an int, not {type(vocab_size).__name__}")

@@ -91,7 +91,9 @@ def kd_loss(
             - ``"skew_forward_kl"`` KL(p, b p + (1 - b) q) (DistiLLM, Ko et al. 2024);
             - ``"skew_reverse_kl"`` KL(q, b q + (1 - b) p) (DistiLLM);
             - ``"tvd"`` sum abs(p - q) / 2, with subgradient 0 where p = q;
+            - ``"triangular"`` sum (p - q)^2 / (p + q) (Topsoe 2000);
             - ``"hellinger"`` 1 - sum sqrt(p q);
+            - ``"pearson_chi2"`` sum (p - q)^2 / q;
             - ``"alpha"`` (1 - sum p^a q^(1-a)) / (a (1 - a)) (Amari);
             - ``"renyi"`` log(sum p^a q^(1-a)) / (a - 1);
             - ``"alpha_beta"`` -1/(a b) sum(p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)) (ABKD, Wang et al.

@@ -154,16 +154,15 @@ class Tokens:
         outside = present[(present < 0) | (present >= total)]
         if outside.numel():
             return IndexError(
-                f"SparseTeacher index {int(outside[0])} at token {token} is outside [0, {int(total)}): "
-                "give entries "
-                "that do not exist the log-probability -inf, or check the teacher's tokenizer against "
-                "vocab_size"
+                f"SparseTeacher index {int(outside[0])} at token {token} is outside [0, {int(total)}): give "
+                "entries that do not exist the log-probability -inf, or check the teacher's tokenizer "
+                "against vocab_size"
             )
         values, counts = present.unique(return_counts=True)
         return ValueError(
-            f"SparseTeacher repeats index {int(values[counts > 1][0])} at token {token}: merge the "
-            "entries of one "
-            "column (logsumexp of their log-probabilities), or give the others the log-probability -inf"
+            f"SparseTeacher repeats index {int(values[counts > 1][0])} at token {token}: merge the entries "
+            "of one column (logsumexp of their log-probabilities), or give the others the log-probability "
+            "-inf"
         )
 
     def _mass_error(self, token: int, total: int | Tensor) -> Exception:

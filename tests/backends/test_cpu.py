@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from support.cases import CASES
 from support.closeness import assert_gradient, assert_value, during
-from support.oracle import CASES, reference_gradients
+from support.oracle import reference_gradients
 
 import fastkd
 from fastkd import _C, _settings

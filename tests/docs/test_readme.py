@@ -42,10 +42,11 @@ def test_links_lead_to_files(page: str) -> None:
 
 
 def test_the_table_is_what_was_measured() -> None:
-    from bench import report
+    from bench.readme import BEGIN, END
+    from fastkd.bench.render import markdown
 
-    tables = README.split(report.BEGIN)[1].split(report.END)[0].strip()
+    tables = README.split(BEGIN)[1].split(END)[0].strip()
     source = re.search(r"From \[`(.+?)`\]", tables)
     assert source, "the README has no table, or it names no source"
     run = json.loads((ROOT / source[1]).read_text())
-    assert tables == report.markdown(run, source[1])
+    assert tables == markdown(run, source[1])

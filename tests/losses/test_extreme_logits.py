@@ -110,12 +110,20 @@ def test_extreme_rows(target: Target, divergence: str) -> None:
                 options = {"divergence": divergence, "temperature": temperature, "kd_ratio": 0.5}
                 expected = _exact(s, t, **options)
                 with during(pair=name, columns=columns, temperature=temperature):
-                    for found, exact in zip(_run(target, s, t, **options), expected, strict=True):
+                    results = _run(target, s, t, **options)
+                    # Rows in which an unbounded divergence exceeds float32 have no gradients to compare.
+                    finite = expected[0] < 1e34
+                    assert not results[0].isnan().any() and results[0][finite].isfinite().all()
+                    for found, exact in zip(results, expected, strict=True):
+                        if not finite.any():
+                            break
+                        found, exact = found[finite], exact[finite]
                         assert not found.isnan().any()
                         atol = 2e-4 * exact.abs().amax(-1, keepdim=True).clamp(min=1)
-                        if target.backend != "native" and found.dim() == 2:
-                            # In float32 a teacher's gradient is a difference of two large log-ratios.
-                            atol = atol + 2e-7 * expected[0].abs()[:, None] / temperature
+                        unbounded = DIVERGENCES[divergence].cross
+                        if (target.backend != "native" or unbounded) and found.dim() == 2:
+                            # In float32 a teacher's gradient is a difference of two large numbers.
+                            atol = atol + 2e-7 * expected[0][finite].abs()[:, None] / temperature
                         assert ((found - exact).abs() <= atol).all()
 
 
@@ -155,7 +163,7 @@ def test_rows_unlike_their_beginning(target: Target, divergence: str) -> None:
 @EVERY_DIVERGENCE
 def test_values_of_the_size_of_float32(target: Target, divergence: str) -> None:
     """Student and teacher are one-hot in different columns, so unbounded divergences reach the logits'
-    difference."""
+    difference, or exceed float32."""
     s, t = torch.randn(2, 40), torch.randn(2, 40)
     s[:, 5], t[:, 6] = 3e37, 3e37
     for temperature in (1.0, 2.0):
@@ -163,7 +171,9 @@ def test_values_of_the_size_of_float32(target: Target, divergence: str) -> None:
         loss, by_s, by_t = _run(target, s, t, **options)
         expected, *_ = _exact(s, t, **options)
         with during(temperature=temperature):
-            torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+            expected = expected.to(loss.dtype)
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+            by_s, by_t = by_s[expected.isfinite()], by_t[expected.isfinite()]
             assert by_s.isfinite().all() and by_t.isfinite().all()
 
 

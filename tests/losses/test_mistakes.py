@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from support.cases import CASES
 from support.closeness import assert_gradient, assert_value, during
-from support.oracle import CASES, reference_gradients
+from support.oracle import reference_gradients
 from support.peak import peak_of
 from support.targets import Target
 from torch import Tensor
@@ -97,9 +98,9 @@ def test_02_one_sided_minus_infinity(target: Target, divergence: str, parameters
         loss, grad_s, grad_t = _run(target, s, t, labels, divergence=divergence, **parameters)
         expected, by_s, by_t = reference_gradients(s, t, labels, divergence=divergence, **parameters)
         with during(side=side):
-            if (
-                expected == INF
-            ):  # one side has probability 0 where the other does not: inf is right, NaN is not
+            # If one side has probability 0 where the other does not, inf is right and NaN is not. A
+            # divergence without a bound may also exceed float32.
+            if expected.to(loss.dtype) == INF:
                 assert loss == INF
                 continue
             assert_value(loss, expected)
@@ -114,6 +115,8 @@ def test_03_small_temperature(target: Target, divergence: str) -> None:
     loss, grad_s, grad_t = _run(target, s, t, labels, **options)
     expected, by_s, by_t = reference_gradients(s, t, labels, **options)
     assert_value(loss, expected, rtol=1e-5)
+    if expected.to(loss.dtype).isinf().any():
+        return  # an unbounded divergence exceeds float32
     # An exponent of several hundred has a relative rounding of 6e-8, which the exponential turns into 3e-5.
     assert_gradient(grad_s, by_s, factor=40)
     assert_gradient(grad_t, by_t, factor=40)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.cases import CASES
 from support.closeness import assert_gradient, assert_value, during, enlargement, value_rounding
-from support.oracle import CASES, reference_gradients
+from support.oracle import reference_gradients
 from support.targets import Target
 from torch import Tensor
 
@@ -39,6 +40,8 @@ def check(
     temperature = float(options.get("temperature", 1.0))  # type: ignore[arg-type]
     atol = 1e-6 * enlargement(options) + value_rounding(temperature, options)
     assert_value(loss.detach().cpu(), expected.cpu(), atol=atol)
+    if expected.to(loss.dtype).isinf().any():
+        return  # an unbounded divergence exceeds the dtype; its gradient is then infinite or NaN
     loss.sum().backward()
     assert s.grad is not None and t.grad is not None
     assert_gradient(s.grad, by_s, factor=factor)

@@ -91,10 +91,11 @@ def examples(draw: st.DrawFn) -> Example:
     temperature = draw(st.sampled_from([temperature, temperature, 1.0, 2.0]))
     missing = draw(st.sampled_from(["neither", "neither", "both", "student", "teacher"]))
     kd_ratio = draw(st.sampled_from([1.0, 0.0, 0.5, 0.9]))
-    has_labels = divergence == "decoupled" or kd_ratio < 1 or draw(st.booleans())
+    has_labels = DIVERGENCES[divergence].splits_label or kd_ratio < 1 or draw(st.booleans())
     reduction = draw(st.sampled_from(["mean", "sum", "batchmean", "none"]))
     scale = draw(st.one_of(st.sampled_from([0.0, 0.01, 1.0, 5.0]), st.floats(0, 50)))
-    powers = [abs(x) for x in parameters.values()] if divergence in ("alpha", "renyi", "alpha_beta") else []
+    powers = [abs(x) for x in parameters.values()] if DIVERGENCES[divergence].cross else []
+    powers += [2.0] * (divergence == "pearson_chi2")
     coldest = min(temperature, teacher_temperature or temperature)
     if powers:
         # If the rows are further apart, p^a q^b overflows float32.
@@ -257,6 +258,10 @@ def magnitudes(
     if name == "tvd":
         by_q, by_p = (x * (1 + unsure + (x * unsure).sum(-1, keepdim=True)) for x in (q, p))
         return torch.ones_like(p[..., :1]), by_q, by_p
+    if name == "triangular":
+        # |dD/dq| is at most 3, and by a relative error of q - p it changes by at most twice that error.
+        by_q, by_p = (4 * (x + x * _mean(x, torch.ones_like(x))) for x in (q, p))
+        return 2 * torch.ones_like(p[..., :1]), by_q, by_p
     if name == "log_acceptance":
         smaller = torch.minimum(log_p, log_q)
         log_shared = torch.logsumexp(smaller, -1, keepdim=True)
@@ -295,8 +300,10 @@ def magnitudes(
         )
         by_t = torch.where(at, both, _times(others_p, b * (among + spread) + both))
         return 1 + split + b * spread, by_s, by_t
-    if name == "hellinger":
-        a = 0.5
+    if name in ("hellinger", "pearson_chi2"):
+        a = 0.5 if name == "hellinger" else 2.0
+    elif "alpha" not in DIVERGENCES[name].parameters:
+        raise NotImplementedError(f"the magnitudes of {name}'s terms")
     if name != "alpha_beta":
         b = 1 - a
     w = 1 + abs(a) + abs(b)
@@ -316,7 +323,7 @@ def magnitudes(
     if name == "renyi":
         one = torch.ones_like(total)
         return w / abs(1 - a) * one, w * (cross / total + q), w * abs(a / (1 - a)) * (cross / total + p)
-    factor = abs(a * b) if name == "hellinger" else 1.0
+    factor = abs(a * b) if name in ("hellinger", "pearson_chi2") else 1.0
     value = w * factor * (1 + total) / abs(a * b)
     return value, w * factor / abs(a) * (cross + total * q), w * factor / abs(b) * (cross + total * p)
 

@@ -57,9 +57,10 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_emulated_kernels(module: Path) -> None:
     # The kernels' own cases, and the tests of the suite that exercise a kernel most.
-    files = [EMULATION / "cases.py", TESTS / "losses/test_mistakes.py", TESTS / "losses/test_parity.py"]
+    own = sorted(EMULATION.glob("cases_*.py"))
+    files = [*own, TESTS / "losses" / "test_mistakes.py", TESTS / "losses" / "test_parity.py"]
     suite = "(test_mistakes or test_sizes or test_temperatures or test_options)"
-    chosen = f"cases or {suite} and emulated_cuda and not backwards and not float64"
+    chosen = f"cases_ or {suite} and emulated_cuda and not backwards and not float64"
     command = [sys.executable, str(EMULATION / "run.py"), str(module), "-q", "-p", "no:cacheprovider"]
     command += ["-k", chosen, *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=LIMIT_S)

@@ -1,8 +1,23 @@
-"""The divergences and parameters that tests run over."""
+"""The divergences and parameters that tests run over. A new divergence is in them without an edit."""
 
 from __future__ import annotations
 
 from fastkd.divergences import DIVERGENCES
+
+# Parameters that the suite tries besides the defaults.
+OTHERS: dict[str, tuple[dict[str, float], ...]] = {
+    "jsd": ({"beta": 0.1}, {"beta": 0.9}, {"beta": 0.0}, {"beta": 1.0}),
+    "skew_forward_kl": ({"beta": 0.5}, {"beta": 0.0}),
+    "skew_reverse_kl": ({"beta": 0.5}, {"beta": 0.0}),
+    "alpha": ({"alpha": -0.5}, {"alpha": 0.3}, {"alpha": 2.0}),
+    "renyi": ({"alpha": 2.0},),
+    "alpha_beta": ({"alpha": 0.2, "beta": 0.7}, {"alpha": -0.5, "beta": 2.0}),
+    "decoupled": ({"beta": 8.0},),
+    "kl_tvd": ({"beta": 0.0}, {"beta": 10.0}),
+}
+CASES: list[tuple[str, dict[str, float]]] = [
+    (name, parameters) for name in DIVERGENCES for parameters in ({}, *OTHERS.get(name, ()))
+]
 
 # Divergences and tails of sparse teachers.
 SPARSE_CASES = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CSRC = Path(__file__).parents[2] / "csrc"
-INSTANCE = CSRC / "cuda" / "instance.cu"
+INSTANCE = CSRC / "cuda" / "loss" / "instance.cu"
 
 
 class Unit(NamedTuple):
@@ -24,6 +24,6 @@ def divergences() -> dict[str, str]:
 
 def units() -> dict[str, Unit]:
     """The translation units, by file name; those of ``instance.cu`` by the divergence's name."""
-    files = {path.name: Unit(path, ()) for path in sorted(CSRC.glob("cuda/*.cu")) if path != INSTANCE}
+    files = {path.name: Unit(path, ()) for path in sorted(CSRC.glob("cuda/**/*.cu")) if path != INSTANCE}
     made = {name: Unit(INSTANCE, (f"-DFASTKD_FUNCTOR={functor}",)) for name, functor in divergences().items()}
     return files | made

@@ -12,34 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INF = math.inf
-BETA = {
-    "jsd": 0.5,
-    "skew_forward_kl": 0.1,
-    "skew_reverse_kl": 0.1,
-    "alpha_beta": 0.5,
-    "decoupled": 1.0,
-    "kl_tvd": 3.0,
-}
-ALPHA = {"alpha": 0.5, "renyi": 0.5, "alpha_beta": 0.5}
+from fastkd.divergences import DIVERGENCES
 
-# Every divergence with the parameters that the suite tries; the defaults come first.
-CASES: list[tuple[str, dict[str, float]]] = [
-    ("forward_kl", {}),
-    ("reverse_kl", {}),
-    ("jeffreys", {}),
-    *(("jsd", beta) for beta in ({}, {"beta": 0.1}, {"beta": 0.9}, {"beta": 0.0}, {"beta": 1.0})),
-    *(("skew_forward_kl", beta) for beta in ({}, {"beta": 0.5}, {"beta": 0.0})),
-    *(("skew_reverse_kl", beta) for beta in ({}, {"beta": 0.5}, {"beta": 0.0})),
-    ("tvd", {}),
-    ("hellinger", {}),
-    *(("alpha", alpha) for alpha in ({}, {"alpha": -0.5}, {"alpha": 0.3}, {"alpha": 2.0})),
-    *(("renyi", alpha) for alpha in ({}, {"alpha": 2.0})),
-    *(("alpha_beta", both) for both in ({}, {"alpha": 0.2, "beta": 0.7}, {"alpha": -0.5, "beta": 2.0})),
-    *(("decoupled", beta) for beta in ({}, {"beta": 8.0})),
-    ("log_acceptance", {}),
-    *(("kl_tvd", beta) for beta in ({}, {"beta": 0.0}, {"beta": 10.0})),
-]
+INF = math.inf
 
 
 class Sparse(NamedTuple):
@@ -102,6 +77,12 @@ def _decoupled(log_p: Tensor, log_q: Tensor, beta: float, labels: Tensor) -> Ten
     return _kl(target_p, target_q) + beta * _kl(rest_p, rest_q)
 
 
+def default(name: str, parameter: str) -> float:
+    """The parameter's default value; NaN if the divergence does not have it."""
+    found = DIVERGENCES[name].parameters.get(parameter)
+    return math.nan if found is None else found.default
+
+
 def divergence(
     name: str,
     log_p: Tensor,
@@ -111,8 +92,8 @@ def divergence(
     labels: Tensor | None = None,
 ) -> Tensor:
     """``D(p, q)`` of each row. Only ``decoupled`` needs ``labels``, one per row."""
-    b = BETA.get(name, math.nan) if beta is None else beta
-    a = ALPHA.get(name, math.nan) if alpha is None else alpha
+    b = default(name, "beta") if beta is None else beta
+    a = default(name, "alpha") if alpha is None else alpha
     p, q = log_p.exp(), log_q.exp()
     if name == "forward_kl":
         return _kl(log_p, log_q)
@@ -131,6 +112,11 @@ def divergence(
         return _kl(log_q, _mixture(log_q, log_p, b))
     if name == "tvd":
         return 0.5 * (p - q).abs().sum(-1)
+    if name == "triangular":
+        both = torch.where(p + q > 0, p + q, 1.0)
+        return ((p - q) ** 2 / both).sum(-1)
+    if name == "pearson_chi2":
+        return _powers(log_p, log_q, 2, -1).exp().sum(-1) - 1
     if name == "hellinger":
         return 1 - _powers(log_p, log_q, 0.5, 0.5).exp().sum(-1)
     if name == "alpha":
@@ -156,12 +142,11 @@ def divergence(
     raise ValueError(name)
 
 
-# Divergences that compare a renormalized teacher with the whole vocabulary, because they are finite where p
-# is 0. The generalized JSD is finite there too, but is defined on the teacher's entries alone.
-OVER_VOCABULARY = (
-    *("forward_kl", "skew_forward_kl", "skew_reverse_kl", "tvd", "hellinger", "renyi"),
-    *("log_acceptance", "kl_tvd"),
-)
+def over_vocabulary(name: str, beta: float | None, alpha: float | None) -> bool:
+    """Whether a renormalised teacher is compared with the student's whole vocabulary."""
+    a = default(name, "alpha") if alpha is None else alpha
+    b = default(name, "beta") if beta is None else beta
+    return DIVERGENCES[name].over_vocabulary(a, b)
 
 
 def sparse_divergence(
@@ -181,7 +166,7 @@ def sparse_divergence(
     log_q = torch.where(exists, log_student.gather(-1, columns), -INF)
     if teacher.tail == "renormalize":
         log_p = F.log_softmax(teacher.logprobs / teacher_temperature, -1)
-        if name in OVER_VOCABULARY or (name == "alpha" and (0.5 if alpha is None else alpha) > 0):
+        if over_vocabulary(name, beta, alpha):
             # Absent entries go to a column past the vocabulary; columns that are not named have p = 0.
             past = torch.where(exists, columns, logits.shape[-1])
             dense = logits.new_full((logits.shape[0], logits.shape[-1] + 1), -INF)

@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "../../csrc/cuda/launch.h"
+#include "../../../csrc/cuda/api.h"
 #include "cuda_runtime.h"
 
 namespace fastkd::cpu {

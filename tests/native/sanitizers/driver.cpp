@@ -361,7 +361,9 @@ constexpr Dtype kPairs[][2] = {{F32, F32},  {BF16, BF16}, {F16, F16},  {F32, BF1
                                {BF16, F16}, {F64, F64},   {F64, BF16}, {F32, F64}};
 constexpr double kTemperatures[][2] = {{1, 1}, {2, 2}, {1.5, 0.7}};
 constexpr int64_t kColumns[] = {1, 2, 7, 1023, 1024, 1025, 5000};
-constexpr int kDivergences = int(Divergence::kKLTVD) + 1;
+#define FASTKD_ONE(...) +1
+constexpr int kDivergences = FASTKD_DIVERGENCES(FASTKD_ONE);
+#undef FASTKD_ONE
 
 // Runs every divergence, pair of dtypes, width and layout, with one thread.
 void sweep(const std::string& isa) {

@@ -1,0 +1,26 @@
+"""``python -m bench.readme FILE.json``: put the tables of a run in bench/results into README.md."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from fastkd.bench.render import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+def with_tables(readme: str, tables: str) -> str:
+    """The README's text with ``tables`` in place of the text between the markers."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    results = Path(sys.argv[1])
+    source = results.resolve().relative_to(ROOT).as_posix()
+    README.write_text(with_tables(README.read_text(), markdown(json.loads(results.read_text()), source)))

@@ -1,0 +1,121 @@
+// One row from the statistics to the gradients: the sweeps in order, two of them, or three for divergences
+// with sums of their own. A phase is a part of this; the row's record connects the phases. The two kernels,
+// kernel_streaming.cuh and kernel_cluster.cuh, differ in where a row's logits are during the sweeps.
+#pragma once
+
+#include "metrics.cuh"
+#include "record.cuh"
+#include "sweep2_sums.cuh"
+#include "sweep3_gradient.cuh"
+#include "value.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// Writes what run_row() does not write: zeros to gradients in columns that do not exist; and, for rows that
+// do not run, `value` to everything.
+template <class Context>
+__device__ __forceinline__ void fill_rest(const Call& call, const typename Context::Place& place,
+                                          int64_t index, bool runs, float value) {
+  using E = typename Context::Element;
+  if (!runs && threadIdx.x == 0 && place.leads()) {
+    call.row_loss[index] = value;
+    if (Context::kHasExtra && call.metrics) {
+      for (int k = 0; k < metric::kCount; ++k) call.metrics[index * metric::kCount + k] = value;
+    }
+  }
+  const int begin = runs ? call.vocab : 0;
+  fill_gradient<E>(call, place, call.grad_student, index, begin, call.vocab, value);
+  fill_gradient<E>(call, place, call.grad_student, index, call.vocab, call.grad_student.columns, 0.0f);
+  if constexpr (Context::kTeacher) {
+    fill_gradient<E>(call, place, call.grad_teacher, index, begin, call.vocab, value);
+    fill_gradient<E>(call, place, call.grad_teacher, index, call.vocab, call.grad_teacher.columns, 0.0f);
+  } else {
+    clear_gradient(call, place, call.grad_teacher, index);
+  }
+}
+
+// Runs the sweeps of one row, or the part of them that is the call's phase.
+template <class Context>
+__device__ __forceinline__ void run_row(Context& row, int64_t index) {
+  using D = typename Context::Div;
+  const Call& call = row.call;
+  const Phase phase = Context::kHasExtra ? call.phase : Phase::kAll;
+  double* const record = Context::kHasExtra ? call.record + index * record::kCount : nullptr;
+
+  __shared__ Moments moments;
+  Statistics found;
+  row.columns = static_cast<float>(call.vocab);
+  if (phase == Phase::kAll || phase == Phase::kStatistics) {
+    found = find_statistics(row, index, &moments);
+    if (phase == Phase::kStatistics) return write_record(row, found, moments, record);
+  } else {
+    found = read_record(row, record, &moments);
+    row.columns = static_cast<float>(record[record::kColumns]);
+  }
+  float nll = 0, divergence = 0;
+  float loss = normalise(row, found, &nll);
+  if constexpr (D::kSums > 0) {
+    Row<float>& sums = row.divergence;
+    if (phase == Phase::kDistant || phase == Phase::kFinish) {
+      sums.sum[0] = static_cast<float>(record[record::kSum0]);
+      sums.sum[1] = static_cast<float>(record[record::kSum1]);
+    } else {
+      find_sums(row);
+    }
+    if constexpr (D::kDistant) {
+      find_log2_normalisers(row);
+      if (phase == Phase::kFinish) {
+        sums.distant = sums.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
+      } else if (phase != Phase::kSums && row.functor.is_distant(sums.sum)) {
+        find_distant_sums(row);
+      }
+    }
+    if (phase == Phase::kSums || phase == Phase::kDistant) {
+      if (threadIdx.x == 0) {
+        record[record::kSum0] = row.divergence.sum[0];
+        record[record::kSum1] = row.divergence.sum[1];
+      }
+      return;
+    }
+  }
+  if constexpr (Context::kTeacher) {
+    divergence = row.functor.value(row.divergence);
+    loss += call.kd_weight * divergence;
+  }
+  // Values that are read once per row are read where they are needed, which keeps registers free during the
+  // sweeps.
+  if (threadIdx.x == 0 && row.place.leads()) {
+    const float scale = call.loss_scale[index];
+    call.row_loss[index] = scale == 0 ? 0.0f : scale * loss;
+  }
+  if (Context::kHasExtra && call.metrics) {
+    write_metrics(row, found, moments, divergence, nll, call.metrics + index * metric::kCount);
+  }
+
+  write_gradients(row, index);
+}
+
+// Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
+template <class Context>
+__device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
+                                         const typename Context::Place& place, int64_t index) {
+  constexpr bool kExtra = Context::kHasExtra;
+  const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
+  bool read = call.loss_scale[index] != 0 || call.grad_scale[index] != 0, known = true;
+  if (call.labels) {
+    const int64_t label = call.labels[index];
+    read = read && label != call.ignore_index;
+    known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
+  }
+  const bool runs = read && (known || !finishes);
+  // Done first, so that its arguments need not stay in registers during the sweeps. Padding columns are never
+  // read.
+  if (finishes) fill_rest<Context>(call, place, index, runs, read ? NAN : 0.0f);
+  if (!runs) return;
+  Context row(call, functor, place, index);
+  run_row(row, index);
+}
+
+}  // namespace cuda
+}  // namespace fastkd

@@ -1,0 +1,135 @@
+// Chooses and launches the kernel for the dtypes and the shape of a call. instance.cu instantiates this for
+// each divergence.
+#pragma once
+
+#include "kernel.cuh"
+#include "kernel_cluster.cuh"
+#include "kernel_streaming.cuh"
+#include "launch.h"
+
+namespace fastkd {
+namespace cuda {
+
+// Enough threads for about four groups each, so that with a small vocabulary most of a block is not idle.
+inline unsigned threads_for(int vocab, unsigned most) {
+  unsigned threads = 2 * kWarp;
+  while (threads < most && threads * 32 < static_cast<unsigned>(vocab)) threads *= 2;
+  return threads < most ? threads : most;
+}
+
+template <class E, class D>
+cudaError_t launch_streaming(const Call& call, const D& functor, cudaStream_t stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(call.rows));
+  config.blockDim = dim3(threads_for(call.vocab, BlockShape<D, E>::kThreads));
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, streaming_kernel<D, E>, call, functor);
+}
+
+// The launch configuration of a cluster. It points to `attribute`, which has to live until the launch.
+inline cudaLaunchConfig_t cluster_config(const Call& call, ClusterShape shape, cudaStream_t stream,
+                                         cudaLaunchAttribute* attribute) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = shape.blocks;
+  attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(call.rows) * shape.blocks);
+  config.blockDim = dim3(threads_for(call.vocab / static_cast<int>(shape.blocks), kClusterThreads));
+  config.dynamicSmemBytes = shape.bytes;
+  config.stream = stream;
+  config.attrs = attribute;
+  config.numAttrs = 1;
+  return config;
+}
+
+template <class Kernel>
+cudaError_t allow(Kernel kernel, ClusterShape shape) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shape.bytes));
+  if (error != cudaSuccess) return error;
+  if (shape.blocks > kPortableCluster) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
+  // Requests all of the shared memory, so that as many blocks fit as choose_cluster() has assumed.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
+template <class E, class D>
+cudaError_t launch_cluster(const Call& call, const D& functor, ClusterShape shape, cudaStream_t stream) {
+  const cudaError_t error = allow(cluster_kernel<D, E>, shape);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  const cudaLaunchConfig_t config = cluster_config(call, shape, stream, &attribute);
+  return cudaLaunchKernelEx(&config, cluster_kernel<D, E>, call, functor);
+}
+
+// Returns the cluster for the call, empty where its rows have to be streamed.
+template <class E, class D>
+ClusterShape cluster_for(const Call& call) {
+  using Context = RowContext<D, E, Cluster>;
+  const bool contiguous =
+      call.student.column_stride == 1 && (!Context::kTeacher || call.teacher.column_stride == 1);
+  const int bytes = sizeof(typename E::Bits);
+  if (!contiguous || (Context::kTeacher && !aligned_alike(call.student, call.teacher, bytes))) return {};
+  cudaFuncAttributes declared{};
+  if (cudaFuncGetAttributes(&declared, cluster_kernel<D, E>) != cudaSuccess) return {};
+  // A row may begin anywhere in its first vector, hence the extra one.
+  const int vectors = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
+  const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1};
+  const ClusterShape shape =
+      choose_cluster(size, static_cast<unsigned>(declared.sharedSizeBytes), call.cluster);
+  if (shape.blocks > kPortableCluster) {
+    // Whether enough neighbouring multiprocessors exist differs between single devices.
+    cudaLaunchAttribute attribute{};
+    const cudaLaunchConfig_t config = cluster_config(call, shape, nullptr, &attribute);
+    int clusters = 0;
+    if (allow(cluster_kernel<D, E>, shape) != cudaSuccess ||
+        cudaOccupancyMaxActiveClusters(&clusters, cluster_kernel<D, E>, &config) != cudaSuccess ||
+        clusters < 1) {
+      cudaGetLastError();  // clears the error, so that the caller does not see it
+      return {};
+    }
+  }
+  return shape;
+}
+
+template <class E, class D>
+cudaError_t launch_alike(const Call& call, const D& functor, cudaStream_t stream) {
+  // A call of a single sweep reads the logits once in either kernel; a cluster would gain nothing.
+  const bool reads_again = call.grad_student.data || call.grad_teacher.data || D::kSums > 0;
+  if (call.cluster != 0 && (reads_again || call.cluster != DenseParams::kChoose)) {
+    const ClusterShape shape = cluster_for<E, D>(call);
+    if (shape.blocks > 0) return launch_cluster<E>(call, functor, shape, stream);
+    if (call.cluster != DenseParams::kChoose) return cudaErrorInvalidConfiguration;
+  }
+  return launch_streaming<E>(call, functor, stream);
+}
+
+// Calls with one dtype on both sides and no extras (phases, metrics) have a kernel for that dtype; one kernel
+// for all dtypes runs the rest. More kernels would take minutes to compile.
+template <class D>
+cudaError_t launch_loss(const Call& call, const D& functor, cudaStream_t stream) {
+  using Context = RowContext<D, AnyElement, OneBlock>;
+  // Calls with a sparse teacher always run in phases.
+  if constexpr (!Context::kSparse) {
+    const bool alike = !Context::kTeacher || call.student.dtype == call.teacher.dtype;
+    if (alike && !has_extras(call)) {
+      switch (call.student.dtype) {
+        case Dtype::kFloat32:
+          return launch_alike<Float32>(call, functor, stream);
+        case Dtype::kBFloat16:
+          return launch_alike<BFloat16>(call, functor, stream);
+        case Dtype::kFloat16:
+          return launch_alike<Float16>(call, functor, stream);
+        default:
+          return cudaErrorInvalidValue;
+      }
+    }
+  }
+  return launch_streaming<AnyElement>(call, functor, stream);
+}
+
+}  // namespace cuda
+}  // namespace fastkd

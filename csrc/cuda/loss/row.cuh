@@ -1,0 +1,221 @@
+// A pair of rows as the kernel's threads use it: groups of columns, their exponentials, entries for the
+// divergence.
+#pragma once
+
+#include <type_traits>
+
+#include "../../divergences/functor.h"
+#include "../memory/any_row.cuh"
+#include "../memory/place.cuh"
+#include "call.h"
+#include "shifts.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// The constants that are subtracted from the logits when they are read, for a row whose maxima are far from 0
+// or from each other. Few rows need them, so they are in shared memory, where they occupy no registers.
+struct Origin {
+  float s, t;
+};
+
+__device__ __forceinline__ Origin& origin() {
+  __shared__ Origin of_row;
+  return of_row;
+}
+
+// One token's rows during its sweeps. Both sides have the element type E. It is AnyElement where they differ,
+// and for phases and metrics, which most calls do not use. P is the place (memory/place.cuh): it defines
+// where the sweeps find the logits, and which threads share a row.
+template <class D, class E, class P>
+struct RowContext {
+  using Div = D;
+  using Element = E;
+  using Place = P;
+  static constexpr bool kHasExtra = std::is_same<E, AnyElement>::value;
+  static constexpr bool kTeacher = D::kReadsTeacher;
+  static constexpr bool kSparse = D::kSparseTeacher;
+  static constexpr bool kSplits = D::kSplitsLabel;
+  static constexpr int kGroup = RowView<E>::kGroup;
+
+  using View = typename P::template View<E>;
+
+  const Call& call;
+  const D& functor;
+  const P& place;
+  View student, teacher;
+  int first;       // column of group 0: 0, or negative to put the other groups on 16-byte boundaries
+  int begin, end;  // the groups that this block works on
+  // The label's column, negative where the call does not use it or where it belongs to another shard. The
+  // label is left out of the sum of exponentials at temperature 1: a confident model's loss and gradient
+  // depend on the small sum of the others, whose digits 1 - q would lose.
+  int label_column;
+
+  // Known after sweep 1, the same in all threads:
+  float shift_s, shift_t, shift_ce;              // subtracted from the exponents of 2
+  float inverse_z_s, inverse_z_t, inverse_z_ce;  // reciprocals of the normalisers
+  float lse;                                     // student's log-sum-exp at temperature 1, less the origin
+  float ce_softmax_label, ce_softmax_others;     // ce_softmax of the label, and of all other columns together
+  float columns;                                 // number of columns of the whole vocabulary
+  bool lowered = false;                          // whether the origin is subtracted from the logits
+  Row<float> divergence;                         // the divergence's sums, as its functor reads them
+
+  __device__ __forceinline__ RowContext(const Call& a, const D& d, const P& p, int64_t index)
+      : call(a), functor(d), place(p), student{}, teacher{} {
+    const RowView<E> s = row_of<E>(a.student, index, a.inner);
+    RowView<E> t{};
+    int head = elements_to_boundary(s);
+    if constexpr (kTeacher) {
+      t = row_of<E>(a.teacher, index, a.inner);
+      // The boundary is that of the narrower type, which is the stricter one.
+      if (t.element_bytes() < s.element_bytes()) head = elements_to_boundary(t);
+    }
+    first = head ? head - kGroup : 0;
+    place.share((a.vocab - first + kGroup - 1) / kGroup, begin, end);
+    label_column = -kGroup;
+    if (a.needs_label) {
+      const int64_t label = a.labels[index];
+      if (!kHasExtra || (label >= 0 && label < a.vocab)) label_column = static_cast<int>(label);
+    }
+    place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
+  }
+
+  // Returns the label's logit, or -inf where `label_column` is negative. It is read from memory, because the
+  // copy that the sweeps use may be in another block.
+  __device__ __forceinline__ float label_logit(const Rows& rows, int64_t index) const {
+    return label_column >= 0 ? row_of<E>(rows, index, call.inner)[label_column] : -INFINITY;
+  }
+
+  // Whether the origin has to be moved, given the row maxima. The answer is the same in all threads.
+  __device__ __forceinline__ bool is_far(float max_s, float max_t) const {
+    const float s = finite(max_s), t = kTeacher ? finite(max_t) : 0.0f;
+    const float at_s = s * call.log2_scale_s, at_t = t * call.log2_scale_t;
+    return !(fabsf(at_s) < kFarFromZero && fabsf(s * kLog2E) < kFarFromZero && fabsf(at_t) < kFarFromZero &&
+             (!kTeacher || fabsf(at_s - at_t) < kFarApart));
+  }
+
+  // Makes the row maxima the origin: the logits are read again, less their maximum.
+  __device__ __forceinline__ void lower(float max_s, float max_t) {
+    if (threadIdx.x == 0) origin() = {finite(max_s), finite(max_t)};
+    lowered = true;
+    __syncthreads();
+  }
+
+  // Returns the log-sum-exp of the logits as they are in memory.
+  __device__ __forceinline__ float lse_in_memory() const { return lowered ? lse + origin().s : lse; }
+
+  __device__ __forceinline__ bool has_label(int column) const {
+    return static_cast<unsigned>(label_column - column) < static_cast<unsigned>(kGroup);
+  }
+
+  // Loads a group of columns with at most one read of each side. Columns that do not exist look like masked
+  // ones, and so does a label that the divergence treats apart.
+  __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
+    const auto of_student = student.read(column, call.vocab);
+    if constexpr (kTeacher) teacher.unpack(teacher.read(column, call.vocab), t);
+    student.unpack(of_student, s);
+    if (lowered) {
+      // `volatile`: read again for each group, so that it needs no registers in between.
+      const volatile Origin& from = origin();
+      const float from_s = from.s, from_t = from.t;
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        s[k] -= from_s;
+        if constexpr (kTeacher) t[k] -= from_t;
+      }
+    }
+    if constexpr (kSplits) {
+      if (has_label(column)) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          if (column + k == label_column) s[k] = t[k] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // Computes ce_exponential() for a group of columns, with one decision for all of them.
+  // `call.ce_softmax` must not be kNone.
+  __device__ __forceinline__ void ce_exponentials(const float (&s)[kGroup], const float (&e)[kGroup],
+                                                  float shift, float (&ce)[kGroup]) const {
+    if (call.ce_softmax == CeSoftmax::kSquare) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) ce[k] = e[k] * e[k];
+    } else if (call.ce_softmax == CeSoftmax::kSeparate) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) ce[k] = exp2_fast(fmaf(s[k], kLog2E, -shift));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) ce[k] = e[k];
+    }
+  }
+
+  // Returns the student's exponential at temperature 1, from its logit and its exponential at the
+  // divergence's temperature.
+  __device__ __forceinline__ float ce_exponential(float s, float e, float shift) const {
+    if (call.ce_softmax == CeSoftmax::kSeparate) return exp2_fast(fmaf(s, kLog2E, -shift));
+    return call.ce_softmax == CeSoftmax::kSquare ? e * e : e;
+  }
+
+  // Returns the shift at temperature 1 that corresponds to the shift `from_s` of the student's exponentials.
+  __device__ __forceinline__ float ce_shift_of(float max_s, float from_s) const {
+    if (call.ce_softmax == CeSoftmax::kSeparate) return shift_of(max_s, kLog2E);
+    return call.ce_softmax == CeSoftmax::kSquare ? 2 * from_s : from_s;
+  }
+
+  // Returns the factor at temperature 1 that corresponds to the factor of the student's exponentials.
+  __device__ __forceinline__ float ce_factor(float max, float factor_s, float from, float to) const {
+    if (call.ce_softmax == CeSoftmax::kSeparate) return exp2_fast(change_of(max, from, to));
+    return call.ce_softmax == CeSoftmax::kSquare ? factor_s * factor_s : factor_s;
+  }
+
+  // Sets the row's shifts, given the row maxima. Rows near each other share one, so that equal logits
+  // have equal exponentials.
+  __device__ __forceinline__ void choose_shifts(float max_s, float max_t) {
+    shift_s = shift_of(max_s, call.log2_scale_s);
+    shift_t = shift_of(max_t, call.log2_scale_t);
+    if (kTeacher && call.equal_temperatures && fabsf(shift_s - shift_t) <= kSharedShiftRange) {
+      shift_s = shift_t = fmaxf(shift_s, shift_t);
+    }
+    shift_ce = ce_shift_of(max_s, shift_s);
+  }
+
+  // Returns log p - log q without the row's offset. It is computed from the logits' difference, because the
+  // rounding of two logarithms would drown a small ratio.
+  __device__ __forceinline__ float log_ratio_raw(float s, float t) const {
+    return fmaf(t, call.temperature_ratio, -s) * call.inverse_temperature;
+  }
+
+  // Returns an entry with the fields that are known before the normalisers, its exponentials relative to the
+  // shifts `from_s` and `from_t`.
+  __device__ __forceinline__ Entry<float> raw_entry(float s, float t, float from_s, float from_t) const {
+    Entry<float> e;
+    e.xs = fmaf(s, call.log2_scale_s, -from_s);
+    e.xt = fmaf(t, call.log2_scale_t, -from_t);
+    e.es = exp2_fast(e.xs);
+    e.et = exp2_fast(e.xt);
+    e.log_ratio_raw = log_ratio_raw(s, t);
+    e.relative = fmaf(kLn2, from_s - from_t, e.log_ratio_raw);
+    e.base = 0;
+    return e;
+  }
+
+  // Returns an entry with all fields. The normalisers must be known.
+  __device__ __forceinline__ Entry<float> entry(float s, float t) const {
+    Entry<float> e = raw_entry(s, t, shift_s, shift_t);
+    // Rounded before the subtraction (no fused multiply-add), so that equal rows differ by exactly 0.
+    e.p = __fmul_rn(e.et, inverse_z_t);
+    e.q = __fmul_rn(e.es, inverse_z_s);
+    e.q_minus_p = __fadd_rn(e.q, -e.p);
+    e.log_ratio = e.log_ratio_raw + divergence.log_ratio_offset;
+    if constexpr (D::kLog) e.log = functor.log_of(e);
+    return e;
+  }
+
+  __device__ __forceinline__ float student_exponential(float s) const {
+    return exp2_fast(fmaf(s, call.log2_scale_s, -shift_s));
+  }
+};
+
+}  // namespace cuda
+}  // namespace fastkd

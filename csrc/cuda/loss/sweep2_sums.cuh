@@ -1,0 +1,69 @@
+// The second sweep: the sums of a divergence that are over probabilities, and therefore need both normalisers
+// first.
+#pragma once
+
+#include "../memory/reduce.cuh"
+#include "row.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+template <class Context>
+__device__ __forceinline__ void find_sums(Context& row) {
+  constexpr int kGroup = Context::kGroup;
+  float sum[kMaxSums] = {0, 0};
+#pragma unroll 1
+  for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    row.load(row.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) row.functor.sums(row.entry(s[k], t[k]), sum);
+  }
+  row.place.template reduce<Sum>(sum);
+  row.divergence.sum[0] = sum[0];
+  row.divergence.sum[1] = sum[1];
+}
+
+// Sets log2 of the normalisers, for a divergence with distant rows.
+template <class Context>
+__device__ __forceinline__ void find_log2_normalisers(Context& row) {
+  row.divergence.bits_s = -log2f(row.inverse_z_s);
+  row.divergence.bits_t = -log2f(row.inverse_z_t);
+}
+
+// The additional sweep for rows that share little probability, see Functor::kDistant.
+template <class Context>
+__device__ __forceinline__ void find_distant_sums(Context& row) {
+  constexpr int kGroup = Context::kGroup;
+  Row<float>& sums = row.divergence;
+  sums.distant = true;
+  float top[1] = {-INFINITY};
+#pragma unroll 1
+  for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    row.load(row.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      top[0] = fmaxf(top[0], row.functor.distant_exponent(row.entry(s[k], t[k]), sums));
+    }
+  }
+  row.place.template reduce<Max>(top);
+  sums.sum[0] = sums.sum[1] = top[0];
+  if (top[0] == -INFINITY) return;
+  float sum[kMaxSums] = {0, 0};
+#pragma unroll 1
+  for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
+    float s[kGroup], t[kGroup];
+    row.load(row.first + g * kGroup, s, t);
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      row.functor.distant_sums(row.entry(s[k], t[k]), sums, top[0], sum);
+    }
+  }
+  row.place.template reduce<Sum>(sum);
+  sums.sum[0] += log2f(sum[0]);
+  sums.sum[1] += log2f(sum[1]);
+}
+
+}  // namespace cuda
+}  // namespace fastkd

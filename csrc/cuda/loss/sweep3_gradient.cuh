@@ -1,0 +1,121 @@
+// The third sweep: both gradients, each rounded once to the dtype of its logits.
+#pragma once
+
+#include "row.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+// The teacher's gradient of one group, apart from the student's because few calls want both.
+template <class Context>
+__device__ __forceinline__ void write_teacher_gradient(const Context& row, int column,
+                                                       const float (&s)[Context::kGroup],
+                                                       const float (&t)[Context::kGroup], float by_teacher,
+                                                       const RowView<typename Context::Element>& gradient) {
+  constexpr int kGroup = Context::kGroup;
+  float grad_t[kGroup];
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    float of_t = row.functor.teacher(row.entry(s[k], t[k]), row.divergence);
+    if (Context::kSplits && column + k == row.label_column) of_t = row.functor.label_teacher(row.divergence);
+    grad_t[k] = by_teacher * of_t;
+  }
+  gradient.write(column, row.call.vocab, grad_t);
+}
+
+// Writes the gradients of row `index`. A sparse teacher's divergence has the gradient coefficient * q here.
+template <class Context>
+__device__ __forceinline__ void write_gradients(const Context& row, int64_t index) {
+  using E = typename Context::Element;
+  constexpr int kGroup = Context::kGroup;
+  const Call& call = row.call;
+  const bool wants_student = call.grad_student.data,
+             wants_teacher = Context::kTeacher && call.grad_teacher.data;
+  if (!wants_student && !wants_teacher) return;
+  RowView<E> grad_student = row_of<E>(call.grad_student, index, call.inner);
+  RowView<E> grad_teacher = row_of<E>(call.grad_teacher, index, call.inner);
+  const float scale = call.grad_scale[index];
+  grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
+  grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
+  const float by_student = scale * call.kd_by_student, by_teacher = scale * call.kd_by_teacher;
+  const float by_q = Context::kSparse ? by_student * call.coefficient[index] * row.inverse_z_s : 0.0f;
+  const float cross_entropy = call.label_weight + call.smoothing_weight;
+  // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
+  const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
+  const float by_ce_softmax = scale * (cross_entropy + z_weight);
+  const float by_column = call.smoothing_weight != 0 ? scale * call.smoothing_weight / row.columns : 0.0f;
+  const float by_label = scale * call.label_weight;
+  const float at_label =
+      call.ce_gradient ? (by_ce_softmax - by_label) * row.ce_softmax_label - by_label * row.ce_softmax_others
+                       : 0.0f;
+  const float by_ce_exponential = by_ce_softmax * row.inverse_z_ce;
+
+  // Backwards, because the caches still hold the end of the row.
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  // The thread's first group past the row.
+  int g = thread + (row.end - row.begin - 1 - thread + threads) / threads * threads;
+#pragma unroll 1
+  while ((g -= threads) >= 0) {
+    const int column = row.first + (row.begin + g) * kGroup;
+    float s[kGroup], t[kGroup], e_s[kGroup], grad_s[kGroup];
+    row.load(column, s, t);
+    const bool has_label = row.has_label(column);
+    if constexpr (Context::kTeacher) {
+      if (wants_teacher) write_teacher_gradient(row, column, s, t, by_teacher, grad_teacher);
+    }
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if constexpr (Context::kTeacher) {
+        const Entry<float> e = row.entry(s[k], t[k]);
+        e_s[k] = e.es;
+        grad_s[k] = fmaf(by_student, row.functor.student(e, row.divergence), -by_column);
+      } else {
+        e_s[k] = row.student_exponential(s[k]);
+        grad_s[k] = fmaf(by_q, e_s[k], -by_column);
+      }
+    }
+    if (has_label) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (column + k != row.label_column) continue;
+        if constexpr (Context::kSplits) {
+          grad_s[k] = fmaf(by_student, row.functor.label_student(row.divergence), -by_column);
+        }
+        grad_s[k] += at_label;
+        s[k] = -INFINITY, e_s[k] = 0;  // the terms below then add nothing to it
+      }
+    }
+    if (call.ce_gradient) {
+      float ce[kGroup];
+      row.ce_exponentials(s, e_s, row.shift_ce, ce);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) grad_s[k] = fmaf(by_ce_exponential, ce[k], grad_s[k]);
+    }
+    if (wants_student) grad_student.write(column, call.vocab, grad_s);
+  }
+}
+
+// Sets columns [begin, end) of a gradient row to `value`.
+template <class E, class P>
+__device__ __forceinline__ void fill_gradient(const Call& call, const P& place, const Rows& gradient,
+                                              int64_t index, int64_t begin, int64_t end, float value) {
+  if (!gradient.data) return;
+  int from = static_cast<int>(begin), to = static_cast<int>(end);
+  place.share_columns(from, to);
+  fill_row(row_of<E>(gradient, index, call.inner), from, to, value);
+}
+
+// Clears the gradient of a teacher that is not read, for any dtype: zeros are the same for all dtypes of a
+// size.
+template <class P>
+__device__ __forceinline__ void clear_gradient(const Call& call, const P& place, const Rows& gradient,
+                                               int64_t index) {
+  if (gradient.dtype == Dtype::kFloat32) {
+    fill_gradient<Float32>(call, place, gradient, index, 0, gradient.columns, 0.0f);
+  } else {
+    fill_gradient<BFloat16>(call, place, gradient, index, 0, gradient.columns, 0.0f);
+  }
+}
+
+}  // namespace cuda
+}  // namespace fastkd
