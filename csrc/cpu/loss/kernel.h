@@ -32,8 +32,8 @@ class RowKernel {
   void run(int64_t r) {
     const R loss_scale = static_cast<const R*>(params_.loss_scale)[r];
     const R grad_scale = static_cast<const R*>(params_.grad_scale)[r];
-    RowStatistics<R>& statistics = row_.statistics;
-    statistics = RowStatistics<R>();
+    Statistics<R>& statistics = row_.statistics;
+    statistics = Statistics<R>();
     row_.label_column = params_.labels == nullptr ? -1 : params_.labels[r];
     const bool ignored = params_.labels != nullptr && row_.label_column == params_.ignore_index;
     if (ignored || (loss_scale == 0 && grad_scale == 0)) return skip(r);
@@ -105,7 +105,7 @@ class RowKernel {
     double coefficient = 0;
     if constexpr (Div::kSparseTeacher) {
       if (sees_sparse()) {
-        const RowStatistics<R>& statistics = row_.statistics;
+        const Statistics<R>& statistics = row_.statistics;
         sparse_.find(r, row_.s, kLn2 * (double(statistics.shift.s) + std::log2(statistics.z_s)));
         sparse_.write_gradient(r, params_.kd_weight * grad_scale);
         loss += params_.kd_weight * sparse_.value;

@@ -26,7 +26,7 @@ inline AboveLargest above_largest(const RowContext<V, Div>& row) {
 // The label's logit, which the kernel's sum of logits leaves out and the record's includes, in the shard that
 // has the label; 0 elsewhere.
 template <class Div, class R>
-inline double split_logit(const RowStatistics<R>& statistics) {
+inline double split_logit(const Statistics<R>& statistics) {
   return Div::kSplitsLabel && statistics.label_s != kLowest<R> ? statistics.label_s : 0;
 }
 

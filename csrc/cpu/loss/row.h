@@ -14,7 +14,7 @@ inline namespace FASTKD_ISA {
 
 // The results of sweep 1.
 template <class R>
-struct RowStatistics {
+struct Statistics {
   R label_s = kLowest<R>, label_t = kLowest<R>;  // the label's logits
   R max_s = kLowest<R>, max_t = kLowest<R>;
   int64_t arg_s = 0, arg_t = 0;
@@ -35,7 +35,7 @@ struct RowContext {
   const Call<V, Div> call;
   RowPointer s{}, t{};        // the row's logits
   int64_t label_column = -1;  // -1: there is none, or it belongs to another shard
-  RowStatistics<R> statistics;
+  Statistics<R> statistics;
   Row<double> normalised{};  // the sums as the functor sees them
   Scratch<V, Div> scratch;
 

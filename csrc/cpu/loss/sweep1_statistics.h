@@ -206,7 +206,7 @@ class StatisticsSweep {
 
   RowContext<V, Div>& row_;
   const Call<V, Div>& call_;
-  RowStatistics<R>& statistics_;
+  Statistics<R>& statistics_;
   Scratch<V, Div>& scratch_;
   bool shifts_fit_ = false;  // whether ShiftedExp2 can handle the shifts
 };

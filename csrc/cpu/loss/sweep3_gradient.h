@@ -207,7 +207,7 @@ class GradientSweep {
 
   Context& row_;
   const Call<V, Div>& call_;
-  const RowStatistics<R>& statistics_;
+  const Statistics<R>& statistics_;
   Scratch<V, Div>& scratch_;
   const Row<V> constants_;  // row_.normalised in every lane
   const double scale_, lse_;

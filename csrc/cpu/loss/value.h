@@ -69,7 +69,7 @@ inline void normalise(RowContext<V, Div>& row) {
 
 // Returns log2 of the label's odds at temperature 1, for sums that leave the label out.
 template <class R>
-inline double label_odds(const RowStatistics<R>& statistics) {
+inline double label_odds(const Statistics<R>& statistics) {
   return statistics.label_s * kLog2e - statistics.shift.ce - std::log2(statistics.z_ce);
 }
 
