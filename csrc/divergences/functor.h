@@ -1,5 +1,4 @@
-// Types that the divergence functors are written in, and the contract of a functor (see
-// Functor below).
+// Types that the divergence functors are written in, and the contract of a functor (see Functor below).
 //
 // Each functor is written once, over a number type F: a SIMD vector on the CPU, a float in a CUDA thread.
 // F offers + - * /, exp2_any(F), abs(F), times(F, F), times_add(F, F, F), divide(F, F) and

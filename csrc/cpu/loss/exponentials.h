@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../simd/exp2.h"
-#include "scratch.h"
+#include "row.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -37,15 +37,15 @@ using Exp2Of = ShiftedExp2<V, Memory::kBytes == 2 && !Div::kLog>;
 
 // Returns the address of the teacher's logits from `column` on, or null without a teacher.
 template <class V, class Div>
-inline const char* teacher_at(const RowBlocks<V, Div>& blocks, int64_t column) {
-  return RowSetup<V, Div>::kTeacher ? blocks.t.at(column) : nullptr;
+inline const char* teacher_at(const RowContext<V, Div>& row, int64_t column) {
+  return Div::kReadsTeacher ? row.t.at(column) : nullptr;
 }
 
 // Calls body(s, t) with the block's logits of both sides, in memory.
-template <class V, class Div, class R, class Body>
-inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
-  const char *const s = blocks.s.at(b.start), *const t = teacher_at(blocks, b.start);
-  switch (blocks.s.dtype) {
+template <class V, class Div, class Body>
+inline void with_memory(const RowContext<V, Div>& row, const Block<typename V::Real>& b, const Body& body) {
+  const char *const s = row.s.at(b.start), *const t = teacher_at(row, b.start);
+  switch (row.s.dtype) {
     case Dtype::kBFloat16:
       return body(Halves<V, true>(s), Halves<V, true>(t));
     case Dtype::kFloat16:
@@ -57,10 +57,10 @@ inline void with_memory(const RowBlocks<V, Div>& blocks, const Block<R>& b, cons
 
 // Calls body(s, t) with the block's logits of both sides if kFields includes logits: as with_memory() does,
 // or with the logits that the block has been loaded to.
-template <Fields kFields, class V, class Div, class R, class Body>
-inline void with_logits(const RowBlocks<V, Div>& blocks, const Block<R>& b, const Body& body) {
+template <Fields kFields, class V, class Div, class Body>
+inline void with_logits(const RowContext<V, Div>& row, const Block<typename V::Real>& b, const Body& body) {
   if (kFields != Fields::kAll || b.s != nullptr) return body(Floats<V>(b.s), Floats<V>(b.t));
-  if constexpr (V::kSimd && kFields == Fields::kAll) with_memory(blocks, b, body);
+  if constexpr (V::kSimd && kFields == Fields::kAll) with_memory(row, b, body);
 }
 
 struct ExpSums {
@@ -80,7 +80,7 @@ inline void with_exp2(typename V::Real scale, typename V::Real shift, const Body
 // Computes out = 2^(x * scale - shift) and returns the sums of these and of their squares. The row's next
 // block, at `ahead` with `step` bytes per column, is prefetched: the hardware's prefetcher stops at the end
 // of a page, which is about where a block ends. (A prefetch past the row is harmless.)
-template <class V, class R>
+template <class V, class R = typename V::Real>
 inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, const char* ahead,
                             int64_t step) {
   ExpSums sums;
@@ -99,43 +99,43 @@ inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, con
 }
 
 // `toward`: distance in columns to the block that the sweep visits next.
-template <class V, class Div, class R>
-inline ExpSums student_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                                    RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {
-  return exponentials<V>(b.s, b.n, setup.to_exponent_s, row.shift.s, b.es, blocks.s.at(b.start + toward),
-                         blocks.s.step);
+template <class V, class Div>
+inline ExpSums student_exponentials(const RowContext<V, Div>& row, const Block<typename V::Real>& b,
+                                    int64_t toward) {
+  return exponentials<V>(b.s, b.n, row.call.log2_scale_s, row.statistics.shift.s, b.es,
+                         row.s.at(b.start + toward), row.s.step);
 }
 
-template <class V, class Div, class R>
-inline ExpSums teacher_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                                    RowBlocks<V, Div>& blocks, const Block<R>& b, int64_t toward) {
-  return exponentials<V>(b.t, b.n, setup.to_exponent_t, row.shift.t, b.et, blocks.t.at(b.start + toward),
-                         blocks.t.step);
+template <class V, class Div>
+inline ExpSums teacher_exponentials(const RowContext<V, Div>& row, const Block<typename V::Real>& b,
+                                    int64_t toward) {
+  return exponentials<V>(b.t, b.n, row.call.log2_scale_t, row.statistics.shift.t, b.et,
+                         row.t.at(b.start + toward), row.t.step);
 }
 
-// Computes the student's exponentials at temperature 1, where they are neither those of the divergence nor
-// their squares. Returns their sum.
-template <class V, class Div, class R>
-inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                                  const RowBlocks<V, Div>& blocks, const Block<R>& b, R* out) {
+// Fills `out` with the student's exponentials at temperature 1, where they are neither those of the
+// divergence nor their squares. Returns their sum.
+template <class V, class Div>
+inline double ce_exponentials(const RowContext<V, Div>& row, const Block<typename V::Real>& b,
+                              typename V::Real* out) {
   V sum(0);
   const auto add = [&](int64_t i, V e) {
     e.store(out + i);
     sum = sum + e;
   };
-  if (setup.power == 3) {
+  if (row.call.ce_power == 3) {
     for (int64_t i = 0; i < b.n; i += V::kWidth) {
       const V e = V::load(b.es + i);
       add(i, e * e * e);
     }
-  } else if (setup.power == 4) {
+  } else if (row.call.ce_power == 4) {
     for (int64_t i = 0; i < b.n; i += V::kWidth) {
       const V e = V::load(b.es + i), square = e * e;
       add(i, square * square);
     }
   } else {
-    with_exp2<V>(setup.to_exponent_1, row.shift.one, [&](auto exp2_of) {
-      with_logits<Fields::kAll>(blocks, b, [&](auto s, auto) {
+    with_exp2<V>(row.call.log2_scale_ce, row.statistics.shift.ce, [&](auto exp2_of) {
+      with_logits<Fields::kAll>(row, b, [&](auto s, auto) {
         for (int64_t i = 0; i < b.n; i += V::kWidth) add(i, exp2_of(s.at(i)));
       });
     });
@@ -143,8 +143,8 @@ inline double exponentials_at_one(const RowSetup<V, Div>& setup, const RowState<
   return horizontal_sum(sum);
 }
 
-template <class V, class R, class Exp2, class Memory>
-inline void plain_exponentials(Exp2 exp2_of, Memory x, int64_t n, R* out, const char* ahead) {
+template <class V, class Exp2, class Memory>
+inline void plain_exponentials(Exp2 exp2_of, Memory x, int64_t n, typename V::Real* out, const char* ahead) {
   for (int64_t i = 0; i < n; i += V::kWidth) {
     exp2_of(x.at(i)).store(out + i);
     prefetch(ahead + i * Memory::kBytes);
@@ -154,31 +154,33 @@ inline void plain_exponentials(Exp2 exp2_of, Memory x, int64_t n, R* out, const 
 // For the later sweeps: returns a block with its exponentials, which are computed unless the first sweep has
 // kept them. `logits`: whether the caller will use with_logits(); `toward`: distance in columns to the block
 // that the sweep visits next.
-template <class V, class Div, class R>
-inline Block<R> with_exponentials(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                                  RowBlocks<V, Div>& blocks, int64_t start, bool logits, int64_t toward) {
-  constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
-  const Block<R> bare = blocks.at(start);
-  const R scale_s = setup.to_exponent_s, scale_t = setup.to_exponent_t;
-  const Shifts<R>& shift = row.shift;
-  if (blocks.keeps && !logits) return bare;
+template <class V, class Div>
+inline Block<typename V::Real> with_exponentials(RowContext<V, Div>& row, int64_t start, bool logits,
+                                                 int64_t toward) {
+  using R = typename V::Real;
+  constexpr bool kTeacher = Div::kReadsTeacher;
+  const bool keeps = row.scratch.keeps;
+  const Block<R> bare = row.scratch.at(start);
+  const R scale_s = row.call.log2_scale_s, scale_t = row.call.log2_scale_t;
+  const Shifts<R>& shift = row.statistics.shift;
+  if (keeps && !logits) return bare;
   if constexpr (V::kSimd) {
-    const bool plain = blocks.is_plain(bare, row.label);
-    if (plain && blocks.keeps) return bare;
+    const bool plain = row.is_plain(bare);
+    if (plain && keeps) return bare;
     if (plain && ShiftedExp2<V>::takes(scale_s, shift.s) && ShiftedExp2<V>::takes(scale_t, shift.t)) {
-      with_memory(blocks, bare, [&](auto s, auto t) {
+      with_memory(row, bare, [&](auto s, auto t) {
         using Exp2 = Exp2Of<V, Div, decltype(s)>;
-        plain_exponentials<V>(Exp2(scale_s, shift.s), s, bare.n, bare.es, blocks.s.at(start + toward));
+        plain_exponentials<V>(Exp2(scale_s, shift.s), s, bare.n, bare.es, row.s.at(start + toward));
         if constexpr (kTeacher)
-          plain_exponentials<V>(Exp2(scale_t, shift.t), t, bare.n, bare.et, blocks.t.at(start + toward));
+          plain_exponentials<V>(Exp2(scale_t, shift.t), t, bare.n, bare.et, row.t.at(start + toward));
       });
       return bare;
     }
   }
-  const Block<R> b = blocks.load(start, row.label);
-  if (blocks.keeps) return b;
-  student_exponentials(setup, row, blocks, b, toward);
-  if constexpr (kTeacher) teacher_exponentials(setup, row, blocks, b, toward);
+  const Block<R> b = row.load(start);
+  if (keeps) return b;
+  student_exponentials(row, b, toward);
+  if constexpr (kTeacher) teacher_exponentials(row, b, toward);
   return b;
 }
 

@@ -15,19 +15,22 @@ inline namespace FASTKD_ISA {
 // Whether the exponent of 2 of a finite logit exceeds 2^13, where its last digit is worth a thousandth. The
 // scalar float64 kernel takes ten times as long, so only few rows should be extreme.
 template <class R>
-inline bool is_extreme(R logit, R to_exponent) {
-  return std::isfinite(logit) && !(std::fabs(logit * to_exponent) < R(8192));
+inline bool is_extreme(R logit, R log2_scale) {
+  return std::isfinite(logit) && !(std::fabs(logit * log2_scale) < R(8192));
 }
 
-template <class V, class Div, class R>
-inline bool is_extreme(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+template <class V, class Div>
+inline bool is_extreme(const RowContext<V, Div>& row) {
+  using R = typename V::Real;
+  const auto& statistics = row.statistics;
   // A log-ratio that has overflowed, and its sum with it, may be finite in float64.
   for (int k = 0; k < (Div::kCross ? 0 : Div::kStreams); ++k) {
-    if (std::isinf(row.stream[k])) return true;
+    if (std::isinf(statistics.stream[k])) return true;
   }
-  const R to_s = std::max(setup.to_exponent_s, setup.to_exponent_1), to_t = setup.to_exponent_t;
-  return is_extreme(row.max_s, to_s) || is_extreme(row.max_t, to_t) ||
-         (setup.kSplits && (is_extreme(row.label_s, to_s) || is_extreme(row.label_t, to_t)));
+  const R scale_s = std::max(row.call.log2_scale_s, row.call.log2_scale_ce), scale_t = row.call.log2_scale_t;
+  return is_extreme(statistics.max_s, scale_s) || is_extreme(statistics.max_t, scale_t) ||
+         (Div::kSplitsLabel &&
+          (is_extreme(statistics.label_s, scale_s) || is_extreme(statistics.label_t, scale_t)));
 }
 
 // Runs extreme rows in float64; one object per thread, reused for all of its rows. Subtracting a constant

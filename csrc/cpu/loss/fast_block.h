@@ -10,7 +10,7 @@ inline namespace FASTKD_ISA {
 
 // Returns the largest of n logits; NaN is ignored.
 template <class V, class Memory>
-inline typename V::Real plain_largest(Memory x, int64_t n) {
+inline typename V::Real fast_largest(Memory x, int64_t n) {
   V top(kLowest<typename V::Real>);
   for (int64_t i = 0; i < n; i += V::kWidth) top = max(x.at(i), top);
   return horizontal_max(top);
@@ -30,29 +30,32 @@ inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
 
 // The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
 // loop it is known whether the block is one (`valid`).
-struct PlainSums {
+struct FastSums {
   bool valid;
   double s, squares, t, stream[kMaxStreams];
 };
 
 // `kAlike`: both sides have the same scale and shift, and the base is small. One set of constants then fits
 // in registers (two do not), and ratios need neither scale nor base before they are added up.
-template <bool kAlike, class V, class Div, class R, class Memory>
-inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                            const RowBlocks<V, Div>& blocks, const Block<R>& b, Memory s, Memory t) {
-  constexpr bool kTeacher = RowSetup<V, Div>::kTeacher;
+template <bool kAlike, class V, class Div, class Memory>
+inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V::Real>& b, Memory s,
+                          Memory t) {
+  using R = typename V::Real;
+  constexpr bool kTeacher = Div::kReadsTeacher;
+  const Call<V, Div>& call = row.call;
+  const Shifts<R>& shift = row.statistics.shift;
   constexpr int kW = V::kWidth;
-  const EntryScales<V> c = raw_scales_of(setup, row);
+  const EntryScales<V> c = raw_scales_of(row);
   using Exp2 = Exp2Of<V, Div, Memory>;
-  const Exp2 exp2_s(setup.to_exponent_s, row.shift.s);
-  const Exp2 exp2_t = kAlike ? exp2_s : Exp2(setup.to_exponent_t, row.shift.t);
-  const char* const ahead_s = blocks.s.at(b.start + kBlock);
-  const char* const ahead_t = teacher_at(blocks, b.start + kBlock);
-  const bool stored = V::kKeeps || setup.power > 2;
+  const Exp2 exp2_s(call.log2_scale_s, shift.s);
+  const Exp2 exp2_t = kAlike ? exp2_s : Exp2(call.log2_scale_t, shift.t);
+  const char* const ahead_s = row.s.at(b.start + kBlock);
+  const char* const ahead_t = teacher_at(row, b.start + kBlock);
+  const bool stored = V::kKeeps || call.ce_power > 2;
   // Copies in local variables: the compiler knows that the stores below do not change them.
   R *const out_s = b.es, *const out_t = b.et;
   const int64_t n = b.n;
-  const Div div = setup.div;
+  const Div div = call.div;
   V seen(0), all_s(0), squares(0), all_t(0), streams[kMaxStreams] = {V(0), V(0), V(0)};
   for (int64_t i = 0; i < n;) {
     V of_s(0), of_t(0);
@@ -97,13 +100,13 @@ inline PlainSums plain_sums(const RowSetup<V, Div>& setup, const RowState<R>& ro
     for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
   }
   // NaN fails both comparisons.
-  PlainSums sums{false, horizontal_sum(all_s), horizontal_sum(squares), horizontal_sum(all_t), {0, 0, 0}};
-  sums.valid = sums.s <= setup.most && sums.t <= setup.most && Exp2::was_near(seen);
+  FastSums sums{false, horizontal_sum(all_s), horizontal_sum(squares), horizontal_sum(all_t), {0, 0, 0}};
+  sums.valid = sums.s <= call.most && sums.t <= call.most && Exp2::was_near(seen);
   for (int k = 0; k < Div::kStreams; ++k) {
     sums.stream[k] = horizontal_sum(streams[k]);
     if (kAlike) {
       const double z = div.teacher_power(k) == 1 ? sums.t : sums.s;
-      sums.stream[k] = sums.stream[k] * (kLn2 * setup.to_exponent_s) - row.shift.base * z;
+      sums.stream[k] = sums.stream[k] * (kLn2 * call.log2_scale_s) - shift.base * z;
     }
   }
   return sums;

@@ -16,66 +16,69 @@ inline namespace FASTKD_ISA {
 template <class V, class Div>
 class RowKernel {
   using R = typename V::Real;
-  using Setup = RowSetup<V, Div>;
 
  public:
   RowKernel(const DenseParams& params, Div div, bool streamed)
-      : params_(params), setup_(params, div, streamed), blocks_(params), sparse_(params), extreme_(params) {}
+      : params_(params), row_(params, div, streamed), sparse_(params), extreme_(params) {}
 
   void run_all(NextRows next, void* state) {
     for (int64_t begin, end; next(state, &begin, &end);) {
       for (int64_t r = begin; r < end; ++r) run(r);
     }
-    if (setup_.streamed) stream_fence();
+    if (row_.call.streamed) stream_fence();
   }
 
  private:
   void run(int64_t r) {
     const R loss_scale = static_cast<const R*>(params_.loss_scale)[r];
     const R grad_scale = static_cast<const R*>(params_.grad_scale)[r];
-    state_ = RowState<R>();
-    if (params_.labels != nullptr) state_.label = params_.labels[r];
-    const bool ignored = params_.labels != nullptr && state_.label == params_.ignore_index;
+    Statistics<R>& statistics = row_.statistics;
+    statistics = Statistics<R>();
+    row_.label_column = params_.labels == nullptr ? -1 : params_.labels[r];
+    const bool ignored = params_.labels != nullptr && row_.label_column == params_.ignore_index;
     if (ignored || (loss_scale == 0 && grad_scale == 0)) return skip(r);
-    if (state_.label >= params_.vocab) state_.label = -1;
-    blocks_.s = row_of(params_.student, params_.inner, r);
-    blocks_.t = row_of(params_.teacher, params_.inner, r);
+    if (row_.label_column >= params_.vocab) row_.label_column = -1;
+    row_.s = row_of(params_.student, params_.inner, r);
+    row_.t = row_of(params_.teacher, params_.inner, r);
     double* const record = params_.record == nullptr ? nullptr : params_.record + r * record::kCount;
+    const Phase phase = params_.phase;
 
-    if (params_.phase == Phase::kAll || params_.phase == Phase::kStatistics) {
-      if (setup_.needs_label && state_.label >= 0) {
-        state_.label_s = load_one<R>(blocks_.s.at(state_.label), blocks_.s.dtype);
-        if (Setup::kSplits) state_.label_t = load_one<R>(blocks_.t.at(state_.label), blocks_.t.dtype);
+    if (phase == Phase::kAll || phase == Phase::kStatistics) {
+      if (row_.call.needs_label && row_.label_column >= 0) {
+        statistics.label_s = load_one<R>(row_.s.at(row_.label_column), row_.s.dtype);
+        if (Div::kSplitsLabel) {
+          statistics.label_t = load_one<R>(row_.t.at(row_.label_column), row_.t.dtype);
+        }
       }
-      RowStatistics<V, Div>(setup_, state_, blocks_).find();
+      find_statistics(row_);
     } else {
-      read_record(setup_, state_, record);
+      read_record(row_, record);
     }
-    if (!params_.wide && is_extreme(setup_, state_)) {
-      return extreme_.run(r, blocks_.s, blocks_.t, finite(state_.max_s), finite(state_.max_t));
+    if (!params_.wide && is_extreme(row_)) {
+      return extreme_.run(r, row_.s, row_.t, finite(statistics.max_s), finite(statistics.max_t));
     }
-    if (params_.phase == Phase::kStatistics) return write_record(setup_, state_, record);
-    Row<double> row = normalised(setup_, state_);
-    const bool sums_known = params_.phase == Phase::kDistant || params_.phase == Phase::kFinish;
-    if (sums_known) {
-      row.sum[0] = record[record::kSum0];
-      row.sum[1] = record[record::kSum1];
+    if (phase == Phase::kStatistics) return write_record(row_, record);
+    normalise(row_);
+    double* const sums = row_.normalised.sum;
+    if (phase == Phase::kDistant || phase == Phase::kFinish) {
+      sums[0] = record[record::kSum0];
+      sums[1] = record[record::kSum1];
     } else if constexpr (Div::kSums > 0) {
-      find_sums(setup_, state_, blocks_, params_.grad_teacher.data == nullptr, row);
+      find_sums(row_, params_.grad_teacher.data == nullptr);
     }
     if constexpr (Div::kDistant) {
-      if (params_.phase == Phase::kFinish) {
-        row.distant = row.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
-      } else if (params_.phase != Phase::kSums && setup_.div.is_distant(row.sum)) {
-        find_distant_sums(setup_, state_, blocks_, row);
+      if (phase == Phase::kFinish) {
+        row_.normalised.distant = sums[0] < 0;  // the sum is a logarithm, see Functor::kDistant
+      } else if (phase != Phase::kSums && row_.call.div.is_distant(sums)) {
+        find_distant_sums(row_);
       }
     }
-    if (params_.phase == Phase::kSums || params_.phase == Phase::kDistant) {
-      record[record::kSum0] = row.sum[0];
-      record[record::kSum1] = row.sum[1];
+    if (phase == Phase::kSums || phase == Phase::kDistant) {
+      record[record::kSum0] = sums[0];
+      record[record::kSum1] = sums[1];
       return;
     }
-    finish(r, row, loss_scale, grad_scale);
+    finish(r, loss_scale, grad_scale);
   }
 
   // Writes the results of a row that is not read: zeros.
@@ -92,16 +95,18 @@ class RowKernel {
     if (grad_t.data != nullptr) zero_columns(grad_t, 0, params_.grad_teacher.columns);
   }
 
-  void finish(int64_t r, Row<double>& row, R loss_scale, R grad_scale) {
+  void finish(int64_t r, R loss_scale, R grad_scale) {
+    const Call<V, Div>& call = row_.call;
     double divergence = std::numeric_limits<double>::quiet_NaN(), loss = 0;
-    if constexpr (Setup::kTeacher) {
-      divergence = setup_.div.value(row);
+    if constexpr (Div::kReadsTeacher) {
+      divergence = call.div.value(row_.normalised);
       loss += params_.kd_weight * divergence;
     }
     double coefficient = 0;
-    if constexpr (Setup::kSparse) {
+    if constexpr (Div::kSparseTeacher) {
       if (sees_sparse()) {
-        sparse_.find(r, blocks_.s, kLn2 * (double(state_.shift.s) + std::log2(state_.z_s)));
+        const Statistics<R>& statistics = row_.statistics;
+        sparse_.find(r, row_.s, kLn2 * (double(statistics.shift.s) + std::log2(statistics.z_s)));
         sparse_.write_gradient(r, params_.kd_weight * grad_scale);
         loss += params_.kd_weight * sparse_.value;
         coefficient = sparse_.coefficient;
@@ -109,37 +114,33 @@ class RowKernel {
         coefficient = static_cast<const R*>(params_.coefficient)[r];
       }
     }
-    const double lse = setup_.softmax ? lse_at_one(setup_, state_) : 0;
-    const double nll = setup_.needs_label && setup_.softmax ? cross_entropy(setup_, state_, lse) : 0;
-    if (setup_.cross_entropy) loss += params_.ce_weight * nll;
+    const double lse = call.ce_softmax ? ce_log_sum_exp(row_) : 0;
+    const double nll = call.needs_label && call.ce_softmax ? cross_entropy(row_, lse) : 0;
+    if (call.cross_entropy) loss += params_.ce_weight * nll;
     if (params_.z_loss != 0) loss += params_.z_loss * (lse + params_.lse_less) * (lse + params_.lse_less);
     static_cast<R*>(params_.row_loss)[r] = loss_scale == 0 ? R(0) : static_cast<R>(loss_scale * loss);
     if (params_.metrics != nullptr) {
       R* const metrics = static_cast<R*>(params_.metrics) + r * metric::kCount;
-      write_metrics(setup_, state_, divergence, nll, metrics);
-      if (sees_sparse()) sparse_.write_metrics(state_.max_s, metrics);
+      write_metrics(row_, divergence, nll, metrics);
+      if (sees_sparse()) sparse_.write_metrics(row_.statistics.max_s, metrics);
     }
 
     const RowPointer grad_s = row_of(params_.grad_student, params_.inner, r);
     RowPointer grad_t = row_of(params_.grad_teacher, params_.inner, r);
     if (grad_t.data != nullptr)
-      zero_columns(grad_t, Setup::kTeacher ? params_.vocab : 0, params_.grad_teacher.columns);
-    if (!Setup::kTeacher) grad_t.data = nullptr;
+      zero_columns(grad_t, Div::kReadsTeacher ? params_.vocab : 0, params_.grad_teacher.columns);
+    if (!Div::kReadsTeacher) grad_t.data = nullptr;
     if (grad_s.data != nullptr || grad_t.data != nullptr) {
-      RowGradient<V, Div> gradient(setup_, state_, blocks_, row, grad_scale, lse);
-      gradient.write(grad_s, grad_t, coefficient);
-      if (sees_sparse()) gradient.write_entries(sparse_, grad_s);
+      write_gradients(row_, grad_s, grad_t, grad_scale, lse, coefficient, sees_sparse() ? &sparse_ : nullptr);
     }
     if (grad_s.data != nullptr) zero_columns(grad_s, params_.vocab, params_.grad_student.columns);
   }
 
   // Whether the call has the sparse teacher itself, and not the coefficients that were computed from it.
-  bool sees_sparse() const { return Setup::kSparse && params_.phase == Phase::kAll; }
+  bool sees_sparse() const { return Div::kSparseTeacher && params_.phase == Phase::kAll; }
 
   const DenseParams& params_;
-  const Setup setup_;
-  RowState<R> state_;
-  RowBlocks<V, Div> blocks_;
+  RowContext<V, Div> row_;
   SparseRow<R> sparse_;
   ExtremeRow<R> extreme_;
 };

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "scratch.h"
+#include "row.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -12,7 +12,7 @@ inline namespace FASTKD_ISA {
 // first sweep.
 template <class V>
 struct EntryScales {
-  V to_s, to_t, shift_s, shift_t, to_nats, temperatures, less_base, base, cross_shift;
+  V log2_scale_s, log2_scale_t, shift_s, shift_t, to_nats, temperatures, less_base, base, cross_shift;
   V log_ratio_offset;             // Row::log_ratio_offset
   V row_r_s, row_r_t;             // factors from exponentials relative to the row's shifts to probabilities
   V r_s, r_t;                     // the same for the block's exponentials, whose shifts may be others
@@ -22,51 +22,56 @@ struct EntryScales {
   Shifts<typename V::Real> kept;  // the shifts of the block's exponentials
 };
 
-template <class V, class Div, class R>
-inline EntryScales<V> raw_scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+template <class V, class Div>
+inline EntryScales<V> raw_scales_of(const RowContext<V, Div>& row) {
+  const Call<V, Div>& call = row.call;
+  const auto& shift = row.statistics.shift;
   EntryScales<V> c;
-  c.to_s = V(setup.to_exponent_s), c.to_t = V(setup.to_exponent_t);
-  c.shift_s = V(-row.shift.s), c.shift_t = V(-row.shift.t);
-  c.to_nats = V(setup.to_nats), c.temperatures = V(setup.temperatures);
-  c.less_base = V(-row.shift.ratio);
-  c.base = V(double(row.shift.s) - row.shift.t + kLog2e * row.shift.base);
-  c.cross_shift = V(row.cross_shift);
+  c.log2_scale_s = V(call.log2_scale_s), c.log2_scale_t = V(call.log2_scale_t);
+  c.shift_s = V(-shift.s), c.shift_t = V(-shift.t);
+  c.to_nats = V(call.to_nats), c.temperatures = V(call.temperatures);
+  c.less_base = V(-shift.ratio);
+  c.base = V(double(shift.s) - shift.t + kLog2e * shift.base);
+  c.cross_shift = V(row.statistics.cross_shift);
   return c;
 }
 
-// Sets all constants, for a block with the row's own shifts. `offset`: Row::log_ratio_offset.
-template <class V, class Div, class R>
-inline EntryScales<V> scales_of(const RowSetup<V, Div>& setup, const RowState<R>& row, double offset) {
-  EntryScales<V> c = raw_scales_of(setup, row);
+// Sets all constants, for a block with the row's own shifts.
+template <class V, class Div>
+inline EntryScales<V> scales_of(const RowContext<V, Div>& row) {
+  EntryScales<V> c = raw_scales_of(row);
   c.factor_term = c.factor_s = c.factor_t = V(1);
   c.factor = 1;
-  c.kept = row.shift;
-  c.r_s = c.row_r_s = V(reciprocal<Div>(row.z_s));
-  c.r_t = c.row_r_t = V(reciprocal<Div>(row.z_t));
-  c.log_ratio_offset = V(offset);
+  c.kept = row.statistics.shift;
+  c.r_s = c.row_r_s = V(reciprocal<Div>(row.statistics.z_s));
+  c.r_t = c.row_r_t = V(reciprocal<Div>(row.statistics.z_t));
+  c.log_ratio_offset = V(row.normalised.log_ratio_offset);
   return c;
 }
 
 // Adapts the constants to a block whose exponentials were kept relative to other shifts.
-template <class V, class Div, class R>
-inline void adapt(const Div& div, EntryScales<V>& c, const RowState<R>& row, const Shifts<R>& kept) {
+template <class V, class Div>
+inline void adapt(const RowContext<V, Div>& row, EntryScales<V>& c, const Shifts<typename V::Real>& kept) {
   if (kept == c.kept) return;
+  const auto& shift = row.statistics.shift;
   c.kept = kept;
   // Shifts only rise, with two exceptions: a shift that both sides shared until they parted, and the first
   // shift of a row that begins without finite exponents. In the latter case everything kept is 0, and its
   // factor only has to be finite; hence the bound.
   constexpr double kMostFall = 32;
-  const double by_s = std::min(double(kept.s) - row.shift.s, kMostFall);
-  const double by_t = std::min(double(kept.t) - row.shift.t, kMostFall);
+  const double by_s = std::min(double(kept.s) - shift.s, kMostFall);
+  const double by_t = std::min(double(kept.t) - shift.t, kMostFall);
   const double factor_s = by_s == 0 ? 1 : std::exp2(by_s), factor_t = by_t == 0 ? 1 : std::exp2(by_t);
   if constexpr (kKeepsTerms<Div>) {
     // The two powers add up to 1. With an unchanged base the terms therefore move as the student's
     // exponentials do.
-    const double by_base = kept.base - row.shift.base;
-    c.factor_term = V(by_base == 0 ? factor_s : std::exp2(by_s + kLog2e * div.teacher_power(0) * by_base));
+    const double by_base = kept.base - shift.base;
+    c.factor_term =
+        V(by_base == 0 ? factor_s : std::exp2(by_s + kLog2e * row.call.div.teacher_power(0) * by_base));
   }
   c.factor_s = V(factor_s), c.factor_t = V(factor_t);
-  c.r_s = V(reciprocal<Div>(row.z_s) * factor_s), c.r_t = V(reciprocal<Div>(row.z_t) * factor_t);
+  c.r_s = V(reciprocal<Div>(row.statistics.z_s) * factor_s);
+  c.r_t = V(reciprocal<Div>(row.statistics.z_t) * factor_t);
   c.factor = factor_s;
 }
 
@@ -78,22 +83,22 @@ inline V ratio_of(const EntryScales<V>& c, V s, V t) {
 
 template <class V>
 inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
-  e.xs = fma(s, c.to_s, c.shift_s);
-  e.xt = fma(t, c.to_t, c.shift_t);
+  e.xs = fma(s, c.log2_scale_s, c.shift_s);
+  e.xt = fma(t, c.log2_scale_t, c.shift_t);
   e.log_ratio_raw = ratio_of(c, s, t);
   e.relative = e.log_ratio_raw;
   e.base = c.base;
 }
 
 // Sets what depends on the logits, for the entries from column i of the block on.
-template <class V, class R>
-inline void add_logits(const EntryScales<V>& c, const Block<R>& b, int64_t i, Entry<V>& e) {
+template <class V>
+inline void add_logits(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i, Entry<V>& e) {
   add_logits(c, V::load(b.s + i), V::load(b.t + i), e);
 }
 
 // Returns the fields of an entry that the first sweep knows.
-template <class V, class R>
-inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+template <class V>
+inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i) {
   Entry<V> e;
   add_logits(c, b, i, e);
   e.es = V::load(b.es + i);
@@ -103,8 +108,8 @@ inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<R>& b, int64_t i)
 
 // Returns the fields of an entry that the exponentials determine. `r_s`, `r_t`: the factors from exponentials
 // to probabilities, or to multiples of them.
-template <class V, class R>
-inline Entry<V> shares(const Block<R>& b, int64_t i, V r_s, V r_t) {
+template <class V>
+inline Entry<V> shares(const Block<typename V::Real>& b, int64_t i, V r_s, V r_t) {
   Entry<V> e;
   e.es = V::load(b.es + i);
   e.et = V::load(b.et + i);
@@ -115,8 +120,8 @@ inline Entry<V> shares(const Block<R>& b, int64_t i, V r_s, V r_t) {
 }
 
 // The same for probabilities.
-template <class V, class Div, class R>
-inline Entry<V> probabilities(const EntryScales<V>& c, const Block<R>& b, int64_t i) {
+template <class V, class Div>
+inline Entry<V> probabilities(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i) {
   if constexpr (!Div::kCross) return shares(b, i, c.r_s, c.r_t);
   // In two steps, as the terms of the cross stream are computed, so that both round alike.
   Entry<V> e;
@@ -143,8 +148,9 @@ inline Row<V> widened(const Row<double>& row) {
 }
 
 // Returns the entry with the fields that `kFields` names. `s`, `t`: the block's logits, read for kAll only.
-template <Fields kFields, class Div, class V, class R, class Logits>
-inline Entry<V> entry_as(const EntryScales<V>& c, const Block<R>& b, int64_t i, Logits s, Logits t) {
+template <Fields kFields, class Div, class V, class Logits>
+inline Entry<V> entry_as(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i, Logits s,
+                         Logits t) {
   Entry<V> e = probabilities<V, Div>(c, b, i);
   if constexpr (kFields == Fields::kAll) {
     const V logit_s = s.at(i), logit_t = t.at(i);

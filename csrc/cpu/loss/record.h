@@ -1,4 +1,4 @@
-// Converts a row's state to its record and back. The record's sums are relative to the row maxima, the
+// Converts a row's statistics to its record and back. The record's sums are relative to the row maxima, the
 // kernel's to its shifts.
 #pragma once
 
@@ -10,74 +10,75 @@ inline namespace FASTKD_ISA {
 // By how much a row's shifts exceed its maxima, as exponents of 2, and by how much its base exceeds the
 // log-ratio of the maxima, in nats.
 struct AboveLargest {
-  double s, t, one, base;
+  double s, t, ce, base;
 };
 
-template <class V, class Div, class R>
-inline AboveLargest above_largest(const RowSetup<V, Div>& setup, const RowState<R>& row) {
-  const double to_s = double(finite(row.max_s)) * setup.to_exponent_s;
-  const double to_t = double(finite(row.max_t)) * setup.to_exponent_t;
-  const double to_1 = double(finite(row.max_s)) * setup.to_exponent_1;
-  return {row.shift.s - to_s, row.shift.t - to_t, row.shift.one - to_1,
-          row.shift.base - kLn2 * (to_t - to_s)};
+template <class V, class Div>
+inline AboveLargest above_largest(const RowContext<V, Div>& row) {
+  const auto& statistics = row.statistics;
+  const auto& shift = statistics.shift;
+  const double max_s = double(finite(statistics.max_s)), max_t = double(finite(statistics.max_t));
+  const double to_s = max_s * row.call.log2_scale_s, to_t = max_t * row.call.log2_scale_t;
+  const double to_ce = max_s * row.call.log2_scale_ce;
+  return {shift.s - to_s, shift.t - to_t, shift.ce - to_ce, shift.base - kLn2 * (to_t - to_s)};
 }
 
 // The label's logit, which the kernel's sum of logits leaves out and the record's includes, in the shard that
 // has the label; 0 elsewhere.
 template <class Div, class R>
-inline double split_logit(const RowState<R>& row) {
-  return Div::kSplitsLabel && row.label_s != kLowest<R> ? row.label_s : 0;
+inline double split_logit(const Statistics<R>& statistics) {
+  return Div::kSplitsLabel && statistics.label_s != kLowest<R> ? statistics.label_s : 0;
 }
 
-template <class V, class Div, class R>
-inline void write_record(const RowSetup<V, Div>& setup, RowState<R>& row, double* record) {
-  const AboveLargest by = above_largest(setup, row);
-  move_sums(setup.div, row, by.s, by.t, by.one, by.base);
-  const double max_s = finite(row.max_s), max_t = finite(row.max_t);
-  const double values[record::kCount] = {row.max_s,
-                                         row.max_t,
-                                         row.z_s,
-                                         row.z_t,
-                                         row.z_1,
-                                         row.stream[0],
-                                         row.stream[1],
-                                         row.stream[2],
-                                         row.cross_shift,
-                                         row.logit_sum + split_logit<Div>(row) - row.columns * max_s,
-                                         row.label_s,
-                                         row.label_t,
-                                         row.moment_s - row.z_s * max_s,
-                                         row.moment_t - row.z_t * max_t,
-                                         double(row.arg_s),
-                                         double(row.arg_t),
-                                         row.columns,
-                                         0,
-                                         0};
-  static_assert(sizeof values == sizeof(double) * record::kCount, "a value for each column");
-  for (int k = 0; k < record::kCount; ++k) record[k] = values[k];
+template <class V, class Div>
+inline void write_record(RowContext<V, Div>& row, double* record) {
+  const AboveLargest by = above_largest(row);
+  move_sums(row, by.s, by.t, by.ce, by.base);
+  const auto& statistics = row.statistics;
+  const double max_s = finite(statistics.max_s), max_t = finite(statistics.max_t);
+  for (int k = 0; k < record::kCount; ++k) record[k] = 0;
+  record[record::kMaxS] = statistics.max_s;
+  record[record::kMaxT] = statistics.max_t;
+  record[record::kZS] = statistics.z_s;
+  record[record::kZT] = statistics.z_t;
+  record[record::kZCe] = statistics.z_ce;
+  for (int k = 0; k < kMaxStreams; ++k) record[record::kStream0 + k] = statistics.stream[k];
+  record[record::kCrossShift] = statistics.cross_shift;
+  record[record::kLogitSum] =
+      statistics.logit_sum + split_logit<Div>(statistics) - statistics.columns * max_s;
+  record[record::kLabelS] = statistics.label_s;
+  record[record::kLabelT] = statistics.label_t;
+  record[record::kMomentS] = statistics.moment_s - statistics.z_s * max_s;
+  record[record::kMomentT] = statistics.moment_t - statistics.z_t * max_t;
+  record[record::kArgS] = double(statistics.arg_s);
+  record[record::kArgT] = double(statistics.arg_t);
+  record[record::kColumns] = statistics.columns;
 }
 
-template <class V, class Div, class R>
-inline void read_record(const RowSetup<V, Div>& setup, RowState<R>& row, const double* record) {
-  row.max_s = static_cast<R>(record[record::kMaxS]);
-  row.max_t = static_cast<R>(record[record::kMaxT]);
-  row.z_s = record[record::kZS];
-  row.z_t = record[record::kZT];
-  row.z_1 = record[record::kZCe];
-  for (int k = 0; k < kMaxStreams; ++k) row.stream[k] = record[record::kStream0 + k];
-  row.cross_shift = record[record::kCrossShift];
-  row.label_s = static_cast<R>(record[record::kLabelS]);
-  row.label_t = static_cast<R>(record[record::kLabelT]);
-  const double max_s = finite(row.max_s), max_t = finite(row.max_t);
-  row.moment_s = record[record::kMomentS] + row.z_s * max_s;
-  row.moment_t = record[record::kMomentT] + row.z_t * max_t;
-  row.arg_s = static_cast<int64_t>(record[record::kArgS]);
-  row.arg_t = static_cast<int64_t>(record[record::kArgT]);
-  row.columns = record[record::kColumns];
-  row.logit_sum = record[record::kLogitSum] + row.columns * max_s - split_logit<Div>(row);
-  row.shift = shifts_for(setup, row);
-  const AboveLargest by = above_largest(setup, row);
-  move_sums(setup.div, row, -by.s, -by.t, -by.one, -by.base);
+template <class V, class Div>
+inline void read_record(RowContext<V, Div>& row, const double* record) {
+  using R = typename V::Real;
+  auto& statistics = row.statistics;
+  statistics.max_s = static_cast<R>(record[record::kMaxS]);
+  statistics.max_t = static_cast<R>(record[record::kMaxT]);
+  statistics.z_s = record[record::kZS];
+  statistics.z_t = record[record::kZT];
+  statistics.z_ce = record[record::kZCe];
+  for (int k = 0; k < kMaxStreams; ++k) statistics.stream[k] = record[record::kStream0 + k];
+  statistics.cross_shift = record[record::kCrossShift];
+  statistics.label_s = static_cast<R>(record[record::kLabelS]);
+  statistics.label_t = static_cast<R>(record[record::kLabelT]);
+  const double max_s = finite(statistics.max_s), max_t = finite(statistics.max_t);
+  statistics.moment_s = record[record::kMomentS] + statistics.z_s * max_s;
+  statistics.moment_t = record[record::kMomentT] + statistics.z_t * max_t;
+  statistics.arg_s = static_cast<int64_t>(record[record::kArgS]);
+  statistics.arg_t = static_cast<int64_t>(record[record::kArgT]);
+  statistics.columns = record[record::kColumns];
+  statistics.logit_sum =
+      record[record::kLogitSum] + statistics.columns * max_s - split_logit<Div>(statistics);
+  statistics.shift = shifts_for(row);
+  const AboveLargest by = above_largest(row);
+  move_sums(row, -by.s, -by.t, -by.ce, -by.base);
 }
 
 }  // namespace FASTKD_ISA

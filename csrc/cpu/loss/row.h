@@ -1,78 +1,97 @@
-// The state of a row: the sums that the sweeps have collected so far.
-//
-// Exponentials are powers of two, with exponents x = logit * log2(e) / T - shift. The shift is an integer
-// near the row maximum: near the maximum of the columns that made the kernel change it. With equal
-// temperatures and maxima near each other both rows share one shift. Equal logits then give equal
-// exponentials, and q - p is right to the last digits however similar the models are.
+// A row on its way through the sweeps: RowContext is what every sweep works on.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstring>
 
 #include "call.h"
+#include "scratch.h"
+#include "shifts.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
+// The results of sweep 1.
 template <class R>
-constexpr R kLowest = -std::numeric_limits<R>::infinity();
-
-template <class R>
-struct Shifts {
-  R s = 0, t = 0, one = 0;  // for the student, the teacher, the student at temperature 1
-  // Log-ratios are relative to the log-ratio of the largest logits, so that logits which differ by a constant
-  // have ratios near 0. That number is stored twice, in nats: `ratio` as Entry::ratio uses it, and `base` as
-  // the exponentials imply it, whose scales are rounded differently.
-  R ratio = 0;
-  double base = 0;
-
-  bool operator==(const Shifts& x) const { return s == x.s && t == x.t && one == x.one && base == x.base; }
-};
-
-template <class R>
-struct RowState {
-  int64_t label = -1;  // -1: there is none, or it belongs to another shard
-  R label_s = kLowest<R>, label_t = kLowest<R>;
+struct Statistics {
+  R label_s = kLowest<R>, label_t = kLowest<R>;  // the label's logits
   R max_s = kLowest<R>, max_t = kLowest<R>;
   int64_t arg_s = 0, arg_t = 0;
   double columns = 0;
   double logit_sum = 0;
   // All sums below are relative to the shifts.
   Shifts<R> shift;
-  double z_s = 0, z_t = 0, z_1 = 0, moment_s = 0, moment_t = 0;
+  double z_s = 0, z_t = 0, z_ce = 0, moment_s = 0, moment_t = 0;
   double stream[kMaxStreams] = {0, 0, 0}, cross_shift = 0;
 };
 
-// The maximum, or 0 while all logits are -inf: any finite number will do then.
-template <class R>
-inline R finite(R x) {
-  return x == kLowest<R> ? R(0) : x;
-}
+// One per thread, reused for all of its rows.
+template <class V, class Div>
+struct RowContext {
+  using R = typename V::Real;
+  static constexpr bool kTeacher = Div::kReadsTeacher, kSplits = Div::kSplitsLabel;
 
-// Returns the exponent of 2 of a row maximum, rounded. Where it is -inf, or so low that the product becomes
-// -inf, any finite shift will do and keeps -inf - shift from being NaN.
-template <class R>
-inline R exponent_of(R max, R to_exponent) {
-  const R exponent = std::nearbyint(max * to_exponent);
-  return exponent == kLowest<R> ? R(0) : exponent;
-}
+  const Call<V, Div> call;
+  RowPointer s{}, t{};        // the row's logits
+  int64_t label_column = -1;  // -1: there is none, or it belongs to another shard
+  Statistics<R> statistics;
+  Row<double> normalised{};  // the sums as the functor sees them
+  Scratch<V, Div> scratch;
+
+  RowContext(const DenseParams& params, Div div, bool streamed)
+      : call(params, div, streamed), scratch(params) {}
+
+  // Whether the block's logits are whole vectors in memory, with the same dtype on both sides.
+  bool is_plain(const Block<R>& b) const {
+    if (!V::kSimd || b.n % V::kWidth != 0 || (kSplits && b.holds(label_column))) return false;
+    if (!s.dense() || s.dtype == Dtype::kFloat64) return false;
+    return !kTeacher || (t.dense() && t.dtype == s.dtype);
+  }
+
+  // Returns the start of the last block. An empty shard of the vocabulary has no blocks; the result is then
+  // negative.
+  int64_t last_block() const { return (call.params.vocab + kBlock - 1) / kBlock * kBlock - kBlock; }
+
+  // Returns the block with its logits as numbers, and with -inf for a label that the divergence treats apart.
+  Block<R> load(int64_t start) {
+    Block<R> b = scratch.at(start);
+    b.s = load_block<V>(s, start, b.n, scratch.logits_s);
+    if constexpr (kTeacher) b.t = load_block<V>(t, start, b.n, scratch.logits_t);
+    if constexpr (kSplits) {
+      if (b.holds(label_column)) {
+        b.s = without(b.s, scratch.logits_s, b.n, label_column - start);
+        b.t = without(b.t, scratch.logits_t, b.n, label_column - start);
+      }
+    }
+    return b;
+  }
+
+ private:
+  // Copies the block to `buffer`, with -inf at `place`.
+  static const R* without(const R* x, R* buffer, int64_t n, int64_t place) {
+    if (x != buffer) std::memcpy(buffer, x, (n + V::kWidth - 1) / V::kWidth * V::kWidth * sizeof(R));
+    buffer[place] = kLowest<R>;
+    return buffer;
+  }
+};
 
 // Returns the shifts for the largest logits so far.
-template <class V, class Div, class R>
-inline Shifts<R> shifts_for(const RowSetup<V, Div>& setup, const RowState<R>& row) {
+template <class V, class Div>
+inline Shifts<typename V::Real> shifts_for(const RowContext<V, Div>& row) {
+  using R = typename V::Real;
+  const Call<V, Div>& call = row.call;
+  const R max_s = row.statistics.max_s, max_t = row.statistics.max_t;
   Shifts<R> to;
-  to.s = exponent_of(row.max_s, R(setup.to_exponent_s));
-  to.t = exponent_of(row.max_t, R(setup.to_exponent_t));
-  if (setup.same_temperature && setup.kTeacher && std::fabs(to.s - to.t) < 4)
-    to.s = to.t = std::max(to.s, to.t);
-  to.one =
-      setup.power == 0 ? exponent_of(row.max_s, R(setup.to_exponent_1)) : exponent_of(to.s, R(setup.power));
-  if constexpr (RowSetup<V, Div>::kTeacher) {
-    const double s = finite(row.max_s), t = finite(row.max_t);
-    const double ratio = (t * setup.temperatures - s) * setup.to_nats;
+  to.s = exponent_of(max_s, call.log2_scale_s);
+  to.t = exponent_of(max_t, call.log2_scale_t);
+  if (call.same_temperature && row.kTeacher && std::fabs(to.s - to.t) < 4) to.s = to.t = std::max(to.s, to.t);
+  to.ce = call.ce_power == 0 ? exponent_of(max_s, call.log2_scale_ce) : exponent_of(to.s, R(call.ce_power));
+  if constexpr (Div::kReadsTeacher) {
+    const double s = finite(max_s), t = finite(max_t);
+    const double ratio = (t * call.temperatures - s) * call.to_nats;
     to.ratio = static_cast<R>(ratio);
-    to.base = kLn2 * (t * setup.to_exponent_t - s * setup.to_exponent_s) + (to.ratio - ratio);
+    to.base = kLn2 * (t * call.log2_scale_t - s * call.log2_scale_s) + (to.ratio - ratio);
   }
   return to;
 }
@@ -82,30 +101,32 @@ inline void rescale(double& sum, double by) {
 }
 
 // Converts all sums to shifts, and to a base, that are smaller by these amounts.
-template <class Div, class R>
-inline void move_sums(const Div& div, RowState<R>& row, double by_s, double by_t, double by_1,
-                      double by_base) {
-  rescale(row.z_s, by_s);
-  rescale(row.z_t, by_t);
-  rescale(row.z_1, by_1);
-  rescale(row.moment_s, by_s);
-  rescale(row.moment_t, by_t);
+template <class V, class Div>
+inline void move_sums(RowContext<V, Div>& row, double by_s, double by_t, double by_ce, double by_base) {
+  auto& statistics = row.statistics;
+  rescale(statistics.z_s, by_s);
+  rescale(statistics.z_t, by_t);
+  rescale(statistics.z_ce, by_ce);
+  rescale(statistics.moment_s, by_s);
+  rescale(statistics.moment_t, by_t);
   for (int k = 0; k < Div::kStreams; ++k) {
-    const double a = div.teacher_power(k), b = div.student_power(k);
+    double& stream = statistics.stream[k];
+    const double a = row.call.div.teacher_power(k), b = row.call.div.student_power(k);
     if (Div::kCross && k == 0) {
-      rescale(row.stream[k], (a + b) * by_s + kLog2e * a * by_base);
+      rescale(stream, (a + b) * by_s + kLog2e * a * by_base);
     } else {
-      rescale(row.stream[k], a * by_t + b * by_s);
+      rescale(stream, a * by_t + b * by_s);
     }
-    if (!Div::kCross && by_base != 0) row.stream[k] += times(a == 1 ? row.z_t : row.z_s, by_base);
+    if (!Div::kCross && by_base != 0) stream += times(a == 1 ? statistics.z_t : statistics.z_s, by_base);
   }
 }
 
-template <class V, class Div, class R>
-inline void move_to(const RowSetup<V, Div>& setup, RowState<R>& row, const Shifts<R>& to) {
-  move_sums(setup.div, row, double(row.shift.s) - to.s, double(row.shift.t) - to.t,
-            double(row.shift.one) - to.one, row.shift.base - to.base);
-  row.shift = to;
+template <class V, class Div>
+inline void move_to(RowContext<V, Div>& row, const Shifts<typename V::Real>& to) {
+  Shifts<typename V::Real>& shift = row.statistics.shift;
+  move_sums(row, double(shift.s) - to.s, double(shift.t) - to.t, double(shift.ce) - to.ce,
+            shift.base - to.base);
+  shift = to;
 }
 
 // Returns 1 / z. Where the label is the only entry that exists, the sum over the others is 0; they then have

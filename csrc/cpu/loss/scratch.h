@@ -10,7 +10,8 @@
 
 #include "../dispatch.h"
 #include "../simd/block_io.h"
-#include "row.h"
+#include "call.h"
+#include "shifts.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -69,19 +70,19 @@ struct Block {
 
 // One per thread, reused for all of its rows.
 template <class V, class Div>
-class RowBlocks {
+class Scratch {
  public:
   using R = typename V::Real;
-  using Setup = RowSetup<V, Div>;
   static constexpr int kW = V::kWidth;
 
-  RowPointer s{}, t{};               // the row's logits
   const bool keeps;                  // whether the later sweeps reuse the exponentials of the first
-  alignas(64) R out_s[kBlock + kW];  // scratch: exponentials that are not kept; gradients
+  alignas(64) R out_s[kBlock + kW];  // exponentials that are not kept; gradients
   alignas(64) R out_t[kBlock + kW];
-  alignas(64) R e1[kBlock + kW];  // scratch: what one loop over a block leaves for the next
+  alignas(64) R e1[kBlock + kW];  // what one loop over a block leaves for the next
+  alignas(64) R logits_s[kBlock + kW];
+  alignas(64) R logits_t[kBlock + kW];
 
-  explicit RowBlocks(const DenseParams& params)
+  explicit Scratch(const DenseParams& params)
       : keeps(V::kKeeps && params.phase == Phase::kAll && params.vocab <= kMostKept),
         vocab_(params.vocab),
         kept_(keeps       ? kLeftRow + (kLeaves ? 1 : 0)
@@ -89,17 +90,6 @@ class RowBlocks {
                           : 0,
               params.vocab),
         shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
-
-  // Whether the block's logits are whole vectors in memory, with the same dtype on both sides.
-  bool is_plain(const Block<R>& b, int64_t label) const {
-    if (!V::kSimd || b.n % kW != 0 || (Setup::kSplits && b.holds(label))) return false;
-    if (!s.dense() || s.dtype == Dtype::kFloat64) return false;
-    return !Setup::kTeacher || (t.dense() && t.dtype == s.dtype);
-  }
-
-  // Returns the start of the last block. An empty shard of the vocabulary has no blocks; the result is then
-  // negative.
-  int64_t last() const { return (vocab_ + kBlock - 1) / kBlock * kBlock - kBlock; }
 
   // Returns the block without its logits.
   Block<R> at(int64_t start) {
@@ -112,39 +102,16 @@ class RowBlocks {
     return b;
   }
 
-  // Returns the block with its logits as numbers, and with -inf for a label that the divergence treats apart.
-  Block<R> load(int64_t start, int64_t label) {
-    Block<R> b = at(start);
-    b.s = load_block<V>(s, start, b.n, buffer_s_);
-    if constexpr (Setup::kTeacher) b.t = load_block<V>(t, start, b.n, buffer_t_);
-    if constexpr (Setup::kSplits) {
-      if (b.holds(label)) {
-        b.s = without(b.s, buffer_s_, b.n, label - start);
-        b.t = without(b.t, buffer_t_, b.n, label - start);
-      }
-    }
-    return b;
-  }
-
   // The shifts that the kept exponentials of a block are relative to.
   Shifts<R>& shift(const Block<R>& b) { return shifts_[b.start / kBlock]; }
 
  private:
   // Kept rows larger than this would not stay in the caches.
   static constexpr int64_t kMostKept = (int64_t(2) << 20) / sizeof(R);
-  static constexpr int kTeacherRow = Setup::kTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;
+  static constexpr int kTeacherRow = Div::kReadsTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;
   static constexpr bool kLeaves = Div::kLog || kKeepsTerms<Div>;
 
-  // Copies the block to `buffer`, with -inf at `place`.
-  static const R* without(const R* x, R* buffer, int64_t n, int64_t place) {
-    if (x != buffer) std::memcpy(buffer, x, (n + kW - 1) / kW * kW * sizeof(R));
-    buffer[place] = kLowest<R>;
-    return buffer;
-  }
-
   const int64_t vocab_;
-  alignas(64) R buffer_s_[kBlock + kW];
-  alignas(64) R buffer_t_[kBlock + kW];
   KeptRows<R> kept_;
   std::vector<Shifts<R>> shifts_;
 };

@@ -10,9 +10,9 @@ inline namespace FASTKD_ISA {
 // Fills b.left with the terms and returns their sum. Where all entries of the block are near each other,
 // cross_term() reduces to one exponential, which then has a loop of its own. `shifted`: whether the terms
 // have a cross shift; `exponents`: a scratch buffer.
-template <class V, class Div, class R>
-inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted, const Block<R>& b,
-                          R* exponents) {
+template <class V, class Div>
+inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
+                          const Block<typename V::Real>& b, typename V::Real* exponents) {
   constexpr int kW = V::kWidth;
   V far(shifted ? 1 : 0);
   for (int64_t i = 0; i < b.n; i += kW) {
@@ -34,29 +34,28 @@ inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
 }
 
 template <class V, class Div>
-class RowStatistics {
+class StatisticsSweep {
   using R = typename V::Real;
-  using Setup = RowSetup<V, Div>;
   static constexpr int kW = V::kWidth;
 
  public:
-  RowStatistics(const Setup& setup, RowState<R>& row, RowBlocks<V, Div>& blocks)
-      : setup_(setup), row_(row), blocks_(blocks) {}
+  explicit StatisticsSweep(RowContext<V, Div>& row)
+      : row_(row), call_(row.call), statistics_(row.statistics), scratch_(row.scratch) {}
 
-  void find() {
-    row_.columns = static_cast<double>(setup_.params.vocab);
+  void run() {
+    statistics_.columns = static_cast<double>(call_.params.vocab);
     const bool plain =
-        !Div::kCross && setup_.params.metrics == nullptr && !setup_.smoothed && setup_.most >= kBlock;
-    for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
-      if (plain && add_plain(blocks_.at(start))) continue;
-      const Block<R> b = blocks_.load(start, row_.label);
-      raise_shifts(b, largest<V>(b.s, b.n), Setup::kTeacher ? largest<V>(b.t, b.n) : kLowest<R>);
+        !Div::kCross && call_.params.metrics == nullptr && !call_.smoothed && call_.most >= kBlock;
+    for (int64_t start = 0; start < call_.params.vocab; start += kBlock) {
+      if (plain && add_fast(scratch_.at(start))) continue;
+      const Block<R> b = row_.load(start);
+      raise_shifts(b, largest<V>(b.s, b.n), Div::kReadsTeacher ? largest<V>(b.t, b.n) : kLowest<R>);
       add_exponentials(b);
-      if constexpr (Div::kStreams > 0) add_streams(b, raw_scales_of(setup_, row_));
-      if (setup_.params.metrics != nullptr) add_moments(b);
-      if (setup_.smoothed) row_.logit_sum += sum_of_logits(b);
+      if constexpr (Div::kStreams > 0) add_streams(b, raw_scales_of(row_));
+      if (call_.params.metrics != nullptr) add_moments(b);
+      if (call_.smoothed) statistics_.logit_sum += sum_of_logits(b);
     }
-    if (Div::kCross && !(row_.stream[0] > 1e-18 && row_.stream[0] < 1e30)) find_distant_cross();
+    if (Div::kCross && !(statistics_.stream[0] > 1e-18 && statistics_.stream[0] < 1e30)) find_distant_cross();
   }
 
  private:
@@ -71,28 +70,27 @@ class RowStatistics {
 
   // The fast path: adds a block relative to the shifts of the blocks before. Returns false if the block is
   // not plain (is_plain()), or if its logits are too large for these shifts.
-  bool add_plain(const Block<R>& b) {
+  bool add_fast(const Block<R>& b) {
     bool added = false;
     if constexpr (V::kSimd && !Div::kCross) {
-      if (!blocks_.is_plain(b, row_.label)) return false;
-      const Shifts<R>& shift = row_.shift;
-      with_memory(blocks_, b, [&](auto s, auto t) {
+      if (!row_.is_plain(b)) return false;
+      const Shifts<R>& shift = statistics_.shift;
+      with_memory(row_, b, [&](auto s, auto t) {
         if (!has_finite()) {
           // The first shifts may come from any logits that are not far from the block's others.
           const int64_t n = std::min(b.n, kSample);
-          raise_shifts(b, plain_largest<V>(s, n), Setup::kTeacher ? plain_largest<V>(t, n) : kLowest<R>);
+          raise_shifts(b, fast_largest<V>(s, n), Div::kReadsTeacher ? fast_largest<V>(t, n) : kLowest<R>);
         }
-        if (!has_finite() || !takes_) return;
+        if (!has_finite() || !shifts_fit_) return;
         const bool alike =
-            setup_.same_temperature && shift.s == shift.t && std::fabs(shift.ratio) <= kSmallBase;
-        const PlainSums sums = alike ? plain_sums<true>(setup_, row_, blocks_, b, s, t)
-                                     : plain_sums<false>(setup_, row_, blocks_, b, s, t);
+            call_.same_temperature && shift.s == shift.t && std::fabs(shift.ratio) <= kSmallBase;
+        const FastSums sums = alike ? fast_sums<true>(row_, b, s, t) : fast_sums<false>(row_, b, s, t);
         if (!sums.valid) return;
-        row_.z_s += sums.s;
-        row_.z_t += sums.t;
-        for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += sums.stream[k];
-        if (blocks_.keeps) blocks_.shift(b) = shift;
-        add_softmax(b, sums.s, sums.squares);
+        statistics_.z_s += sums.s;
+        statistics_.z_t += sums.t;
+        for (int k = 0; k < Div::kStreams; ++k) statistics_.stream[k] += sums.stream[k];
+        if (scratch_.keeps) scratch_.shift(b) = shift;
+        add_ce_softmax(b, sums.s, sums.squares);
         added = true;
       });
     }
@@ -101,50 +99,50 @@ class RowStatistics {
 
   // Whether a finite logit of each side has been seen.
   bool has_finite() const {
-    return row_.max_s != kLowest<R> && (!Setup::kTeacher || row_.max_t != kLowest<R>);
+    return statistics_.max_s != kLowest<R> && (!Div::kReadsTeacher || statistics_.max_t != kLowest<R>);
   }
 
   void raise_shifts(const Block<R>& b, R top_s, R top_t) {
-    if (!(top_s > row_.max_s) && !(top_t > row_.max_t) && b.start != 0) return;
-    if (top_s > row_.max_s) {
-      row_.max_s = top_s;
-      if (setup_.params.metrics != nullptr) row_.arg_s = b.start + first_of(b.s, b.n, top_s);
+    if (!(top_s > statistics_.max_s) && !(top_t > statistics_.max_t) && b.start != 0) return;
+    if (top_s > statistics_.max_s) {
+      statistics_.max_s = top_s;
+      if (call_.params.metrics != nullptr) statistics_.arg_s = b.start + first_of(b.s, b.n, top_s);
     }
-    if (top_t > row_.max_t) {
-      row_.max_t = top_t;
-      if (setup_.params.metrics != nullptr) row_.arg_t = b.start + first_of(b.t, b.n, top_t);
+    if (top_t > statistics_.max_t) {
+      statistics_.max_t = top_t;
+      if (call_.params.metrics != nullptr) statistics_.arg_t = b.start + first_of(b.t, b.n, top_t);
     }
-    move_to(setup_, row_, shifts_for(setup_, row_));
-    takes_ = ShiftedExp2<V>::takes(setup_.to_exponent_s, row_.shift.s) &&
-             ShiftedExp2<V>::takes(setup_.to_exponent_t, row_.shift.t);
+    move_to(row_, shifts_for(row_));
+    shifts_fit_ = ShiftedExp2<V>::takes(call_.log2_scale_s, statistics_.shift.s) &&
+                  ShiftedExp2<V>::takes(call_.log2_scale_t, statistics_.shift.t);
   }
 
   void add_exponentials(const Block<R>& b) {
-    const ExpSums of_student = student_exponentials(setup_, row_, blocks_, b, kBlock);
-    row_.z_s += of_student.first;
-    if constexpr (Setup::kTeacher) row_.z_t += teacher_exponentials(setup_, row_, blocks_, b, kBlock).first;
-    if (blocks_.keeps) blocks_.shift(b) = row_.shift;
-    add_softmax(b, of_student.first, of_student.squares);
+    const ExpSums of_student = student_exponentials(row_, b, kBlock);
+    statistics_.z_s += of_student.first;
+    if constexpr (Div::kReadsTeacher) statistics_.z_t += teacher_exponentials(row_, b, kBlock).first;
+    if (scratch_.keeps) scratch_.shift(b) = statistics_.shift;
+    add_ce_softmax(b, of_student.first, of_student.squares);
   }
 
-  void add_softmax(const Block<R>& b, double first, double squares) {
-    if (!setup_.softmax) return;
-    row_.z_1 += setup_.power == 1   ? first
-                : setup_.power == 2 ? squares
-                                    : exponentials_at_one(setup_, row_, blocks_, b, blocks_.e1);
+  void add_ce_softmax(const Block<R>& b, double first, double squares) {
+    if (!call_.ce_softmax) return;
+    statistics_.z_ce += call_.ce_power == 1   ? first
+                        : call_.ce_power == 2 ? squares
+                                              : ce_exponentials(row_, b, scratch_.e1);
   }
 
   void add_streams(const Block<R>& b, const EntryScales<V>& c) {
     if constexpr (kKeepsTerms<Div>) {
-      row_.stream[0] += cross_terms(setup_.div, c, row_.cross_shift != 0, b, blocks_.e1);
+      statistics_.stream[0] += cross_terms(call_.div, c, statistics_.cross_shift != 0, b, scratch_.e1);
       return;
     }
     for (int64_t i = 0; i < b.n;) {
       V stream[kMaxStreams] = {V(0), V(0), V(0)};
       for (const int64_t stop = std::min(b.n, i + kStretch); i < stop; i += kW) {
-        setup_.div.stream(raw_entry(c, b, i), c.cross_shift, stream);
+        call_.div.stream(raw_entry(c, b, i), c.cross_shift, stream);
       }
-      for (int k = 0; k < Div::kStreams; ++k) row_.stream[k] += horizontal_sum(stream[k]);
+      for (int k = 0; k < Div::kStreams; ++k) statistics_.stream[k] += horizontal_sum(stream[k]);
     }
   }
 
@@ -153,15 +151,15 @@ class RowStatistics {
     V moment_s(0), moment_t(0);
     for (int64_t i = 0; i < b.n; i += kW) {
       moment_s = times_add(V::load(b.es + i), V::load(b.s + i), moment_s);
-      if constexpr (Setup::kTeacher) moment_t = times_add(V::load(b.et + i), V::load(b.t + i), moment_t);
+      if constexpr (Div::kReadsTeacher) moment_t = times_add(V::load(b.et + i), V::load(b.t + i), moment_t);
     }
-    row_.moment_s += horizontal_sum(moment_s);
-    row_.moment_t += horizontal_sum(moment_t);
+    statistics_.moment_s += horizontal_sum(moment_s);
+    statistics_.moment_t += horizontal_sum(moment_t);
   }
 
   // Leaves out the padding of the last vector, and a label that is treated apart: both are -inf.
   double sum_of_logits(const Block<R>& b) {
-    const int64_t label = Setup::kSplits && b.holds(row_.label) ? row_.label - b.start : -1;
+    const int64_t label = Div::kSplitsLabel && b.holds(row_.label_column) ? row_.label_column - b.start : -1;
     double sum = 0;
     V total(0);
     int64_t i = 0;
@@ -179,14 +177,14 @@ class RowStatistics {
   // Computes the sum of p^a q^b once more, relative to its largest term, for rows so far apart that its terms
   // over- or underflow.
   void find_distant_cross() {
-    const double a = setup_.div.teacher_power(0), b = setup_.div.student_power(0);
-    const EntryScales<V> raw = raw_scales_of(setup_, row_);
+    const double a = call_.div.teacher_power(0), b = call_.div.student_power(0);
+    const EntryScales<V> raw = raw_scales_of(row_);
     R top = kLowest<R>;
-    for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
-      const Block<R> block = blocks_.load(start, row_.label);
+    for (int64_t start = 0; start < call_.params.vocab; start += kBlock) {
+      const Block<R> block = row_.load(start);
       for (int64_t i = 0; i < block.n; i += kW) {
-        const V xs = fma(V::load(block.s + i), raw.to_s, raw.shift_s);
-        const V xt = fma(V::load(block.t + i), raw.to_t, raw.shift_t);
+        const V xs = fma(V::load(block.s + i), raw.log2_scale_s, raw.shift_s);
+        const V xt = fma(V::load(block.t + i), raw.log2_scale_t, raw.shift_t);
         // Entries that are -inf on both sides do not exist.
         const V larger = where_le(xs, xt, xt, xs);
         const V exponent = where_le(larger, V(kLowest<R>), V(kLowest<R>), V(a) * (xt - raw.base) + V(b) * xs);
@@ -195,22 +193,28 @@ class RowStatistics {
     }
     // The rows are infinitely far apart, or there is no finite term at all: the sum is right as it is.
     if (std::isinf(top) || top == 0) return;
-    row_.cross_shift = top;
-    row_.stream[0] = row_.stream[1] = row_.stream[2] = 0;
-    for (int64_t start = 0; start < setup_.params.vocab; start += kBlock) {
-      const Block<R> block = blocks_.load(start, row_.label);
-      student_exponentials(setup_, row_, blocks_, block, kBlock);
-      teacher_exponentials(setup_, row_, blocks_, block, kBlock);
-      if (blocks_.keeps) blocks_.shift(block) = row_.shift;
-      add_streams(block, raw_scales_of(setup_, row_));
+    statistics_.cross_shift = top;
+    statistics_.stream[0] = statistics_.stream[1] = statistics_.stream[2] = 0;
+    for (int64_t start = 0; start < call_.params.vocab; start += kBlock) {
+      const Block<R> block = row_.load(start);
+      student_exponentials(row_, block, kBlock);
+      teacher_exponentials(row_, block, kBlock);
+      if (scratch_.keeps) scratch_.shift(block) = statistics_.shift;
+      add_streams(block, raw_scales_of(row_));
     }
   }
 
-  const Setup& setup_;
-  RowState<R>& row_;
-  RowBlocks<V, Div>& blocks_;
-  bool takes_ = false;  // whether ShiftedExp2 can handle the shifts
+  RowContext<V, Div>& row_;
+  const Call<V, Div>& call_;
+  Statistics<R>& statistics_;
+  Scratch<V, Div>& scratch_;
+  bool shifts_fit_ = false;  // whether ShiftedExp2 can handle the shifts
 };
+
+template <class V, class Div>
+inline void find_statistics(RowContext<V, Div>& row) {
+  StatisticsSweep<V, Div>(row).run();
+}
 
 }  // namespace FASTKD_ISA
 }  // namespace fastkd

@@ -19,8 +19,9 @@ constexpr double kEven = 0.6, kLeastShare = 0.08;
 //   z = w gap / (2 larger - w gap) <= w / (2 - w):
 // small enough for a plain series, which keeps all digits where the models agree. With kPieces, where m is
 // small compared with `larger`, it is instead compared with a fifth of `larger`.
-template <bool kPieces, class V, class R>
-inline void series_logarithms(double share, const EntryScales<V>& c, const Block<R>& b, R* pieces) {
+template <bool kPieces, class V>
+inline void series_logarithms(double share, const EntryScales<V>& c, const Block<typename V::Real>& b,
+                              typename V::Real* pieces) {
   constexpr double kPiece = 0.2, kFrom = 0.4;
   const V of_teacher(share), of_student(share - 1);
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
@@ -44,8 +45,10 @@ inline void series_logarithms(double share, const EntryScales<V>& c, const Block
 }
 
 // Fills b.left with the logarithms. `rests`: a scratch buffer.
-template <class V, class Div, class R>
-inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<R>& b, R* rests) {
+template <class V, class Div>
+inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<typename V::Real>& b,
+                       typename V::Real* rests) {
+  using R = typename V::Real;
   const double share = div.teacher_share(), larger_share = share < 0.5 ? 1 - share : share;
   if (sizeof(R) == sizeof(float) && larger_share <= kEven) {
     return series_logarithms<false>(share, c, b, rests);
@@ -63,41 +66,43 @@ inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<R>& 
   }
 }
 
-// Sets found.sum. `student_alone`: whether the teacher's gradient is not wanted; b.left may then hold
-// student_log().
-template <class V, class Div, class R>
-inline void find_sums(const RowSetup<V, Div>& setup, const RowState<R>& row, RowBlocks<V, Div>& blocks,
-                      bool student_alone, Row<double>& found) {
-  EntryScales<V> c = scales_of(setup, row, found.log_ratio_offset);
-  for (int k = 0; k < kMaxSums; ++k) found.sum[k] = 0;
-  for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
-    const Block<R> b = with_exponentials(setup, row, blocks, start, Div::kSumsRead == Fields::kAll, kBlock);
-    if (blocks.keeps) adapt(setup.div, c, row, blocks.shift(b));
-    if constexpr (Div::kLog) logarithms(setup.div, c, b, blocks.e1);
+// Sets row.normalised.sum. `student_alone`: whether the teacher's gradient is not wanted; b.left may then
+// hold student_log().
+template <class V, class Div>
+inline void find_sums(RowContext<V, Div>& row, bool student_alone) {
+  const Div& div = row.call.div;
+  double* const sums = row.normalised.sum;
+  EntryScales<V> c = scales_of(row);
+  for (int k = 0; k < kMaxSums; ++k) sums[k] = 0;
+  for (int64_t start = 0; start < row.call.params.vocab; start += kBlock) {
+    const auto b = with_exponentials(row, start, Div::kSumsRead == Fields::kAll, kBlock);
+    if (row.scratch.keeps) adapt(row, c, row.scratch.shift(b));
+    if constexpr (Div::kLog) logarithms(div, c, b, row.scratch.e1);
     V sum[kMaxSums] = {V(0), V(0)};
-    with_logits<Div::kSumsRead>(blocks, b, [&](auto s, auto t) {
+    with_logits<Div::kSumsRead>(row, b, [&](auto s, auto t) {
       for (int64_t i = 0; i < b.n; i += V::kWidth) {
         const Entry<V> e = entry_as<Div::kSumsRead, Div>(c, b, i, s, t);
-        setup.div.sums(e, sum);
+        div.sums(e, sum);
         if constexpr (Div::kStudentReads == Fields::kStudentLog) {
-          if (student_alone) setup.div.student_log(e).store(b.left + i);
+          if (student_alone) div.student_log(e).store(b.left + i);
         }
       }
     });
-    for (int k = 0; k < Div::kSums; ++k) found.sum[k] += horizontal_sum(sum[k]);
+    for (int k = 0; k < Div::kSums; ++k) sums[k] += horizontal_sum(sum[k]);
   }
 }
 
-// The additional sweep for rows that share little probability, see Functor::kDistant.
-// Replaces found.sum. Few rows come here, so every block is loaded as numbers and takes no fast path.
-template <class V, class Div, class R>
-inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& row,
-                              RowBlocks<V, Div>& blocks, Row<double>& found) {
-  const EntryScales<V> c = scales_of(setup, row, found.log_ratio_offset);
-  const Row<V> constants = widened<V>(found);
+// The additional sweep for rows that share little probability, see Functor::kDistant. It replaces
+// row.normalised.sum. Few rows need it, so every block is loaded as numbers and takes no fast path.
+template <class V, class Div>
+inline void find_distant_sums(RowContext<V, Div>& row) {
+  using R = typename V::Real;
+  const Div& div = row.call.div;
+  const EntryScales<V> c = scales_of(row);
+  const Row<V> constants = widened<V>(row.normalised);
   const auto each = [&](const auto& body) {
-    for (int64_t start = 0; start < setup.params.vocab; start += kBlock) {
-      const Block<R> b = blocks.load(start, row.label);
+    for (int64_t start = 0; start < row.call.params.vocab; start += kBlock) {
+      const Block<R> b = row.load(start);
       for (int64_t i = 0; i < b.n; i += V::kWidth) {
         Entry<V> e;
         add_logits(c, b, i, e);
@@ -107,14 +112,14 @@ inline void find_distant_sums(const RowSetup<V, Div>& setup, const RowState<R>& 
     }
   };
   V tops(kLowest<R>);
-  each([&](const Entry<V>& e) { tops = max(setup.div.distant_exponent(e, constants), tops); });
+  each([&](const Entry<V>& e) { tops = max(div.distant_exponent(e, constants), tops); });
   const R top = horizontal_max(tops);
-  found.distant = true;
-  found.sum[0] = found.sum[1] = top;
+  row.normalised.distant = true;
+  row.normalised.sum[0] = row.normalised.sum[1] = top;
   if (top == kLowest<R>) return;
   V sum[kMaxSums] = {V(0), V(0)};
-  each([&](const Entry<V>& e) { setup.div.distant_sums(e, constants, V(top), sum); });
-  for (int k = 0; k < kMaxSums; ++k) found.sum[k] += std::log2(double(horizontal_sum(sum[k])));
+  each([&](const Entry<V>& e) { div.distant_sums(e, constants, V(top), sum); });
+  for (int k = 0; k < kMaxSums; ++k) row.normalised.sum[k] += std::log2(double(horizontal_sum(sum[k])));
 }
 
 }  // namespace FASTKD_ISA
