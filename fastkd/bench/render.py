@@ -31,9 +31,7 @@ def text(run: Run) -> str:
         f"{e['variant']}, {e['dtype']}: {e['reason']}" for e in run.get("variants", []) if "reason" in e
     ]
     if run.get("cases_left"):
-        lines.append(
-            f"{run['cases_left']} cases were left when time ran out: the same command measures them"
-        )
+        lines.append(f"{run['cases_left']} cases were left when time ran out: the same command measures them")
     return "\n".join(lines) + "\n"
 
 

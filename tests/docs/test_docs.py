@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fastkd
 from fastkd.backends.record import bytes_per_token
 from fastkd.divergences import DIVERGENCES
 from fastkd.losses.checks import row_spec
@@ -48,8 +49,18 @@ def test_every_divergence_has_its_section(divergence: str) -> None:
 
 
 def test_the_table_of_choices_names_every_divergence() -> None:
-    table = sections(LOSSES)["How to choose"]
+    table, _, _ = sections(LOSSES)["How to choose"].partition("The divergences differ in size")
     assert [name for name in DIVERGENCES if f"`{name}`" not in table] == []
+
+
+def test_the_table_of_infinities_names_every_divergence() -> None:
+    (table,) = re.findall(r"^\| \| student \$-\\infty\$.*\n((?:\|.*\n)+)", LOSSES, flags=re.MULTILINE)
+    assert [name for name in DIVERGENCES if f"`{name}`" not in table] == []
+
+
+def test_the_docstring_names_every_divergence() -> None:
+    assert fastkd.kd_loss.__doc__ is not None
+    assert [name for name in DIVERGENCES if f'``"{name}"``' not in fastkd.kd_loss.__doc__] == []
 
 
 def test_the_map_names_files_that_exist() -> None:
