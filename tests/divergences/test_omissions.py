@@ -157,7 +157,7 @@ def test_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_bounds_of_random_calls() -> None:
     """7. The sizes of its terms, for the bounds of the test of random calls: it refuses the name."""
     pytest.importorskip("hypothesis")
-    source = ROOT / "tests/losses/test_properties.py"
+    source = ROOT / "tests/support/bounds.py"
     module = load(source, without(source.read_text(), rf'^    if name == "{NAME}":\n(?:        .*\n)+'))
     p = torch.full((1, 4), 0.25).log()
     example = SimpleNamespace(divergence=NAME, parameters={})

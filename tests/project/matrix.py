@@ -28,6 +28,8 @@ APART = (
     "bench",
     "native",
     "trainer",
+    "corpora",
+    "runs",
     "docs/test_readme.py",
     "project/test_layers.py",
     "project/test_matrix.py",
