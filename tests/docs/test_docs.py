@@ -14,6 +14,11 @@ from fastkd.losses.checks import row_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+PROSE = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("bench/README.md", "bench/NOTES.md", "tests/gpu/README.md")),
+]
 LOSSES = (ROOT / "docs" / "losses.md").read_text()
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -134,3 +139,11 @@ def test_bytes_over_the_network() -> None:
         assert bytes_of(divergence, label_smoothing=0.1) == stated[divergence] + extra["label_smoothing"]
         assert bytes_of(divergence, metrics=True) == stated[divergence] + extra["metrics"]
     assert bytes_of("forward_kl", kd_ratio=0.0) == stated["none (kd_ratio=0)"]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_prose_fits_in_110_columns(page: Path) -> None:
+    """Tables, code, headings, links without a space, and what ``bench/readme.py`` writes have any width."""
+    text = re.sub(r"^<!-- bench: begin.*?end -->$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in without_code(text).splitlines() if not line.lstrip().startswith(("|", "#"))]
+    assert [line for line in lines if len(line) > 110 and " " in line.strip()] == []
