@@ -82,7 +82,7 @@ PYBIND11_MODULE(_C, m) {
 #define FASTKD_VALUE(name, Functor, arguments) .value(#name, Divergence::k##Functor)
       FASTKD_DIVERGENCES(FASTKD_VALUE);
 #undef FASTKD_VALUE
-  // What the functor says of itself, for the comparison with fastkd.divergences.
+  // The functor's own traits, which the import compares with fastkd.divergences.
   m.def("divergence_traits", [](Divergence divergence, double alpha, double beta) {
     py::dict traits;
     visit_divergence(divergence, alpha, beta, [&](const auto& functor) {
