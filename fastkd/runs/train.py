@@ -125,7 +125,7 @@ def begin_run(args: DistillationConfig) -> None:
     """Set ``args.resume_from_checkpoint`` and write ``run.json``.
 
     If the field is unset, the run resumes from its own last whole checkpoint, if there is one. ``false``
-    begins anew and unseals the checkpoints that are there.
+    starts again and unseals the checkpoints that are there.
 
     Raises:
         ValueError: ``output_dir`` holds checkpoints of a run with other settings.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fastkd.corpora.decode import decode, questions
+from fastkd.corpora.decode import decode, end_tokens, questions
 from fastkd.corpora.tasks import TASKS
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 8, 2], [11, 12], [3, 3, 3, 3]]
@@ -127,7 +128,9 @@ def test_samples_follow_the_model_and_their_seed(tokenizer: Any) -> None:
     """First tokens are drawn from the whole distribution at the temperature; the checkpoint's own generation
     settings have no effect."""
     model = llama().eval()
-    model.generation_config.update(top_k=2, top_p=0.3, repetition_penalty=5.0, do_sample=True)
+    model.generation_config.update(
+        top_k=2, top_p=0.3, epsilon_cutoff=0.03, eta_cutoff=0.03, repetition_penalty=5.0, do_sample=True
+    )
     state = torch.get_rng_state()
 
     def draws(seed: int) -> list[int]:
@@ -172,6 +175,19 @@ def test_every_end_token_ends_an_answer(tokenizer: Any) -> None:
     model.generation_config.eos_token_id = [47, stop]
     ((_, (ended,)),) = decode(model, task, tokenizer, [[5, 6, 7]], max_new_tokens=6)
     assert ended.complete and ended.tokens == whole.tokens[: whole.tokens.index(stop) + 1]
+
+
+@pytest.mark.parametrize(
+    ("models_own", "tokenizers", "expected"),
+    [(3, 0, {0, 3}), ([3, 4], 0, {0, 3, 4}), ((3, 4), None, {3, 4}), (None, 0, {0}), (None, None, set())],
+)
+def test_the_end_tokens_are_the_models_and_the_tokenizers(
+    models_own: Any, tokenizers: int | None, expected: set[int]
+) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=models_own))
+    assert end_tokens(model, SimpleNamespace(eos_token_id=tokenizers)) == expected
+    assert end_tokens(model) == expected - {0}
+    assert end_tokens(SimpleNamespace()) == set()
 
 
 TEMPLATE = (

@@ -113,16 +113,16 @@ class Manifest:
         except FileNotFoundError:
             raise ValueError(f"there is no {NAME} in {folder}") from None
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): make {folder} anew") from error
+            raise ValueError(f"{path} cannot be read ({error}): make {folder} again") from error
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError(f"{path} is not a manifest of fastkd")
         if content["format"] != FORMAT:
             raise ValueError(
                 f"{path} is of format {content['format']!r}, written by fastkd {content.get('fastkd')}, "
-                f"and this version ({fastkd.__version__}) reads format {FORMAT}: make {folder} anew"
+                f"and this version ({fastkd.__version__}) reads format {FORMAT}: make {folder} again"
             )
         if content.pop("digest", None) != _digest(content):
-            raise ValueError(f"{path} was altered after it was written: make {folder} anew")
+            raise ValueError(f"{path} was altered after it was written: make {folder} again")
         try:
             made = cls(
                 folder,

@@ -74,7 +74,7 @@ class CacheReader:
             ValueError: a cache without one.
         """
         if self.manifest.head is None:
-            raise ValueError(f"{self.manifest.folder} holds no head: make it anew")
+            raise ValueError(f"{self.manifest.folder} holds no head: make it again")
         with safe_open(self.manifest.folder / self.manifest.head.name, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
 

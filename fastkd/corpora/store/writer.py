@@ -75,7 +75,7 @@ class Writer:
         ]
         if len(whole) < len(self.manifest.shards):
             logger.warning(
-                "%d damaged shards of %s are made anew",
+                "%d damaged shards of %s are made again",
                 len(self.manifest.shards) - len(whole),
                 self.manifest.folder,
             )

@@ -33,7 +33,7 @@ def fits(case: Case) -> Iterator[Finding]:
                 "error",
                 "cache_vocabulary",
                 f"{folder} has {teacher.columns:,} columns and the tokenizer {tokens:,} tokens",
-                "make the cache anew with a teacher of this tokenizer",
+                "make the cache again with a teacher of this tokenizer",
             )
     if not case.args.packing:  # packed rows are known only after all data is read
         yield from _rows(case, teacher)
@@ -62,7 +62,7 @@ def _rows(case: Case, teacher: CachedTeacher) -> Iterator[Finding]:
                 "error",
                 "cache_rows",
                 f"{teacher.folder}/{part} holds {len(reader):,} rows and {sample.field} {held:,}",
-                "make the cache anew with this data and these settings",
+                "make the cache again with this data and these settings",
             )
             continue
         if case.fast:
@@ -91,7 +91,7 @@ def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -
                     f"row {shard.first + row} (counted from 0) of {sample.field} is not the one that "
                     f"{teacher.folder}/{part} was made from: its order, contents or length limits have "
                     "changed",
-                    "make the cache anew, or put back the data and max_length that it was made with",
+                    "make the cache again, or put back the data and max_length that it was made with",
                 )
                 return
         if shard.last >= len(rows):

@@ -60,7 +60,7 @@ class CachedTeacher:
                 values = [part.kind if what == "kind" else part.made_from.get(what) for part in parts]
                 if what != "data" and values[0] != values[1]:
                     raise ValueError(
-                        f"{folder}/train and {folder}/eval differ in {what}: make one of them anew"
+                        f"{folder}/train and {folder}/eval differ in {what}: make one of them again"
                     )
         self.kind = self.readers["train"].manifest.kind
         self.made_from = self.readers["train"].manifest.made_from
@@ -104,7 +104,7 @@ class CachedTeacher:
                 )
             if made["tokenizer"] != tokenizer_fingerprint(tokenizer):
                 raise ValueError(
-                    f"{self.folder} was made with another tokenizer: make it anew with the student's"
+                    f"{self.folder} was made with another tokenizer: make it again with the student's"
                 )
         names = made.get("class_names")
         if names is not None and args.class_names is not None and names != args.class_names:
@@ -117,7 +117,7 @@ class CachedTeacher:
         if made.get("temperature") != 1:
             raise ValueError(
                 f"{self.folder} holds distributions at temperature {made.get('temperature')}, "
-                "and only those at 1 can be read: make it anew"
+                "and only those at 1 can be read: make it again"
             )
         tail = self._tail(args)
         temperatures = (args.temperature, args.teacher_temperature or args.temperature)
@@ -194,7 +194,7 @@ class CachedTeacher:
         if len(rows) != len(reader):
             raise ValueError(
                 f"{self.folder}/{part} holds {len(reader)} rows and {what} {len(rows)}: "
-                "make the cache anew with this data and these settings"
+                "make the cache again with this data and these settings"
             )
         for number, shard in enumerate(reader.manifest.shards):
             hashes = reader.row_hashes(number)
@@ -203,7 +203,7 @@ class CachedTeacher:
                     raise ValueError(
                         f"row {shard.first + row} (counted from 0) of {what} is not the one that "
                         f"{self.folder}/{part} was made from: its order, contents or length limits have "
-                        "changed, make the cache anew"
+                        "changed, make the cache again"
                     )
         return _Placed(rows, part)
 
