@@ -175,7 +175,7 @@ def test_logits_too_large_for_the_short_exponential(isa: str, divergence: str) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("side", [0, 1], ids=["student", "teacher"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_what_no_block_takes_spoils_its_row_alone(
+def test_a_nonfinite_logit_affects_only_its_row(
     isa: str, dtype: torch.dtype, side: int, number: float
 ) -> None:
     """NaN or +inf in a logit makes only its own row NaN."""
@@ -219,7 +219,7 @@ def test_a_gradient_written_past_the_caches_has_the_same_bits(
 @pytest.mark.parametrize("isa", native.cpu_isas())
 @pytest.mark.parametrize("divergence", ["forward_kl", "decoupled"])
 @pytest.mark.parametrize("digits", [0x7FC00000, 0x7FFFF800, 0x7FFFFFFF], ids=hex)
-def test_nan_stays_nan_whatever_its_digits(isa: str, divergence: str, digits: int) -> None:
+def test_nan_of_any_payload_stays_nan(isa: str, divergence: str, digits: int) -> None:
     """A NaN with many mantissa bits set stays NaN. Rounding it to bfloat16 by integer arithmetic would carry
     into the sign and give -0."""
     worst = torch.tensor(digits, dtype=torch.int32).view(torch.float32)
@@ -286,7 +286,7 @@ def test_near_models_in_16_bits(isa: str, divergence: str, temperature: float) -
 
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
-def test_a_shard_without_columns_writes_its_padding_alone(isa: str) -> None:
+def test_a_shard_without_columns_writes_only_its_padding(isa: str) -> None:
     """A rank whose columns are all padding zeroes their gradient, and writes nothing beside them."""
     columns, rows = 3, 2
     memory = torch.full((rows, 64), 7.0)

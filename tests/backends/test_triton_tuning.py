@@ -85,7 +85,7 @@ def test_any_other_value_is_refused(gpu: list[object], monkeypatch: pytest.Monke
         choose()
 
 
-def test_tunes_once_and_says_so(
+def test_tunes_once_and_reports_it(
     gpu: list[object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -98,7 +98,7 @@ def test_tunes_once_and_says_so(
     assert len(gpu) == 3
 
 
-def test_what_a_choice_depends_on(gpu: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_that_start_another_tuning(gpu: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     choose()
     for change in (
         lambda: monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Imagined 200"),
@@ -230,7 +230,7 @@ def test_every_shape_computes_the_same(monkeypatch: pytest.MonkeyPatch, divergen
 
 
 @pytest.mark.triton_interpret
-def test_tuning_leaves_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_does_not_change_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tuning runs on tensors of its own, with few enough rows to fit into free memory."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 5 * 300 * 12, 0))
     made = []
@@ -257,7 +257,7 @@ def test_tuning_leaves_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.repeats(interpreted=5)
 @pytest.mark.triton_interpret
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_a_row_whose_beginning_says_nothing_of_its_maximum(divergence: str) -> None:
+def test_the_row_maximum_is_far_above_the_first_block(divergence: str) -> None:
     """Kernels guess the row maximum from the first columns; here the guess is far too low or too high."""
     torch.manual_seed(1)
     s, t = torch.randn(4, 5000), torch.randn(4, 5000)

@@ -35,7 +35,7 @@ def test_inputs_together_exceed_the_cache_several_times() -> None:
     assert torch.equal(a.student[0], make_problem(case).student[0])
 
 
-def test_the_floor_behind_heads_is_the_products_alone() -> None:
+def test_the_floor_behind_heads_is_the_time_of_the_products() -> None:
     """The floor of a linear loss is its matrix products: four with a teacher, three without."""
     torch.manual_seed(0)
     case = Case(30, 5, "float32", student_width=4, teacher_width=8)

@@ -64,13 +64,13 @@ def test_the_oracle_is_that_of_the_tests(name: str, by_hand: bool, monkeypatch: 
         torch.testing.assert_close(right.grads[0], by_logits[right.rows])
 
 
-def test_rounding_decides_the_gradient_of_what_depends_on_a_sign() -> None:
+def test_rounding_decides_gradients_that_depend_on_a_sign() -> None:
     assert {name for name in DIVERGENCES if oracle._depends_on_sign(name)} == {
         *("tvd", "log_acceptance", "kl_tvd")
     }
 
 
-def test_what_rounding_decides_is_no_error() -> None:
+def test_differences_within_rounding_are_no_error() -> None:
     """Where p and q are nearly equal, rounding decides the sign of the gradient of |p - q|; both pass."""
     case = Case(3000, 4, "float32", divergence="tvd", kd_ratio=1)
     problem = make_problem(case)
@@ -116,7 +116,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.op}-{c.dtype}-{c.divergence}-{c.kd_ratio:g}")
-def test_the_tolerance_tells_rounding_from_another_quantity(case: Case) -> None:
+def test_the_tolerance_separates_rounding_from_another_quantity(case: Case) -> None:
     """Right results pass the tolerance; another divergence or another kd_ratio does not."""
     problem = make_problem(case)
     right, allowed = oracle.answer(problem), oracle.tolerance(case, ours=False)

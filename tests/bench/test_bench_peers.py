@@ -18,7 +18,7 @@ ELSEWHERE = [r.name for r in PEERS if r.name not in ("eager", "torch.compile")]
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_peers_compute_what_they_are_compared_on(name: str) -> None:
+def test_peers_compute_the_compared_quantity(name: str) -> None:
     """Each peer that is installed and can run on this machine computes the quantity it is compared on."""
     route, device = ROUTES[name], "cuda" if torch.cuda.is_available() else "cpu"
     if (reason := route.absent(device)) is not None:

@@ -26,7 +26,7 @@ class Clock:
         return self.now
 
 
-def test_the_budget_ends_a_run_and_the_next_goes_on(
+def test_the_budget_ends_a_run_and_the_next_run_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -61,7 +61,7 @@ def test_the_budget_ends_a_run_and_the_next_goes_on(
     assert "4 measurements were there already" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_keeps_what_it_has(
+def test_an_interrupted_run_keeps_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
@@ -84,7 +84,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert [e["route"] for e in entries] == ["fastkd native", "eager"] * 2
 
 
-def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_cases_are_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(problem: Problem) -> Tensor:
         raise RuntimeError("today not")
 

@@ -59,7 +59,7 @@ def test_a_failing_call_of_ours_is_an_error_too(
     assert "RuntimeError: no kernel" in capsys.readouterr().err
 
 
-def test_a_wrong_peer_is_marked_and_the_rest_goes_on(
+def test_a_wrong_peer_is_marked_and_the_others_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     replaced = dataclasses.replace(ROUTES["eager"], loss=lambda problem: 4 * peers.eager(problem))
@@ -82,7 +82,7 @@ def test_a_peer_that_runs_out_of_memory_is_skipped(
     assert "no memory" in capsys.readouterr().out
 
 
-def test_a_case_that_does_not_fit_says_so(
+def test_a_case_that_does_not_fit_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(devices.Cpu, "free_bytes", lambda self: 10_000)
@@ -93,7 +93,7 @@ def test_a_case_that_does_not_fit_says_so(
     assert any("float32-V64-N2 " in line and "skipped" not in line for line in out.splitlines())
 
 
-def test_where_memory_cannot_be_measured_the_time_stands(
+def test_time_is_reported_where_memory_cannot_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If the peak of memory cannot be measured, the entry still has its time."""

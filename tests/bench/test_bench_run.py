@@ -36,7 +36,7 @@ ENTRY = {
 }
 
 
-def test_the_file_says_everything(whole: Path) -> None:
+def test_the_file_has_every_field(whole: Path) -> None:
     run = read(whole)
     assert run["format"] == results.FORMAT
     assert run["device"] == devices.of("cpu").name()
@@ -100,7 +100,7 @@ def test_the_pictures_show_something(whole: Path) -> None:
         assert 0.005 < painted.mean() < 0.6
 
 
-def test_pictures_know_what_was_measured(whole: Path, tmp_path: Path) -> None:
+def test_pictures_show_the_measured_cases(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from fastkd.bench import plot
 

@@ -100,7 +100,7 @@ def test_backends_are_rows_of_their_own_and_like_is_compared_with_like() -> None
     assert [(r[1], r[5]) for r in rows] == [("native", "15.0x"), ("reference", "3.0x"), ("native", "4.0x")]
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_missing_parts_are_reported() -> None:
     """The table lists skipped cases, absent peers and cases that were not run."""
     skipped = {**measure.blank(DENSE, ROUTES["fastkd native"]), "status": "skipped", "reason": "needs 9 GiB"}
     whole = text(skipped, absent={"trl": "not installed"}, cases_left=3)

@@ -196,7 +196,7 @@ TEMPLATE = (
 )
 
 
-def test_questions_are_what_the_model_was_trained_to_answer(tokenizer: Any, configuration: Any) -> None:
+def test_questions_have_the_form_of_the_training_data(tokenizer: Any, configuration: Any) -> None:
     """In every layout of rows, the prompt equals the unlabelled part of the same row in training."""
     chatty = copy.deepcopy(tokenizer)
     chatty.chat_template = TEMPLATE

@@ -35,13 +35,13 @@ MASK: Callable[[Tensor], Any] = lambda x: x[x > 0]  # noqa: E731
         lambda x: torch.zeros(4),
     ],
 )
-def test_what_is_refused(call: Callable[[Tensor], Any]) -> None:
+def test_refused_operations(call: Callable[[Tensor], Any]) -> None:
     """The watch refuses operations that wait for the device, copy from the host or use another device."""
     with watched(DEVICE), pytest.raises(Refused):
         call(torch.empty(4, device=DEVICE))
 
 
-def test_what_is_not() -> None:
+def test_allowed_operations() -> None:
     """The watch allows operations that need neither a wait nor a copy."""
     with watched(DEVICE):
         x = torch.empty(4, device=DEVICE)

@@ -52,7 +52,7 @@ def test_memory_of_a_large_head(widths: tuple[int, int]) -> None:
         assert watch.seen.moved < (6 + 3 * 10 * apart) * w.numel() + 4 * h.numel() + 2**25
 
 
-def test_one_chunk_where_it_takes_no_more() -> None:
+def test_one_chunk_if_it_needs_no_more_memory() -> None:
     row, sums = 2 * BIG_VOCAB, 2 * 2048 * BIG_VOCAB
 
     def taken(chunks: Chunks) -> int:

@@ -276,7 +276,7 @@ def test_shards_of_a_padded_vocabulary_wait_once(two_processes: list[int]) -> No
 @pytest.mark.parametrize(
     "way", [*WAYS[:1], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:])], ids="-".join
 )
-def test_torch_compile_takes_all_of_it(way: tuple[str, str]) -> None:
+def test_torch_compile_makes_one_graph_of_the_loss(way: tuple[str, str]) -> None:
     """torch.compile makes one graph each of forward and backward, and they include operations on the loss."""
     torch._dynamo.reset()
     for options in (

@@ -34,7 +34,7 @@ def test_without_the_program() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_found_is_said(tmp_path: Path) -> None:
+def test_findings_are_reported(tmp_path: Path) -> None:
     program = tmp_path / "compute-sanitizer"
     program.write_text(PRETENDER.replace("PYTHON", sys.executable))
     program.chmod(0o755)

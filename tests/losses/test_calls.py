@@ -17,7 +17,7 @@ from fastkd.ops import linear as linear_op
 @pytest.mark.repeats(interpreted=6)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("inplace", [False, True])
-def test_kd_loss_takes_a_hidden_teacher(
+def test_kd_loss_accepts_a_hidden_teacher(
     target: Target, divergence: str, inplace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher's logits exist only a few rows at a time, and every gradient is right."""

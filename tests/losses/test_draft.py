@@ -35,7 +35,7 @@ def apart_by(nats: float, columns: int = 37) -> tuple[Tensor, Tensor]:
     return s, t
 
 
-def test_log_acceptance_is_the_logarithm_of_what_both_share(target: Target) -> None:
+def test_log_acceptance_is_the_logarithm_of_the_shared_probability(target: Target) -> None:
     s, t = torch.randn(6, 500) * 2, torch.randn(6, 500) * 2
     loss, by_s, by_t = run(target, s, t, divergence="log_acceptance")
     p, q = t.double().softmax(-1), s.double().softmax(-1)

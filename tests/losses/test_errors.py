@@ -100,7 +100,7 @@ def test_wrong_linear_calls(error, match, args, options) -> None:
         fastkd.linear_kd_loss(*args, **options)
 
 
-def test_no_teacher_goes_with_no_share_of_it() -> None:
+def test_no_teacher_is_needed_at_kd_ratio_0() -> None:
     """The teacher may be None only at kd_ratio=0."""
     with pytest.raises(TypeError, match="must be a tensor"):
         fastkd.kd_loss(S, None, Y, kd_ratio=0.5)
@@ -135,7 +135,7 @@ def test_each_module_has_its_own_options() -> None:
         fastkd.LinearKDLoss(inplace=True)
 
 
-def test_a_missing_backend_says_why_and_what_to_do() -> None:
+def test_a_missing_backend_states_the_reason_and_the_remedy() -> None:
     if torch.cuda.is_available():
         pytest.skip("says nothing where it can run")
     from fastkd.backends.triton import TritonBackend

@@ -187,7 +187,7 @@ def test_dense_logits_as_teacher(target: Target, chunk_size: int | None) -> None
         assert_gradient(leaf.grad, grad, factor=4)
 
 
-def test_cross_entropy_alone_needs_no_teacher_logits() -> None:
+def test_without_a_divergence_no_teacher_logits_are_needed() -> None:
     heads = Heads()
     heads.t[0].data.fill_(float("nan"))
     loss = heads.fused(kd_ratio=0.0)

@@ -55,7 +55,7 @@ def test_means(target: Target, divergence: str, temperatures: tuple[float, float
         assert found.num_valid.item() == 8
 
 
-def test_what_a_call_lacks_is_nan(target: Target) -> None:
+def test_metrics_without_labels_or_teacher_are_nan(target: Target) -> None:
     """Metrics that need labels or a teacher are NaN if the call has none."""
     s, t = torch.randn(4, 50, device=target.device), torch.randn(4, 50, device=target.device)
     labels = torch.randint(0, 50, (4,), device=target.device)

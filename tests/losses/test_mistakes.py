@@ -247,7 +247,7 @@ def test_10_reduction_none_with_weights(target: Target) -> None:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_11_padding_takes_no_probability(target: Target, divergence: str) -> None:
+def test_11_padding_gets_no_probability(target: Target, divergence: str) -> None:
     s, t, labels = torch.randn(3, 40), torch.randn(3, 40), torch.tensor([1, 2, 39])
     options = {"divergence": divergence, "kd_ratio": 0.5, "label_smoothing": 0.1}
     loss, grad_s, grad_t = _run(target, F.pad(s, (0, 3)), F.pad(t, (0, 8)), labels, vocab_size=40, **options)
@@ -330,7 +330,7 @@ def test_13_backward_twice(target: Target) -> None:
         torch.autograd.grad(loss, a)
 
 
-def test_13_inputs_are_left_alone(target: Target) -> None:
+def test_13_inputs_do_not_change(target: Target) -> None:
     s, t = torch.randn(4, 60), torch.randn(4, 60)
     a, b = _leaf(s, target), _leaf(t, target)
     (3.0 * fastkd.kd_loss(a, b, **target.options)).backward()
@@ -387,7 +387,7 @@ def test_17_a_sparse_teacher_is_never_made_dense() -> None:
     assert added < one_logits_tensor / 4
 
 
-def test_17_a_sparse_teacher_costs_the_gradient_alone() -> None:
+def test_17_a_sparse_teacher_needs_only_the_gradients_memory() -> None:
     added = peak_of("""
         s = torch.randn(256, 60_000, requires_grad=True)
         indices = torch.arange(64).expand(256, 64).contiguous()

@@ -86,7 +86,9 @@ def test_dtypes(target: Target, divergence: str) -> None:
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float16, torch.float64)], ids=str)
-def test_float64_runs_or_says_why_not(target: Target, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+def test_float64_runs_or_is_refused_with_a_reason(
+    target: Target, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
     s, t, _ = make(target, (2, 8))
     s, t = s.to(dtypes[0]), t.to(dtypes[1])
     if target.runs(torch.float64):
@@ -223,7 +225,7 @@ def test_column_offsets_past_32_bits(target: Target, spread: str) -> None:
         torch.testing.assert_close(found, near)
 
 
-def test_column_offsets_past_32_bits_of_what_a_backend_writes(target: Target) -> None:
+def test_column_offsets_of_outputs_past_32_bits(target: Target) -> None:
     """A backend's outputs may also have column offsets past 32 bits.
 
     The dtype is float16 because interpreted Triton kernels write it directly to the given tensors; a bfloat16

@@ -334,7 +334,7 @@ def test_comparing_teachers_is_asking_for_the_same_one() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_bucket_takes_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -> None:
+def test_bucket_accepts_the_rounding_of_a_whole_distribution(dtype: torch.dtype) -> None:
     """tail='bucket' accepts log-probabilities that sum to more than 1 only by the rounding of their dtype."""
     logprobs = torch.log_softmax(torch.randn(64, 20) * 3, -1).to(dtype)
     indices = torch.arange(20).expand(64, 20)
@@ -363,7 +363,7 @@ def test_metrics_of_a_bucket(target: Target, temperature: float) -> None:
 # Native is left out: it runs on CPUs and NVIDIA GPUs, which have float64.
 @pytest.mark.parametrize("target", [p for p in TARGETS if p.values[0].backend != "native"], indirect=True)
 @pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
-def test_nothing_asks_for_float64(target: Target, tail: str) -> None:
+def test_float64_is_never_used(target: Target, tail: str) -> None:
     """No float64 tensor is made, since some devices have no float64."""
     s, indices, logprobs, labels = make(device=target.device)
     s, logprobs = s.requires_grad_(), logprobs.requires_grad_()

@@ -141,7 +141,7 @@ def test_heads_follow_autocast(dtype: torch.dtype, inputs: torch.dtype) -> None:
         assert torch.equal(grad, leaf.grad.to(grad.dtype))
 
 
-def test_autocast_leaves_float64_heads_alone() -> None:
+def test_autocast_does_not_cast_float64_heads() -> None:
     h, w, t = torch.randn(4, 8).double(), torch.randn(30, 8).double(), torch.randn(4, 30).double()
     expected = fastkd.linear_kd_loss(h, w, t)
     with torch.autocast("cpu", dtype=torch.bfloat16):

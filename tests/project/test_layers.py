@@ -207,7 +207,7 @@ def test_no_import_cycle() -> None:
     assert not import_cycles({path: (ROOT / path).read_text() for path in sources("fastkd", ".py")})
 
 
-def test_csrc_knows_no_torch() -> None:
+def test_csrc_does_not_include_torch() -> None:
     paths = sources("csrc", ".h", ".cuh", ".cpp", ".cu")
     broken = [v for path in paths for v in torch_in_csrc(path, (ROOT / path).read_text())]
     assert not broken, "\n".join(broken)

@@ -94,7 +94,7 @@ def test_an_environment_is_removed_once_its_tests_have_passed(
         ("version-check check", "not what the packages in it require"),
     ],
 )
-def test_a_failure_says_what_failed_and_the_others_go_on(
+def test_a_failed_case_is_reported_and_the_others_continue(
     failing: str,
     said: str,
     tmp_path: Path,

@@ -37,11 +37,11 @@ def test_some_cases_stay_quick_evenly_spread() -> None:
     assert not any(slow(pytest.mark.parametrize("x", [1])))
 
 
-def test_interpreted_cases_alone() -> None:
+def test_repeats_for_interpreted_cases_only() -> None:
     marks = pytest.mark.repeats(interpreted=1), pytest.mark.triton_interpret
     assert slow(*marks) == [False, True, True, True, True, True]
     assert not any(slow(marks[0]))
 
 
-def test_a_gpu_takes_all() -> None:
+def test_on_a_gpu_no_case_is_slow() -> None:
     assert not any(slow(pytest.mark.repeats(2), pytest.mark.gpu))

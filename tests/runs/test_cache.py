@@ -113,7 +113,7 @@ def test_does_not_resume_with_other_settings(
     assert files(folder) == before
 
 
-def test_leaves_other_directories_alone(tmp_path: Path) -> None:
+def test_does_not_touch_other_directories(tmp_path: Path) -> None:
     (tmp_path / "00000.safetensors").write_text("mine")
     with pytest.raises(ValueError, match="holds other files: give another output_dir"):
         make_cache(llama(1), rows(4), tmp_path, settings(), None)

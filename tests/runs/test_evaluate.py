@@ -207,7 +207,7 @@ def test_classification(place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyP
     assert "perplexity" not in report["student"]["eval"]
 
 
-def test_seq2seq_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seq2seq_without_a_teacher(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a teacher the model is evaluated alone, and without an output_dir the report goes to its
     directory."""
     monkeypatch.chdir(place)

@@ -73,7 +73,7 @@ def test_best_beams_with_everything_else_kept(made: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "rougeL"])
-def test_interpolation_takes_the_beam_nearest_to_the_reference(tmp_path: Path, metric: str) -> None:
+def test_interpolation_chooses_the_beam_nearest_to_the_reference(tmp_path: Path, metric: str) -> None:
     found = write(tmp_path, generation_mode="interpolate", interpolate_metric=metric)
     score, tokens = sentence_scorer(metric, found["reference"][:]), stored.tokenizer()
     asked = [prompt_ids(row["prompt"], tokens) for row in prompts(20)]
@@ -199,7 +199,7 @@ def test_translations(tmp_path: Path) -> None:
     assert max(len(text) for text in found["target"]) <= 4
 
 
-def test_prompts_alone_are_enough_except_for_interpolation(tmp_path: Path) -> None:
+def test_only_interpolation_needs_more_than_prompts(tmp_path: Path) -> None:
     """Rows need references only in mode 'interpolate', which chooses the answer nearest to them."""
     rows = [{"prompt": row["prompt"]} for row in prompts(10)]
     found = write(tmp_path / "a", rows)

@@ -246,7 +246,7 @@ def test_the_configuration_can_be_saved_and_run_again(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
-def test_settings_leave_the_process_group_alone(tmp_path: Path) -> None:
+def test_settings_do_not_start_a_process_group(tmp_path: Path) -> None:
     """Writing the settings must not create a second configuration. That would set up the process group again,
     and each process would then train separately."""
     args = DistillationConfig(output_dir=str(tmp_path), use_cpu=True, temperature=2.0)

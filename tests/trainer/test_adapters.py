@@ -70,7 +70,7 @@ def test_the_fused_head_is_found_and_equals_the_logits_path(configuration: Confi
         torch.testing.assert_close(value, found[1][1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_an_adapted_head_goes_through_the_logits(configuration: Configuration) -> None:
+def test_an_adapted_head_uses_the_logits(configuration: Configuration) -> None:
     student = adapted(llama(0, tied=False), target_modules=["q_proj", "lm_head"])
     assert "not nn.Linear" in str(find_linear_head(student))
     assert not trained(configuration(), student).fused

@@ -259,7 +259,7 @@ def test_heads_padded_to_different_widths(fused: bool) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_autocast_multiplies_in_its_dtype_and_leaves_the_loss_alone(fused: bool) -> None:
+def test_autocast_casts_the_product_but_not_the_loss(fused: bool) -> None:
     student, teacher, batch = llama(0), llama(1), batch_of()
     model = distilled(student, teacher, fused)
     exact = model(**batch)["loss"]

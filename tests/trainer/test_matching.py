@@ -95,7 +95,7 @@ def test_a_teacher_without_attention_maps_is_refused() -> None:
         Matching(llama(0), teacher, [{"student": 1, "teacher": 1, "kind": "attention"}], 0.0)
 
 
-def test_projections_leave_the_random_state_alone() -> None:
+def test_projections_do_not_change_the_random_state() -> None:
     """Creating projections leaves the global random state unchanged, and gives equal weights each time."""
     student, teacher = llama(0), llama(1, hidden=24)
     before = torch.get_rng_state()
@@ -189,7 +189,7 @@ def test_accumulation_equals_one_batch(configuration: Configuration) -> None:
             torch.testing.assert_close(value, found[0][1][name], rtol=1e-4, atol=2e-6)
 
 
-def test_matches_alone_run_the_teacher_and_are_logged(configuration: Configuration) -> None:
+def test_matches_without_distillation_run_the_teacher_and_are_logged(configuration: Configuration) -> None:
     """With kd_ratio=0 the loss is the cross-entropy and the matches, which still need the teacher."""
     data = rows(4)
     args = configuration(kd_ratio=0.0, max_steps=1, logging_steps=1, **MIX)

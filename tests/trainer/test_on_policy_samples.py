@@ -72,7 +72,7 @@ def test_samples_have_the_students_distribution_at_the_sampling_temperature(
     assert (found - other).abs().sum() / 2 > 0.1
 
 
-def test_draws_follow_from_seed_step_and_process_alone(
+def test_draws_depend_only_on_seed_step_and_process(
     configuration: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, teacher = llama(0), llama(1)

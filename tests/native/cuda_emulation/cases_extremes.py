@@ -76,7 +76,7 @@ def test_far_rows(divergence: Named, kernel: str, metrics: bool) -> None:
 
 
 @named
-def test_nan_spoils_its_row_alone(divergence: Named) -> None:
+def test_nan_affects_only_its_row(divergence: Named) -> None:
     s, t = logits(4, 300, torch.float32), logits(4, 300, torch.float32)
     s[0, 0, 0] = t[0, 1, 299] = float("nan")
     s[0, 2, :200] = float("nan")

@@ -48,7 +48,7 @@ def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
             compare(s, t, labels, spec(columns, divergence), in_place=dtype == torch.bfloat16)
 
 
-def test_rows_that_no_cluster_takes() -> None:
+def test_rows_that_do_not_fit_a_cluster() -> None:
     """The cluster kernel refuses sides whose 16-byte boundaries differ, strided columns, and more columns
     than 16 blocks hold; if it is not forced, another kernel runs such calls."""
     wide = logits(1, 500_000, torch.float32)

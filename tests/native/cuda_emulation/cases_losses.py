@@ -53,7 +53,7 @@ def test_labels_outside_the_vocabulary(divergence: Named, metrics: bool) -> None
     ]
 
 
-def test_cross_entropy_alone_clears_the_teachers_gradient() -> None:
+def test_without_a_divergence_the_teachers_gradient_is_zero() -> None:
     s, t = logits(2, 100, torch.float32), logits(2, 100, torch.bfloat16)
     for metrics in (False, True):
         compare(s, t, torch.tensor([3, 99]), spec(100, kd_weight=0.0), metrics=metrics)
