@@ -31,12 +31,17 @@ constexpr bool compiles(const Use&) {
 #define FASTKD_OWN(member) \
   (!std::is_same<decltype(&D::template member<float>), decltype(&Functor::template member<float>)>::value)
 
+// A type per function: GCC does not compare addresses at compile time under UndefinedBehaviorSanitizer.
+template <double (*)(int)>
+struct Identity {};
+
 template <class D>
 constexpr bool has_own_powers() {
   using Default = double (*)(int);
   if constexpr (std::is_same<decltype(&D::teacher_power), Default>::value &&
                 std::is_same<decltype(&D::student_power), Default>::value) {
-    return &D::teacher_power != &Functor::teacher_power || &D::student_power != &Functor::student_power;
+    return !std::is_same<Identity<&D::teacher_power>, Identity<&Functor::teacher_power>>::value ||
+           !std::is_same<Identity<&D::student_power>, Identity<&Functor::student_power>>::value;
   }
   return true;
 }
