@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from support.cases import CASES
 from support.closeness import assert_gradient, assert_value
 from support.gpu_cases import CHUNK, WAYS, WIDTHS, Case
-from support.oracle import CASES, reference_gradients
+from support.oracle import reference_gradients
 from support.targets import GPU_TARGETS, Target
 from torch import Tensor
 

@@ -138,9 +138,14 @@ class Rank:
             loss, metrics = fastkd.kd_loss(a, b, labels, return_metrics=True, **options, **self.options())
             loss.sum().backward()
             expected, by_s, by_t = reference_gradients(s, t, labels, **options)
-            assert all(bool(x.isfinite()) for x in metrics), (divergence, temperature, metrics)
-            # Next to a very large logit at the label, float64 has no digits left for the other columns.
-            rows = slice(1, 5) if divergence == "decoupled" else slice(None)
+            # An unbounded divergence may exceed float32, and has no gradients to compare then.
+            rows = expected < 1e30
+            assert loss.isfinite()[rows].all() and not loss.isnan().any(), (divergence, temperature, loss)
+            if rows.all():
+                assert all(bool(x.isfinite()) for x in metrics), (divergence, temperature, metrics)
+            if DIVERGENCES[divergence].splits_label:
+                # Next to a very large logit at the label, float64 has no digits left for the other columns.
+                rows[0] = rows[5] = False
             apart = 2e-7 * expected.abs()[:, None] / temperature  # by_t is a difference of two such ratios
             for ours, exact, noise in (
                 (loss[:, None], expected[:, None], 0.0),
