@@ -2,8 +2,10 @@
 //
 // Each functor is written once, over a number type F: a SIMD vector on the CPU, a float in a CUDA thread.
 // F offers + - * /, exp2_any(F), abs(F), times(F, F), times_add(F, F, F), divide(F, F) and
-// where_le(F, F, F, F). A vector also offers min and max, which return the second operand where one is NaN.
-// value() runs once per row, over a scalar R: a double on the CPU, a float in a CUDA thread.
+// where_le(F, F, F, F). times() and times_add() take a weight of at least 0 first; any weight below the
+// smallest normal number, a negative one too, counts as 0. A vector also offers min and max, which return the
+// second operand where one is NaN. value() runs once per row, over a scalar R: a double on the CPU, a float
+// in a CUDA thread.
 #pragma once
 
 #include "arithmetic.h"

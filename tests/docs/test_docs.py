@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastkd
 from fastkd.backends.record import bytes_per_token
-from fastkd.divergences import DIVERGENCES
+from fastkd.divergences import DIVERGENCES, Pair
 from fastkd.losses.checks import row_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,9 +59,28 @@ def test_the_table_of_choices_names_every_divergence() -> None:
     assert [name for name in DIVERGENCES if f"`{name}`" not in table] == []
 
 
-def test_the_table_of_infinities_names_every_divergence() -> None:
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_table_of_infinities_is_true(name: str) -> None:
+    """At the default parameters, one of the divergence's rows says where the formula is infinite."""
     (table,) = re.findall(r"^\| \| student \$-\\infty\$.*\n((?:\|.*\n)+)", LOSSES, flags=re.MULTILINE)
-    assert [name for name in DIVERGENCES if f"`{name}`" not in table] == []
+    rows = [row.split("|")[1:4] for row in table.splitlines() if f"`{name}`" in row]
+    assert rows, f"the table of infinities does not name {name}"
+    p, q = torch.tensor([[0.5, 0.2, 0.3, 0.0]]).log(), torch.tensor([[0.3, 0.4, 0.2, 0.1]]).log()
+    divergence = DIVERGENCES[name]
+    numbers = divergence.default("alpha"), divergence.default("beta")
+    label = torch.tensor([[True, False, False, False]])
+    found = []
+    for log_p, log_q in ((q, p), (p, q)):  # the student lacks a column, the teacher lacks a column
+        pair = Pair(log_p.double(), log_q.double(), (log_p - log_q).double(), *numbers, label)
+        found.append(bool(divergence.formula(pair).value.isinf()))
+    stated = [["D = \\infty" in cell for cell in row[1:]] for row in rows]
+    if name != "log_acceptance":  # its row has a condition
+        assert found in stated, f"{name} is infinite: {found}; the table says {stated}"
+
+
+def test_the_contents_name_every_divergence() -> None:
+    contents = LOSSES[: LOSSES.index("## The definition")]
+    assert [name for name in DIVERGENCES if f"[{name}](#{name})" not in contents] == []
 
 
 def test_the_docstring_names_every_divergence() -> None:
@@ -146,4 +166,5 @@ def test_prose_fits_in_110_columns(page: Path) -> None:
     """Tables, code, headings, links without a space, and what ``bench/readme.py`` writes have any width."""
     text = re.sub(r"^<!-- bench: begin.*?end -->$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     lines = [line for line in without_code(text).splitlines() if not line.lstrip().startswith(("|", "#"))]
-    assert [line for line in lines if len(line) > 110 and " " in line.strip()] == []
+    wide = [line for line in lines if len(line) > 110 and " " in line.strip()]
+    assert not wide, "\n".join(["lines of more than 110 columns:", *wide])

@@ -14,6 +14,7 @@ from support.random_calls import Example, examples, tensors
 
 import fastkd
 from fastkd.backends.native import cpu_isas, forced_isa
+from fastkd.divergences import DIVERGENCES
 
 RUNS = [("reference", None), *(("native", isa) for isa in cpu_isas())]
 
@@ -71,10 +72,9 @@ CHECKS = {
 }
 
 
-@settings(max_examples=30, **CHECKS)
-@given(examples())
-def test_random_calls(e: Example) -> None:
-    check(e)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_random_calls(divergence: str) -> None:
+    settings(max_examples=4, **CHECKS)(given(examples(divergence))(check))()
 
 
 @pytest.mark.slow

@@ -58,8 +58,9 @@ def parameters_of(divergence: str) -> st.SearchStrategy[dict[str, float]]:
 
 
 @st.composite
-def examples(draw: st.DrawFn) -> Example:
-    divergence = draw(st.sampled_from(list(DIVERGENCES)))
+def examples(draw: st.DrawFn, divergence: str | None = None) -> Example:
+    """A random call, with a random divergence if None is given."""
+    divergence = divergence or draw(st.sampled_from(list(DIVERGENCES)))
     parameters = draw(parameters_of(divergence))
     temperature = math.exp(draw(st.floats(math.log(0.05), math.log(20))))
     teacher_temperature = draw(
