@@ -52,7 +52,7 @@ $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 # $(call both,MARKS): runs the tests with these marks in two lanes, one for each of two cores. The second lane, whose
 # output comes at the end, has the interpreted Triton kernels and then the tests of SECOND. pytest exits with 5
 # if ARGS select none of its tests, which is no failure as long as another part has some.
-SECOND := tests/trainer tests/corpora tests/runs tests/bench
+SECOND := tests/bench tests/project tests/docs
 both = mkdir -p build; trap 'kill $$second 2>/dev/null' INT TERM; \
   echo "A second process runs the interpreted Triton kernels and $(SECOND); its output comes at the end."; \
   { TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "$(1) and triton_interpret" $(ARGS); first=$$?; \

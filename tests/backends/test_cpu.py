@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.cases import CASES
+from support.cases import EVERY_CASE
 from support.closeness import assert_gradient, assert_value, during
 from support.oracle import reference_gradients
 
@@ -66,7 +66,7 @@ def _rising(columns: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
-@pytest.mark.parametrize(("divergence", "parameters"), CASES)
+@EVERY_CASE
 def test_maxima_that_rise_from_block_to_block(
     isa: str, divergence: str, parameters: dict[str, float]
 ) -> None:

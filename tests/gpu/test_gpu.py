@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from support.cases import CASES
+from support.cases import EVERY_CASE
 from support.closeness import assert_gradient, assert_value
 from support.gpu_cases import CHUNK, WAYS, WIDTHS, Case
 from support.oracle import reference_gradients
@@ -254,9 +254,7 @@ def test_two_runs_are_bit_equal(
         assert all(torch.equal(a, b) for a, b in zip(first, case.results(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("divergence", "parameters"), CASES, ids=lambda x: x if isinstance(x, str) else str(x or "default")
-)
+@EVERY_CASE
 def test_two_runs_of_every_divergence(place: Target, divergence: str, parameters: dict[str, float]) -> None:
     case = Case(
         ("dense", "logits"), place.device, place.backend, 67, 5003, divergence=divergence, **parameters
@@ -366,9 +364,7 @@ def test_compiled(backend: str, mode: str) -> None:
     reason="clusters of blocks need compute capability 9.0",
 )
 @pytest.mark.parametrize("blocks", [None, 1, 2, 4, 8])
-@pytest.mark.parametrize(
-    ("divergence", "parameters"), CASES, ids=lambda x: x if isinstance(x, str) else str(x or "default")
-)
+@EVERY_CASE
 def test_clusters_of_every_size(blocks: int | None, divergence: str, parameters: dict[str, float]) -> None:
     for dtype, vocab in ((torch.float32, 8192), (torch.bfloat16, 16_384), (torch.float16, 9001)):
         s = (torch.randn(5, vocab, device="cuda") * 2).to(dtype).requires_grad_()

@@ -14,7 +14,7 @@ from fastkd.divergences import DIVERGENCES
 from fastkd.ops import linear as linear_op
 
 
-@pytest.mark.repeats(interpreted=6)
+@pytest.mark.repeats(20, interpreted=3)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_kd_loss_accepts_a_hidden_teacher(

@@ -43,7 +43,7 @@ def _exact(s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Ten
     return reference_gradients(s, t, labels, reduction="none", **options)
 
 
-@pytest.mark.repeats(5)
+@pytest.mark.repeats(5, interpreted=2)
 @EVERY_EXACT_TARGET
 @EVERY_DIVERGENCE
 def test_constant_between_the_sides(target: Target, divergence: str) -> None:
@@ -98,7 +98,7 @@ def _pairs(columns: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-@pytest.mark.repeats(4)
+@pytest.mark.repeats(4, interpreted=2)
 @EVERY_EXACT_TARGET
 @EVERY_DIVERGENCE
 def test_extreme_rows(target: Target, divergence: str) -> None:

@@ -32,7 +32,7 @@ def assert_rounded_once(found: Tensor, exact: Tensor, slack: float = 1e-5) -> No
     assert ((found.double() - exact).abs() <= bound)[fits].all()
 
 
-@pytest.mark.repeats(interpreted=8)
+@pytest.mark.repeats(48, interpreted=7)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("upstream", [1.0, 65_536.0, 3e-4])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -85,7 +85,7 @@ def outliers(tokens: int = 512, width: int = 16, vocab: int = 200) -> tuple[Tens
     return hidden, torch.randn(vocab, width) * 0.1, teacher
 
 
-@pytest.mark.repeats(interpreted=4)
+@pytest.mark.repeats(11, interpreted=3)
 @pytest.mark.parametrize("chunk_size", [None, 256, 100])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("upstream", [1.0, 4096.0, 1e-3])

@@ -12,7 +12,7 @@ import fastkd
 from fastkd.divergences import DIVERGENCES
 
 
-@pytest.mark.repeats(interpreted=6)
+@pytest.mark.repeats(20, interpreted=6)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_equals_the_copy(target: Target, divergence: str, dtype: torch.dtype) -> None:

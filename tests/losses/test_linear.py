@@ -74,7 +74,7 @@ class Heads:
             assert_gradient(leaf.grad, grad, factor=factor)
 
 
-@pytest.mark.repeats(interpreted=8)
+@pytest.mark.repeats(27, interpreted=7)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 14])
 def test_every_gradient(target: Target, divergence: str, chunk_size: int | None) -> None:

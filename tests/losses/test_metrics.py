@@ -25,7 +25,7 @@ def assert_metrics(found: fastkd.KDMetrics, expected: dict[str, torch.Tensor], r
         )
 
 
-@pytest.mark.repeats(interpreted=8)
+@pytest.mark.repeats(20, interpreted=7)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("temperatures", [(1.0, None), (2.0, None), (0.7, 1.9)])
 def test_means(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:

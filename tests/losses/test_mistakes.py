@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support.cases import CASES
+from support.cases import EVERY_CASE
 from support.closeness import assert_gradient, assert_value, during
 from support.oracle import reference_gradients
 from support.peak import peak_of
@@ -18,9 +18,6 @@ from fastkd.divergences import DIVERGENCES
 
 INF = float("inf")
 FLOAT32_MAX = torch.finfo(torch.float32).max
-EVERY_CASE = pytest.mark.parametrize(
-    ("divergence", "parameters"), CASES, ids=lambda x: x if isinstance(x, str) else str(x or "default")
-)
 
 
 def _leaf(x: Tensor, target: Target) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import CASES
+from support.cases import CASES, EVERY_CASE
 from support.closeness import assert_gradient, assert_value, during, enlargement, value_rounding
 from support.oracle import reference_gradients
 from support.targets import Target
@@ -61,9 +61,7 @@ def test_sizes(target: Target, divergence: str) -> None:
             check(target, s, t, labels, divergence=divergence, kd_ratio=0.6, temperature=2.0)
 
 
-@pytest.mark.parametrize(
-    ("divergence", "parameters"), CASES, ids=lambda x: x if isinstance(x, str) else str(x or "default")
-)
+@EVERY_CASE
 def test_parameters(target: Target, divergence: str, parameters: dict[str, float]) -> None:
     s, t, labels = make(target, (4, 333), scale=2.0)
     check(target, s, t, labels, divergence=divergence, **parameters)

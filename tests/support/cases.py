@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+
 from fastkd.divergences import DIVERGENCES
 
 # Parameters that the suite tries besides the defaults.
@@ -18,6 +22,19 @@ OTHERS: dict[str, tuple[dict[str, float], ...]] = {
 CASES: list[tuple[str, dict[str, float]]] = [
     (name, parameters) for name in DIVERGENCES for parameters in ({}, *OTHERS.get(name, ()))
 ]
+# Parameters with a path of their own: a limit that is another divergence, powers above 1 and below 0.
+QUICK = ("jsd", {"beta": 1.0}), ("alpha", {"alpha": 2.0}), ("alpha_beta", {"alpha": -0.5, "beta": 2.0})
+
+
+def _marked() -> Iterator[object]:
+    """The cases, of which those with other numbers on the path of the defaults are slow."""
+    for name, parameters in CASES:
+        slow = parameters and (name, parameters) not in QUICK
+        marks = pytest.mark.slow if slow else ()
+        yield pytest.param(name, parameters, marks=marks, id=f"{name}-{parameters or 'default'}")
+
+
+EVERY_CASE = pytest.mark.parametrize(("divergence", "parameters"), list(_marked()))
 
 # Divergences and tails of sparse teachers.
 SPARSE_CASES = [

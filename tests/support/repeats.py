@@ -9,21 +9,22 @@ def mark_repetitions(items: list[pytest.Item]) -> None:
     """Mark as slow most cases of the tests that carry the mark ``repeats``, separately for each target.
 
     ``repeats(n)`` keeps n evenly spread cases per target among the quick tests. ``repeats(interpreted=n)``
-    does so only where Triton's kernels are interpreted. On a GPU all cases run.
+    does so only where Triton's kernels are interpreted, and ``repeats(m, interpreted=n)`` gives each its
+    number. On a GPU all cases run.
     """
-    groups: dict[object, list[pytest.Item]] = {}
+    groups: dict[object, tuple[int, list[pytest.Item]]] = {}
     for item in items:
         mark = item.get_closest_marker("repeats")
         if mark is None or item.get_closest_marker("gpu"):
             continue
-        interpreted = item.get_closest_marker("triton_interpret") is not None
-        if mark.args or interpreted:
+        quick = mark.args[0] if mark.args else None
+        if item.get_closest_marker("triton_interpret"):
+            quick = mark.kwargs.get("interpreted", quick)
+        if quick is not None:
             target = item.callspec.params.get("target") if isinstance(item, pytest.Function) else None
-            groups.setdefault((item.path, getattr(item, "originalname", ""), target), []).append(item)
-    for cases in groups.values():
-        mark = cases[0].get_closest_marker("repeats")
-        assert mark is not None
-        quick = mark.args[0] if mark.args else mark.kwargs["interpreted"]
+            key = (item.path, getattr(item, "originalname", ""), target)
+            groups.setdefault(key, (quick, []))[1].append(item)
+    for quick, cases in groups.values():
         kept = {place * len(cases) // quick for place in range(quick)}
         for place, item in enumerate(cases):
             if place not in kept:
