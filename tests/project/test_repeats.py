@@ -45,3 +45,9 @@ def test_repeats_for_interpreted_cases_only() -> None:
 
 def test_on_a_gpu_no_case_is_slow() -> None:
     assert not any(slow(pytest.mark.repeats(2), pytest.mark.gpu))
+
+
+def test_repeats_with_a_number_for_each_kind() -> None:
+    marks = pytest.mark.repeats(3, interpreted=1), pytest.mark.triton_interpret
+    assert slow(*marks) == [False, True, True, True, True, True]
+    assert slow(marks[0]) == [False, True, False, True, False, True]
