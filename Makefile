@@ -49,21 +49,23 @@ $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 
 # --- tests, demo, benchmarks, lint ------------------------------------------------------------------------
 
-# $(call both,MARKS): runs the tests with these marks in two lanes, one for each of two cores. The second lane, whose
-# output comes at the end, has the interpreted Triton kernels and then the tests of SECOND. pytest exits with 5
-# if ARGS select none of its tests, which is no failure as long as another part has some.
-SECOND := tests/bench tests/project tests/docs
+# $(call both,MARKS,ENVIRONMENT): runs the tests with these marks in two lanes, one for each of two cores. The
+# second lane, whose output comes at the end, has the interpreted Triton kernels and then the tests of SECOND.
+# pytest exits with 5 if ARGS select none of its tests, which is no failure as long as another part has some.
+# The quick tests have one thread in each lane, which saves a third of the processor time; tests of threads
+# choose their own number.
+SECOND := tests/bench tests/project tests/docs tests/corpora tests/divergences tests/native
 both = mkdir -p build; trap 'kill $$second 2>/dev/null' INT TERM; \
   echo "A second process runs the interpreted Triton kernels and $(SECOND); its output comes at the end."; \
   { TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "$(1) and triton_interpret" $(ARGS); first=$$?; \
     OMP_NUM_THREADS=1 $(RUN) -m pytest $(SECOND) -m "$(1) and not triton_interpret" $(ARGS); \
     echo "$$first $$?" >build/test-second.status; } >build/test-second.log 2>&1 & second=$$!; \
-  $(RUN) -m pytest tests $(SECOND:%=--ignore=%) -m "$(1) and not triton_interpret" $(ARGS); main=$$?; \
+  $(2) $(RUN) -m pytest tests $(SECOND:%=--ignore=%) -m "$(1) and not triton_interpret" $(ARGS); main=$$?; \
   echo "The second process:"; wait $$second; cat build/test-second.log; \
   case "$$main $$(cat build/test-second.status)" in "5 5 5"|*[!05\ ]*) false;; esac
 
 test: $(VENV)/fastkd.stamp
-	@$(call both,not slow and not long)
+	@$(call both,not slow and not long,OMP_NUM_THREADS=1)
 
 test-slow: $(VENV)/fastkd.stamp
 	@$(call both,slow)
