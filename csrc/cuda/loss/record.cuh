@@ -76,8 +76,8 @@ __device__ __forceinline__ void write_record(const Context& row, const Statistic
   out[record::kZS] = z_s;
   out[record::kZT] = z_t;
   out[record::kZCe] = row.call.ce_softmax == CeSoftmax::kNone
-                           ? 0
-                           : found.z_ce_others * exp2_fast(-d.ce) + label_in_record(row, found);
+                          ? 0
+                          : found.z_ce_others * exp2_fast(-d.ce) + label_in_record(row, found);
   const double base = base_in_record(row, found);
 #pragma unroll
   for (int k = 0; k < Context::Div::kStreams; ++k) {
