@@ -1,9 +1,8 @@
 // The CPU functions of the bindings, implemented by the emulated CUDA kernels. A module built with this file
 // runs them wherever the suite runs the native backend on a CPU.
-#include "../../../csrc/cpu/dispatch.h"
-
 #include <stdexcept>
 
+#include "../../../csrc/cpu/dispatch.h"
 #include "../../../csrc/cuda/api.h"
 #include "cuda_runtime.h"
 
