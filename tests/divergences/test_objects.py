@@ -19,8 +19,7 @@ EVERY_CASE = pytest.mark.parametrize(("name", "parameters"), CASES, ids=str)
 
 def numbers(divergence: Divergence, parameters: dict[str, float]) -> tuple[str, float, float]:
     """The divergence that a call with these parameters computes, with its alpha and beta."""
-    given = {"alpha": math.nan, "beta": math.nan}
-    given |= {key: value.default for key, value in divergence.parameters.items()} | parameters
+    given = {key: divergence.default(key) for key in ("alpha", "beta")} | parameters
     return divergence.limits.get(given["beta"], divergence.name), given["alpha"], given["beta"]
 
 

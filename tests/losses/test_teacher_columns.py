@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from support.closeness import assert_gradient, assert_value, during
-from support.oracle import default, divergence as oracle_divergence, reference_gradients
+from support.oracle import divergence as oracle_divergence, reference_gradients
 from support.targets import Target
 from torch import Tensor
 
@@ -18,9 +18,7 @@ INF = float("inf")
 STUDENT, TEACHER = 23, 41
 # Divergences that are infinite, at their default parameters, if the teacher gives mass to other columns.
 INFINITE_OUTSIDE = [
-    d.name
-    for d in DIVERGENCES.values()
-    if d.infinite_outside(default(d.name, "alpha"), default(d.name, "beta"))
+    d.name for d in DIVERGENCES.values() if d.infinite_outside(d.default("alpha"), d.default("beta"))
 ]
 FINITE_OUTSIDE = [name for name in DIVERGENCES if name not in INFINITE_OUTSIDE]
 

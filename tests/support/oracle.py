@@ -77,12 +77,6 @@ def _decoupled(log_p: Tensor, log_q: Tensor, beta: float, labels: Tensor) -> Ten
     return _kl(target_p, target_q) + beta * _kl(rest_p, rest_q)
 
 
-def default(name: str, parameter: str) -> float:
-    """The parameter's default value; NaN if the divergence does not have it."""
-    found = DIVERGENCES[name].parameters.get(parameter)
-    return math.nan if found is None else found.default
-
-
 def divergence(
     name: str,
     log_p: Tensor,
@@ -92,8 +86,8 @@ def divergence(
     labels: Tensor | None = None,
 ) -> Tensor:
     """``D(p, q)`` of each row. Only ``decoupled`` needs ``labels``, one per row."""
-    b = default(name, "beta") if beta is None else beta
-    a = default(name, "alpha") if alpha is None else alpha
+    b = DIVERGENCES[name].default("beta") if beta is None else beta
+    a = DIVERGENCES[name].default("alpha") if alpha is None else alpha
     p, q = log_p.exp(), log_q.exp()
     if name == "forward_kl":
         return _kl(log_p, log_q)
@@ -144,8 +138,8 @@ def divergence(
 
 def over_vocabulary(name: str, beta: float | None, alpha: float | None) -> bool:
     """Whether a renormalised teacher is compared with the student's whole vocabulary."""
-    a = default(name, "alpha") if alpha is None else alpha
-    b = default(name, "beta") if beta is None else beta
+    a = DIVERGENCES[name].default("alpha") if alpha is None else alpha
+    b = DIVERGENCES[name].default("beta") if beta is None else beta
     return DIVERGENCES[name].over_vocabulary(a, b)
 
 
