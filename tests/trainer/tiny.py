@@ -1,0 +1,5 @@
+"""Tiny models and rows for scripts that run in the project's root, such as reproductions of a reported fault."""
+
+from tests.support.tiny import VOCAB, llama, rows
+
+__all__ = ["VOCAB", "llama", "rows"]
