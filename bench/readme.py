@@ -1,4 +1,6 @@
-"""``python -m bench.readme FILE.json``: put the tables of a run in bench/results into README.md."""
+"""``python -m bench.readme FILE.json``: put the tables of a run in bench/results into README.md,
+and draw the picture that README.md shows.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,12 @@ import json
 import sys
 from pathlib import Path
 
+from fastkd.bench.plot import draw_summary
 from fastkd.bench.render import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "benchmark.png"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -23,4 +27,7 @@ def with_tables(readme: str, tables: str) -> str:
 if __name__ == "__main__":
     results = Path(sys.argv[1])
     source = results.resolve().relative_to(ROOT).as_posix()
-    README.write_text(with_tables(README.read_text(), markdown(json.loads(results.read_text()), source)))
+    run = json.loads(results.read_text())
+    README.write_text(with_tables(README.read_text(), markdown(run, source)))
+    if not draw_summary(run, PICTURE):
+        print(f"the machine was busy in every case: {PICTURE.name} stays as it was", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""Draws the pictures of a run: speed against the floor and time over the vocabulary size; memory as bars.
+"""Draws the pictures of a run: one case at a glance (time and memory as bars), speed against the floor and
+time over the vocabulary size, and memory as bars.
 
 ``python -m fastkd.bench.plot FOLDER`` draws the pictures of a run that was measured without matplotlib.
 """
@@ -54,9 +55,10 @@ Panel = tuple[str, list[tuple[Case, Entry]]]
 
 
 def draw_all(run: Run, folder: Path) -> list[Path]:
-    """Draw ``roofline.png``, ``peers.png`` and ``memory.png``, each if there is data for it."""
+    """Draw ``summary``, ``roofline``, ``peers`` and ``memory``, each as PNG and if there is data for it."""
     colours = _colours(run)
     pictures = {
+        "summary": summary(run, colours),
         "roofline": roofline(run, colours),
         "peers": peers(run, colours),
         "memory": memory(run, colours),
@@ -66,10 +68,49 @@ def draw_all(run: Run, folder: Path) -> list[Path]:
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
         if figure is not None:
-            figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
-            plt.close(figure)
+            _save(figure, path)
             written.append(path)
     return written
+
+
+def draw_summary(run: Run, path: Path) -> bool:
+    """Draw the summary alone; False, and no file is touched, if no case was measured on a quiet machine."""
+    figure = summary(run, _colours(run))
+    if figure is None:
+        return False
+    _save(figure, path)
+    return True
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+
+
+def summary(run: Run, colours: dict[str, str]) -> Any:
+    """Time and peak extra memory of one case, the largest whose times can all be compared."""
+    cases = [
+        entries
+        for group in table.groups(run).values()
+        for case in table.by_case(group).values()
+        if len(entries := [e for e in case.values() if "peak_extra_bytes" in e and e["status"] == "ok"]) > 1
+        and table.quiet(*entries)
+    ]
+    if not cases:
+        return None
+    shown = max(cases, key=lambda entries: (entries[0]["logits_bytes"], entries[0]["allocator"] == "kept"))
+    with plt.rc_context(STYLE):
+        figure, (left, right) = _grid(2, 1.1 + 0.33 * len(shown))
+        fastest = min(e["ms"] for e in shown if e["ours"])
+        times = [f"{e['ms']:.0f} ms" + ("" if e["ours"] else f" ({e['ms'] / fastest:.1f}x)") for e in shown]
+        _bars(left, shown, [e["ms"] for e in shown], times, colours)
+        left.set_title("time of one call, forward and backward", loc="left", fontsize=10)
+        _memory_bars(right, shown, colours)
+        right.set_title("peak memory besides the inputs", loc="left", fontsize=10)
+        case = table.case_of(shown[0])
+        figure.suptitle(f"{_title(shown[0])}, {_shape(case)}, V = {case.vocab:,}", x=0.01, ha="left")
+        _foot(figure, _note(run, "dashed: one tensor of logits"))
+    return figure
 
 
 def roofline(run: Run, colours: dict[str, str]) -> Any:
@@ -116,28 +157,37 @@ def memory(run: Run, colours: dict[str, str]) -> Any:
     with plt.rc_context(STYLE):
         figure, grid = _grid(len(panels), 1.1 + 0.33 * max(map(len, panels)))
         for axes, entries in zip(grid, panels, strict=False):
-            _bars(axes, entries, colours)
+            _memory_bars(axes, entries, colours)
+            case = table.case_of(entries[0])
+            title = f"{_title(entries[0])}\n{_shape(case)}, V = {case.vocab:,}"
+            axes.set_title(title, loc="left", fontsize=10)
         figure.suptitle("Peak extra memory, the gradient included and the inputs not", x=0.01, ha="left")
         _foot(figure, _note(run, "dashed: one tensor of logits"))
     return figure
 
 
-def _bars(axes: Any, entries: list[Entry], colours: dict[str, str]) -> None:
-    case = table.case_of(entries[0])
+def _memory_bars(axes: Any, entries: list[Entry], colours: dict[str, str]) -> None:
     large = max(e["peak_extra_bytes"] for e in entries) >= 2**30
     unit, unit_name = (2**30, "GiB") if large else (2**20, "MiB")
     peaks = [e["peak_extra_bytes"] / unit for e in entries]
-    names = [e["route"] for e in entries]
-    axes.barh(range(len(names)), peaks, color=[colours[name] for name in names], height=0.62)
-    for row in range(len(names)):
-        axes.text(peaks[row], row, f" {peaks[row]:.3g} {unit_name}", va="center", fontsize=9)
     one = entries[0]["logits_bytes"] / unit
+    _bars(axes, entries, peaks, [f"{peak:.3g} {unit_name}" for peak in peaks], colours)
     axes.axvline(one, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * max(*peaks, one))
     axes.set_xlabel(unit_name)
-    axes.set_title(f"{_title(case)}\n{_shape(case)}, V = {case.vocab:,}", loc="left", fontsize=10)
+
+
+def _bars(
+    axes: Any, entries: list[Entry], values: list[float], labels: list[str], colours: dict[str, str]
+) -> None:
+    """One horizontal bar for each entry, with its label behind it."""
+    names = [e["route"] for e in entries]
+    axes.barh(range(len(names)), values, color=[colours[name] for name in names], height=0.62)
+    for row, label in enumerate(labels):
+        axes.text(values[row], row, f" {label}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(values))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
@@ -198,13 +248,17 @@ def _panels(run: Run, value: Any) -> list[Panel]:
         for dtype in dict.fromkeys(key[0] for key in found):
             curves = [points for key, points in found.items() if key[0] == dtype]
             curve = max(curves, key=lambda points: len({case.vocab for case, _ in points}))
-            panels.append((f"{_title(curve[0][0])}\n{_shape(curve[0][0])}", curve))
+            panels.append((f"{_title(curve[0][1])}\n{_shape(curve[0][0])}", curve))
     curved = [panel for panel in panels if len({case.vocab for case, _ in panel[1]}) > 1]
     return curved or panels
 
 
-def _title(case: Case) -> str:
-    return f"{case.op}{'' if case.backward else ', forward only'}: {case.quantity.replace(' (T = 2)', '')}"
+def _title(entry: Entry) -> str:
+    """The operator and its quantity, and the mode of the allocator if it is not the default."""
+    case = table.case_of(entry)
+    kept = ", memory kept" if entry["allocator"] == "kept" else ""
+    forward = "" if case.backward else ", forward only"
+    return f"{case.op}{forward}{kept}: {case.quantity.replace(' (T = 2)', '')}"
 
 
 def _shape(case: Case) -> str:
