@@ -1,4 +1,4 @@
-"""Tiny models and rows for scripts that run in the project's root, such as reproductions of a reported fault."""
+"""Tiny models and rows for scripts that run in the project's root, such as reproductions of a fault."""
 
 from tests.support.tiny import VOCAB, llama, rows
 
