@@ -8,7 +8,11 @@ checkpoint that has no seal or does not match it.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
 
 from fastkd.files import file_digest, write_json
 
@@ -28,6 +32,62 @@ def is_whole(folder: Path) -> bool:
         return all(file_digest(folder / name) == digest for name, digest in sealed.items())
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def require_whole(folder: Path) -> None:
+    """Raise a ``ValueError`` unless the checkpoint that a person named is whole."""
+    if not folder.is_dir():
+        raise ValueError(f"resume_from_checkpoint: there is no checkpoint {str(folder)!r}")
+    if is_whole(folder):
+        return
+    if not (folder / SEAL).is_file():
+        raise ValueError(
+            f"resume_from_checkpoint: {str(folder)!r} has no {SEAL}: fastkd did not write it, or was stopped "
+            "before its end; name another checkpoint, or start from its weights with model: "
+            f"{folder}"
+        )
+    raise ValueError(
+        f"resume_from_checkpoint: files of {str(folder)!r} are missing or have changed since it was written: "
+        "name another checkpoint"
+    )
+
+
+def has_optimizer(folder: Path) -> bool:
+    """Whether a checkpoint holds the optimizer's state, in a file or, if it was sharded, in a directory."""
+    names = [path.name for path in folder.iterdir()]
+    return any(name.startswith(("optimizer", "pytorch_optimizer", "global_step")) for name in names)
+
+
+def chosen(folder: Path, resume: str | bool | None) -> str | None:
+    """The checkpoint from which a run resumes.
+
+    Args:
+        folder: the run's ``output_dir``.
+        resume: a checkpoint, True for the last whole one of ``folder``, or None or False for none.
+
+    Raises:
+        ValueError: there is none, or the named one is not whole.
+    """
+    if resume is None or resume is False:
+        return None
+    if resume is not True:
+        require_whole(Path(resume))
+        return str(resume)
+    last = last_whole(folder)
+    if last is None:
+        raise ValueError(f"resume_from_checkpoint: there is no whole checkpoint in {str(folder)!r}")
+    return str(last)
+
+
+def advance(scheduler: Any, steps: int) -> None:
+    """Bring a new schedule of the learning rate to the step at which the run resumes, unless it depends on
+    more than the step.
+    """
+    if isinstance(scheduler, LambdaLR):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of steps that the optimizer has not made
+            for _ in range(steps):
+                scheduler.step()
 
 
 def unseal(folder: Path) -> None:

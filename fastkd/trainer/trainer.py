@@ -18,8 +18,10 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
-from fastkd.trainer import checkpoints
-from fastkd.trainer.config import DistillationConfig
+from fastkd.directories import claimed, writing_to
+from fastkd.trainer import checkpoints, saving
+from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.finite import FiniteWatch, require_finite_weights
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
@@ -121,6 +123,7 @@ class DistillationTrainer(Trainer):
             self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
+        self._finite = FiniteWatch()
         super().__init__(
             model=student,
             args=args,
@@ -151,7 +154,36 @@ class DistillationTrainer(Trainer):
         """The plain student."""
         return self.accelerator.unwrap_model(self.model).student
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As that of :class:`transformers.Trainer`, which runs only if nothing can be lost.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, which must be whole; True for the last whole one.
+            args, kwargs: all other arguments.
+
+        Raises:
+            ValueError: a checkpoint that is not whole, an ``output_dir`` into which another run writes or
+                from which the teacher was loaded, a student that could not be saved.
+            Diverged: the weights are no longer finite.
+            OSError: ``output_dir`` cannot be written.
+        """
+        folder = Path(str(self.args.output_dir))
+        saving.refuse_teacher(folder, self._teacher)
+        checkpoint = checkpoints.chosen(folder, resume_from_checkpoint)
+        writes = self.args.should_save and plain(self.args.save_strategy) != "no"
+        with claimed(folder) if writes else contextlib.nullcontext():
+            if self.args.should_save:
+                saving.try_out(self.student, self.processing_class, self.args)
+            output = super().train(checkpoint, *args, **kwargs)
+        require_finite_weights(self)
+        return output
+
     # Measuring and reporting.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._finite.saw(loss)
+        return loss
 
     def compute_loss(
         self,
@@ -204,13 +236,14 @@ class DistillationTrainer(Trainer):
         totals = torch.stack([sum((batch.get(name, zero) for batch in sums), zero) for name in names])
         sums.clear()
         totals = self.accelerator.reduce(totals, reduction="sum")
-        found = dict(zip(names, totals.cpu().double().tolist(), strict=True))
-        return found if found["tokens"] > 0 else None
+        return dict(zip(names, totals.cpu().double().tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and (total := self._drain(self._train_sums)) is not None:
+        if "loss" in logs and (total := self._drain(self._train_sums)) is not None and total["tokens"]:
             known = means(total)
             logs.update({name: known[name] for name in known if name not in ("loss", "perplexity")})
+        if "loss" in logs:
+            self._finite.examine(self)
         super().log(logs, start_time)
 
     def prediction_step(
@@ -248,6 +281,8 @@ class DistillationTrainer(Trainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         if output.metrics is not None and (total := self._drain(self._eval_sums)) is not None:
+            if not total["tokens"]:
+                logger.warning("the rows of this evaluation have no label: its metrics are NaN")
             output.metrics.update(means(total, f"{metric_key_prefix}_"))
         return output
 
@@ -255,13 +290,15 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint counts once it is sealed; only then are older ones deleted."""
+        require_finite_weights(self)
         folder = Path(self._get_output_dir(trial))
         made = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             checkpoints.unseal(made)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with writing_to(folder):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
@@ -285,11 +322,16 @@ class DistillationTrainer(Trainer):
                 {name.removeprefix(part): v for name, v in state_dict.items() if name.startswith(part)}
                 for part in ("matching.", "student.")
             )
-        with self._plain_student():
+        folder = Path(output_dir or str(self.args.output_dir))
+        with (
+            writing_to(folder),
+            self._plain_student() as student,
+            saving.generation_settings_kept(student, folder),
+        ):
             super()._save(output_dir, state_dict)
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
-            matching.save(Path(output_dir or str(self.args.output_dir)), learned)
+            matching.save(folder, learned)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module
@@ -299,6 +341,17 @@ class DistillationTrainer(Trainer):
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
             matching.load(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not checkpoints.has_optimizer(Path(checkpoint)):
+            logger.warning(
+                "%s holds no optimizer state (save_only_model): the optimizer's moments and the random state "
+                "of dropout begin anew, so the run ends with other weights than an uninterrupted one; the "
+                "step, its learning rate and the order of the data are restored",
+                checkpoint,
+            )
+            checkpoints.advance(self.lr_scheduler, self.state.global_step)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

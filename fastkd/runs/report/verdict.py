@@ -13,6 +13,8 @@ LEVEL = 0.005
 
 def verdict(report: dict[str, Any]) -> str:
     """Compares the student with the control and the teacher, by the figure that fits the task best."""
+    if (failure := report.get("failed")) is not None:
+        return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}"
     table = rows(report)
     name = next((name for name in ("student", "model") if name in table), None)
     if name is None:
@@ -37,8 +39,10 @@ def _value(table: Rows, name: str, key: str) -> float | None:
 def _perplexity(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "perplexity") for who in (name, "control", "teacher"))
     assert own is not None
+    if math.isnan(own):
+        return f"The {name}'s perplexity is not a number: the held-out data has no labels to predict."
     aside = "" if teacher is None else f" (the teacher's is {teacher:.2f})"
-    if control is None:
+    if control is None or not math.isfinite(own + control):
         return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
     better = 1 - own / control
     if abs(better) < LEVEL:
