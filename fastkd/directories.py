@@ -123,8 +123,8 @@ def _is_failed_write(error: Exception) -> bool:
     """Whether an error without a number is that of a write: `torch` and `safetensors` raise such ones."""
     if type(error).__name__ == "SafetensorError":
         return "I/O error" in str(error) or "os error" in str(error)
-    # `torch.save` names the function or the source file in which the write failed.
-    signs = ("PytorchStreamWriter", "inline_container")
+    # `torch.save` names the function, the source file or the stream in which the write failed.
+    signs = ("PytorchStreamWriter", "inline_container", "iostream error")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, logging as transformers_logging
 
 from fastkd.directories import writing_to
 
@@ -43,7 +43,8 @@ def try_out(student: Any, processing_class: Any, args: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".trying-", dir=folder) as place:
             try:
-                _save_all_but_weights(student, processing_class, args, Path(place))
+                with writing_to(folder):
+                    _save_all_but_weights(student, processing_class, args, Path(place))
             except OSError:
                 raise
             except Exception as error:  # each part has its own kinds of errors
@@ -57,11 +58,22 @@ def _save_all_but_weights(student: Any, processing_class: Any, args: Any, place:
         for adapter in adapters.values():
             adapter.save_pretrained(str(place))
     else:
-        with generation_settings_kept(student, place):
+        with generation_settings_kept(student, place), _no_progress_bar():
             student.save_pretrained(place, state_dict={})
     if processing_class is not None:
         processing_class.save_pretrained(place)
     torch.save(args, place / "training_args.bin")
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
