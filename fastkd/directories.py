@@ -116,7 +116,7 @@ def _sentence(error: Exception, folder: Path, field: str) -> str | None:
             f"again, or give another {field}"
         )
     reason = str(error).split("\n")[0] if number is None else os.strerror(number)
-    return f"{field} {str(folder)!r} cannot be written: {reason}"
+    return f"{field} {str(folder)!r} cannot be written ({reason}): give another {field}"
 
 
 def _is_failed_write(error: Exception) -> bool:

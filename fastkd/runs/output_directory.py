@@ -170,6 +170,15 @@ def _refuse_foreign(args: DistillationConfig, folder: Path) -> None:
         )
 
 
+def refuse_other_commands(folder: Path, command: str) -> None:
+    """Raise a ``ValueError`` if a directory holds files that another command than this one wrote."""
+    there = any((folder / name).exists() for name in (*_WRITTEN, RECORD)) or any(folder.glob("*.safetensors"))
+    if there and (_read(folder / "report.json") or {}).get("command") != command:
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds files that fastkd {command} did not write: give another one"
+        )
+
+
 def refuse_inputs(args: DistillationConfig, checkpoints_too: bool = True) -> None:
     """Refuse an ``output_dir`` that the command also reads.
 

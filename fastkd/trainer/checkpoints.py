@@ -37,14 +37,16 @@ def is_whole(folder: Path) -> bool:
 def require_whole(folder: Path) -> None:
     """Raise a ``ValueError`` unless the checkpoint that a person named is whole."""
     if not folder.is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no checkpoint {str(folder)!r}")
+        raise ValueError(
+            f"resume_from_checkpoint: there is no checkpoint {str(folder)!r}: name one, or give true for the "
+            "last whole one in output_dir"
+        )
     if is_whole(folder):
         return
     if not (folder / SEAL).is_file():
         raise ValueError(
-            f"resume_from_checkpoint: {str(folder)!r} has no {SEAL}: fastkd did not write it, or was stopped "
-            "before its end; name another checkpoint, or start from its weights with model: "
-            f"{folder}"
+            f"resume_from_checkpoint: {str(folder)!r} has no {SEAL}, so fastkd did not write it to its end: "
+            "name another checkpoint, or give this one as model, to start from its weights"
         )
     raise ValueError(
         f"resume_from_checkpoint: files of {str(folder)!r} are missing or have changed since it was written: "

@@ -178,6 +178,16 @@ class DistillationTrainer(Trainer):
         require_finite_weights(self)
         return output
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # a network has many kinds of errors
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"push_to_hub: the repository cannot be reached ({reason}): log in with `hf auth login`, set "
+                "hub_model_id to a repository of yours, or leave push_to_hub out"
+            ) from error
+
     # Measuring and reporting.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -19,7 +19,7 @@ from fastkd.directories import LOCK
 from fastkd.runs import disk_space
 from fastkd.runs.cache import make_caches
 from fastkd.runs.generate import generate
-from fastkd.runs.output_directory import open_record, refuse_inputs
+from fastkd.runs.output_directory import open_record, refuse_inputs, refuse_other_commands
 from fastkd.runs.train import run
 from fastkd.trainer import DistillationConfig
 
@@ -117,6 +117,17 @@ def test_a_result_is_not_replaced_by_that_of_another_run(
     assert hashes(place / "out")["model.safetensors"] == first["model.safetensors"]
     run(settings(place, temperature=3.0, resume_from_checkpoint="false"), "distill")
     assert hashes(place / "out")["model.safetensors"] != first["model.safetensors"]
+
+
+def test_the_demo_replaces_only_a_demo(place: Path) -> None:
+    (place / "out").mkdir()
+    refuse_other_commands(place / "out", "demo")
+    (place / "out" / "report.json").write_text('{"command": "demo"}')
+    refuse_other_commands(place / "out", "demo")
+    for report in ('{"command": "distill"}', "mine", "[]"):
+        (place / "out" / "report.json").write_text(report)
+        with pytest.raises(ValueError):
+            refuse_other_commands(place / "out", "demo")
 
 
 def exchange_data(place: Path) -> None:

@@ -94,6 +94,8 @@ def test_nan_is_no_infinity() -> None:
 def test_sentences_about_numbers_that_are_none() -> None:
     found: dict[str, Any] = {"student": {"steps": 1, "eval": {"perplexity": math.nan}}}
     assert "is not a number" in report.verdict(found)
+    classified: dict[str, Any] = {"student": {"steps": 1, "eval": {"accuracy": math.nan}}}
+    assert "is not a number" in report.verdict(classified)
     found["student"]["eval"]["perplexity"] = 3.0
     for control in (math.nan, math.inf):
         found["control"] = {"steps": 1, "eval": {"perplexity": control}}

@@ -14,7 +14,7 @@ from datasets import Dataset
 from filelock import FileLock
 from support import stored
 from support.tiny import llama, rows
-from transformers import GenerationConfig
+from transformers import GenerationConfig, Trainer
 
 from fastkd.directories import LOCK
 from fastkd.trainer import DistillationTrainer, checkpoints
@@ -68,6 +68,15 @@ def test_the_directory_of_the_teacher(configuration: Make, tmp_path: Path) -> No
     run = trainer(configuration(output_dir=str(tmp_path / "teacher")), teacher=teacher)
     with pytest.raises(ValueError, match="is also the directory of the teacher"):
         run.train()
+
+
+def test_a_hub_that_cannot_be_reached(configuration: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", unreachable)
+    with pytest.raises(ValueError, match=r"push_to_hub: .* \(Name or service not known\): log in with"):
+        trainer(configuration(push_to_hub=True))
 
 
 def test_another_run_in_the_directory(configuration: Make, tmp_path: Path) -> None:

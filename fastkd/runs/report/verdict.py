@@ -55,8 +55,10 @@ def _perplexity(table: Rows, name: str) -> str:
 def _accuracy(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "accuracy") for who in (name, "control", "teacher"))
     assert own is not None
+    if math.isnan(own):
+        return f"The {name}'s accuracy is not a number: the held-out data has no labels."
     aside = "" if teacher is None else f" (the teacher: {teacher:.1%})"
-    if control is None:
+    if control is None or math.isnan(control):
         return f"The {name} gets {own:.1%} of the held-out texts right{aside}."
     points = 100 * (own - control)
     count = _texts(table[name])
