@@ -96,7 +96,7 @@ class Record:
         if not writes:
             return
         if self.choice == "false":
-            for path in self.folder.glob("checkpoint-*"):
+            for path in (*self.folder.glob("checkpoint-*"), *self.folder.glob("control/checkpoint-*")):
                 checkpoints.unseal(path)
         files.write_json(self.folder / RECORD, {"settings": self.settings, "contents": contents})
 

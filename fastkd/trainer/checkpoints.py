@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from fastkd.files import file_digest, write_json
 
 SEAL = "sealed.json"
+# The size and time of every file of the checkpoints that this process has found whole.
+_whole: dict[Path, dict[str, tuple[int, int]]] = {}
 
 
 def seal(folder: Path) -> None:
@@ -26,12 +28,23 @@ def seal(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint is sealed and its files have not changed since."""
+    """Whether a checkpoint is sealed and its files have not changed since.
+
+    A checkpoint can take minutes to read. One that was whole before is read again only if the size or the
+    time of a file is another one.
+    """
     try:
         sealed = json.loads((folder / SEAL).read_text("utf-8"))
-        return all(file_digest(folder / name) == digest for name, digest in sealed.items())
-    except (OSError, ValueError, AttributeError):
+        found = {name: (folder / name).stat() for name in (SEAL, *sealed)}
+        now = {name: (state.st_size, state.st_mtime_ns) for name, state in found.items()}
+        if _whole.get(folder.absolute()) == now:
+            return True
+        whole = all(file_digest(folder / name) == digest for name, digest in sealed.items())
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
+    if whole:
+        _whole[folder.absolute()] = now
+    return whole
 
 
 def require_whole(folder: Path) -> None:

@@ -21,7 +21,7 @@ from fastkd.runs.cache import make_caches
 from fastkd.runs.generate import generate
 from fastkd.runs.output_directory import open_record, refuse_inputs, refuse_other_commands
 from fastkd.runs.train import run
-from fastkd.trainer import DistillationConfig
+from fastkd.trainer import DistillationConfig, checkpoints
 
 Run = Callable[..., Any]
 
@@ -192,6 +192,19 @@ def test_a_named_checkpoint_is_verified(place: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run(settings(place, **steps, resume_from_checkpoint=str(folder)), "distill")
+
+
+def test_starting_again_forgets_all_checkpoints(place: Path) -> None:
+    """Those of the control too, from which the control of a later run would resume."""
+    old = [place / "out" / "checkpoint-1", place / "out" / "control" / "checkpoint-1"]
+    for folder in old:
+        folder.mkdir(parents=True)
+        checkpoints.seal(folder)
+    (place / "out" / "run.json").write_text('{"settings": {"seed": 1}, "contents": {}}')
+    record = open_record(settings(place, resume_from_checkpoint="false"))
+    assert all(map(checkpoints.is_whole, old))
+    record.begin({}, writes=True)
+    assert not any(map(checkpoints.is_whole, old))
 
 
 @pytest.mark.parametrize("command", ["distill", "generate", "cache"])

@@ -95,6 +95,7 @@ def test_only_whole_checkpoints_are_resumed(configuration: Make) -> None:
     first = trainer(args)
     first.train()
     folder = Path(args.output_dir)
+    assert checkpoints.last_whole(folder) == folder / "checkpoint-4"
     (folder / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="are missing or have changed"):
         trainer(args).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
