@@ -13,15 +13,15 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
-from fastkd.directories import claimed, writing_to
-from fastkd.trainer import checkpoints, saving
-from fastkd.trainer.config import DistillationConfig, plain
-from fastkd.trainer.finite import FiniteWatch, require_finite_weights
+from fastkd.directories import writing_to
+from fastkd.trainer import saving
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.guarded import GuardedTrainer
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
@@ -32,7 +32,7 @@ from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Tea
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(GuardedTrainer):
     """Trains a model on a teacher's distributions and the data's labels.
 
     Args:
@@ -123,7 +123,6 @@ class DistillationTrainer(Trainer):
             self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
-        self._finite = FiniteWatch()
         super().__init__(
             model=student,
             args=args,
@@ -154,46 +153,7 @@ class DistillationTrainer(Trainer):
         """The plain student."""
         return self.accelerator.unwrap_model(self.model).student
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As that of :class:`transformers.Trainer`, which runs only if nothing can be lost.
-
-        Args:
-            resume_from_checkpoint: a checkpoint, which must be whole; True for the last whole one.
-            args, kwargs: all other arguments.
-
-        Raises:
-            ValueError: a checkpoint that is not whole, an ``output_dir`` into which another run writes or
-                from which the teacher was loaded, a student that could not be saved.
-            Diverged: the weights are no longer finite.
-            OSError: ``output_dir`` cannot be written.
-        """
-        folder = Path(str(self.args.output_dir))
-        saving.refuse_teacher(folder, self._teacher)
-        checkpoint = checkpoints.chosen(folder, resume_from_checkpoint)
-        writes = self.args.should_save and plain(self.args.save_strategy) != "no"
-        with claimed(folder) if writes else contextlib.nullcontext():
-            if self.args.should_save:
-                saving.try_out(self.student, self.processing_class, self.args)
-            output = super().train(checkpoint, *args, **kwargs)
-        require_finite_weights(self)
-        return output
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().init_hf_repo(*args, **kwargs)
-        except Exception as error:  # a network has many kinds of errors
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"push_to_hub: the repository cannot be reached ({reason}): log in with `hf auth login`, set "
-                "hub_model_id to a repository of yours, or leave push_to_hub out"
-            ) from error
-
     # Measuring and reporting.
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self._finite.saw(loss)
-        return loss
 
     def compute_loss(
         self,
@@ -252,8 +212,6 @@ class DistillationTrainer(Trainer):
         if "loss" in logs and (total := self._drain(self._train_sums)) is not None and total["tokens"]:
             known = means(total)
             logs.update({name: known[name] for name in known if name not in ("loss", "perplexity")})
-        if "loss" in logs:
-            self._finite.examine(self)
         super().log(logs, start_time)
 
     def prediction_step(
@@ -298,24 +256,6 @@ class DistillationTrainer(Trainer):
 
     # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint counts once it is sealed; only then are older ones deleted."""
-        require_finite_weights(self)
-        folder = Path(self._get_output_dir(trial))
-        made = folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.unseal(made)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with writing_to(folder):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.seal(made)
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
-
     @contextlib.contextmanager
     def _plain_student(self) -> Iterator[nn.Module]:
         outer = self.model
@@ -351,17 +291,6 @@ class DistillationTrainer(Trainer):
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
             matching.load(Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and not checkpoints.has_optimizer(Path(checkpoint)):
-            logger.warning(
-                "%s holds no optimizer state (save_only_model): the optimizer's moments and the random state "
-                "of dropout begin anew, so the run ends with other weights than an uninterrupted one; the "
-                "step, its learning rate and the order of the data are restored",
-                checkpoint,
-            )
-            checkpoints.advance(self.lr_scheduler, self.state.global_step)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

@@ -40,7 +40,9 @@ def _perplexity(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "perplexity") for who in (name, "control", "teacher"))
     assert own is not None
     if math.isnan(own):
-        return f"The {name}'s perplexity is not a number: the held-out data has no labels, or the weights are NaN."
+        return (
+            f"The {name}'s perplexity is not a number: the held-out data has no labels, or the model is NaN."
+        )
     aside = "" if teacher is None else f" (the teacher's is {teacher:.2f})"
     if control is None or not math.isfinite(own + control):
         return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
