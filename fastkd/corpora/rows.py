@@ -6,6 +6,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastkd.corpora.caching import names_the_cache
 from fastkd.corpora.settings import RowSettings
 from fastkd.corpora.store import open_generated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
+@names_the_cache
 def load_rows(field: str, args: RowSettings) -> Dataset | None:
     """The rows of ``train_file`` or ``eval_file``; if that is unset, of the split of ``dataset``; None if
     neither is set.

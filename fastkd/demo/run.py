@@ -16,7 +16,9 @@ from transformers.utils import logging as transformers_logging
 from fastkd import available_backends
 from fastkd.corpora.tasks import TASKS
 from fastkd.demo import loss_share, picture, text
+from fastkd.directories import claimed
 from fastkd.runs import report
+from fastkd.runs.output_directory import refuse_other_commands
 from fastkd.runs.train import control_of, train_one
 from fastkd.trainer import DistillationConfig
 
@@ -73,11 +75,19 @@ def run(output_dir: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
 
     Returns:
         The report.
+
+    Raises:
+        ValueError: the directory holds the files of another command, or another run writes into it.
     """
+    refuse_other_commands(output_dir, "demo")
+    with claimed(output_dir):
+        return _run(output_dir, seed, quick)
+
+
+def _run(output_dir: Path, seed: int, quick: bool) -> dict[str, Any]:
     plan = QUICK if quick else Plan()
     began = time.perf_counter()
     transformers_logging.disable_progress_bar()
-    output_dir.mkdir(parents=True, exist_ok=True)
     _say(f"fastkd demo: torch {torch.__version__}, {torch.get_num_threads()} threads, backend {_backend()}")
 
     texts = text.documents()

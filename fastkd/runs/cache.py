@@ -23,6 +23,8 @@ from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
+from fastkd.directories import claimed
+from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.sources import load_teacher_model, require_model
 from fastkd.runs.train import load_data
 from fastkd.trainer.config import DistillationConfig
@@ -48,21 +50,25 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
 
     Raises:
         ValueError: settings that name no teacher or no data, a kind that the teacher does not have, a
-            directory that was begun with other settings.
+            directory that was begun with other settings, or that another run writes into.
+        OSError: the directory cannot be written.
     """
     require_model(args.teacher, "a cache is made by a model")
     if args.world_size > 1:
         raise ValueError(f"a cache is made by one process, not {args.world_size}: start it without torchrun")
     args = copy.copy(args)
     args.model = args.model or args.teacher  # for its tokenizer
-    data = load_data(args)
-    model = load_teacher_model(args)
-    parts = {"train": data.train, "eval": data.held_out}
-    return {
-        name: make_cache(model, rows, Path(str(args.output_dir)) / name, args, data.tokenizer)
-        for name, rows in parts.items()
-        if rows is not None
-    }
+    refuse_inputs(args, checkpoints_too=False)
+    folder = Path(str(args.output_dir))
+    with claimed(folder):
+        data = load_data(args)
+        model = load_teacher_model(args)
+        parts = {"train": data.train, "eval": data.held_out}
+        return {
+            name: make_cache(model, rows, folder / name, args, data.tokenizer)
+            for name, rows in parts.items()
+            if rows is not None
+        }
 
 
 def make_cache(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from fastkd.corpora.decode import Answer, Question, asks, decode, questions
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
+from fastkd.directories import require_writable, writing_to
 from fastkd.runs import report, scores
 from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.progress import Progress
@@ -46,9 +47,12 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: no held-out data, a model that cannot be loaded, a setting that does not fit.
+        OSError: ``output_dir`` cannot be written.
     """
     args = _looking_only(args)
     task = TASKS[args.task]
+    if args.process_index == 0:
+        require_writable(Path(str(args.output_dir)))
     rows = load_rows("eval_file", args)
     if rows is None:
         raise ValueError("eval_file is not set: give held-out data, or dataset and eval_split")
@@ -84,7 +88,9 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
             asked, {who: answers[who] for who in report.parts(found) if who in answers}
         )
     if args.process_index == 0:
-        path = report.write(Path(str(args.output_dir)), found, "evaluate")
+        folder = Path(str(args.output_dir))
+        with writing_to(folder):
+            path = report.write(folder, found, "evaluate")
         print(report.table(report.rows(found)))
         if asked:
             print("\n" + report.table(report.writing_rows(found), report.WRITING))

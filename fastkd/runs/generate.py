@@ -26,8 +26,10 @@ from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
 from fastkd.corpora.store.manifest import GENERATED
 from fastkd.corpora.tasks import TASKS, Task
+from fastkd.directories import claimed
 from fastkd.files import file_digest
 from fastkd.runs import report
+from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.scores import sentence_scorer
 from fastkd.runs.sources import load_teacher_model, load_tokenizer, require_model
 from fastkd.trainer.config import DistillationConfig
@@ -51,17 +53,21 @@ def generate(args: DistillationConfig) -> Manifest:
 
     Raises:
         ValueError: settings that name no teacher or no data, data without prompts, a directory that was
-            begun with other settings.
+            begun with other settings, or that another run writes into.
+        OSError: the directory cannot be written.
     """
     require_model(args.teacher, "only a model can generate text")
     if args.task == "classification":
         raise ValueError("a classifier writes no text: fastkd generate is for causal_lm and seq2seq")
     if args.world_size > 1:
         raise ValueError(f"one process generates, not {args.world_size}: start it without torchrun")
-    rows = load_rows("train_file", args)
-    if rows is None:
-        raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
-    made = generate_rows(load_teacher_model(args), _tokenizer(args), rows, Path(str(args.output_dir)), args)
+    refuse_inputs(args, checkpoints_too=False)
+    folder = Path(str(args.output_dir))
+    with claimed(folder):
+        rows = load_rows("train_file", args)
+        if rows is None:
+            raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
+        made = generate_rows(load_teacher_model(args), _tokenizer(args), rows, folder, args)
     cut, empty = made.notes["cut"], made.notes["empty"]
     if cut:
         logger.warning(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +17,21 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fastkd import files
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import TASKS
-from fastkd.runs import report
+from fastkd.directories import claimed, writing_to
+from fastkd.errors import Diverged
+from fastkd.runs import disk_space, report
 from fastkd.runs.clock import StepClock
+from fastkd.runs.contents import contents
 from fastkd.runs.evaluate import classified
+from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import Teacher
 from fastkd.trainer.trainer import DistillationTrainer
-
-logger = logging.getLogger(__name__)
 
 
 def run(args: DistillationConfig, command: str) -> dict[str, Any]:
@@ -47,32 +46,50 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
         The report.
 
     Raises:
-        ValueError: a missing or unreadable setting.
+        ValueError: a missing or unreadable setting, or an ``output_dir`` in which something would be lost.
+        Diverged: the weights are no longer finite.
+        OSError: ``output_dir`` cannot be written.
     """
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
     transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
-    begin_run(args)
+    refuse_inputs(args)
+    folder = Path(str(args.output_dir))
+    with claimed(folder) if args.should_save else writing_to(folder):
+        return _run(args, command, folder)
+
+
+def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]:
+    record = open_record(args)
     data = load_data(args)
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
-
-    folder = Path(str(args.output_dir))
+    first = load_student(args)
+    if args.should_save:
+        disk_space.require(args, first, disk_space.steps_of(args, data.train))
+    record.begin(contents(data.raw, shared, first), args.should_save)
     found = report.about(args, command)
 
-    def trained(args: DistillationConfig, title: str) -> tuple[dict[str, Any], bool]:
-        student = load_student(args)
+    def trained(
+        args: DistillationConfig, title: str, student: PreTrainedModel
+    ) -> tuple[dict[str, Any], bool]:
         teacher = load_teacher(args, student) if command == "distill" and shared is None else shared
-        watch = [report.Live(folder, found, title)]
-        return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer, watch)
+        live = report.Live(folder, found, title)
+        try:
+            return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer, [live])
+        except Diverged as error:
+            live.failed(str(error))
+            raise
 
     name = "model" if command == "train" else "student"
-    found[name], main_process = trained(args, name)
+    found[name], main_process = trained(args, name, first)
+    del first
     if command == "distill":
         size = shared.num_parameters() if isinstance(shared, PreTrainedModel) else None
         found["teacher"] = report.teacher_part(found[name]["eval"], size)
         if args.control:
-            found["control"], _ = trained(control_of(args), "control")
+            control = control_of(args)
+            found["control"], _ = trained(control, "control", load_student(control))
     if main_process:
         path = report.write(folder, found)
         print(report.table(report.rows(found)))
@@ -83,11 +100,12 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Data:
-    """Encoded rows and the tokenizer that encoded them."""
+    """Encoded rows, the tokenizer that encoded them, and the rows of each field as they were read."""
 
     tokenizer: PreTrainedTokenizerBase
     train: Any
     held_out: Any
+    raw: dict[str, Any]
 
 
 def load_data(args: DistillationConfig) -> Data:
@@ -107,52 +125,7 @@ def load_data(args: DistillationConfig) -> Data:
         field: None if rows is None else TASKS[args.task].tokenize(rows, tokenizer, args, field)
         for field, rows in raw.items()
     }
-    return Data(tokenizer, encoded["train_file"], encoded["eval_file"])
-
-
-# Fields that may differ between a run and the run that resumes it.
-_NOT_THE_RUN = {
-    "output_dir",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-    "report_to",
-    "logging_dir",
-    "run_name",
-}
-
-
-def begin_run(args: DistillationConfig) -> None:
-    """Set ``args.resume_from_checkpoint`` and write ``run.json``.
-
-    If the field is unset, the run resumes from its own last whole checkpoint, if there is one. ``false``
-    starts again and unseals the checkpoints that are there.
-
-    Raises:
-        ValueError: ``output_dir`` holds checkpoints of a run with other settings.
-    """
-    folder = Path(str(args.output_dir))
-    record = folder / "run.json"
-    settings = {k: v for k, v in report.settings(args).items() if k not in _NOT_THE_RUN}
-    settings = json.loads(json.dumps(settings, default=str))
-    choice = str(args.resume_from_checkpoint).lower() if args.resume_from_checkpoint is not None else None
-    if choice is None and (last := checkpoints.last_whole(folder)) is not None:
-        before = json.loads(record.read_text("utf-8")) if record.exists() else {}
-        changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
-        if changed:
-            raise ValueError(
-                f"{folder} holds checkpoints of a run with other settings ({', '.join(changed)}): "
-                "give another output_dir, or resume_from_checkpoint: true to resume with the new ones, "
-                "or false to start again"
-            )
-        logger.warning("resuming from %s", last)
-        args.resume_from_checkpoint = "true"
-    elif choice == "false":
-        args.resume_from_checkpoint = None
-        if args.should_save:
-            for path in folder.glob("checkpoint-*"):
-                checkpoints.unseal(path)
-    if args.should_save:
-        files.write_json(record, settings)
+    return Data(tokenizer, encoded["train_file"], encoded["eval_file"], raw)
 
 
 def control_of(args: DistillationConfig) -> DistillationConfig:

@@ -96,4 +96,4 @@ def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
 
 
 def _perplexity(cross_entropy: float) -> float:
-    return math.exp(cross_entropy) if cross_entropy < 700 else math.inf
+    return math.inf if cross_entropy >= 700 else math.exp(cross_entropy)  # NaN stays NaN

@@ -13,13 +13,15 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
-from fastkd.trainer import checkpoints
+from fastkd.directories import writing_to
+from fastkd.trainer import saving
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.guarded import GuardedTrainer
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
@@ -30,7 +32,7 @@ from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Tea
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(GuardedTrainer):
     """Trains a model on a teacher's distributions and the data's labels.
 
     Args:
@@ -204,11 +206,10 @@ class DistillationTrainer(Trainer):
         totals = torch.stack([sum((batch.get(name, zero) for batch in sums), zero) for name in names])
         sums.clear()
         totals = self.accelerator.reduce(totals, reduction="sum")
-        found = dict(zip(names, totals.cpu().double().tolist(), strict=True))
-        return found if found["tokens"] > 0 else None
+        return dict(zip(names, totals.cpu().double().tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and (total := self._drain(self._train_sums)) is not None:
+        if "loss" in logs and (total := self._drain(self._train_sums)) is not None and total["tokens"]:
             known = means(total)
             logs.update({name: known[name] for name in known if name not in ("loss", "perplexity")})
         super().log(logs, start_time)
@@ -248,26 +249,12 @@ class DistillationTrainer(Trainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         if output.metrics is not None and (total := self._drain(self._eval_sums)) is not None:
+            if not total["tokens"]:
+                logger.warning("the rows of this evaluation have no label: its metrics are NaN")
             output.metrics.update(means(total, f"{metric_key_prefix}_"))
         return output
 
     # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A checkpoint counts once it is sealed; only then are older ones deleted."""
-        folder = Path(self._get_output_dir(trial))
-        made = folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            checkpoints.unseal(made)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.seal(made)
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
 
     @contextlib.contextmanager
     def _plain_student(self) -> Iterator[nn.Module]:
@@ -285,11 +272,16 @@ class DistillationTrainer(Trainer):
                 {name.removeprefix(part): v for name, v in state_dict.items() if name.startswith(part)}
                 for part in ("matching.", "student.")
             )
-        with self._plain_student():
+        folder = Path(output_dir or str(self.args.output_dir))
+        with (
+            writing_to(folder),
+            self._plain_student() as student,
+            saving.generation_settings_kept(student, folder),
+        ):
             super()._save(output_dir, state_dict)
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
-            matching.save(Path(output_dir or str(self.args.output_dir)), learned)
+            matching.save(folder, learned)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module

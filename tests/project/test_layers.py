@@ -26,6 +26,7 @@ FORBIDDEN = {
     "trainer": ("runs", *COMMANDS),
     "corpora": ("trainer", "runs", *COMMANDS),
     "files": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
+    "directories": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
     "divergences": ("backends", "ops", *MIDDLE, *OUTERMOST),
     "backends": ("ops", *MIDDLE, *OUTERMOST),
     "ops": (*MIDDLE, *OUTERMOST),

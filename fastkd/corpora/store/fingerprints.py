@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -88,10 +89,31 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def rows_digest(rows: Any) -> str | None:
+    """A digest of the rows of a data set, in their order and with the names of their columns; None without
+    rows, and for a stream, which is read only once.
+    """
+    if rows is None or not hasattr(rows, "with_format") or not hasattr(rows, "__len__"):
+        return None
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(batch_size=_AT_ONCE):
+        # The stream format has the values alone: neither the chunks nor the notes of the file they came from.
+        plain = batch.combine_chunks().replace_schema_metadata(None)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, plain.schema) as stream:
+            stream.write_table(plain)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
 def weights_digest(model: nn.Module, title: str | None = None) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of a model's parameters and buffers."""
+    return tensors_digest(model.state_dict(), title)
+
+
+def tensors_digest(state: Mapping[str, Any], title: str | None = None) -> str:
+    """SHA-256 over the names, shapes, dtypes and bytes of tensors; other values are passed over."""
     digest = hashlib.sha256()
-    state = model.state_dict()
     for name in tqdm(sorted(state), desc=title, unit="tensor", delay=2, disable=title is None):
         tensor = state[name]
         if not isinstance(tensor, torch.Tensor):

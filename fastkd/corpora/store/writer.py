@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastkd.corpora.store.manifest import HEAD, NAME, File, Manifest, Shard, differences
+from fastkd.directories import writing_to
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +108,11 @@ class Writer:
         # A folder and not a file, because `write` may create temporary files beside its target.
         with TemporaryDirectory(prefix=_BESIDE, dir=path.parent) as place:
             beside = Path(place) / name
-            write(beside)
-            with beside.open("rb+") as file:
-                os.fsync(file.fileno())
+            # Before the folder is removed, since that makes room on a disk that is full.
+            with writing_to(path.parent):
+                write(beside)
+                with beside.open("rb+") as file:
+                    os.fsync(file.fileno())
             made = File.of(beside)
             beside.replace(path)
         _sync_folder(path.parent)

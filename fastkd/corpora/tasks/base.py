@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastkd.corpora.caching import names_the_cache
 from fastkd.corpora.settings import TaskSettings
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Task(ABC):
             f"name them with column_mapping, for example {example}"
         )
 
+    @names_the_cache
     def tokenize(
         self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskSettings, field: str
     ) -> Dataset:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ import torch
 
 import fastkd
 from fastkd.backends import registry
+from fastkd.runs import disk_space
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.estimate import Shape, free_bytes, run_step
-from fastkd.runs.estimate.optimizers import optimizer_bytes
 from fastkd.runs.estimate.text import size
-from fastkd.trainer.config import plain
 from fastkd.trainer.heads import declared_head
 from fastkd.trainer.models import LinearHead
 
@@ -102,37 +99,13 @@ def head_finding(case: Case, reason: str) -> Finding:
 
 def disk(case: Case) -> Iterator[Finding]:
     """Disk space for the model and all checkpoints kept at a time, each with weights and optimizer state."""
-    args, steps = case.args, case.optimizer_steps
-    strategy = plain(args.save_strategy)
     if (model := case.student_without_weights) is None:
         return
-    weights = 4 * sum(p.numel() for p in model.parameters())
-    optim = plain(args.optim)
-    state = (
-        0 if args.save_only_model or args.peft_config else optimizer_bytes(optim, None, model.parameters())
-    )
-    kept = _kept(args, strategy, steps)
-    needed = weights + kept * ((weights if not args.peft_config else 0) + state)
-    free = free_disk(Path(str(args.output_dir)))
-    if needed > free:
-        few = f"save_total_limit: {max(1, int((free - weights) // max(weights + state, 1)))}"
-        yield Finding(
-            "error",
-            "disk",
-            f"the model and {kept} checkpoints need {size(needed)} and {size(free)} are free at "
-            f"{args.output_dir}",
-            f"set {few} or save_only_model: true"
-            if free > 2 * weights + state
-            else "give another output_dir",
-        )
-    elif needed > 0.8 * free:
-        yield Finding(
-            "warning",
-            "disk",
-            f"the model and {kept} checkpoints need {size(needed)} of the {size(free)} that are free at "
-            f"{args.output_dir}",
-            "set save_total_limit",
-        )
+    need = disk_space.needed(case.args, model, case.optimizer_steps)
+    if need.bytes > need.free:
+        yield Finding("error", "disk", need.sentence, need.remedy)
+    elif need.bytes > 0.8 * need.free:
+        yield Finding("warning", "disk", need.sentence, "set save_total_limit")
 
 
 def memory(case: Case) -> Iterator[Finding]:
@@ -156,24 +129,6 @@ def memory(case: Case) -> Iterator[Finding]:
             f"a step needs about {size(step.peak)} on {args.device.type} and {size(free)} are free",
             "fastkd estimate shows settings that need less",
         )
-
-
-def _kept(args: Any, strategy: str, steps: int | None) -> int:
-    """The largest number of checkpoints on disk: the oldest is removed only after the newest is written."""
-    if strategy == "no":
-        return 0
-    limit = math.inf if args.save_total_limit is None else args.save_total_limit + 1
-    if strategy == "steps" and steps is not None:
-        return int(min(limit, max(1, steps // max(1, int(args.save_steps)))))
-    return int(min(limit, max(1, math.ceil(args.num_train_epochs))))
-
-
-def free_disk(folder: Path) -> int:
-    """Free bytes on the disk that holds ``folder``, which need not exist yet."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
 
 
 CHECKS: tuple[Check, ...] = (backend, idle_gpu, fused_head, disk, memory)

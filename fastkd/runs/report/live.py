@@ -21,6 +21,15 @@ class Live(TrainerCallback):
 
     def __init__(self, folder: Path, report: dict[str, Any], name: str) -> None:
         self.folder, self.report, self.name = folder, report, name
+        self.state: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.state = state
+
+    def failed(self, reason: str) -> None:
+        """Write the report of a run that ended with an error."""
+        if self.state is not None and self.state.is_world_process_zero:
+            self._put(self.state, {"failed": {"title": self.name, "reason": reason}})
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write(state)
@@ -31,6 +40,9 @@ class Live(TrainerCallback):
     def _write(self, state: Any) -> None:
         if not state.is_world_process_zero or state.global_step >= state.max_steps:
             return  # one process writes, and at the end the caller writes the whole report
-        part = {"steps": state.global_step, "eval": {}, "history": state.log_history}
         where = {"title": self.name, "step": state.global_step, "of": state.max_steps}
-        write(self.folder, {**self.report, self.name: part, "unfinished": where})
+        self._put(state, {"unfinished": where})
+
+    def _put(self, state: Any, ending: dict[str, Any]) -> None:
+        part = {"steps": state.global_step, "eval": {}, "history": state.log_history}
+        write(self.folder, {**self.report, self.name: part, **ending})

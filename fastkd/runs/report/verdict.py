@@ -13,6 +13,8 @@ LEVEL = 0.005
 
 def verdict(report: dict[str, Any]) -> str:
     """Compares the student with the control and the teacher, by the figure that fits the task best."""
+    if (failure := report.get("failed")) is not None:
+        return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}"
     table = rows(report)
     name = next((name for name in ("student", "model") if name in table), None)
     if name is None:
@@ -37,8 +39,12 @@ def _value(table: Rows, name: str, key: str) -> float | None:
 def _perplexity(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "perplexity") for who in (name, "control", "teacher"))
     assert own is not None
+    if math.isnan(own):
+        return (
+            f"The {name}'s perplexity is not a number: the held-out data has no labels, or the model is NaN."
+        )
     aside = "" if teacher is None else f" (the teacher's is {teacher:.2f})"
-    if control is None:
+    if control is None or not math.isfinite(own + control):
         return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
     better = 1 - own / control
     if abs(better) < LEVEL:
@@ -51,8 +57,10 @@ def _perplexity(table: Rows, name: str) -> str:
 def _accuracy(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "accuracy") for who in (name, "control", "teacher"))
     assert own is not None
+    if math.isnan(own):
+        return f"The {name}'s accuracy is not a number: the held-out data has no labels."
     aside = "" if teacher is None else f" (the teacher: {teacher:.1%})"
-    if control is None:
+    if control is None or math.isnan(control):
         return f"The {name} gets {own:.1%} of the held-out texts right{aside}."
     points = 100 * (own - control)
     count = _texts(table[name])

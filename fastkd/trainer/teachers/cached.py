@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from fastkd.corpora.store.fingerprints import encoded_rows, row_hash, tokenizer_
 from fastkd.corpora.store.manifest import NAME
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator, Row
+from fastkd.files import file_digest
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested, multiply_out
 
@@ -68,6 +70,11 @@ class CachedTeacher:
         self.tail = "drop"
         self.fused = False
         self.head: LinearHead | None = None
+
+    def digest(self) -> str:
+        """A digest of the manifests, which hold the checksum of every file."""
+        digests = [file_digest(self.folder / part / NAME) for part in self.readers]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def to(self, device: torch.device) -> None:
         """Move the head to the student's device."""

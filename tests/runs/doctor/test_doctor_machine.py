@@ -10,8 +10,9 @@ from support.doctor import SETTINGS, look
 from support.tiny import llama
 
 from fastkd.backends.native import NativeBackend
+from fastkd.runs.disk_space import free_disk
 from fastkd.runs.doctor.findings import Case
-from fastkd.runs.doctor.machine import free_disk, idle_gpu, memory
+from fastkd.runs.doctor.machine import idle_gpu, memory
 from fastkd.trainer import DistillationConfig
 
 
@@ -43,10 +44,10 @@ def test_room_on_the_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = {"max_steps": 100, "save_steps": 10}
     needed = 4 * parameters + 10 * 12 * parameters
     for free, severity in ((needed - 1, "error"), (needed + 1, "warning"), (2 * needed, None)):
-        monkeypatch.setattr("fastkd.runs.doctor.machine.free_disk", lambda _, free=free: free)
+        monkeypatch.setattr("fastkd.runs.disk_space.free_disk", lambda _, free=free: free)
         found = look(**run).get("disk")
         assert (found and found.severity) == severity
-    monkeypatch.setattr("fastkd.runs.doctor.machine.free_disk", lambda _: needed - 1)
+    monkeypatch.setattr("fastkd.runs.disk_space.free_disk", lambda _: needed - 1)
     assert "disk" not in look(**run, save_total_limit=2)
     assert "disk" not in look(**run, save_strategy="no")
 

@@ -1,0 +1,47 @@
+"""Digests of what a run reads, so that a run which resumes another one knows whether it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fastkd.corpora.store.fingerprints import rows_digest, tensors_digest
+from fastkd.trainer.teachers import CachedTeacher
+
+# The digests by what they are of; None where there is nothing, or nothing that can be read twice.
+Contents = dict[str, str | None]
+
+
+def contents(raw: Mapping[str, Any], teacher: Any, student: Any) -> Contents:
+    """The digests of the rows, the teacher, and the weights of the student that are not trained: a checkpoint
+    of an adapter does not hold the model under it.
+
+    Args:
+        raw: the rows of ``train_file`` and ``eval_file`` as they were read, before any tokenizer.
+        teacher: a model, a cache, or anything else, whose digest is None.
+        student: a plain model, or one with an adapter.
+    """
+    frozen = {name: p for name, p in student.named_parameters() if not p.requires_grad}
+    return {
+        "the data of train_file": rows_digest(raw.get("train_file")),
+        "the data of eval_file": rows_digest(raw.get("eval_file")),
+        "the teacher": _teacher_digest(teacher),
+        "the model under the adapter": _digest(frozen, "hashing the model"),
+    }
+
+
+def _teacher_digest(teacher: Any) -> str | None:
+    if isinstance(teacher, CachedTeacher):
+        return teacher.digest()
+    return (
+        _digest(teacher.state_dict(), "hashing the teacher") if isinstance(teacher, PreTrainedModel) else None
+    )
+
+
+def _digest(state: Mapping[str, Any], title: str) -> str | None:
+    """The digest of tensors; None without any, and where some are offloaded and have no data here."""
+    if not state or any(getattr(tensor, "is_meta", False) for tensor in state.values()):
+        return None
+    return tensors_digest(state, title)

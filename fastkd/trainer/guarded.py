@@ -1,0 +1,107 @@
+"""``transformers.Trainer`` with guard rails: a run loses nothing, and ends with an error if it diverges."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from fastkd.directories import claimed, writing_to
+from fastkd.trainer import checkpoints, saving
+from fastkd.trainer.config import plain
+from fastkd.trainer.finite import FiniteWatch, require_finite_weights
+
+logger = logging.getLogger(__name__)
+
+
+class GuardedTrainer(Trainer):
+    """A trainer that saves whole checkpoints of finite weights, into a directory that is its own."""
+
+    _teacher: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._finite = FiniteWatch()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def student(self) -> nn.Module:
+        """The model that is saved."""
+        raise NotImplementedError
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # a network has many kinds of errors
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"push_to_hub: the repository cannot be reached ({reason}): log in with `hf auth login`, set "
+                "hub_model_id to a repository of yours, or leave push_to_hub out"
+            ) from error
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As that of :class:`transformers.Trainer`, which runs only if nothing can be lost.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, which must be whole; True for the last whole one.
+            args, kwargs: all other arguments.
+
+        Raises:
+            ValueError: a checkpoint that is not whole, an ``output_dir`` into which another run writes or
+                from which the teacher was loaded, a student that could not be saved.
+            Diverged: the weights are no longer finite.
+            OSError: ``output_dir`` cannot be written.
+        """
+        folder = Path(str(self.args.output_dir))
+        saving.refuse_teacher(folder, self._teacher)
+        checkpoint = checkpoints.chosen(folder, resume_from_checkpoint)
+        writes = self.args.should_save and plain(self.args.save_strategy) != "no"
+        with claimed(folder) if writes else contextlib.nullcontext():
+            if self.args.should_save:
+                saving.try_out(self.student, self.processing_class, self.args)
+            output = super().train(checkpoint, *args, **kwargs)
+        require_finite_weights(self)
+        return output
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._finite.saw(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self._finite.examine(self)
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint counts once it is sealed; only then are older ones deleted."""
+        require_finite_weights(self)
+        folder = Path(self._get_output_dir(trial))
+        made = folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.unseal(made)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with writing_to(folder):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.seal(made)
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and not checkpoints.has_optimizer(Path(checkpoint)):
+            logger.warning(
+                "%s holds no optimizer state (save_only_model): the optimizer's moments and the random state "
+                "of dropout begin anew, so the run ends with other weights than an uninterrupted one; the "
+                "step, its learning rate and the order of the data are restored",
+                checkpoint,
+            )
+            checkpoints.advance(self.lr_scheduler, self.state.global_step)
