@@ -105,8 +105,8 @@ def _usage() -> str:
 
 def _sentence(name: str, error: Exception) -> str:
     """The message of an exception on one line."""
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("fastkd"):
-        return f"the package {error.name!r} is missing: {packages.remedy(error.name)}"
+    if isinstance(error, ModuleNotFoundError) and (missing := packages.missing_package(error)) is not None:
+        return f"the package {missing!r} is missing: {packages.remedy(missing)}"
     text = " ".join(str(error).split())
     if text and isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
         return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # The extras of fastkd, and the modules that they bring.
 EXTRAS = {
     "train": ("transformers", "accelerate", "datasets", "sacrebleu", "rouge_score", "matplotlib", "yaml"),
@@ -18,6 +20,16 @@ PACKAGES = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """The module or package that an error says is missing; None if it names none, or a part of fastkd."""
+    name = str(error.name or "")
+    required = re.match(r"The '([\w.-]+)[^']*' distribution was not found", name)  # says transformers
+    if required:
+        return required[1]
+    whole = all(part.isidentifier() for part in name.split("."))
+    return name if whole and name.partition(".")[0] != "fastkd" else None
 
 
 def remedy(module: str) -> str:

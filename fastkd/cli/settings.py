@@ -125,7 +125,7 @@ def _coerce(name: str, value: Any, hint: Any, optional: bool) -> Any:
                 return kind(number)
     if str in plain and isinstance(value, (int, float)):  # booleans too: fused_head, resume_from_checkpoint
         return str(value).lower() if isinstance(value, bool) else str(value)
-    wanted = " or ".join(sorted(kind.__name__ for kind in known))
+    wanted = "a mapping" if dict in known else " or ".join(sorted(kind.__name__ for kind in known))
     raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from huggingface_hub import get_token
-from transformers.integrations import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from fastkd.runs.sources import TeacherSource
 from fastkd.trainer.config import DistillationConfig, plain

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastkd.trainer.config import DistillationConfig
+from transformers import TrainingArguments
 
 
-def no_step(args: DistillationConfig, rows: int | None = None) -> tuple[str, str] | None:
+def no_step(args: TrainingArguments, rows: int | None = None) -> tuple[str, str] | None:
     """The reason why a run makes no step, and its remedy; None if it makes at least one.
 
     Args:
