@@ -1,4 +1,4 @@
-"""Test that ``fastkd doctor`` and ``fastkd distill`` agree: what one calls an error stops the other, before its
+"""Test that ``fastkd doctor`` and ``fastkd distill`` agree: an error of one stops the other, before its
 first step.
 """
 
