@@ -13,6 +13,8 @@ import os
 import sys
 import traceback
 
+from fastkd.cli import packages
+
 # name -> (module, one line of help)
 COMMANDS = {
     "demo": (
@@ -51,18 +53,34 @@ def main(argv: list[str] | None = None) -> int:
         code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
         _leave_process_group()
         return code
-    except KeyboardInterrupt:
-        print(f"fastkd {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nfastkd {name}: interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        sentence = f"fastkd {name}: {_sentence(name, error)}"
         if debug:
             traceback.print_exc()
         else:
-            print(f"fastkd {name}: {_sentence(error)}", file=sys.stderr)
+            print(sentence, file=sys.stderr)
+        _tell_torchrun(sentence)
         return 1
+
+
+def _tell_torchrun(sentence: str) -> None:
+    """Leave the sentence to torchrun, whose own report, which is long and printed last, then ends with it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_torchelastic_launched():
+        return
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    # The report shows the error's traceback. That of an error without a cause has nothing but the sentence.
+    try:
+        raise RuntimeError(sentence) from None
+    except RuntimeError as error:
+        get_error_handler().record_exception(error)
 
 
 def _leave_process_group() -> None:
@@ -85,13 +103,11 @@ def _usage() -> str:
     )
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(name: str, error: Exception) -> str:
     """The message of an exception on one line."""
-    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fastkd"):
-        return f"the package {error.name!r} is missing: pip install 'fastkd[train]'"
+    if isinstance(error, ModuleNotFoundError) and (missing := packages.missing_package(error)) is not None:
+        return f"the package {missing!r} is missing: {packages.remedy(missing)}"
     text = " ".join(str(error).split())
-    return (
-        text
-        if text and isinstance(error, (ValueError, RuntimeError, OSError))
-        else f"{type(error).__name__}: {text}"
-    )
+    if text and isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
+        return text
+    return f"{type(error).__name__}{f': {text}' if text else ''} (fastkd {name} --debug shows where)"

@@ -17,6 +17,6 @@ def main(argv: list[str]) -> int:
     from fastkd.runs.generate import generate
 
     made = generate(args)
-    print(f"{made.folder}: {made.rows:,} rows, {made.tokens:,} tokens ({made.made_from['mode']})")
+    print(f"{made.folder}: {made.rows:,} rows, {made.tokens:,} tokens ({made.made_from['generation_mode']})")
     print(f"to train on it: train_file: {args.output_dir}")
     return 0

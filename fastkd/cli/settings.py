@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import types
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastkd.cli.renames import unknown_fields
 
 if TYPE_CHECKING:
     from fastkd.trainer.config import DistillationConfig
@@ -34,29 +37,21 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
         ValueError: there is no file, it is not a mapping, a field is unknown (the message names the nearest
             known one), or a value has the wrong type.
     """
-    import yaml
+    from fastkd.cli.yaml_text import read_file, read_value
 
     path, overrides = _split(argv)
-    if not Path(path).is_file():
-        raise ValueError(f"there is no configuration file {path!r}")
-    try:
-        given = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"{path} must contain `field: value` lines, not a {type(given).__name__}")
+    given = read_file(Path(path))
+    given.update({name: read_value(text, f"--{name}") for name, text in overrides.items()})
     # Imported late, since it imports torch and transformers: errors above need not wait for them.
     from fastkd.trainer.config import DistillationConfig
 
-    given.update({name: yaml.safe_load(value) for name, value in overrides.items()})
-
+    fields = {field.name: field for field in dataclasses.fields(DistillationConfig) if field.init}
+    if unknown := {name: value for name, value in given.items() if name not in fields}:
+        raise ValueError(unknown_fields(unknown, list(fields)))
     hints = typing.get_type_hints(DistillationConfig)
-    known = [field.name for field in dataclasses.fields(DistillationConfig) if field.init]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown field {name!r}; did you mean {near!r}?")
-    values = {name: _coerce(name, value, hints[name]) for name, value in given.items()}
+    values = {
+        name: _coerce(name, value, hints[name], fields[name].default is None) for name, value in given.items()
+    }
     return DistillationConfig(**{**values, **(fixed or {})})
 
 
@@ -77,29 +72,49 @@ def _split(argv: list[str]) -> tuple[str, dict[str, str]]:
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--"):
+            if argument.startswith("-"):
+                raise ValueError(f"there is no option {argument!r}: fields begin with two hyphens")
             paths.append(argument)
             continue
         name, equals, value = argument[2:].partition("=")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         overrides[name.replace("-", "_")] = value
-    if len(paths) != 1:
-        raise ValueError(
-            f"give one configuration file, not {len(paths)}" + (f" ({', '.join(paths)})" if paths else "")
-        )
+    if not paths:
+        taken = [f"--{name}" for name, value in overrides.items() if value.endswith((".yaml", ".yml"))]
+        why = f": {taken[0]} has taken it as its value" if taken else ""
+        raise ValueError(f"give the configuration file before the fields{why}")
+    if len(paths) > 1:
+        raise ValueError(f"give one configuration file, not {len(paths)} ({', '.join(paths)})")
     return paths[0], overrides
 
 
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """A YAML value as the field's type: YAML reads 1e-4 as text and 1 as an integer; both can be floats."""
+def _coerce(name: str, value: Any, hint: Any, optional: bool) -> Any:
+    """A YAML value as the field's type: YAML reads 1e-4 as text and 1 as an integer; both can be floats.
+
+    Args:
+        optional: whether the field may be None, whatever its type says.
+    """
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     allowed = typing.get_args(hint) if union else (hint,)
     plain = {typing.get_origin(kind) or kind for kind in allowed}
+    optional = optional or types.NoneType in plain
     if value is False and name.endswith("_strategy"):  # YAML reads the `no` in `save_strategy: no` as false
         return "no"
-    if value is None or type(value) in plain or not plain & {bool, int, float, str}:
+    if name == "report_to" and value in (None, False):
+        return "none"
+    if value is None or (value == "None" and optional):  # Python's word for YAML's null
+        if not optional:
+            raise ValueError(f"{name} is empty: give it a value, or leave out the line")
+        return None
+    if isinstance(value, list) and list[str] in allowed:
+        return _words(name, value)
+    for kind in allowed:
+        if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
+            _require_member(name, value, kind)
+    known = plain & {bool, int, float, str, dict, list}
+    if type(value) in plain or not known:
         return value
-    wanted = " or ".join(sorted(kind.__name__ for kind in plain & {bool, int, float, str, dict, list}))
     for kind in (int, float):
         if kind in plain and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
@@ -110,9 +125,32 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
                 return kind(number)
     if str in plain and isinstance(value, (int, float)):  # booleans too: fused_head, resume_from_checkpoint
         return str(value).lower() if isinstance(value, bool) else str(value)
-    if str in plain and isinstance(value, (dict, list)):
-        return value
+    wanted = "a mapping" if dict in known else " or ".join(sorted(kind.__name__ for kind in known))
     raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _words(name: str, values: list[Any]) -> list[str]:
+    """The items of a list of names, which YAML may have read as numbers."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            how = (
+                "put quotes around yes, no, on, off, true and false"
+                if isinstance(value, bool)
+                else "give names"
+            )
+            raise ValueError(f"{name} holds {value!r} after YAML has read it: {how}")
+    return [str(value) for value in values]
+
+
+def _require_member(name: str, value: str, kind: type[enum.Enum]) -> None:
+    choices = [str(member.value) for member in kind]
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.0)
+        some = choices if len(choices) <= 6 else near
+        raise ValueError(
+            f"{name} must be {' or '.join(some)}{'' if some is choices else ' or another of its choices'}, "
+            f"not {value!r}"
+        )
 
 
 def help_text(command: str, about: str) -> str:

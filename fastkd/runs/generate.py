@@ -121,10 +121,10 @@ def generate_rows(
     model = LiveTeacher(teacher, task, fused=False)
     made_from = {
         "task": task.name,
-        "mode": args.generation_mode,
+        "generation_mode": args.generation_mode,
         **_decoding(args),
         "max_length": args.max_length,
-        "longest_answer": _longest(args),
+        "max_completion_length": _longest(args),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "generation_config": _own_settings(teacher),
         "teacher_weights": weights_digest(teacher, "hashing the teacher"),

@@ -44,6 +44,12 @@ class Progress(TrainerCallback):
                 mininterval=_interval(),
             )
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed run first passes over the batches that it has seen. That time is not a step's, and would
+        # make the bar promise days.
+        if self.bar is not None and self.bar.n == self.bar.initial:
+            self.bar.start_t = self.bar.last_print_t = self.bar._time()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)

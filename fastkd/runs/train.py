@@ -27,6 +27,7 @@ from fastkd.runs.contents import contents
 from fastkd.runs.evaluate import classified
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
+from fastkd.runs.refusals import refuse
 from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
@@ -52,6 +53,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     """
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
+    refuse(args)
     transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
     refuse_inputs(args)
     folder = Path(str(args.output_dir))

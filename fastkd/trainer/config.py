@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
 from transformers import TrainingArguments
 
 from fastkd import kd_loss
@@ -28,6 +32,12 @@ CHOICES = {
     "cache_kind": CACHE_KINDS,
     "cache_tail": CACHE_TAILS,
 }
+
+
+# Fields that may name a place on this machine, and so may begin with the home directory's ~.
+PLACES = ("model", "teacher", "train_file", "eval_file", "resume_from_checkpoint", "deepspeed", "fsdp_config")
+# Fields whose text, unless it is a mapping, names a JSON file.
+MAPPING_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
 def plain(choice: Any) -> str:
@@ -204,6 +214,10 @@ class DistillationConfig(TrainingArguments):
     def __post_init__(self) -> None:
         # YAML and dataclass callers may write the switch as a boolean.
         self.fused_head = str(self.fused_head).lower()
+        for name in PLACES:
+            setattr(self, name, _at_home(getattr(self, name)))
+        for name in self._VALID_DICT_FIELDS:
+            setattr(self, name, _mapping(name, getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
@@ -217,9 +231,15 @@ class DistillationConfig(TrainingArguments):
             "num_beams",
             "cache_top_k",
             "cache_samples",
+            "gradient_accumulation_steps",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "num_train_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0, not {getattr(self, name)}")
         if not 0 <= self.lmbda <= 1:
             raise ValueError(f"lmbda is a share of the steps, from 0 to 1, not {self.lmbda}")
         if not 0 < self.sampling_temperature < math.inf:
@@ -248,3 +268,32 @@ class DistillationConfig(TrainingArguments):
             "teacher_temperature": self.teacher_temperature,
             "label_smoothing": self.label_smoothing_factor,
         }
+
+
+def _at_home(place: Any) -> Any:
+    """A path, or a list of them, with ~ replaced by the home directory."""
+    if isinstance(place, list):
+        return [_at_home(one) for one in place]
+    return os.path.expanduser(place) if isinstance(place, str) else place
+
+
+def _mapping(name: str, given: Any) -> Any:
+    """A field that holds a mapping, or the text of one in JSON or YAML.
+
+    Raises:
+        ValueError: the field holds something else, or text that is no mapping and names no file.
+    """
+    if isinstance(given, str):
+        if name in MAPPING_FILES and not given.lstrip().startswith("{"):
+            if not os.path.isfile(given):
+                raise ValueError(f"{name} is {given!r}: give a mapping, or the path of a JSON file")
+            return given
+        text = given
+        try:
+            given = json.loads(text)
+        except ValueError:
+            with contextlib.suppress(yaml.YAMLError):
+                given = yaml.safe_load(text)
+    if isinstance(given, (str, int, float, list)):
+        raise ValueError(f"{name} must be a mapping such as {{name: value}}, not {given!r}")
+    return given

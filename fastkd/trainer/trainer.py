@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
@@ -26,6 +26,7 @@ from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
@@ -152,6 +153,20 @@ class DistillationTrainer(GuardedTrainer):
     def student(self) -> nn.Module:
         """The plain student."""
         return self.accelerator.unwrap_model(self.model).student
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        rows = len(self.train_dataset) if has_length(self.train_dataset) else None
+        if (reason := no_step(self.args, rows)) is not None:
+            raise ValueError(": ".join(reason))
+        return loader
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # a request can fail with many kinds of exceptions
+            reason = " ".join(str(error).split())
+            raise ValueError(f"push_to_hub: true, but the hub gives no repository: {reason}") from error
 
     # Measuring and reporting.
 

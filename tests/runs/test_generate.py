@@ -139,12 +139,16 @@ def test_resumes_after_a_crash_at_any_write(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_beams": 2}, "another num_beams:"),
-        ({"generation_mode": "sample"}, "another mode, num_beams, sampling_temperature, seed:"),
-        ({"max_completion_length": 5}, "another longest_answer:"),
-        ({"model": llama(2, hidden=24)}, "another teacher_weights:"),
-        ({"rows": prompts(19)}, "another data:"),
-        ({"rows": prompts(20)[::-1]}, "another data:"),
+        ({"num_beams": 2}, r"other settings, num_beams \(3, now 2\):"),
+        (
+            {"generation_mode": "sample"},
+            r"settings, generation_mode \(beam, now sample\), num_beams \(3, now unset\), "
+            r"sampling_temperature \(unset, now 1.0\), seed",
+        ),
+        ({"max_completion_length": 5}, r"other settings, max_completion_length \(\d+, now 5\):"),
+        ({"model": llama(2, hidden=24)}, "other settings, teacher_weights:"),
+        ({"rows": prompts(19)}, "other settings, data:"),
+        ({"rows": prompts(20)[::-1]}, "other settings, data:"),
     ],
 )
 def test_does_not_resume_with_other_settings(
@@ -160,7 +164,7 @@ def test_provenance(made: Callable[[str], Path]) -> None:
     content = json.loads((made("interpolate") / "manifest.json").read_text())
     assert content["kind"] == "generated" and content["rows"] == 20
     source = content["made_from"]
-    assert source["mode"] == "interpolate" and source["num_beams"] == 3
+    assert source["generation_mode"] == "interpolate" and source["num_beams"] == 3
     assert source["interpolate_metric"] == "bleu"
     for name in ("teacher_weights", "tokenizer", "data"):
         assert len(source[name]) == 64
@@ -283,7 +287,10 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: An
         (["--teacher", "cache:x"], "but only a model can generate text"),
         (["--teacher", "null"], "teacher is not set"),
         (["--mode=best"], "generation_mode must be beam or sample or interpolate, not 'best'"),
-        (["--output-dir", folder], "was begun with another interpolate_metric, mode"),
+        (
+            ["--output-dir", folder],
+            "begun with other settings, generation_mode (interpolate, now beam), interp",
+        ),
         (["--output-dir", str(tmp_path / "teacher")], "holds other files: give another output_dir"),
     ):
         assert main(["generate", str(config), *arguments]) == 1

@@ -18,6 +18,8 @@ FORMAT = 1
 NAME = "manifest.json"
 CACHES = ("topk", "sampled", "hidden")
 GENERATED = "generated"
+# Longest value, in characters, that a message about differing settings shows.
+READABLE = 40
 HEAD = "head.safetensors"
 _SHARD_NAME = re.compile(r"\d{5,9}\.(safetensors|parquet)")
 
@@ -204,6 +206,15 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The names whose values differ."""
+    """The names whose values differ, each with both values where they are short enough to read."""
     now = json.loads(json.dumps(now))
-    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [
+        _difference(name, before.get(name), now.get(name))
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    shown = ["unset" if value is None else str(value) for value in (before, now)]
+    return f"{name} ({shown[0]}, now {shown[1]})" if max(map(len, shown)) <= READABLE else name

@@ -53,7 +53,7 @@ class Writer:
                 changed.insert(0, "kind")
             if changed:
                 raise ValueError(
-                    f"{folder} was begun with another {', '.join(changed)}: "
+                    f"{folder} was begun with other settings, {', '.join(changed)}: "
                     "give another output_dir, or delete this one"
                 )
         else:

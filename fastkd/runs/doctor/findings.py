@@ -140,7 +140,12 @@ Check = Callable[[Case], Iterator[Finding]]
 
 def count(some: int, of: int) -> str:
     """``3 of 40 rows (8 %)``"""
-    return f"{some:,} of {of:,} rows ({100 * some / max(of, 1):.2g} %)"
+    return f"{some:,} of {of:,} rows ({percent(some / max(of, 1))})"
+
+
+def percent(share: float) -> str:
+    """``8 %`` or ``0.12 %``: two digits, and all of them from 10 on."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
 
 
 def listed(items: list[str], most: int = 3) -> str:

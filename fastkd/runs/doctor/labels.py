@@ -12,7 +12,7 @@ from typing import Any
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row
-from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed
+from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed, percent
 
 # Rows that are compared as text: many, since comparing text is fast.
 COMPARED = 100_000
@@ -250,7 +250,7 @@ def unknown(case: Case) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "unknown_tokens",
-            f"{100 * lost / total:.2g} % of the tokens in train_file are {case.tokenizer.unk_token}, "
+            f"{percent(lost / total)} of the tokens in train_file are {case.tokenizer.unk_token}, "
             "which the tokenizer uses for text that it does not know",
             "choose a model whose tokenizer was made for this language",
         )

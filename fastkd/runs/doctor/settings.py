@@ -1,4 +1,4 @@
-"""Settings that cancel each other, do nothing, or stop the run at its first step."""
+"""Settings that cancel each other, do nothing, or stop the run before its first step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from fastkd.runs.doctor.findings import Case, Check, Finding
+from fastkd.runs.refusals import refusals
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.steps import no_step
 
 LONG_RUN = 1_000
 HOT = 20.0
@@ -111,49 +113,29 @@ def mixtures(case: Case) -> Iterator[Finding]:
         )
 
 
+def refused(case: Case) -> Iterator[Finding]:
+    """Settings with which ``fastkd distill`` would not start."""
+    for refusal in refusals(case.args):
+        yield Finding("error", *refusal)
+
+
+def no_batch(case: Case) -> Iterator[Finding]:
+    """Data that is too small for a single step."""
+    if case.train is None or case.args.packing or no_step(case.args) is not None:
+        return
+    if (reason := no_step(case.args, case.train.total)) is not None:
+        yield Finding("error", "no_step", *reason)
+
+
 def on_policy(case: Case) -> Iterator[Finding]:
     args = case.args
-    if args.lmbda == 0:
-        return
-    if case.teacher.cache is not None:
-        yield Finding(
-            "error",
-            "lmbda_with_cache",
-            f"lmbda: {args.lmbda} needs the teacher's distributions for new texts, which no cache has",
-            "set teacher to the model, or lmbda: 0",
-        )
-    if args.task == "classification":
-        yield Finding("error", "lmbda_without_text", "lmbda is for models that write text", "set lmbda: 0")
-    if args.teacher is None:
-        yield Finding(
-            "error", "lmbda_without_teacher", "lmbda needs a teacher to judge the samples", "set teacher"
-        )
-    elif args.kd_ratio == 0:
+    if args.lmbda > 0 and args.teacher is not None and args.kd_ratio == 0:
         yield Finding(
             "warning",
             "lmbda_without_kd",
             f"kd_ratio: 0 learns from labels alone, while {100 * args.lmbda:.0f} % of the steps (lmbda) "
             "learn from the teacher alone",
             "set kd_ratio above 0",
-        )
-    if args.packing:
-        yield Finding(
-            "warning",
-            "lmbda_with_packing",
-            "packing leaves no prompts for the student to answer",
-            "set packing: false",
-        )
-
-
-def insides(case: Case) -> Iterator[Finding]:
-    args = case.args
-    if (args.feature_matches or args.gradient_match_weight) and not case.teacher.is_model:
-        what = "no teacher" if args.teacher is None else f"teacher: {args.teacher}"
-        yield Finding(
-            "error",
-            "insides_without_model",
-            f"feature_matches and gradient_match_weight compare layers of a teacher, and there is {what}",
-            "set teacher to a model",
         )
 
 
@@ -168,34 +150,6 @@ def same_model(case: Case) -> Iterator[Finding]:
         )
 
 
-def adapter(case: Case) -> Iterator[Finding]:
-    args = case.args
-    if args.peft_config and args.model_init == "scratch":
-        yield Finding(
-            "error",
-            "adapter_on_noise",
-            "with peft_config only an adapter learns, and model_init: scratch leaves random weights under it",
-            "set model_init: pretrained, or leave out peft_config",
-        )
-    if case.teacher.is_base and not args.peft_config:
-        yield Finding(
-            "error",
-            "base_without_adapter",
-            "teacher: base is the student without its adapter, and it has none",
-            "set peft_config, for example {peft_type: LORA, r: 8}",
-        )
-
-
-def fused_classifier(case: Case) -> Iterator[Finding]:
-    if case.args.fused_head == "true" and case.args.task == "classification":
-        yield Finding(
-            "error",
-            "fused_classifier",
-            "fused_head: true is for large vocabularies, and a classifier has few columns",
-            "set fused_head: auto",
-        )
-
-
 def control(case: Case) -> Iterator[Finding]:
     if case.args.control and case.args.kd_ratio == 0:
         yield Finding(
@@ -206,42 +160,16 @@ def control(case: Case) -> Iterator[Finding]:
         )
 
 
-def learning(case: Case) -> Iterator[Finding]:
-    args, steps = case.args, case.optimizer_steps
-    if args.learning_rate == 0:
-        yield Finding(
-            "error", "learning_rate", "learning_rate: 0 changes nothing", "set it, for example 5e-5"
-        )
-    warmup = args.warmup_steps or 0
-    if steps is not None and warmup >= 1 and warmup >= steps:
+def warmup(case: Case) -> Iterator[Finding]:
+    steps = case.optimizer_steps
+    length = case.args.warmup_steps or 0
+    if steps is not None and length >= 1 and length >= steps:
         yield Finding(
             "warning",
             "warmup",
-            f"warmup_steps: {warmup:g} is as long as the run ({steps:,} steps): the learning rate is never "
+            f"warmup_steps: {length:g} is as long as the run ({steps:,} steps): the learning rate is never "
             "reached",
             f"set warmup_steps to about {max(1, steps // 20)}",
-        )
-
-
-def half_precision(case: Case) -> Iterator[Finding]:
-    if case.args.fp16 and case.args.device.type == "cpu":
-        yield Finding(
-            "error",
-            "fp16_on_cpu",
-            "fp16: true needs a GPU for its loss scaling, and the run is on the CPU",
-            "set bf16: true instead",
-        )
-
-
-def evaluation(case: Case) -> Iterator[Finding]:
-    args = case.args
-    has_data = args.eval_file is not None or (args.dataset is not None and args.eval_split is not None)
-    if plain(args.eval_strategy) != "no" and not has_data:
-        yield Finding(
-            "error",
-            "evaluation_without_data",
-            "eval_strategy is set and there is nothing to evaluate on",
-            "set eval_file (or eval_split of dataset), or leave out eval_strategy",
         )
 
 
@@ -268,6 +196,8 @@ def bfloat16(case: Case) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Check, ...] = (
+    refused,
+    no_batch,
     no_teacher,
     unused_teacher,
     idle_without_teacher,
@@ -275,14 +205,9 @@ CHECKS: tuple[Check, ...] = (
     temperatures,
     mixtures,
     on_policy,
-    insides,
     same_model,
-    adapter,
-    fused_classifier,
     control,
-    learning,
-    half_precision,
-    evaluation,
+    warmup,
     saving,
     bfloat16,
 )

@@ -37,7 +37,7 @@ FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "wei
         ({"lmbda": 0.5, "task": "classification"}, "lmbda_without_text", "error", "write text"),
         ({"lmbda": 0.5, "teacher": None}, "lmbda_without_teacher", "error", "teacher"),
         ({"lmbda": 0.5, "kd_ratio": 0.0}, "lmbda_without_kd", "warning", "50 %"),
-        ({"lmbda": 0.5, "packing": True}, "lmbda_with_packing", "warning", "packing"),
+        ({"lmbda": 0.5, "packing": True}, "lmbda_with_packing", "error", "packing"),
         ({"feature_matches": FEATURES, "teacher": "cache:c"}, "insides_without_model", "error", "cache:c"),
         (
             {"gradient_match_weight": 1.0, "teacher": None, "kd_ratio": 0.0},
