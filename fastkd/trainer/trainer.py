@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
+from fastkd.corpora.known_columns import columns_of, converted
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
 from fastkd.trainer import checkpoints
@@ -321,9 +322,10 @@ def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str)
     """Encode data sets that still contain text; return all others unchanged."""
     if isinstance(dataset, dict):
         return {name: _encoded(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
-    columns = getattr(dataset, "column_names", None) or []
+    columns = columns_of(dataset)
     if not columns or "input_ids" in columns:
         return dataset
     if tokenizer is None:
         raise ValueError(f"{field} holds text: give the tokenizer as processing_class")
-    return TASKS[args.task].tokenize(dataset, tokenizer, args, field)
+    needs_answer = field != "train_dataset" or args.lmbda < 1
+    return TASKS[args.task].tokenize(converted(field, dataset), tokenizer, args, field, needs_answer)

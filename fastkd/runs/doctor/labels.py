@@ -75,6 +75,8 @@ def never_ends(case: Case) -> Iterator[Finding]:
     """Labels without an end of sequence: the student would never learn to stop."""
     if case.args.task == "classification" or case.train is None or not case.train.kept:
         return
+    if not case.train.needs_answer:
+        return
     eos = case.tokenizer.eos_token_id
     if eos is None:
         yield Finding(
@@ -154,7 +156,7 @@ def _cut_severity(cut: int, sample: Sample) -> Any:
 
 
 def _whole(task: Any, row: Row, sample: Sample, limitless: Any, case: Case) -> Row:
-    made = task.encode(row, sample.layout, case.tokenizer, limitless)
+    made = task.read(row, sample.layout, case.tokenizer, limitless, sample.needs_answer)
     return made if made is not None else {"input_ids": [], "labels": []}
 
 
