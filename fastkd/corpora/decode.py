@@ -111,7 +111,7 @@ def _question(
     args: TaskSettings,
     number: int,
 ) -> Question | None:
-    row, layout = task.prepared(row, layout, tokenizer)
+    row, layout = task.canonical(row, layout, tokenizer)
     if layout == ("messages",):
         messages = row["messages"] or []
         last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)

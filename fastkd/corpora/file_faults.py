@@ -75,7 +75,7 @@ def _reason(cause: BaseException) -> str:
         return "it has no rows"
     saw = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
     if saw:
-        return f"line {saw[2]} has {saw[3]} fields and the lines before it have {saw[1]}; quote texts with commas"
+        return f"line {saw[2]} has {saw[3]} fields, and those before it {saw[1]}: quote texts with commas"
     return text[:_LONGEST]
 
 

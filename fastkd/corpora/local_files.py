@@ -74,8 +74,8 @@ def directory_message(folder: Path) -> str:
         return f"{str(folder)!r} is an empty directory"
     example = f"'{folder}/*{endings[0] if endings else '.jsonl'}'"
     return (
-        f"{str(folder)!r} is a directory without a manifest.json: give a file, a pattern such as {example}, a "
-        "list of files, or what fastkd generate wrote"
+        f"{str(folder)!r} is a directory without a manifest.json: give a file, a pattern such as {example}, "
+        "a list of files, or what fastkd generate wrote"
     )
 
 

@@ -73,7 +73,8 @@ def look(
     rows, encoded, error = list(some), [], None
     for number, row in enumerate(rows):
         try:
-            encoded.append(task.read(row, layout, tokenizer, args, needs_answer))
+            made = task.read(row, layout, tokenizer, args, needs_answer)
+            encoded.append(made[-1] if made else None)
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             encoded.append(None)
             error = error or f"{where(field, number * step, args)}: {problem}"

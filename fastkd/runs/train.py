@@ -106,7 +106,8 @@ def load_data(args: DistillationConfig) -> Data:
     raw = {field: load_rows(field, args) for field in ("train_file", "eval_file")}
     if raw["train_file"] is None:
         raise ValueError(
-            "train_file is not set: give a txt, json, jsonl, csv, tsv or parquet file, or a dataset of the hub"
+            "train_file is not set: give a txt, json, jsonl, csv, tsv or parquet file, or a dataset of the "
+            "hub"
         )
     name_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)

@@ -137,8 +137,8 @@ class DistillationConfig(TrainingArguments):
     train_file: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a txt, json, jsonl, csv, tsv or parquet file (.gz too), a pattern or a list "
-            "of them, or what fastkd generate wrote."
+            "help": "Training data: a txt, json, jsonl, csv, tsv or parquet file (.gz too), a pattern or a "
+            "list of them, or what fastkd generate wrote."
         },
     )
     eval_file: list[str] | str | None = field(default=None, metadata={"help": "Held-out data, same formats."})

@@ -24,7 +24,14 @@ from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
-from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.row_limits import check_rows
+from fastkd.trainer.sides import (
+    check_documents_are_apart,
+    common_columns,
+    name_padding,
+    student_head,
+    teacher_side,
+)
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
@@ -107,6 +114,13 @@ class DistillationTrainer(Trainer):
             data_collator = Collator(task, pad_token_id)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
+        models = {"student": model}
+        if isinstance(self._teacher, LiveTeacher):
+            models["teacher"] = self._teacher.model
+        if task.name == "classification":
+            name_padding(models, pad_token_id)
+        for what, rows in _data_sets(train_dataset, eval_dataset):
+            check_rows(rows, what, task, models, processing_class)
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
                 *(train_dataset, eval_dataset, data_collator),
@@ -306,6 +320,16 @@ class DistillationTrainer(Trainer):
             return super()._load_best_model()
         with self._plain_student():
             super()._load_best_model()
+
+
+def _data_sets(train: Any, held_out: Any) -> Iterator[tuple[str, Any]]:
+    """The data sets of a run, each with its name for messages."""
+    if train is not None:
+        yield "the training data", train
+    several = held_out if isinstance(held_out, dict) else {None: held_out}
+    for name, rows in several.items():
+        if rows is not None:
+            yield f"the evaluation data {name}" if name else "the evaluation data", rows
 
 
 def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 from fastkd.corpora.known_columns import columns_of, proposal
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
-from fastkd.corpora.tasks.encoded import IGNORE_INDEX, Row, unpadded
+from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row, unpadded
 from fastkd.corpora.tasks.forms import check_values
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Task(ABC):
         """
         return self.encode(row, layout, tokenizer, args)
 
-    def prepared(
+    def canonical(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Row, tuple[str, ...]]:
         """The row and its layout in one of the forms that :meth:`encode` reads.
@@ -82,17 +81,19 @@ class Task(ABC):
         tokenizer: PreTrainedTokenizerBase,
         args: TaskSettings,
         needs_answer: bool = True,
-    ) -> Row | None:
-        """A raw row's tokens, as :meth:`encode` or, unless it needs an answer, :meth:`encode_prompt` makes
-        them.
+    ) -> list[Row]:
+        """The encoded rows that a raw row becomes, as :meth:`encode` or, unless it needs an answer,
+        :meth:`encode_prompt` makes them; none for a row with nothing to learn.
 
         Raises:
             ValueError: a value that is not text, or that the task refuses.
         """
         if needs_answer or not self.writes_text:
-            return self.encode(*self.prepared(row, layout, tokenizer), tokenizer, args)
-        prompt = layout[:-1] if len(layout) > 1 and layout in self.layouts else layout
-        return self.encode_prompt(*self.prepared(row, prompt, tokenizer), tokenizer, args)
+            made = self.encode(*self.canonical(row, layout, tokenizer), tokenizer, args)
+        else:
+            prompt = layout[:-1] if len(layout) > 1 and layout in self.layouts else layout
+            made = self.encode_prompt(*self.canonical(row, prompt, tokenizer), tokenizer, args)
+        return [] if made is None else [made]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
@@ -122,8 +123,8 @@ class Task(ABC):
         if alone is not None:
             answer = next(layout[-1] for layout in self.layouts if layout[:-1] == alone)
             raise ValueError(
-                f"{field} has the columns {', '.join(columns)} and no answers: add a column {answer}, or name "
-                "it with column_mapping (training on prompts alone is on-policy: lmbda: 1)"
+                f"{field} has the columns {', '.join(columns)} and no answers: add a column {answer}, or "
+                "name it with column_mapping (training on prompts alone is on-policy: lmbda: 1)"
             )
         wanted = " or ".join("+".join(layout) for layout in self.layouts)
         raise ValueError(
@@ -169,11 +170,9 @@ class Task(ABC):
             for i, number in enumerate(numbers):
                 row = {name: batch[name][i] for name in read}
                 try:
-                    made = self.read(row, layout, tokenizer, args, needs_answer)
+                    kept += self.read(row, layout, tokenizer, args, needs_answer)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
-                if made is not None:
-                    kept.append(made)
             return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut")}
 
         if args.process_index == 0 and (unread := self.unread(layout, columns)):
@@ -228,8 +227,6 @@ class Collator:
         if any("attention_mask" in row for row in rows):  # tokens that are masked between others
             masks = [row.get("attention_mask", [1] * len(row["input_ids"])) for row in rows]
             batch["attention_mask"] = pad(masks, 0)
-        if not self.task.shifts_labels and all("token_type_ids" in row for row in rows):
-            batch["token_type_ids"] = pad([row["token_type_ids"] for row in rows], 0)
         for add in self.more:
             batch.update(add(rows, batch))
         return batch
@@ -238,12 +235,6 @@ class Collator:
 def unread_phrase(unread: Sequence[str]) -> str:
     """The end of the sentence that names the columns that nobody reads."""
     return f"nobody reads the column{'s' if len(unread) > 1 else ''} {', '.join(unread)}"
-
-
-def reads(model: Any, name: str) -> bool:
-    """Whether a model's forward takes an input of this name."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(plain.forward).parameters
 
 
 def pad(sequences: Sequence[Any], value: int) -> Tensor:

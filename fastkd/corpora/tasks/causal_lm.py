@@ -39,7 +39,7 @@ class CausalLM(Task):
     beside: ClassVar[dict[str, tuple[str, ...]]] = {"instruction": ("input",)}
     shifts_labels = True
 
-    def prepared(
+    def canonical(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Row, tuple[str, ...]]:
         check_values(row, (*layout, *self.beside.get(layout[0], ())), messages_in=("prompt", "completion"))

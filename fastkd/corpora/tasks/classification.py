@@ -63,7 +63,4 @@ class Classification(Task):
         own = getattr(model.config.get_text_config(), "pad_token_id", None)
         if own is not None:
             ids = ids.masked_fill(mask == 0, own)
-        found = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in batch and reads(model, "token_type_ids"):
-            found["token_type_ids"] = batch["token_type_ids"]
-        return found
+        return {"input_ids": ids, "attention_mask": mask}

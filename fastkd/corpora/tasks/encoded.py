@@ -55,7 +55,8 @@ def unpadded(row: Row, labels_per_token: bool) -> Row:
     if not inside.all():
         if "position_ids" in row:
             raise ValueError(
-                "a row has position_ids and an attention_mask with gaps between its tokens: leave out one of them"
+                "a row has position_ids and an attention_mask with gaps between its tokens: leave out one of "
+                "them"
             )
         row["attention_mask"] = inside.astype(np.int64).tolist()
         if labels_per_token:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastkd.corpora.tasks.encoded import Row
+from fastkd.corpora.tasks.encoded import LABELS, Row
 
 Layout = tuple[str, ...]
 
@@ -42,7 +42,11 @@ def check_values(row: Row, layout: Layout, messages_in: Layout = ()) -> None:
     """
     for name in layout:
         value = row.get(name)
-        if value is None or name in ("label", "messages") or (name in messages_in and is_messages(value)):
+        if (
+            value is None
+            or name in ("labels", *LABELS, "messages")
+            or (name in messages_in and is_messages(value))
+        ):
             continue
         if isinstance(value, str):
             if not value.isascii():
@@ -51,7 +55,8 @@ def check_values(row: Row, layout: Layout, messages_in: Layout = ()) -> None:
         kind = _KINDS.get(type(value), type(value).__name__)
         shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
         raise ValueError(
-            f"{name} is {shown}, {kind} and not text: write it as text, or name another column with column_mapping"
+            f"{name} is {shown}, {kind} and not text: write it as text, or name another column with "
+            "column_mapping"
         )
 
 

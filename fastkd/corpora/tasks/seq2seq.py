@@ -23,7 +23,7 @@ class Seq2Seq(Task):
     layouts = (("source", "target"), ("prompt", "completion"), ("instruction", "output"))
     beside: ClassVar[dict[str, tuple[str, ...]]] = {"instruction": ("input",)}
 
-    def prepared(
+    def canonical(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Row, tuple[str, ...]]:
         more = self.beside.get(layout[0], ())
