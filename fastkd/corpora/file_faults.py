@@ -146,10 +146,10 @@ def _parse_error(text: str, line: int) -> str | None:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        at = line + error.lineno - 1
-        shown = text.split("\n")[error.lineno - 1] if text else ""
+        lines = text.rstrip().split("\n")
         if error.pos >= len(text.rstrip()):
-            return f"ends in the middle of a value, in line {at}: {_short(shown)}"
+            return f"ends in the middle of a value, in line {line + len(lines) - 1}: {_short(lines[-1])}"
+        at, shown = line + error.lineno - 1, lines[error.lineno - 1]
         return f"is not JSON in line {at}, column {error.colno} ({error.msg}): {_short(shown)}"
     return None
 

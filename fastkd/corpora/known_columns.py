@@ -45,7 +45,8 @@ def columns_of(rows: Any) -> list[str]:
 
 
 def converted(field: str, rows: Any, args: Any = None) -> Any:
-    """The rows with ShareGPT's ``conversations`` (turns of ``from`` and ``value``) as ``messages``.
+    """The rows with ShareGPT's ``conversations`` (turns of ``from`` and ``value``) as ``messages``; also if
+    the column was mapped to ``messages``.
 
     A column ``system`` beside it becomes the first message. Other data sets are returned unchanged.
 
@@ -53,24 +54,35 @@ def converted(field: str, rows: Any, args: Any = None) -> Any:
         ValueError: a speaker that no role stands for. A stream raises it when the row is read.
     """
     columns = columns_of(rows)
-    if "conversations" not in columns or "messages" in columns:
+    column = next((name for name in ("messages", "conversations") if name in columns), None)
+    if column is None or (column == "messages" and not _has_speakers(rows, column)):
         return rows
-    read = [name for name in ("conversations", "system") if name in columns]
+    read = [name for name in (column, "system") if name in columns]
 
     def messages(row: dict[str, Any], number: int) -> dict[str, Any]:
         try:
-            return {"messages": turns(row["conversations"], row.get("system"))}
+            return {"messages": turns(row[column], row.get("system"))}
         except ValueError as error:
             raise ValueError(f"{where(field, number, args)}: {error}") from error
 
     return rows.map(messages, with_indices=True, remove_columns=read)
 
 
+def _has_speakers(rows: Any, column: str) -> bool:
+    """Whether the first turn of the first row has a speaker under ``from``, and no role."""
+    row: dict[str, Any] = next(iter(rows), {})
+    conversation = row.get(column)
+    first = conversation[0] if isinstance(conversation, list) and conversation else None
+    return isinstance(first, dict) and first.get("from") is not None and first.get("role") is None
+
+
 def turns(conversation: Any, system: str | None = None) -> list[dict[str, Any]]:
     """A conversation of ShareGPT as messages with ``role`` and ``content``."""
+    if conversation is None:
+        return []
     if not isinstance(conversation, (list, tuple)):
         raise ValueError(f"conversations is {conversation!r:.60}, not a list of turns")
-    made = [{"role": "system", "content": system}] if system else []
+    made: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for turn in conversation:
         if not isinstance(turn, dict):
             raise ValueError(f"a turn of conversations is {turn!r:.60}, not {{from: ..., value: ...}}")

@@ -193,11 +193,24 @@ def _check_text(rows: Dataset) -> None:
             chunk.validate(full=True)
 
 
+def _with_plain_text(rows: Dataset) -> Dataset:
+    """The rows with all text in the same type: the reader of CSV files has another than that of JSON."""
+    from datasets import Value
+
+    large = [name for name, kind in rows.features.items() if getattr(kind, "dtype", None) == "large_string"]
+    if not large:
+        return rows
+    features = rows.features.copy()
+    features.update({name: Value("string") for name in large})
+    return rows.cast(features)
+
+
 def _joined(field: str, parts: list[Dataset]) -> Dataset:
     from datasets import concatenate_datasets
 
     if len(parts) == 1:
         return parts[0]
+    parts = [_with_plain_text(part) for part in parts]
     try:
         return concatenate_datasets(parts)
     except ValueError as error:

@@ -37,6 +37,9 @@ from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Tea
 
 logger = logging.getLogger(__name__)
 
+# Number of rows in which an on-policy run looks for prompts before it starts.
+_LOOKED_AT = 100
+
 
 class DistillationTrainer(Trainer):
     """Trains a model on a teacher's distributions and the data's labels.
@@ -134,6 +137,9 @@ class DistillationTrainer(Trainer):
         self._on_policy = None
         if args.lmbda > 0:
             self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
+            if isinstance(data_collator, Collator) and hasattr(train_dataset, "__getitem__"):
+                some = [train_dataset[i] for i in range(min(len(train_dataset), _LOOKED_AT))]
+                self._on_policy.prompts(data_collator(some))  # raises an error if there are none
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
         super().__init__(

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastkd.corpora.known_columns import columns_of, proposal
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
-from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row, unpadded
+from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row as Row, unpadded
 from fastkd.corpora.tasks.forms import check_values
 
 if TYPE_CHECKING:
