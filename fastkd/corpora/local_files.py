@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -26,8 +27,12 @@ READERS = {
 # Columns that hold text. In a CSV file, which has no types, they are read as they stand there: `007` and `NA`
 # are not turned into the number 7 and a missing value.
 TEXT_COLUMNS = ("text", "prompt", "completion", "source", "target", "instruction", "input", "output")
+_KNOWN = (*TEXT_COLUMNS, "messages", "conversations")
 # A file of more than these is not looked up, since the lengths of all files before it would have to be read.
 _LOOKED_UP = 100
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Reader(NamedTuple):
@@ -166,6 +171,9 @@ def _read_group(field: str, reader: _Reader, files: list[Path]) -> list[Dataset]
     """The rows of files of one format: together if their columns agree, else file by file."""
     try:
         rows = _load(reader, files)
+        if len(files) == 1 and (below := _rows_below(files[0], rows)) is not None:
+            logger.warning("%s: the rows of '%s' are those under %r", field, files[0], below)
+            rows = _load(reader._replace(options=(("field", below),)), files)
         _check_text(rows)
         return [rows]
     except Exception as error:  # a reader can fail with many kinds of exceptions
@@ -184,6 +192,16 @@ def _load(reader: _Reader, files: list[Path]) -> Dataset:
     # The loader reads file names as patterns.
     names = [glob.escape(os.path.abspath(file)) for file in files]
     return load_dataset(reader.name, data_files=names, split="train", **options)
+
+
+def _rows_below(file: Path, rows: Dataset) -> str | None:
+    """The key under which a JSON file has its list of rows, as ``data`` in ``{"version": 1, "data": [...]}``;
+    None if the file is a list of rows itself.
+    """
+    if _ending(file) != ".json" or len(rows) != 1 or not set(rows.column_names).isdisjoint(_KNOWN):
+        return None
+    lists = [name for name, kind in rows.features.items() if isinstance(getattr(kind, "feature", None), dict)]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _check_text(rows: Dataset) -> None:

@@ -190,7 +190,7 @@ def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
 def _source(args: DistillationConfig) -> dict[str, Any]:
     if args.train_file is None:
         return {"dataset": args.dataset, "split": args.train_split}
-    is_set = isinstance(args.train_file, str) and Path(args.train_file).is_dir()
+    is_set = isinstance(args.train_file, str) and Path(args.train_file).expanduser().is_dir()
     files = [] if is_set else files_of("train_file", args.train_file)
     return {
         "train_file": args.train_file,

@@ -18,7 +18,8 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from fastkd.corpora.known_columns import columns_of, converted
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
-from fastkd.corpora.tasks.base import Collator
+from fastkd.corpora.tasks.base import Collator, unread_phrase
+from fastkd.corpora.tasks.encoded import ENCODED
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.matching import Matching
@@ -354,6 +355,9 @@ def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str)
         return {name: _encoded(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
     columns = columns_of(dataset)
     if not columns or "input_ids" in columns:
+        unread = [name for name in columns if name not in ENCODED]
+        if unread and args.process_index == 0:
+            logger.warning("%s is encoded already; %s", field, unread_phrase(unread))
         return dataset
     if tokenizer is None:
         raise ValueError(f"{field} holds text: give the tokenizer as processing_class")

@@ -88,6 +88,7 @@ def test_prompts_alone(read: Read) -> None:
         assert read([row], needs_answer=False) == [("hi", "")]
     for row in ({"prompt": [USER]}, {"messages": [USER]}, {"instruction": "hi"}):
         assert read([row], needs_answer=False) == [("hi ", "")]
+    assert read([{"prompt": "hi", "text": "rendered"}], needs_answer=False) == [("hi", "")]
     assert read([{"source": "hi"}], task="seq2seq", needs_answer=False) == [("hi", "")]
     with pytest.raises(ValueError, match="has the columns prompt and no answers: add a column completion"):
         read([{"prompt": "hi"}])

@@ -53,6 +53,7 @@ def read(configuration: Configuration, tmp_path: Path) -> Callable[..., list[Any
         ("what?*.jsonl", LINES.encode()),
         ("with space.jsonl", LINES.encode()),
         ("list.json", json.dumps(TEXTS).encode()),
+        ("below.json", json.dumps({"version": 1, "data": [{"text": text} for text in TEXTS]}).encode()),
         ("bom.csv", BOM + CSV.encode()),
         ("crlf.csv", CSV.replace("\n", "\r\n").encode()),
         ("tabs.tsv", CSV.encode()),

@@ -166,6 +166,12 @@ def test_rows_beyond_the_training_of_a_rotary_model(configuration: Configuration
     assert "a row of 33 tokens, and the student was trained on 32 at most: max_length: 32" in caplog.text
 
 
+def test_columns_of_encoded_rows_that_nobody_reads(configuration: Configuration, caplog: Any) -> None:
+    data = [{**row, "completion_mask": [0, 1], "labels": row["input_ids"]} for row in rows(4)]
+    DistillationTrainer(llama(0), llama(1), configuration(), train_dataset=Dataset.from_list(data))
+    assert "train_dataset is encoded already; nobody reads the column completion_mask" in caplog.text
+
+
 def decoder(seed: int, pad: int | None) -> Any:
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(

@@ -113,11 +113,11 @@ class Task(ABC):
         Raises:
             ValueError: no layout has all its columns.
         """
-        for layout in self.layouts:
-            if set(layout) <= set(columns):
-                return layout
         prompts = [layout[:-1] for layout in self.layouts if len(layout) > 1 and self.writes_text]
         alone = next((layout for layout in prompts if set(layout) <= set(columns)), None)
+        for layout in self.layouts:
+            if set(layout) <= set(columns) and (needs_answer or alone is None or layout != ("text",)):
+                return layout
         if alone is not None and not needs_answer:
             return alone
         if alone is not None:

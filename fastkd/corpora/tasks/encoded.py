@@ -13,6 +13,8 @@ Row = dict[str, Any]
 _PER_TOKEN = ("position_ids", "token_type_ids")
 # Other names of ``labels``, which tutorials and `transformers` use for classes.
 LABELS = ("label", "label_ids")
+# The columns of encoded rows that are read.
+ENCODED = ("input_ids", "attention_mask", "labels", *_PER_TOKEN, *LABELS)
 
 
 def unpadded(row: Row, labels_per_token: bool) -> Row:
