@@ -170,19 +170,20 @@ class Task(ABC):
             for i, number in enumerate(numbers):
                 row = {name: batch[name][i] for name in read}
                 try:
-                    kept += self.read(row, layout, tokenizer, args, needs_answer)
+                    made = self.read(row, layout, tokenizer, args, needs_answer)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
-            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut")}
+                kept += [{**encoded, "row": number} for encoded in made]
+            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut", "row")}
 
         if args.process_index == 0 and (unread := self.unread(layout, columns)):
             logger.warning("%s is read as %s; %s", field, "+".join(read), unread_phrase(unread))
         options: dict[str, Any] = {"batched": True, "with_indices": True, "remove_columns": columns}
         if not hasattr(rows, "__len__"):
-            return rows.map(encode, **options).remove_columns("cut")
+            return rows.map(encode, **options).remove_columns(["cut", "row"])
         with args.main_process_first(desc=f"tokenizing {field}"):
             found = rows.map(encode, **options, desc=f"tokenizing {field}")
-        lost = len(rows) - len(found)
+        lost = len(rows) - len(set(found["row"]))
         if len(found) == 0:
             raise ValueError(f"{field} holds no text" if lost else f"{field} has no rows")
         if args.process_index == 0:
@@ -190,7 +191,7 @@ class Task(ABC):
                 logger.warning("%s: %d of %d rows %s", field, lost, len(rows), self.why_left_out(layout))
             if cut := sum(found["cut"]):
                 logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
-        return found.remove_columns("cut")
+        return found.remove_columns(["cut", "row"])
 
     def why_left_out(self, layout: tuple[str, ...]) -> str:
         """The end of the sentence that says how many rows are left out."""

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
-from fastkd.corpora.tasks.forms import check_values, conversation, instruction, is_messages
+from fastkd.corpora.tasks.forms import check_values, instruction, is_messages, joined
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +48,7 @@ class CausalLM(Task):
             layout = ("prompt", "completion")[: len(layout)]
         prompt, answer = row[layout[0]], row[layout[-1]]
         if len(layout) > 1 and prompt and answer and (is_messages(prompt) or is_messages(answer)):
-            return {"messages": conversation(prompt, answer)}, ("messages",)
+            return {"messages": joined(prompt, answer)}, ("messages",)
         return row, layout
 
     def encode_prompt(

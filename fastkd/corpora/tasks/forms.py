@@ -89,7 +89,7 @@ def instruction(row: Row, has_chat_template: bool) -> Row:
     return {"prompt": prompt, "completion": row.get("output")}
 
 
-def conversation(prompt: Any, completion: Any) -> list[dict[str, Any]]:
+def joined(prompt: Any, completion: Any) -> list[dict[str, Any]]:
     """A prompt and its completion, one of which is a list of messages, as one conversation.
 
     The answers that the prompt already holds get the weight 0: they are read and not trained on.
