@@ -183,9 +183,9 @@ class Task(ABC):
             return rows.map(encode, **options).remove_columns(["cut", "row"])
         with args.main_process_first(desc=f"tokenizing {field}"):
             found = rows.map(encode, **options, desc=f"tokenizing {field}")
-        lost = len(rows) - len(set(found["row"]))
         if len(found) == 0:
-            raise ValueError(f"{field} holds no text" if lost else f"{field} has no rows")
+            raise ValueError(f"{field} holds no text" if len(rows) else f"{field} has no rows")
+        lost = len(rows) - len(set(found["row"]))
         if args.process_index == 0:
             if lost:
                 logger.warning("%s: %d of %d rows %s", field, lost, len(rows), self.why_left_out(layout))
