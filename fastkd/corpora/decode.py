@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastkd.corpora.contexts import evaluating, seeded
+from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.tasks.causal_lm import prompt_ids, templated
@@ -86,7 +87,10 @@ def questions(rows: Any, task: Task, tokenizer: Any, args: TaskSettings, field: 
         raise ValueError(f"{field} has no prompts: it needs the columns prompt+completion, or messages")
     found = []
     for number, row in enumerate(rows):
-        made = _question(row, layout, task, tokenizer, args, number)
+        try:
+            made = _question(row, layout, task, tokenizer, args, number)
+        except ValueError as error:
+            raise ValueError(f"{where(field, number, args)}: {error}") from error
         if made is not None:
             found.append(made)
     if not found:
@@ -107,8 +111,9 @@ def _question(
     args: TaskSettings,
     number: int,
 ) -> Question | None:
+    row, layout = task.canonical(row, layout, tokenizer)
     if layout == ("messages",):
-        messages = row["messages"]
+        messages = row["messages"] or []
         last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)
         if last is None or not messages[last]["content"]:
             return None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastkd.corpora.caching import names_the_cache
+from fastkd.corpora.known_columns import converted
+from fastkd.corpora.local_files import TEXT_COLUMNS, files_of, read_files
 from fastkd.corpora.settings import RowSettings
 from fastkd.corpora.store import open_generated
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-READERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @names_the_cache
@@ -22,39 +21,22 @@ def load_rows(field: str, args: RowSettings) -> Dataset | None:
     neither is set.
 
     Raises:
-        ValueError: no such file, a format that is not in ``READERS``, a mapped column that does not exist.
+        ValueError: no such file, a format that cannot be read, a file that is damaged, a mapped column that
+            does not exist.
     """
-    pattern = getattr(args, field)
+    given = getattr(args, field)
     split = args.train_split if field == "train_file" else args.eval_split
-    if pattern is not None:
-        rows = _local(field, pattern, args)
-        if Path(pattern).is_dir():  # a generated set already has our names
-            return rows
+    if isinstance(given, str) and (folder := Path(given).expanduser()).is_dir():
+        return open_generated(field, folder)  # a generated set already has our names
+    if given is not None:
+        mapping = args.column_mapping if isinstance(args.column_mapping, dict) else {}
+        theirs = [name for ours, name in mapping.items() if ours in TEXT_COLUMNS]
+        rows = read_files(field, files_of(field, given), args.packing, theirs)
     elif args.dataset is not None and split is not None:
         rows = _from_hub(args.dataset, split)
     else:
         return None
-    return _mapped(field, rows, args)
-
-
-def _local(field: str, pattern: str, args: RowSettings) -> Dataset:
-    """The rows of a file, of all files that match a pattern, or of a generated set.
-
-    A ``txt`` file holds one text per line; with ``packing`` the whole file is one text with its line breaks.
-    """
-    from datasets import load_dataset
-
-    folder = Path(pattern)
-    if folder.is_dir():
-        return open_generated(field, folder)
-    files = sorted(glob.glob(pattern)) or ([pattern] if folder.exists() else [])
-    if not files:
-        raise ValueError(f"{field}: there is no file {pattern!r}")
-    reader = READERS.get(Path(files[0]).suffix.lower())
-    if reader is None:
-        raise ValueError(f"{field}: {files[0]!r} is not one of {', '.join(READERS)}")
-    options = {"sample_by": "document"} if reader == "text" and args.packing else {}
-    return load_dataset(reader, data_files=files, split="train", **options)
+    return converted(field, _mapped(field, rows, args), args)
 
 
 def _from_hub(name: str, split: str) -> Dataset:
@@ -72,6 +54,8 @@ def _mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
     mapping: Any = args.column_mapping or {}
     if not isinstance(mapping, dict):
         raise ValueError(f"column_mapping must map fastkd's column names to the file's, not {mapping!r}")
+    if any("." in str(theirs) and theirs not in rows.column_names for theirs in mapping.values()):
+        rows = rows.flatten()  # `translation.de` is the field `de` of the column `translation`
     for ours, theirs in mapping.items():
         if theirs not in rows.column_names:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.tasks.base import Row
@@ -20,6 +21,8 @@ class Sample:
         field: ``train_file`` or ``eval_file``.
         data: the whole data set, whose other rows have not been read.
         layout: the columns that the task reads.
+        unread: the columns that nobody reads.
+        needs_answer: whether each row needs an answer, or only a prompt.
         rows: the chosen rows, with those columns alone.
         encoded: each row as the task encodes it; None if it has nothing to learn or cannot be encoded.
         error: the error of the first row that cannot be encoded; None if all can.
@@ -28,6 +31,8 @@ class Sample:
     field: str
     data: Any
     layout: tuple[str, ...]
+    unread: list[str]
+    needs_answer: bool
     rows: list[Row]
     encoded: list[Row | None]
     error: str | None
@@ -48,25 +53,29 @@ class Sample:
         return [row for row in self.encoded if row is not None]
 
 
-def look(field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any) -> Sample:
+def look(
+    field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any, needs_answer: bool = True
+) -> Sample:
     """At most ``MOST`` rows of a data set, evenly spread. With ``packing``, documents are not yet packed.
 
     Args:
         field: ``train_file`` or ``eval_file``, for messages.
         data: the raw rows.
-        task, args, tokenizer: those with which the run would encode them.
+        task, args, tokenizer, needs_answer: those with which the run would encode them.
 
     Raises:
         ValueError: columns that the task does not read.
     """
-    layout = task.layout_of(data.column_names, field)
+    layout = task.layout_of(data.column_names, field, needs_answer)
+    unread = task.unread(layout, data.column_names)
     step = max(1, -(-len(data) // MOST))
-    some = data.select(range(0, len(data), step)).select_columns(list(layout))
+    some = data.select(range(0, len(data), step)).select_columns(task.columns_read(layout, data.column_names))
     rows, encoded, error = list(some), [], None
-    for row in rows:
+    for number, row in enumerate(rows):
         try:
-            encoded.append(task.encode(row, layout, tokenizer, args))
-        except (ValueError, TypeError, KeyError) as problem:
+            made = task.read(row, layout, tokenizer, args, needs_answer)
+            encoded.append(made[-1] if made else None)
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
             encoded.append(None)
-            error = error or f"{field}: {problem}"
-    return Sample(field, data, layout, rows, encoded, error)
+            error = error or f"{where(field, number * step, args)}: {problem}"
+    return Sample(field, data, layout, unread, needs_answer, rows, encoded, error)

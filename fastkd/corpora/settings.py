@@ -14,12 +14,16 @@ class TaskSettings(Protocol):
         max_target_length: longest target of seq2seq.
         packing: whether texts are joined and cut into pieces of ``max_length``.
         class_names: the classes in the order of their numbers.
+        process_index: number of this process; only the first one logs.
     """
 
     max_length: int
     max_target_length: int
     packing: bool
     class_names: list[str] | None
+
+    @property
+    def process_index(self) -> int: ...
 
     def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[Any]:
         """Runs the block on the main process first, so that the others read what it has cached."""
@@ -28,8 +32,8 @@ class TaskSettings(Protocol):
 class RowSettings(Protocol):
     """The settings that name rows: files or a data set of the hub, and the names of its columns."""
 
-    train_file: str | None
-    eval_file: str | None
+    train_file: list[str] | str | None
+    eval_file: list[str] | str | None
     dataset: str | None
     train_split: str
     eval_split: str | None

@@ -30,6 +30,8 @@ from fastkd.runs.train import load_data
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
+from fastkd.trainer.row_limits import check_rows
+from fastkd.trainer.sides import name_padding
 from fastkd.trainer.teachers import LiveTeacher
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ def make_cache(
             teacher that gives NaN, rows without any target.
     """
     task = TASKS[args.task]
+    check_rows(rows, f"the data for {folder}", task, {"teacher": teacher}, tokenizer)
     source = _Source(teacher, task, args, tokenizer)
     hashes, targets = survey(rows, task, f"hashing {folder.name}")
     if not targets.sum():
@@ -167,6 +170,8 @@ class _Source:
             )
         pad = getattr(tokenizer, "pad_token_id", None)
         self.collate = Collator(task, 0 if pad is None else pad)
+        if task.name == "classification":
+            name_padding({"teacher": model}, self.collate.pad_token_id)
         most = {"topk": args.cache_top_k, "sampled": args.cache_samples, "hidden": 0}[self.kind]
         self.entries_per_token = min(most, self.columns)
         settings: dict[str, Any] = {

@@ -7,7 +7,6 @@ answer, so that the student learns something that is both likely and right.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fastkd.corpora.decode import Answer, Question, decode, questions
+from fastkd.corpora.local_files import files_of
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
@@ -166,9 +166,9 @@ def _with_answers(rows: Dataset, task: Task, args: DistillationConfig) -> tuple[
     if args.generation_mode == "interpolate" or any(set(layout) <= columns for layout in task.layouts):
         return rows, True
     for layout in task.layouts:
-        if len(layout) == 2 and layout[0] in columns:
+        if len(layout) > 1 and set(layout[:-1]) <= columns:
             # A placeholder, since a row without an answer would be left out.
-            return rows.add_column(layout[1], ["?"] * len(rows)), False
+            return rows.add_column(layout[-1], ["?"] * len(rows)), False
     return rows, True
 
 
@@ -196,7 +196,8 @@ def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
 def _source(args: DistillationConfig) -> dict[str, Any]:
     if args.train_file is None:
         return {"dataset": args.dataset, "split": args.train_split}
-    files = [Path(name) for name in sorted(glob.glob(args.train_file)) if Path(name).is_file()]
+    is_set = isinstance(args.train_file, str) and Path(args.train_file).expanduser().is_dir()
+    files = [] if is_set else files_of("train_file", args.train_file)
     return {
         "train_file": args.train_file,
         "sha256": {path.name: file_digest(path) for path in files},
@@ -267,8 +268,8 @@ def _answered(
             for messages, answer in zip(columns["messages"], answers, strict=True)
         ]
     else:
-        columns[layout[1]] = [answer.text for answer in answers]
-        features[layout[1]] = Value("string")
+        columns[layout[-1]] = [answer.text for answer in answers]
+        features[layout[-1]] = Value("string")
     if labelled:
         columns[REFERENCE] = [question.reference for question in asked]
         features[REFERENCE] = Value("string")

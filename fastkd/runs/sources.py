@@ -187,7 +187,14 @@ def look_at(field: str, args: DistillationConfig, tokenizer: Any) -> Sample | No
     if data is None:
         return None
     name_classes(args, data)
-    return look(field, data, TASKS[args.task], args, tokenizer)
+    return look(field, data, TASKS[args.task], args, tokenizer, needs_answer(field, args))
+
+
+def needs_answer(field: str, args: DistillationConfig) -> bool:
+    """Whether the rows of ``train_file`` or ``eval_file`` need answers. Those that a run trains on do not if
+    the student answers in every step, and no control is trained on the data's answers.
+    """
+    return field != "train_file" or args.lmbda < 1 or args.control
 
 
 def _unnamed(names: list[str]) -> bool:

@@ -28,7 +28,14 @@ from fastkd.runs.evaluate import classified
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.refusals import refuse
-from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
+from fastkd.runs.sources import (
+    TeacherSource,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    name_classes,
+    needs_answer,
+)
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import Teacher
@@ -119,12 +126,15 @@ def load_data(args: DistillationConfig) -> Data:
     raw = {field: load_rows(field, args) for field in ("train_file", "eval_file")}
     if raw["train_file"] is None:
         raise ValueError(
-            "train_file is not set: give a txt, json, jsonl, csv or parquet file, or a dataset of the hub"
+            "train_file is not set: give a txt, json, jsonl, csv, tsv or parquet file, or a dataset of the "
+            "hub"
         )
     name_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)
     encoded = {
-        field: None if rows is None else TASKS[args.task].tokenize(rows, tokenizer, args, field)
+        field: None
+        if rows is None
+        else TASKS[args.task].tokenize(rows, tokenizer, args, field, needs_answer(field, args))
         for field, rows in raw.items()
     }
     return Data(tokenizer, encoded["train_file"], encoded["eval_file"], raw)

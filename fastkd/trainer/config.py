@@ -144,11 +144,14 @@ class DistillationConfig(TrainingArguments):
         default=0.0, metadata={"help": "Weight of matching both models' per-token saliency."}
     )
 
-    train_file: str | None = field(
+    train_file: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Training data: txt, json, jsonl, csv, parquet, or what fastkd generate wrote."},
+        metadata={
+            "help": "Training data: a txt, json, jsonl, csv, tsv or parquet file (.gz too), a pattern or a "
+            "list of them, or what fastkd generate wrote."
+        },
     )
-    eval_file: str | None = field(default=None, metadata={"help": "Held-out data, same formats."})
+    eval_file: list[str] | str | None = field(default=None, metadata={"help": "Held-out data, same formats."})
     dataset: str | None = field(
         default=None,
         metadata={"help": "A data set of the hub, as name or name:configuration, for the files."},

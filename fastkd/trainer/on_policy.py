@@ -88,9 +88,10 @@ class OnPolicy:
             yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
 
     def prompts(self, batch: Batch) -> list[list[int]]:
-        """The prompts that the student answers: each row's source, or its tokens before the first label.
+        """The prompts that the student answers: each row's source, its tokens before the first label, or all
+        its tokens if it has no label.
 
-        Rows with an empty prompt, or without any label, are left out.
+        Rows with an empty prompt are left out.
 
         Raises:
             ValueError: no row has a prompt, or the rows are packed.
@@ -102,7 +103,7 @@ class OnPolicy:
             if "position_ids" in batch:
                 raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
             said = batch["labels"] != IGNORE_INDEX
-            ends = torch.where(said.any(1), said.int().argmax(1), 0)
+            ends = torch.where(said.any(1), said.int().argmax(1), batch["attention_mask"].sum(1))
         prompts = [row[:end] for row, end in zip(ids.tolist(), ends.tolist(), strict=True) if end]
         if not prompts:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head, output_width
 from fastkd.trainer.models import LinearHead
 from fastkd.trainer.teachers import LiveTeacher, Teacher
+
+logger = logging.getLogger(__name__)
 
 
 def student_head(model: PreTrainedModel, args: DistillationConfig) -> LinearHead | None:
@@ -51,6 +54,17 @@ def teacher_side(
             "student and teacher share weights, and a teacher is frozen: give the teacher its own copy"
         )
     return LiveTeacher(teacher, task, fused)
+
+
+def name_padding(models: dict[str, Any], pad_token_id: int) -> None:
+    """Give classifiers without a padding token the batch's: a decoder finds the end of a text by it, and
+    refuses batches otherwise. A saved student keeps it.
+    """
+    for side, model in models.items():
+        config = model.config.get_text_config()
+        if getattr(config, "pad_token_id", None) is None:
+            logger.info("the %s has no padding token; %d is used", side, pad_token_id)
+            config.pad_token_id = pad_token_id
 
 
 def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: Any, task: Task) -> int | None:

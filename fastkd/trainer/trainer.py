@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from fastkd.corpora.known_columns import columns_of, converted
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
-from fastkd.corpora.tasks.base import Collator
+from fastkd.corpora.tasks.base import Collator, unread_phrase
+from fastkd.corpora.tasks.encoded import ENCODED
 from fastkd.directories import writing_to
 from fastkd.trainer import saving
 from fastkd.trainer.config import DistillationConfig
@@ -25,12 +27,22 @@ from fastkd.trainer.guarded import GuardedTrainer
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
-from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.row_limits import check_rows
+from fastkd.trainer.sides import (
+    check_documents_are_apart,
+    common_columns,
+    name_padding,
+    student_head,
+    teacher_side,
+)
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
+
+# Number of rows in which an on-policy run looks for prompts before it starts.
+_LOOKED_AT = 100
 
 
 class DistillationTrainer(GuardedTrainer):
@@ -109,6 +121,13 @@ class DistillationTrainer(GuardedTrainer):
             data_collator = Collator(task, pad_token_id)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
+        models = {"student": model}
+        if isinstance(self._teacher, LiveTeacher):
+            models["teacher"] = self._teacher.model
+        if task.name == "classification":
+            name_padding(models, pad_token_id)
+        for what, rows in _data_sets(train_dataset, eval_dataset):
+            check_rows(rows, what, task, models, processing_class)
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
                 *(train_dataset, eval_dataset, data_collator),
@@ -122,6 +141,9 @@ class DistillationTrainer(GuardedTrainer):
         self._on_policy = None
         if args.lmbda > 0:
             self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
+            if isinstance(data_collator, Collator) and hasattr(train_dataset, "__getitem__"):
+                some = [train_dataset[i] for i in range(min(len(train_dataset), _LOOKED_AT))]
+                self._on_policy.prompts(data_collator(some))  # raises an error if there are none
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
         super().__init__(
@@ -160,13 +182,6 @@ class DistillationTrainer(GuardedTrainer):
         if (reason := no_step(self.args, rows)) is not None:
             raise ValueError(": ".join(reason))
         return loader
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().init_hf_repo(*args, **kwargs)
-        except Exception as error:  # a request can fail with many kinds of exceptions
-            reason = " ".join(str(error).split())
-            raise ValueError(f"push_to_hub: true, but the hub gives no repository: {reason}") from error
 
     # Measuring and reporting.
 
@@ -314,6 +329,16 @@ class DistillationTrainer(GuardedTrainer):
             super()._load_best_model()
 
 
+def _data_sets(train: Any, held_out: Any) -> Iterator[tuple[str, Any]]:
+    """The data sets of a run, each with its name for messages."""
+    if train is not None:
+        yield "the training data", train
+    several = held_out if isinstance(held_out, dict) else {None: held_out}
+    for name, rows in several.items():
+        if rows is not None:
+            yield f"the evaluation data {name}" if name else "the evaluation data", rows
+
+
 def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:
     for source in (tokenizer, model.config):
         for name in ("pad_token_id", "eos_token_id"):
@@ -328,9 +353,13 @@ def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str)
     """Encode data sets that still contain text; return all others unchanged."""
     if isinstance(dataset, dict):
         return {name: _encoded(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
-    columns = getattr(dataset, "column_names", None) or []
+    columns = columns_of(dataset)
     if not columns or "input_ids" in columns:
+        unread = [name for name in columns if name not in ENCODED]
+        if unread and args.process_index == 0:
+            logger.warning("%s is encoded already; %s", field, unread_phrase(unread))
         return dataset
     if tokenizer is None:
         raise ValueError(f"{field} holds text: give the tokenizer as processing_class")
-    return TASKS[args.task].tokenize(dataset, tokenizer, args, field)
+    needs_answer = field != "train_dataset" or args.lmbda < 1
+    return TASKS[args.task].tokenize(converted(field, dataset), tokenizer, args, field, needs_answer)

@@ -119,7 +119,7 @@ def test_file_errors(configuration: Configuration, tmp_path: Path, name: str, me
 def test_text_errors(configuration: Configuration, tokenizer: Any, tmp_path: Path) -> None:
     args = configuration(train_file=str(write(tmp_path, "csv", column="body")))
     with pytest.raises(
-        ValueError, match=r"train_file has the columns body, but causal_lm reads text or prompt"
+        ValueError, match=r"train_file has the columns body, but causal_lm reads prompt.completion or"
     ):
         encoded(args, tokenizer)
     rows = load_rows("train_file", args)

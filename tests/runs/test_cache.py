@@ -151,7 +151,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["student"]["eval"]["kd"] > 0 and report["student"]["steps"] == 3
     capsys.readouterr()
     assert main(["distill", str(config), "--teacher", f"cache:{folder}", "--max_length", "7"]) == 1
-    assert "is not the one that" in capsys.readouterr().err
+    assert "24 of 24 rows of the training data are not in" in capsys.readouterr().err
     assert main(["distill", str(config), "--teacher", f"cache:{tmp_path}"]) == 1
     assert "there is no cache in" in capsys.readouterr().err
 

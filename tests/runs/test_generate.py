@@ -209,7 +209,7 @@ def test_only_interpolation_needs_more_than_prompts(tmp_path: Path) -> None:
     found = write(tmp_path / "a", rows)
     assert found.column_names == ["prompt", "completion"]
     assert found["completion"][:] == write(tmp_path / "b", prompts(10))["completion"][:]
-    with pytest.raises(ValueError, match="reads text or prompt"):
+    with pytest.raises(ValueError, match="has the columns prompt and no answers"):
         write(tmp_path / "c", rows, generation_mode="interpolate")
 
 
@@ -252,9 +252,10 @@ def test_no_damaged_byte_is_read(tmp_path: Path) -> None:
 
 
 def test_directories_that_are_no_generated_sets(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"train_file: .* is a directory without a manifest.json: give a file"
-    ):
+    with pytest.raises(ValueError, match=r"train_file: .* is an empty directory"):
+        open_generated("train_file", tmp_path)
+    (tmp_path / "part.csv").write_text("text\na\n")
+    with pytest.raises(ValueError, match=r"a directory without a manifest.json: give .*/\*.csv"):
         open_generated("train_file", tmp_path)
 
 

@@ -36,6 +36,24 @@ def test_padding_changes_no_sample(configuration: Configuration, make: Any) -> N
         assert torch.equal(batch[name], value), name
 
 
+def test_rows_without_labels_are_prompts(configuration: Configuration) -> None:
+    """A row without any label is a prompt as a whole, padded or not."""
+    args = configuration(lmbda=1.0, max_completion_length=5, sampling_temperature=GREEDY)
+    answered = prompted(6)
+    asked = []
+    for row in answered:
+        ids = row["input_ids"][: row["labels"].count(-100)]
+        asked.append({"input_ids": ids, "labels": [-100] * len(ids)})
+    one, other = (resampled(llama(0), args, data) for data in (answered, asked))
+    assert all(torch.equal(one[name], other[name]) for name in ("input_ids", "labels"))
+
+
+def test_data_without_prompts_is_refused_before_the_first_step(configuration: Configuration) -> None:
+    args = configuration(lmbda=0.01)
+    with pytest.raises(ValueError, match="lmbda has the student answer prompts, and this data has none"):
+        DistillationTrainer(llama(0), llama(1), args, train_dataset=rows(8))
+
+
 def test_an_answer_keeps_its_end_of_sequence_token(configuration: Configuration) -> None:
     student, data = llama(0), prompted(8)
     args = configuration(lmbda=1.0, max_completion_length=6, sampling_temperature=GREEDY)

@@ -14,20 +14,24 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fastkd.corpora.tasks import IGNORE_INDEX, Task
+from fastkd.corpora.tasks.encoded import LABELS, unpadded
 
 # Bytes of a row's hash. Any two of 10**9 rows collide with a probability below 10**-20.
 ROW_HASH = 16
 _AT_ONCE = 1000
-_ROW_FIELDS = ("input_ids", "labels", "position_ids")
+_ROW_FIELDS = ("input_ids", "labels", "position_ids", "token_type_ids", "attention_mask")
 
 
-def encoded_rows(rows: Any, first: int = 0, last: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """The fields of each encoded row that a model sees: ``input_ids``, ``labels`` and, for packed rows,
-    ``position_ids``, as int64 arrays.
+def encoded_rows(
+    rows: Any, task: Task, first: int = 0, last: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The fields of each encoded row that a model sees, without padding: ``input_ids``, ``labels`` and, where
+    there are any, ``position_ids``, ``token_type_ids`` and an ``attention_mask`` with gaps, as int64 arrays.
     """
+    read = (*_ROW_FIELDS, *LABELS)
     last = len(rows) if last is None else last
     if hasattr(rows, "with_format"):
-        rows = rows.with_format("numpy", columns=[name for name in _ROW_FIELDS if name in rows.column_names])
+        rows = rows.with_format("numpy", columns=[name for name in read if name in rows.column_names])
     for start in range(first, last, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, last))
         if hasattr(rows, "column_names"):
@@ -36,7 +40,8 @@ def encoded_rows(rows: Any, first: int = 0, last: int | None = None) -> Iterator
         else:
             found = (rows[number] for number in numbers)
         for row in found:
-            made = {name: np.asarray(row[name], np.int64) for name in _ROW_FIELDS if name in row}
+            bare = unpadded({name: row[name] for name in read if name in row}, task.shifts_labels)
+            made = {name: np.asarray(bare[name], np.int64) for name in _ROW_FIELDS if name in bare}
             yield {"labels": made["input_ids"], **made}
 
 
@@ -54,11 +59,46 @@ def survey(rows: Any, task: Task, title: str | None = None) -> tuple[np.ndarray,
     """The hash of each row, ``(rows, 16)`` uint8, and its number of targets, ``(rows,)`` int64."""
     hashes = np.empty((len(rows), ROW_HASH), np.uint8)
     targets = np.empty(len(rows), np.int64)
-    bar = tqdm(encoded_rows(rows), total=len(rows), desc=title, unit="row", delay=2, disable=title is None)
+    bar = tqdm(
+        encoded_rows(rows, task), total=len(rows), desc=title, unit="row", delay=2, disable=title is None
+    )
     for i, row in enumerate(bar):
         hashes[i] = np.frombuffer(row_hash(row), np.uint8)
         targets[i] = int((task.targets(torch.tensor(row["labels"])[None]) != IGNORE_INDEX).sum())
     return hashes, targets
+
+
+def places(wanted: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """The number of the stored row with each wanted hash, ``(rows,)`` int64; -1 where there is none.
+
+    Equal rows are told apart by their order: the second of them is the second of the stored ones, if there
+    are as many.
+
+    Args:
+        wanted, stored: ``(rows, 16)`` uint8, as :func:`survey` returns them.
+    """
+    if np.array_equal(wanted, stored):
+        return np.arange(len(stored))
+    ours, theirs = (np.ascontiguousarray(hashes).view(f"S{ROW_HASH}").ravel() for hashes in (wanted, stored))
+    _, numbers = np.unique(np.concatenate([theirs, ours]), return_inverse=True)
+    there, here = numbers[: len(theirs)], numbers[len(theirs) :]
+    counts = np.bincount(there, minlength=numbers.max(initial=0) + 1)
+    begins = np.cumsum(counts) - counts
+    found = np.argsort(there, kind="stable")[
+        (begins[here] + _occurrence(here) % np.maximum(counts[here], 1)).clip(max=len(theirs) - 1)
+    ]
+    return np.where(counts[here] > 0, found, -1)
+
+
+def _occurrence(numbers: np.ndarray) -> np.ndarray:
+    """How many equal numbers come before each one."""
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    made = np.empty(len(numbers), np.int64)
+    made[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return made
 
 
 def data_digest(hashes: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastkd.corpora.local_files import directory_message
 from fastkd.corpora.store.manifest import GENERATED, NAME, Manifest
 
 if TYPE_CHECKING:
@@ -24,10 +25,7 @@ def open_generated(field: str, folder: Path) -> Dataset:
     from datasets import load_dataset
 
     if not (folder / NAME).exists():
-        raise ValueError(
-            f"{field}: {str(folder)!r} is a directory without a {NAME}: give a file, a pattern such as "
-            f"'{folder}/*.jsonl', or what fastkd generate wrote"
-        )
+        raise ValueError(f"{field}: {directory_message(folder)}")
     try:
         manifest = Manifest.read(folder)
         if manifest.kind != GENERATED:

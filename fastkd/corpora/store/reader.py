@@ -53,6 +53,10 @@ class CacheReader:
         """The hashes of a shard's rows, ``(rows, 16)`` uint8."""
         return self._shard(number).get_slice("row_hashes")[:].numpy()
 
+    def all_row_hashes(self) -> np.ndarray:
+        """The hashes of all rows, ``(rows, 16)`` uint8."""
+        return np.concatenate([self.row_hashes(number) for number in range(len(self.manifest.shards))])
+
     def entries(self, row: int) -> Entries:
         """A row's entries in a ``topk`` or ``sampled`` cache."""
         shard, (token, entry), (next_token, next_entry) = self._place(row)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fastkd.corpora.caching import names_the_cache
+from fastkd.corpora.known_columns import columns_of, proposal
+from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
+from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row as Row, unpadded
+from fastkd.corpora.tasks.forms import check_values
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,9 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IGNORE_INDEX = -100
-Row = dict[str, Any]
 Batch = dict[str, Any]
+# Columns that are not read and are nothing to mention: what `fastkd generate` keeps of the data.
+_KNOWN_EXTRAS = ("reference",)
 
 
 class Task(ABC):
@@ -30,13 +34,18 @@ class Task(ABC):
     Attributes:
         name: as in the setting ``task``.
         auto_class: the class of ``transformers`` that loads its models.
-        layouts: the sets of columns that the task can read, the preferred one first.
+        layouts: the sets of columns that the task can read, the preferred one first. In those of several
+            columns, the last one is the answer.
+        beside: columns that are read where they exist, by the last column of a layout.
+        writes_text: whether its models write text, so that they can answer prompts.
         shifts_labels: whether position i of the logits predicts label i + 1 rather than label i.
     """
 
     name: str
     auto_class: Any
     layouts: tuple[tuple[str, ...], ...]
+    beside: ClassVar[dict[str, tuple[str, ...]]] = {}
+    writes_text = True
     shifts_labels = False
 
     @abstractmethod
@@ -46,6 +55,46 @@ class Task(ABC):
         """A row's tokens: ``input_ids``, ``labels``, ``cut`` (whether anything was cut). None for a row with
         nothing to learn, such as an empty one.
         """
+
+    def encode_prompt(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> Row | None:
+        """As :meth:`encode`, for a run in which the student writes every answer: a row without labels, which
+        is a prompt. Its layout may lack the answer.
+        """
+        return self.encode(row, layout, tokenizer, args)
+
+    def canonical(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Row, tuple[str, ...]]:
+        """The row and its layout in one of the forms that :meth:`encode` reads.
+
+        Raises:
+            ValueError: a value that is not text.
+        """
+        check_values(row, layout)
+        return row, layout
+
+    def read(
+        self,
+        row: Row,
+        layout: tuple[str, ...],
+        tokenizer: PreTrainedTokenizerBase,
+        args: TaskSettings,
+        needs_answer: bool = True,
+    ) -> list[Row]:
+        """The encoded rows that a raw row becomes, as :meth:`encode` or, unless it needs an answer,
+        :meth:`encode_prompt` makes them; none for a row with nothing to learn.
+
+        Raises:
+            ValueError: a value that is not text, or that the task refuses.
+        """
+        if needs_answer or not self.writes_text:
+            made = self.encode(*self.canonical(row, layout, tokenizer), tokenizer, args)
+        else:
+            prompt = layout[:-1] if len(layout) > 1 and layout in self.layouts else layout
+            made = self.encode_prompt(*self.canonical(row, prompt, tokenizer), tokenizer, args)
+        return [] if made is None else [made]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
@@ -59,51 +108,101 @@ class Task(ABC):
         """The labels, moved to the positions that predict them."""
         return labels
 
-    def layout_of(self, columns: Sequence[str], field: str) -> tuple[str, ...]:
-        """The first layout whose columns all exist.
+    def layout_of(self, columns: Sequence[str], field: str, needs_answer: bool = True) -> tuple[str, ...]:
+        """The first layout whose columns all exist; unless answers are needed, also one without its answer.
 
         Raises:
             ValueError: no layout has all its columns.
         """
+        prompts = [layout[:-1] for layout in self.layouts if len(layout) > 1 and self.writes_text]
+        alone = next((layout for layout in prompts if set(layout) <= set(columns)), None)
         for layout in self.layouts:
-            if set(layout) <= set(columns):
+            if set(layout) <= set(columns) and (needs_answer or alone is None or layout != ("text",)):
                 return layout
+        if alone is not None and not needs_answer:
+            return alone
+        if alone is not None:
+            answer = next(layout[-1] for layout in self.layouts if layout[:-1] == alone)
+            raise ValueError(
+                f"{field} has the columns {', '.join(columns)} and no answers: add a column {answer}, or "
+                "name it with column_mapping (training on prompts alone is on-policy: lmbda: 1)"
+            )
         wanted = " or ".join("+".join(layout) for layout in self.layouts)
-        example = f"{{{self.layouts[0][0]}: {columns[0] if columns else '...'}}}"
         raise ValueError(
             f"{field} has the columns {', '.join(columns)}, but {self.name} reads {wanted}: "
-            f"name them with column_mapping, for example {example}"
+            f"name them with column_mapping, for example {proposal(columns, self.layouts)}"
         )
+
+    def columns_read(self, layout: tuple[str, ...], columns: Sequence[str]) -> list[str]:
+        """The columns of a layout, and those beside it that are read where they exist."""
+        more = [name for last in layout for name in self.beside.get(last, ()) if name in columns]
+        return list(dict.fromkeys([*layout, *more]))
+
+    def unread(self, layout: tuple[str, ...], columns: Sequence[str]) -> list[str]:
+        """The columns that nobody reads, in their order."""
+        known = {*self.columns_read(layout, columns), *_KNOWN_EXTRAS}
+        return [name for name in columns if name not in known]
 
     @names_the_cache
     def tokenize(
-        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskSettings, field: str
+        self,
+        rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        args: TaskSettings,
+        field: str,
+        needs_answer: bool = True,
     ) -> Dataset:
-        """The text rows in encoded form; logs a warning if texts were cut.
+        """The text rows in encoded form; logs how many texts were cut and how many rows were left out, and
+        which columns were not read.
+
+        Args:
+            rows: a data set, or a stream of `datasets`, whose rows are encoded as they are read.
+            field: name of the setting or argument, for messages.
+            needs_answer: False for a run in which the student writes every answer.
 
         Raises:
-            ValueError: columns that the task does not read, or no text at all.
+            ValueError: columns that the task does not read, values that are not text, or no text at all.
         """
-        layout = self.layout_of(rows.column_names, field)
+        columns = columns_of(rows)
+        layout = self.layout_of(columns, field, needs_answer)
+        read = self.columns_read(layout, columns)
 
-        def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            count = len(next(iter(batch.values())))
-            made = [
-                self.encode({name: batch[name][i] for name in layout}, layout, tokenizer, args)
-                for i in range(count)
-            ]
-            kept = [row for row in made if row is not None]
-            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut")}
+        def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            kept = []
+            for i, number in enumerate(numbers):
+                row = {name: batch[name][i] for name in read}
+                try:
+                    made = self.read(row, layout, tokenizer, args, needs_answer)
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise ValueError(f"{where(field, number, args)}: {error}") from error
+                kept += [{**encoded, "row": number} for encoded in made]
+            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut", "row")}
 
+        if args.process_index == 0 and (unread := self.unread(layout, columns)):
+            logger.warning("%s is read as %s; %s", field, "+".join(read), unread_phrase(unread))
+        options: dict[str, Any] = {"batched": True, "with_indices": True, "remove_columns": columns}
+        if not hasattr(rows, "__len__"):
+            return rows.map(encode, **options).remove_columns(["cut", "row"])
         with args.main_process_first(desc=f"tokenizing {field}"):
-            found = rows.map(
-                encode, batched=True, remove_columns=rows.column_names, desc=f"tokenizing {field}"
-            )
+            found = rows.map(encode, **options, desc=f"tokenizing {field}")
         if len(found) == 0:
-            raise ValueError(f"{field} holds no text")
-        if cut := sum(found["cut"]):
-            logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
-        return found.remove_columns("cut")
+            raise ValueError(f"{field} holds no text" if len(rows) else f"{field} has no rows")
+        lost = len(rows) - len(set(found["row"]))
+        if args.process_index == 0:
+            if lost:
+                logger.warning("%s: %d of %d rows %s", field, lost, len(rows), self.why_left_out(layout))
+            if cut := sum(found["cut"]):
+                logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
+        return found.remove_columns(["cut", "row"])
+
+    def why_left_out(self, layout: tuple[str, ...]) -> str:
+        """The end of the sentence that says how many rows are left out."""
+        why = (
+            "have no answer of an assistant"
+            if layout == ("messages",)
+            else f"have no {' or no '.join(layout)}"
+        )
+        return f"{why}, and are left out"
 
     @abstractmethod
     def what_was_cut(self, args: TaskSettings) -> str: ...
@@ -126,10 +225,19 @@ class Collator:
         self.task, self.pad_token_id, self.more = task, pad_token_id, tuple(more)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
+        rows = [unpadded(row, self.task.shifts_labels) for row in rows]
         batch = self.task.collate(rows, self.pad_token_id)
+        if any("attention_mask" in row for row in rows):  # tokens that are masked between others
+            masks = [row.get("attention_mask", [1] * len(row["input_ids"])) for row in rows]
+            batch["attention_mask"] = pad(masks, 0)
         for add in self.more:
             batch.update(add(rows, batch))
         return batch
+
+
+def unread_phrase(unread: Sequence[str]) -> str:
+    """The end of the sentence that names the columns that nobody reads."""
+    return f"nobody reads the column{'s' if len(unread) > 1 else ''} {', '.join(unread)}"
 
 
 def pad(sequences: Sequence[Any], value: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
+from fastkd.corpora.tasks.forms import check_values, instruction, is_messages, joined
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,20 +22,57 @@ PACKED_AT_ONCE = 10_000
 
 
 class CausalLM(Task):
-    """Trains on every token of ``text``; in the other layouts on the completion (``target``) or the
-    assistant's turns alone.
+    """Trains on every token of ``text``; in the other layouts on the completion (``target``, ``output``) or
+    the assistant's turns alone. A prompt and a completion may be lists of messages.
     """
 
     name = "causal_lm"
     auto_class = AutoModelForCausalLM
-    layouts = (("text",), ("prompt", "completion"), ("messages",), ("source", "target"))
+    # A `text` beside other columns is mostly the same row as it was rendered for somebody else's model.
+    layouts = (
+        ("prompt", "completion"),
+        ("messages",),
+        ("source", "target"),
+        ("instruction", "output"),
+        ("text",),
+    )
+    beside: ClassVar[dict[str, tuple[str, ...]]] = {"instruction": ("input",)}
     shifts_labels = True
+
+    def canonical(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Row, tuple[str, ...]]:
+        check_values(row, (*layout, *self.beside.get(layout[0], ())), messages_in=("prompt", "completion"))
+        if layout[0] == "instruction":
+            row = instruction(row, bool(tokenizer.chat_template))
+            layout = ("prompt", "completion")[: len(layout)]
+        prompt, answer = row[layout[0]], row[layout[-1]]
+        if len(layout) > 1 and prompt and answer and (is_messages(prompt) or is_messages(answer)):
+            return {"messages": joined(prompt, answer)}, ("messages",)
+        return row, layout
+
+    def encode_prompt(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> Row | None:
+        prompt = row[layout[0]]
+        answered = layout == ("messages",) and any(message["role"] == "assistant" for message in prompt or [])
+        if layout == ("text",) or answered:
+            return self.encode(row, layout, tokenizer, args)
+        if not prompt:
+            return None
+        ids = (
+            prompt_ids(prompt, tokenizer)
+            if isinstance(prompt, str)
+            else templated(prompt, tokenizer, add_generation_prompt=True)
+        )
+        kept = ids[-args.max_length :]
+        return {"input_ids": kept, "labels": [IGNORE_INDEX] * len(kept), "cut": len(kept) < len(ids)}
 
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
         if layout == ("messages",):
-            ids, said = _conversation(row["messages"], tokenizer)
+            ids, said = _conversation(row["messages"] or [], tokenizer)
         elif layout == ("text",):
             if not row["text"]:
                 return None
@@ -61,9 +99,14 @@ class CausalLM(Task):
         return {"input_ids": ids, "labels": labels, "cut": cut}
 
     def tokenize(
-        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskSettings, field: str
+        self,
+        rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        args: TaskSettings,
+        field: str,
+        needs_answer: bool = True,
     ) -> Dataset:
-        found = super().tokenize(rows, tokenizer, args, field)
+        found = super().tokenize(rows, tokenizer, args, field, needs_answer)
         return _packed(found, args, field) if args.packing else found
 
     def what_was_cut(self, args: TaskSettings) -> str:
@@ -114,7 +157,7 @@ def _conversation(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool]]:
     """All turns up to the assistant's last, in the tokenizer's chat template, and which tokens are the
-    assistant's.
+    assistant's. A turn with ``weight: 0`` is read and not trained on.
 
     Chat templates of `transformers` mark the assistant's tokens only if their authors added markers. So this
     function takes the tokens that each of the assistant's turns adds to the conversation before it.
@@ -131,7 +174,8 @@ def _conversation(
                 "this tokenizer's chat template rewrites earlier turns, so the assistant's tokens cannot be "
                 "told apart: give prompt and completion columns instead of messages"
             )
-        said += [False] * (len(opened) - len(ids)) + [True] * (len(whole) - len(opened))
+        trained = message.get("weight") != 0
+        said += [False] * (len(opened) - len(ids)) + [trained] * (len(whole) - len(opened))
         ids = whole
     return ids, said
 
@@ -182,6 +226,8 @@ def _packed(rows: Dataset, args: TaskSettings, field: str) -> Dataset:
                 made[name].append(values)
         return made
 
+    if not hasattr(rows, "__len__"):
+        return rows.map(pack, batched=True, batch_size=PACKED_AT_ONCE)
     with args.main_process_first(desc=f"packing {field}"):
         return rows.map(pack, batched=True, batch_size=PACKED_AT_ONCE, desc=f"packing {field}")
 

@@ -21,6 +21,7 @@ class Classification(Task):
     name = "classification"
     auto_class = AutoModelForSequenceClassification
     layouts = (("text", "label"),)
+    writes_text = False
 
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
@@ -57,4 +58,9 @@ class Classification(Task):
         }
 
     def model_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        """A decoder finds the end of a text by its own padding token, which may not be the batch's."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        own = getattr(model.config.get_text_config(), "pad_token_id", None)
+        if own is not None:
+            ids = ids.masked_fill(mask == 0, own)
+        return {"input_ids": ids, "attention_mask": mask}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForSeq2SeqLM
 
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
+from fastkd.corpora.tasks.forms import check_values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,24 @@ class Seq2Seq(Task):
 
     name = "seq2seq"
     auto_class = AutoModelForSeq2SeqLM
-    layouts = (("source", "target"), ("prompt", "completion"))
+    layouts = (("source", "target"), ("prompt", "completion"), ("instruction", "output"))
+    beside: ClassVar[dict[str, tuple[str, ...]]] = {"instruction": ("input",)}
+
+    def canonical(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Row, tuple[str, ...]]:
+        more = self.beside.get(layout[0], ())
+        check_values(row, (*layout, *more))
+        parts = [row.get(name) for name in (layout[0], *more)]
+        return {**row, layout[0]: "\n\n".join(part for part in parts if part)}, layout
+
+    def encode_prompt(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> Row | None:
+        if not row[layout[0]]:
+            return None
+        ids, cut = self._source(row[layout[0]], tokenizer, args)
+        return {"input_ids": ids, "labels": [IGNORE_INDEX], "cut": cut}
 
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
@@ -27,12 +45,19 @@ class Seq2Seq(Task):
         source, target = (row[name] or "" for name in layout)
         if not source or not target:
             return None
-        ids = tokenizer(source, verbose=False)["input_ids"]
+        ids, cut = self._source(source, tokenizer, args)
         labels = closed(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
-        cut = len(ids) > args.max_length or len(labels) > args.max_target_length
-        if len(ids) > args.max_length:  # cut the end of the source, but keep its closing token
-            ids = [*ids[: args.max_length - 1], ids[-1]]
+        cut = cut or len(labels) > args.max_target_length
         return {"input_ids": ids, "labels": labels[: args.max_target_length], "cut": cut}
+
+    def _source(
+        self, source: str, tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> tuple[list[int], bool]:
+        """A source's tokens, and whether its end was cut. Its closing token is kept."""
+        ids = list(tokenizer(source, verbose=False)["input_ids"])
+        if len(ids) <= args.max_length:
+            return ids, False
+        return [*ids[: args.max_length - 1], ids[-1]], True
 
     def what_was_cut(self, args: TaskSettings) -> str:
         return (

@@ -68,16 +68,24 @@ class Case:
     @functools.cached_property
     def student_without_weights(self) -> Any:
         """The student on the meta device, whose parameters have shapes and no data."""
-        if self.student_config is None:
+        return self._built("student", self.student_config)
+
+    @functools.cached_property
+    def teacher_without_weights(self) -> Any:
+        """As :attr:`student_without_weights`, for the teacher."""
+        return self._built("teacher", self.teacher_config)
+
+    def _built(self, side: str, config: Any) -> Any:
+        if config is None:
             return None
         try:
             with torch.device("meta"):
                 return TASKS[self.args.task].auto_class.from_config(
-                    self.student_config, trust_remote_code=self.args.trust_remote_code
+                    config, trust_remote_code=self.args.trust_remote_code
                 )
         except Exception as error:  # a model's own code may raise any error
             reason = " ".join(str(error).split())[:200]
-            self.troubles.append(Finding("error", "student", f"the student cannot be built: {reason}"))
+            self.troubles.append(Finding("error", side, f"the {side} cannot be built: {reason}"))
             return None
 
     @functools.cached_property

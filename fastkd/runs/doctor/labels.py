@@ -11,8 +11,9 @@ from typing import Any
 
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
-from fastkd.corpora.tasks.base import Row
+from fastkd.corpora.tasks.base import Row, unread_phrase
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed, percent
+from fastkd.trainer.row_limits import extent, problems, trained_positions, windows
 
 # Rows that are compared as text: many, since comparing text is fast.
 COMPARED = 100_000
@@ -33,7 +34,7 @@ def no_data(case: Case) -> Iterator[Finding]:
             "error",
             "no_data",
             "there is no training data",
-            "set train_file to a txt, json, jsonl, csv or parquet file, or dataset to one of the hub",
+            "set train_file to a txt, json, jsonl, csv, tsv or parquet file, or dataset to one of the hub",
         )
 
 
@@ -71,9 +72,23 @@ def empty(case: Case) -> Iterator[Finding]:
             )
 
 
+def unread(case: Case) -> Iterator[Finding]:
+    """Columns that nobody reads."""
+    for sample in _samples(case):
+        if sample.unread:
+            yield Finding(
+                "note",
+                "unread_columns",
+                f"{sample.field} is read as {'+'.join(sample.layout)}; {unread_phrase(sample.unread)}",
+                "remove them, or name the right columns with column_mapping",
+            )
+
+
 def never_ends(case: Case) -> Iterator[Finding]:
     """Labels without an end of sequence: the student would never learn to stop."""
     if case.args.task == "classification" or case.train is None or not case.train.kept:
+        return
+    if not case.train.needs_answer:
         return
     eos = case.tokenizer.eos_token_id
     if eos is None:
@@ -154,51 +169,51 @@ def _cut_severity(cut: int, sample: Sample) -> Any:
 
 
 def _whole(task: Any, row: Row, sample: Sample, limitless: Any, case: Case) -> Row:
-    made = task.encode(row, sample.layout, case.tokenizer, limitless)
-    return made if made is not None else {"input_ids": [], "labels": []}
+    made = task.read(row, sample.layout, case.tokenizer, limitless, sample.needs_answer)
+    return made[-1] if made else {"input_ids": [], "labels": []}
 
 
-def positions(case: Case) -> Iterator[Finding]:
-    """Rows with more tokens than a model has positions."""
-    args = case.args
+def limits(case: Case) -> Iterator[Finding]:
+    """Rows with more tokens than a model has positions, or with tokens that it does not know."""
+    args, task = case.args, TASKS[case.args.task]
+    sides = (
+        ("student", case.student_config, case.student_without_weights),
+        ("teacher", case.teacher_config, case.teacher_without_weights),
+    )
     longest = 0
     for sample in _samples(case):
-        longest = max([longest, *(len(row["input_ids"]) for row in sample.kept)])
-    if args.packing:
-        longest = args.max_length
-    for side, config in (("student", case.student_config), ("teacher", case.teacher_config)):
-        limit = None if config is None else _limit(config)
-        if limit is None or longest <= limit:
-            if limit is not None and args.max_length > limit:
-                yield Finding(
-                    "note",
-                    f"{side}_window",
-                    f"max_length is {args.max_length:,} and the {side} has {limit:,} positions; "
-                    f"the longest row looked at has {longest:,} tokens",
-                    f"set max_length: {limit}",
-                )
+        found = extent(sample.kept, task)
+        if found is None:
             continue
-        rotary = getattr(config, "rope_theta", None) or getattr(config, "rope_parameters", None)
-        yield Finding(
-            "warning" if rotary else "error",
-            f"{side}_positions",
-            f"rows have up to {longest:,} tokens and the {side} has {limit:,} positions"
-            + (", beyond which it was never trained" if rotary else ""),
-            f"set max_length: {limit}",
-        )
-
-
-def _limit(config: Any) -> int | None:
-    text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
-        limit = getattr(text, name, None)
-        if isinstance(limit, int) and limit > 0:
-            # RoBERTa numbers positions from pad_token_id + 1; the ones below hold no tokens.
-            offset = (
-                text.pad_token_id + 1 if text.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+        if args.packing:
+            found.longest = min(found.longest, args.max_length)
+        longest = max(longest, found.longest)
+        for side, _, model in sides:
+            for problem in () if model is None else problems(found, side, model, task, case.tokenizer):
+                what, _, remedy = problem.rpartition(": ")
+                name = "positions" if "positions:" in problem else "tokens"
+                yield Finding("error", f"{side}_{name}", f"{sample.field} {what}", remedy)
+    for side, config, model in sides:
+        trained = None if config is None else trained_positions(config)
+        if trained is None:
+            continue
+        if longest > trained:
+            if model is None or windows(model)[0] is None:
+                yield Finding(
+                    "warning",
+                    f"{side}_positions",
+                    f"rows have up to {longest:,} tokens and the {side} has {trained:,} positions, beyond "
+                    "which it was never trained",
+                    f"set max_length: {trained}",
+                )
+        elif args.max_length > trained:
+            yield Finding(
+                "note",
+                f"{side}_window",
+                f"max_length is {args.max_length:,} and the {side} has {trained:,} positions; "
+                f"the longest row looked at has {longest:,} tokens",
+                f"set max_length: {trained}",
             )
-            return limit - offset
-    return None
 
 
 def repeated(case: Case) -> Iterator[Finding]:
@@ -326,7 +341,8 @@ CHECKS: tuple[Check, ...] = (
     empty,
     never_ends,
     window,
-    positions,
+    limits,
+    unread,
     repeated,
     unknown,
     packed_prompts,

@@ -16,6 +16,7 @@ from fastkd.runs.sources import load_student, load_teacher_model
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import LinearHead, forward, multiply_out
 from fastkd.trainer.objective import means, measure
+from fastkd.trainer.sides import name_padding
 
 ROWS, AT_ONCE = 64, 8
 # A teacher counts as guessing if its cross-entropy is above this fraction of a uniform guess's.
@@ -36,7 +37,7 @@ def quality(case: Case) -> Iterator[Finding]:
         head = find_linear_head(student)
         if not isinstance(head, LinearHead) and "not those of its linear head" in head:
             yield head_finding(case, head)
-    if not case.teacher.is_model:
+    if not case.teacher.is_model or not sample.needs_answer:  # prompts alone say nothing of a teacher
         return
     try:
         teacher = load_teacher_model(case.args)
@@ -96,6 +97,8 @@ def measured(case: Case, model: Any, rows: list[Any], title: str) -> dict[str, f
     options = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
     totals: dict[str, float] = {}
     pad = case.tokenizer.pad_token_id
+    if task.name == "classification":
+        name_padding({title: model}, pad if pad is not None else 0)
     for start in tqdm(range(0, len(rows), AT_ONCE), desc=f"trying the {title}", delay=3, leave=False):
         batch = task.collate(rows[start : start + AT_ONCE], pad if pad is not None else 0)
         batch = {name: value.to(model.device) for name, value in batch.items()}

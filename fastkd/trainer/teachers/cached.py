@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from fastkd import SparseTeacher, kd_loss
 from fastkd.corpora.store import CacheReader
-from fastkd.corpora.store.fingerprints import encoded_rows, row_hash, tokenizer_fingerprint
+from fastkd.corpora.store.fingerprints import places, survey, tokenizer_fingerprint
 from fastkd.corpora.store.manifest import NAME
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator, Row
@@ -158,7 +158,8 @@ class CachedTeacher:
         fused: bool,
         vocab_size: int | None,
     ) -> tuple[Any, Any, Any]:
-        """The data sets, checked against the cache row by row, and a collator that adds the cache's tensors.
+        """The data sets, each of whose rows is looked up in the cache, and a collator that adds the cache's
+        tensors. A data set may be in another order than the cache, and leave out rows.
 
         Args:
             train, held_out: data sets of encoded rows with a length; either may be None.
@@ -197,22 +198,23 @@ class CachedTeacher:
         reader = self.readers[part]
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise ValueError(f"a cached teacher needs rows with numbers: {what} must not be a stream")
-        reader.verify(self._title(part, args))
-        if len(rows) != len(reader):
+        title = self._title(part, args)
+        reader.verify(title)
+        hashes, _ = survey(rows, TASKS[args.task], None if title is None else f"looking up {what}")
+        found = places(hashes, reader.all_row_hashes())
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
             raise ValueError(
-                f"{self.folder}/{part} holds {len(reader)} rows and {what} {len(rows)}: "
-                "make the cache again with this data and these settings"
+                f"{len(missing):,} of {len(rows):,} rows of {what} are not in {self.folder}/{part}, row "
+                f"{missing[0]} (counted from 0) first: its text or the length limits have changed, make the "
+                "cache again"
             )
-        for number, shard in enumerate(reader.manifest.shards):
-            hashes = reader.row_hashes(number)
-            for row, found in enumerate(encoded_rows(rows, shard.first, shard.last)):
-                if hashes[row].tobytes() != row_hash(found):
-                    raise ValueError(
-                        f"row {shard.first + row} (counted from 0) of {what} is not the one that "
-                        f"{self.folder}/{part} was made from: its order, contents or length limits have "
-                        "changed, make the cache again"
-                    )
-        return _Placed(rows, part)
+        if not np.array_equal(found, np.arange(len(reader))):
+            logger.warning(
+                "%s: %d of its %d rows are read, in the order of %s",
+                *(reader.manifest.folder, len(np.unique(found)), len(reader), what),
+            )
+        return _Placed(rows, part, found)
 
     def _read_head(self) -> LinearHead:
         tensors = self.readers["train"].head()
@@ -225,21 +227,28 @@ class CachedTeacher:
 
 
 class _Placed(Dataset[Row]):
-    """Rows with their place in the cache added under ``_PLACE``."""
+    """Rows with their place in the cache added under ``_PLACE``.
 
-    def __init__(self, rows: Any, part: str) -> None:
-        self.rows, self.part = rows, part
+    Args:
+        rows, part: the rows, and the part of the cache that holds them.
+        places: the number in the cache of each row.
+    """
+
+    def __init__(self, rows: Any, part: str, places: np.ndarray) -> None:
+        self.rows, self.part, self.places = rows, part, places
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Row:
-        return {**self.rows[number], _PLACE: (self.part, int(number))}
+        return {**self.rows[number], _PLACE: (self.part, int(self.places[number]))}
 
     def __getitems__(self, numbers: list[int]) -> list[Row]:
         many = getattr(self.rows, "__getitems__", None)
         found = many(numbers) if many is not None else [self.rows[number] for number in numbers]
-        return [{**row, _PLACE: (self.part, int(n))} for row, n in zip(found, numbers, strict=True)]
+        return [
+            {**row, _PLACE: (self.part, int(self.places[n]))} for row, n in zip(found, numbers, strict=True)
+        ]
 
 
 class _TeacherSide:

@@ -34,7 +34,7 @@ def test_a_cache_that_fits(cached: Callable[..., dict[str, Finding]]) -> None:
     [
         ({"divergence": "decoupled"}, "cache", "divergence: decoupled does not work with a topk cache"),
         ({"task": "seq2seq"}, "cache", "was made for the task causal_lm"),
-        ({"max_length": 6}, "cache_order", "length limits have changed"),
+        ({"max_length": 6}, "cache_rows", "length limits have changed"),
     ],
 )
 def test_a_cache_of_other_settings(
@@ -46,10 +46,10 @@ def test_a_cache_of_other_settings(
 
 def test_a_cache_of_other_data(cached: Callable[..., dict[str, Finding]]) -> None:
     rows = [row(i) for i in range(40)]
-    write_rows("train.jsonl", rows[:-1])
-    assert "holds 40 rows and train_file 39" in cached()["cache_rows"].found
-    write_rows("train.jsonl", [*rows[:7], rows[8], rows[7], *rows[9:]])
-    assert cached()["cache_order"].found.startswith("row 7 (counted from 0) of train_file")
+    write_rows("train.jsonl", [*rows[:7], rows[8], rows[7], *rows[9:-1]])  # filtered, in another order
+    assert "cache_rows" not in cached()
+    write_rows("train.jsonl", [*rows, {"prompt": "w1 w2", "completion": "w3"}])
+    assert cached()["cache_rows"].found.startswith("1 of 41 rows (2.4 %) looked at of train_file")
 
 
 def test_a_cache_of_another_tokenizer(cached: Callable[..., dict[str, Finding]]) -> None:

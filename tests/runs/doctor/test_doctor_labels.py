@@ -56,6 +56,29 @@ def test_positions_that_run_out(place: Path) -> None:
     assert finding.severity == "error" and "41 tokens" in finding.found and "32 positions" in finding.found
 
 
+def test_tokens_that_a_model_does_not_have(place: Path) -> None:
+    edit("teacher/config.json", vocab_size=40)
+    finding = look()["teacher_tokens"]
+    assert (
+        finding.severity == "error"
+        and "the token 47 ('w44') and the teacher has embeddings for 40" in finding.found
+    )
+
+
+def test_columns_that_nobody_reads(place: Path) -> None:
+    write_rows("train.jsonl", [{**row(i), "id": i, "text": "rendered"} for i in range(40)])
+    finding = look()["unread_columns"]
+    assert finding.severity == "note"
+    assert finding.found == "train_file is read as prompt+completion; nobody reads the columns id, text"
+
+
+def test_prompts_alone(place: Path) -> None:
+    write_rows("train.jsonl", [{"prompt": row(i)["prompt"]} for i in range(40)])
+    assert "no answers" in look()["unreadable_train_file"].found
+    found = look(lmbda=1.0)
+    assert not {"unreadable_train_file", "labels_masked", "eos_missing"} & set(found)
+
+
 def test_duplicates_and_leaks(place: Path) -> None:
     rows = [row(i) for i in range(40)]
     write_rows("train.jsonl", [*rows, *rows[:5]])

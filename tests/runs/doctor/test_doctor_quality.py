@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.doctor import learned, look
+import transformers
+from support.doctor import learned, look, row, write_rows
 
 
 def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
@@ -24,6 +25,26 @@ def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
     finding = look(fast=False, model_init="pretrained", kd_ratio=0.9)["teacher_no_better"]
     assert finding.severity == "warning" and "kd_ratio: 0.9" in finding.found
     assert "set kd_ratio: 0" in finding.remedy
+
+
+def test_prompts_alone_say_nothing_of_a_teacher(place: Path) -> None:
+    learned(24, 0).save_pretrained("teacher")
+    write_rows("train.jsonl", [{"prompt": row(i)["prompt"]} for i in range(40)])
+    found = look(fast=False, eval_file=None, lmbda=1.0)
+    assert not any(
+        finding.severity == "error" or name.startswith("teacher_") for name, finding in found.items()
+    )
+
+
+def test_classifiers_without_a_padding_token(place: Path) -> None:
+    """Decoders that classify are measured in batches although their config names no padding token."""
+    write_rows("train.jsonl", [{"text": "w1 w2 w3"[: 2 + 3 * (i % 3)], "label": i % 3} for i in range(12)])
+    for seed, side in enumerate(("student", "teacher")):
+        config = transformers.LlamaConfig.from_pretrained(side, num_labels=3, pad_token_id=None)
+        torch.manual_seed(seed)
+        transformers.LlamaForSequenceClassification(config).save_pretrained(side)
+    found = look(fast=False, eval_file=None, task="classification", model_init="pretrained")
+    assert {"teacher_guesses", "teacher_better", "teacher_no_better"} & set(found)
 
 
 def test_a_head_that_only_its_weights_show_not_to_be_linear(
