@@ -20,8 +20,9 @@ class Sample:
         field: ``train_file`` or ``eval_file``.
         data: the whole data set, whose other rows have not been read.
         layout: the columns that the task reads.
-        rows: the chosen rows, with those columns alone.
+        rows: the chosen rows, with those columns alone and the ones beside them that the task reads.
         encoded: each row as the task encodes it; None if it has nothing to learn or cannot be encoded.
+        more: number of further rows that the chosen ones become, since a conversation can become several.
         error: the error of the first row that cannot be encoded; None if all can.
     """
 
@@ -31,10 +32,16 @@ class Sample:
     rows: list[Row]
     encoded: list[Row | None]
     error: str | None
+    more: int = 0
 
     @property
     def total(self) -> int:
         return len(self.data)
+
+    @property
+    def becomes(self) -> int:
+        """The number of encoded rows, as far as the chosen rows tell: some become several."""
+        return self.total + round(self.more * self.total / max(1, len(self.rows)))
 
     @property
     def looked_at(self) -> str:
@@ -45,7 +52,8 @@ class Sample:
 
     @property
     def kept(self) -> list[Row]:
-        return [row for row in self.encoded if row is not None]
+        """The encoded rows that are trained on."""
+        return [row for row in self.encoded if row is not None and not does_not_fit(row)]
 
 
 def look(field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any) -> Sample:
@@ -61,12 +69,19 @@ def look(field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any) 
     """
     layout = task.layout_of(data.column_names, field)
     step = max(1, -(-len(data) // MOST))
-    some = data.select(range(0, len(data), step)).select_columns(list(layout))
-    rows, encoded, error = list(some), [], None
+    some = data.select(range(0, len(data), step)).select_columns(task.columns_read(layout, data.column_names))
+    rows, encoded, error, more = list(some), [], None, 0
     for row in rows:
         try:
-            encoded.append(task.encode(row, layout, tokenizer, args))
+            made = task.encode_all(row, layout, tokenizer, args)
+            encoded.append(made[-1] if made else None)
+            more += max(0, len(made) - 1)
         except (ValueError, TypeError, KeyError) as problem:
             encoded.append(None)
             error = error or f"{field}: {problem}"
-    return Sample(field, data, layout, rows, encoded, error)
+    return Sample(field, data, layout, rows, encoded, error, more)
+
+
+def does_not_fit(row: Row) -> bool:
+    """Whether an encoded row is left out because its prompt leaves no room for an answer."""
+    return isinstance(row["input_ids"], list) and not row["input_ids"]

@@ -14,12 +14,17 @@ class TaskSettings(Protocol):
         max_target_length: longest target of seq2seq.
         packing: whether texts are joined and cut into pieces of ``max_length``.
         class_names: the classes in the order of their numbers.
+        chat_template_kwargs: keywords for the chat template of every conversation.
+        rewritten_turns: ``split`` makes rows of the answers that the chat template rewrites when a
+            conversation goes on; ``last`` leaves them out.
     """
 
     max_length: int
     max_target_length: int
     packing: bool
     class_names: list[str] | None
+    chat_template_kwargs: dict[str, Any] | str | None
+    rewritten_turns: str
 
     def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[Any]:
         """Runs the block on the main process first, so that the others read what it has cached."""

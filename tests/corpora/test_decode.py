@@ -155,7 +155,7 @@ def test_prompts_leave_room_in_the_window(tokenizer: Any, caplog: pytest.LogCapt
     ((_, (answer,)),) = decode(model, task, tokenizer, [long], max_new_tokens=10)
     ((_, (short,)),) = decode(model, task, tokenizer, [long[-14:]], max_new_tokens=10)
     assert answer == short
-    assert not caplog.records
+    assert "1 of 1 prompts do not fit the model's window of 24 tokens and were cut" in caplog.text
     ((_, (answer,)),) = decode(model, task, tokenizer, [long], max_new_tokens=100)
     assert len(answer.tokens) <= 23 and "does not fit the model's window of 24 tokens" in caplog.text
 
@@ -222,11 +222,18 @@ def test_questions_have_the_form_of_the_training_data(tokenizer: Any, configurat
     )
 
 
-def test_questions_are_cut_where_training_cuts(tokenizer: Any, configuration: Any) -> None:
+def test_prompts_without_room_for_an_answer_are_left_out(
+    tokenizer: Any, configuration: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prompts are left out where training leaves them out, and sources are cut where training cuts them."""
     args = configuration(max_length=5)
-    rows = Dataset.from_list([{"source": "abcdefgh", "target": "yes"}])
+    rows = Dataset.from_list([{"source": "abcdefgh", "target": "yes"}, {"source": "abcd", "target": "no"}])
     (asked,) = questions(rows, TASKS["causal_lm"], tokenizer, args, "eval_file")
-    assert asked.ids == tokenizer("defgh")["input_ids"] and asked.source == "abcdefgh"
+    assert asked.ids == tokenizer("abcd")["input_ids"] and asked.row == 1
+    assert "1 of 2 prompts have max_length=5 tokens or more" in caplog.text
+    with pytest.raises(ValueError, match="eval_file: 1 of 1 prompts have max_length=5 tokens or more"):
+        questions(rows.select([0]), TASKS["causal_lm"], tokenizer, args, "eval_file")
+    rows = rows.select([0])
     (asked,) = questions(rows, TASKS["seq2seq"], tokenizer, args, "eval_file")
     encoded = TASKS["seq2seq"].encode(rows[0], ("source", "target"), tokenizer, args)
     assert encoded is not None and asked.ids == encoded["input_ids"]

@@ -156,9 +156,9 @@ END = "<|endoftext|>"
 
 @pytest.mark.parametrize(
     ("max_length", "text", "label"),
-    [(7, f"fgh:cd{END}", f"cd{END}"), (4, f":cd{END}", f"cd{END}"), (3, ":cd", "cd"), (2, ":c", "c")],
+    [(12, f"abcdefgh:cd{END}", f"cd{END}"), (11, "abcdefgh:cd", "cd"), (10, "abcdefgh:c", "c")],
 )
-def test_a_long_prompt_is_cut_before_its_completion(
+def test_a_completion_is_cut_and_its_prompt_never(
     configuration: Configuration,
     tokenizer: Any,
     tmp_path: Path,
@@ -167,11 +167,15 @@ def test_a_long_prompt_is_cut_before_its_completion(
     text: str,
     label: str,
 ) -> None:
-    """A row that is too long is cut at the prompt's beginning first, and then at the completion's end."""
-    path = jsonl(tmp_path, {"prompt": "abcdefgh:", "completion": "cd"})
+    path = jsonl(
+        tmp_path, {"prompt": "abcdefgh:", "completion": "cd"}, {"prompt": "a" * 20, "completion": "b"}
+    )
     (row,) = encoded(configuration(train_file=path, max_length=max_length), tokenizer)
     assert tokenizer.decode(row["input_ids"]) == text and said(tokenizer, row) == label
-    assert "1 of 1 texts are longer" in caplog.text
+    assert ("1 of 2 texts are longer" in caplog.text) == (max_length < 12)
+    assert f"1 of 2 prompts leave no room for an answer within max_length={max_length}" in caplog.text
+    with pytest.raises(ValueError, match="all 2 prompts leave no room for an answer within max_length=9"):
+        encoded(configuration(train_file=path, max_length=9), tokenizer)
 
 
 TEMPLATE = (
@@ -191,7 +195,7 @@ def test_every_turn_of_the_assistant_is_a_label_and_nothing_else(
     assert said(tokenizer, row) == "a1;a2;"
 
     tokenizer.chat_template = "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
+    with pytest.raises(ValueError, match="rewrites what comes before an answer"):
         encoded(configuration(train_file=path), tokenizer)
 
 

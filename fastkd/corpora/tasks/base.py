@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,12 +30,16 @@ class Task(ABC):
         name: as in the setting ``task``.
         auto_class: the class of ``transformers`` that loads its models.
         layouts: the sets of columns that the task can read, the preferred one first.
+        beside: columns that are read where they exist, by a column of a layout.
+        remarks: columns of encoded rows, besides their tokens and labels, that :meth:`remark` reads.
         shifts_labels: whether position i of the logits predicts label i + 1 rather than label i.
     """
 
     name: str
     auto_class: Any
     layouts: tuple[tuple[str, ...], ...]
+    beside: ClassVar[dict[str, tuple[str, ...]]] = {}
+    remarks: ClassVar[tuple[str, ...]] = ("cut",)
     shifts_labels = False
 
     @abstractmethod
@@ -43,8 +47,15 @@ class Task(ABC):
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
         """A row's tokens: ``input_ids``, ``labels``, ``cut`` (whether anything was cut). None for a row with
-        nothing to learn, such as an empty one.
+        nothing to learn, such as an empty one; no tokens for a row that is left out because it does not fit.
         """
+
+    def encode_all(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> list[Row]:
+        """All rows that a raw row becomes, each as :meth:`encode` describes it."""
+        made = self.encode(row, layout, tokenizer, args)
+        return [] if made is None else [made]
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
@@ -74,24 +85,34 @@ class Task(ABC):
             f"name them with column_mapping, for example {example}"
         )
 
+    def columns_read(self, layout: tuple[str, ...], columns: Sequence[str]) -> list[str]:
+        """The columns of a layout, and those beside it that are read where they exist."""
+        more = [name for last in layout for name in self.beside.get(last, ()) if name in columns]
+        return list(dict.fromkeys([*layout, *more]))
+
     def tokenize(
         self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskSettings, field: str
     ) -> Dataset:
-        """The text rows in encoded form; logs a warning if texts were cut.
+        """The text rows in encoded form; logs how many texts were cut or left out.
 
         Raises:
             ValueError: columns that the task does not read, or no text at all.
         """
         layout = self.layout_of(rows.column_names, field)
+        read = self.columns_read(layout, rows.column_names)
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             count = len(next(iter(batch.values())))
             made = [
-                self.encode({name: batch[name][i] for name in layout}, layout, tokenizer, args)
+                found
                 for i in range(count)
+                for found in self.encode_all({name: batch[name][i] for name in read}, layout, tokenizer, args)
             ]
-            kept = [row for row in made if row is not None]
-            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut")}
+            fits = [bool(row["input_ids"]) for row in made]
+            return {
+                **{name: [row[name] for row in made] for name in ("input_ids", "labels", *self.remarks)},
+                "fits": fits,
+            }
 
         with args.main_process_first(desc=f"tokenizing {field}"):
             found = rows.map(
@@ -99,9 +120,26 @@ class Task(ABC):
             )
         if len(found) == 0:
             raise ValueError(f"{field} holds no text")
-        if cut := sum(found["cut"]):
+        self.remark(found, args, field)
+        fitting = [i for i, fits in enumerate(found["fits"]) if fits]
+        if not fitting:
+            raise ValueError(f"{field}: all {len(found)} {self.what_did_not_fit(args)}")
+        if len(fitting) < len(found):
+            logger.warning(
+                "%s: %d of %d %s",
+                *(field, len(found) - len(fitting), len(found), self.what_did_not_fit(args)),
+            )
+            found = found.select(fitting)
+        return found.remove_columns(["fits", *self.remarks])
+
+    def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
+        """Log what the columns ``remarks`` of encoded rows say."""
+        if cut := sum(cut and fits for cut, fits in zip(found["cut"], found["fits"], strict=True)):
             logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
-        return found.remove_columns("cut")
+
+    def what_did_not_fit(self, args: TaskSettings) -> str:
+        """The end of the sentence that says how many rows were left out because of their length."""
+        return f"rows do not fit max_length={args.max_length} and were left out"
 
     @abstractmethod
     def what_was_cut(self, args: TaskSettings) -> str: ...

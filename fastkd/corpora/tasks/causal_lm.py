@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from fastkd.corpora.conversations import BESIDE, conversation
+from fastkd.corpora.prompts import pair_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
+from fastkd.corpora.turns import pieces
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # Number of documents that are packed together; the last piece of each group may be short.
 PACKED_AT_ONCE = 10_000
@@ -22,43 +28,45 @@ PACKED_AT_ONCE = 10_000
 
 class CausalLM(Task):
     """Trains on every token of ``text``; in the other layouts on the completion (``target``) or the
-    assistant's turns alone.
+    assistant's answers alone.
+
+    Besides the columns of every task, encoded rows have ``piece``, which numbers the rows of one conversation
+    from its last one, and ``rewritten``, the number of its answers that are not in that last row.
     """
 
     name = "causal_lm"
     auto_class = AutoModelForCausalLM
     layouts = (("text",), ("prompt", "completion"), ("messages",), ("source", "target"))
+    beside: ClassVar = {"messages": BESIDE}
+    remarks = ("cut", "piece", "rewritten")
     shifts_labels = True
 
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
+        """As :meth:`encode_all`; of several rows, the last one."""
+        made = self.encode_all(row, layout, tokenizer, args)
+        return made[-1] if made else None
+
+    def encode_all(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> list[Row]:
         if layout == ("messages",):
-            ids, said = _conversation(row["messages"], tokenizer)
-        elif layout == ("text",):
-            if not row["text"]:
-                return None
-            # `verbose=False`: no warning about texts longer than the model's window, which are cut below.
-            ids = closed(tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id)
-            said = [True] * len(ids)
+            found = pieces(conversation(row, tokenizer, args))
+            parts = [(piece.ids, piece.said) for piece in found]
         else:
-            prompt, completion = (row[name] or "" for name in layout)
-            if not completion:
-                return None
-            before = prompt_ids(prompt, tokenizer)
-            after = closed(
-                tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"],
-                tokenizer.eos_token_id,
-            )
-            ids, said = before + after, [False] * len(before) + [True] * len(after)
-        if args.packing:  # the text is cut into pieces later, so nothing is lost
-            cut = False
-        else:
-            ids, said, cut = _fit(ids, said, args.max_length, whole=layout == ("text",))
-        labels = [token if mine else IGNORE_INDEX for token, mine in zip(ids, said, strict=True)]
-        if len(ids) < 2 or not any(said[1:]):  # nothing that could be predicted
-            return None
-        return {"input_ids": ids, "labels": labels, "cut": cut}
+            found = []
+            parts = [_tokens(row, layout, tokenizer)]
+        rewritten = sum(piece.answers for piece in found[:-1])
+        if args.rewritten_turns == "last":
+            parts = parts[-1:]
+        made = []
+        for number, (ids, said) in enumerate(parts, 1 - len(parts)):
+            encoded = _encoded(ids, said, args)
+            if encoded is not None:
+                encoded |= {"piece": -number, "rewritten": 0 if number else rewritten}
+                made.append(encoded)
+        return made
 
     def tokenize(
         self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskSettings, field: str
@@ -66,8 +74,35 @@ class CausalLM(Task):
         found = super().tokenize(rows, tokenizer, args, field)
         return _packed(found, args, field) if args.packing else found
 
+    def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
+        super().remark(found, args, field)
+        many = sum(count > 0 for count in found["rewritten"])
+        if not many:
+            return
+        rewrites = (
+            f"{field}: the chat template rewrites earlier answers of {many} conversations (as those do "
+        )
+        rewrites += "that drop the thinking of earlier answers)"
+        if args.rewritten_turns == "last":
+            logger.warning(
+                "%s: %d answers are not trained on, and rewritten_turns: split makes rows of them",
+                *(rewrites, sum(found["rewritten"])),
+            )
+        else:
+            logger.warning(
+                "%s: each of them became several rows, %d more in all, in which every answer follows what it "
+                "was an answer to; rewritten_turns: last trains on the last answers alone",
+                *(rewrites, sum(piece > 0 for piece in found["piece"])),
+            )
+
     def what_was_cut(self, args: TaskSettings) -> str:
         return f"texts are longer than max_length={args.max_length} and were cut; packing: true loses nothing"
+
+    def what_did_not_fit(self, args: TaskSettings) -> str:
+        return (
+            f"prompts leave no room for an answer within max_length={args.max_length} and were left out: "
+            "raise max_length"
+        )
 
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
         """Padding is masked in the labels by position. So a real end-of-text token still counts, even if the
@@ -98,65 +133,36 @@ class CausalLM(Task):
         return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A prompt's tokens, with the special tokens that open a text but without those that close it."""
-    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
-    while (
-        ids
-        and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
-        and not prompt.endswith(str(tokenizer.eos_token))
-    ):
-        ids.pop()
-    return ids
-
-
-def _conversation(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+def _tokens(
+    row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool]]:
-    """All turns up to the assistant's last, in the tokenizer's chat template, and which tokens are the
-    assistant's.
+    """The tokens of a row without messages, and which of them are trained on; none for an empty text."""
+    eos = tokenizer.eos_token_id
+    if layout == ("text",):
+        ids = closed(text_ids(row["text"], tokenizer), eos) if row["text"] else []
+        return ids, [True] * len(ids)
+    prompt, completion = (row[name] or "" for name in layout)
+    if not completion:
+        return [], []
+    ids, said = pair_ids(prompt, completion, tokenizer)
+    # The end of an answer without tokens must not be taken for that of the prompt.
+    ids = closed(ids, eos) if any(said) else [*ids, *closed([], eos)]
+    return ids, said + [True] * (len(ids) - len(said))
 
-    Chat templates of `transformers` mark the assistant's tokens only if their authors added markers. So this
-    function takes the tokens that each of the assistant's turns adds to the conversation before it.
+
+def _encoded(ids: list[int], said: list[bool], args: TaskSettings) -> Row | None:
+    """The row, cut at its end to ``max_length``. The prompt is never cut: if it leaves no room for an answer,
+    the row is left out and has no tokens. None if there is nothing to predict.
     """
-    ids: list[int] = []
-    said: list[bool] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        opened = templated(messages[:i], tokenizer, add_generation_prompt=True)
-        whole = templated(messages[: i + 1], tokenizer, add_generation_prompt=False)
-        if whole[: len(opened)] != opened or opened[: len(ids)] != ids:
-            raise ValueError(
-                "this tokenizer's chat template rewrites earlier turns, so the assistant's tokens cannot be "
-                "told apart: give prompt and completion columns instead of messages"
-            )
-        said += [False] * (len(opened) - len(ids)) + [True] * (len(whole) - len(opened))
-        ids = whole
-    return ids, said
-
-
-def templated(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
-) -> list[int]:
-    """A conversation's tokens in the tokenizer's chat template, with or without the opening of an answer."""
-    made: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
-    )
-    return list(made["input_ids"])
-
-
-def _fit(ids: list[int], said: list[bool], longest: int, whole: bool) -> tuple[list[int], list[bool], bool]:
-    """At most ``longest`` tokens: the start of a ``whole`` text, or a prompt's end and an answer's start."""
-    if len(ids) <= longest:
-        return ids, said, False
-    if whole:
-        return ids[:longest], said[:longest], True
-    first = said.index(True)
-    # Cut the answer so that at least one token of the prompt remains to predict it from.
-    end = min(len(ids), first + longest - min(1, first))
-    begin = max(0, end - longest)
-    return ids[begin:end], said[begin:end], True
+    if len(ids) < 2 or not any(said[1:]):
+        return None
+    cut = not args.packing and len(ids) > args.max_length  # packing cuts later, and loses nothing
+    if cut:
+        ids, said = ids[: args.max_length], said[: args.max_length]
+        if not any(said[1:]):
+            return {"input_ids": [], "labels": [], "cut": True}
+    labels = [token if mine else IGNORE_INDEX for token, mine in zip(ids, said, strict=True)]
+    return {"input_ids": ids, "labels": labels, "cut": cut}
 
 
 def _packed(rows: Dataset, args: TaskSettings, field: str) -> Dataset:

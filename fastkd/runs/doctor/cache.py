@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastkd.corpora.sample import Sample
+from fastkd.corpora.conversations import why_texts_change
+from fastkd.corpora.sample import Sample, does_not_fit
 from fastkd.corpora.store.fingerprints import encoded_rows, row_hash
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.doctor.findings import Case, Check, Finding
@@ -54,10 +55,11 @@ def _rows(case: Case, teacher: CachedTeacher) -> Iterator[Finding]:
             continue
         reader = teacher.readers[part]
         everything = len(sample.rows) == sample.total
-        held = len(sample.kept) if everything else sample.total
+        held = len(sample.kept) + sample.more if everything else sample.total
         # Rows with nothing to learn are in neither the cache nor `sample.kept`. If only some rows were
-        # encoded, the number of such rows is unknown: only a cache with more rows than the data is wrong.
-        if len(reader) > held or (everything and len(reader) != held):
+        # encoded, the number of such rows is unknown: only a cache with more rows than the data is wrong,
+        # unless conversations become several rows.
+        if (len(reader) > held and not sample.more) or (everything and len(reader) != held):
             yield Finding(
                 "error",
                 "cache_rows",
@@ -79,8 +81,8 @@ def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -
     """Compares the order and the contents of the first rows with the hashes in the cache."""
     task = TASKS[case.args.task]
     some = sample.data.select(range(min(ROWS, sample.total)))
-    made = [task.encode(row, sample.layout, case.tokenizer, case.args) for row in some]
-    rows = [row for row in made if row is not None]
+    made = [task.encode_all(row, sample.layout, case.tokenizer, case.args) for row in some]
+    rows = [row for found in made for row in found if not does_not_fit(row)]
     for shard_number, shard in enumerate(teacher.readers[part].manifest.shards):
         hashes = teacher.readers[part].row_hashes(shard_number)
         for row, found in enumerate(encoded_rows(rows, shard.first, min(shard.last, len(rows)))):
@@ -90,7 +92,7 @@ def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -
                     "cache_order",
                     f"row {shard.first + row} (counted from 0) of {sample.field} is not the one that "
                     f"{teacher.folder}/{part} was made from: its order, contents or length limits have "
-                    "changed",
+                    f"changed{why_texts_change(case.tokenizer)}",
                     "make the cache again, or put back the data and max_length that it was made with",
                 )
                 return

@@ -27,15 +27,17 @@ def test_empty_and_masked_rows(place: Path) -> None:
 
 
 def test_prompts_and_answers_that_are_cut(place: Path) -> None:
-    long = {"prompt": " ".join(["w1"] * 30), "completion": "w2 w3"}
+    long = {"prompt": " ".join(["w1"] * 32), "completion": " w2 w3"}
     write_rows("train.jsonl", [*(row(i) for i in range(38)), long, long])
     finding = look()["prompts_fill_the_window"]
-    assert "2 of 40 rows (5 %) lose the beginning of their prompt" in finding.found
+    assert "2 of 40 rows (5 %) are left out, since their prompt" in finding.found
     assert "end of their answer" not in finding.found
     write_rows("train.jsonl", [*(row(i) for i in range(39)), {"prompt": "w1", "completion": " w2" * 50}])
     finding = look()["prompts_fill_the_window"]
     assert "1 of 40 rows (2.5 %) lose the end of their answer" in finding.found
     assert finding.severity == "warning"
+    write_rows("train.jsonl", [long] * 3)
+    assert look()["prompts_fill_the_window"].severity == "error"
 
 
 def test_whole_texts_that_are_cut(place: Path) -> None:
