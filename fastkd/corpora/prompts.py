@@ -74,14 +74,20 @@ def _tokens(text: str, tokenizer: Any, add_special_tokens: bool = True) -> tuple
 
 def _read(text: str, tokenizer: Any) -> tuple[list[int], list[int] | None]:
     ids, ends = _tokens(text, tokenizer)
-    first, last = 0, len(ids)
     opening = (tokenizer.bos_token, tokenizer.bos_token_id), (tokenizer.cls_token, tokenizer.cls_token_id)
-    if any(token and text.startswith(str(token)) and ids[:2] == [number] * 2 for token, number in opening):
-        first = 1
     closing = (tokenizer.eos_token, tokenizer.eos_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
-    if any(token and text.endswith(str(token)) and ids[-2:] == [number] * 2 for token, number in closing):
-        last -= 1
+    first = int(any(_is_doubled(text, ids, *special) for special in opening))
+    backwards = [(token and str(token)[::-1], number) for token, number in closing]
+    last = len(ids) - int(any(_is_doubled(text[::-1], ids[::-1], *special) for special in backwards))
     return ids[first:last], ends if ends is None else ends[first:last]
+
+
+def _is_doubled(text: str, ids: list[int], token: str | None, number: int | None) -> bool:
+    """Whether a text begins with a special token and its tokens with one more of them."""
+    own = 0
+    while token and text.startswith(token, own * len(token)):
+        own += 1
+    return own > 0 and ids[: own + 1] == [number] * (own + 1)
 
 
 def _opened(text: str, tokenizer: Any) -> tuple[list[int], list[int] | None]:

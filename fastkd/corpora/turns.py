@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from fastkd.corpora.prompts import Span, span_ids
 # Conversations with at most this many answers are rendered once for each of them. In longer ones the time
 # would grow with the square of the number of messages.
 _FEW = 2
+# An answer that no template changes.
+_PROBE = "fastkd"
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,11 @@ def answer_text(chat: Chat, number: int) -> str:
         return content_text(message["content"])
     whole = chat.until(number + 1).rendered()
     begin, end = _span(chat, number, whole)
-    said = whole[begin:end].strip()
-    for token in getattr(chat.tokenizer, "all_special_tokens", ()):
-        said = said.removesuffix(str(token)).rstrip()
-    return said
+    said = whole[begin:end]
+    other = chat.of([*chat.messages[:number], {"role": "assistant", "content": _PROBE}])
+    with contextlib.suppress(ValueError):  # the end of a turn is what follows the content of a plain answer
+        said = said.removesuffix(other.rendered().rpartition(_PROBE)[2])
+    return said.strip()
 
 
 def as_content(chat: Chat, text: str) -> str:
