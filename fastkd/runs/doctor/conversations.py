@@ -31,7 +31,7 @@ def boundaries(case: Case) -> Iterator[Finding]:
         (i for i, (a, b) in enumerate(zip(alone, within, strict=False)) if a != b),
         min(len(alone), len(within)),
     )
-    shown = [repr(case.tokenizer.decode(ids[max(0, same - 3) : same + 2])) for ids in (alone, within)]
+    shown = [repr(case.tokenizer.decode(ids[max(0, same - 8) : same + 4])) for ids in (alone, within)]
     chat = sample.layout == ("messages",)
     yield Finding(
         "warning",

@@ -10,7 +10,7 @@ from support.doctor import edit, look, row, write_rows
 
 
 def test_ends_that_are_cut_off(place: Path) -> None:
-    finding = look(max_length=3)["eos_missing"]
+    finding = look(max_length=5)["eos_missing"]
     assert finding.severity == "warning" and "of 40 rows" not in finding.found.split("(")[1]
     assert "are cut" in finding.found
 
