@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,8 +80,8 @@ class Answer:
 def questions(rows: Any, task: Task, tokenizer: Any, args: TaskSettings, field: str) -> list[Question]:
     """The prompts of raw rows and their references. The reference of a conversation is its last answer.
 
-    Rows without an answer, and prompts that leave no room for one within ``max_length``, are left out, as
-    they are in training. ``max_length`` cuts the end of a source.
+    Rows without an answer are left out, as they are in training. ``max_length`` cuts the start of a prompt
+    and the end of a source.
 
     Raises:
         ValueError: columns without prompts, or no prompt with an answer.
@@ -89,19 +89,22 @@ def questions(rows: Any, task: Task, tokenizer: Any, args: TaskSettings, field: 
     layout = task.layout_of(rows.column_names, field)
     if not asks(task, layout):
         raise ValueError(f"{field} has no prompts: it needs the columns prompt+completion, or messages")
-    made = [_question(row, layout, task, tokenizer, args, number) for number, row in enumerate(rows)]
-    asked = [question for question in made if question is not None]
-    if not asked:
+    found, cut = [], 0
+    for number, row in enumerate(rows):
+        made = _question(row, layout, task, tokenizer, args, number)
+        if made is None:
+            continue
+        if task.name != "seq2seq" and len(made.ids) > args.max_length:
+            cut += 1
+            made = replace(made, ids=made.ids[-args.max_length :])
+        found.append(made)
+    if not found:
         raise ValueError(f"{field} holds no prompt with an answer")
-    found = [question for question in asked if task.name == "seq2seq" or len(question.ids) < args.max_length]
-    if len(found) < len(asked):
-        without_room = (
-            f"{len(asked) - len(found)} of {len(asked)} prompts have max_length={args.max_length} tokens or "
-            "more, which leaves no room for an answer: raise max_length"
+    if cut:
+        logger.warning(
+            "%s: %d of %d prompts are longer than max_length=%d and lost their beginning: raise max_length",
+            *(field, cut, len(found), args.max_length),
         )
-        if not found:
-            raise ValueError(f"{field}: {without_room}")
-        logger.warning("%s: they are left out, since %s", field, without_room)
     return found
 
 

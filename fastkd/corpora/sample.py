@@ -52,8 +52,7 @@ class Sample:
 
     @property
     def kept(self) -> list[Row]:
-        """The encoded rows that are trained on."""
-        return [row for row in self.encoded if row is not None and not does_not_fit(row)]
+        return [row for row in self.encoded if row is not None]
 
 
 def look(field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any) -> Sample:
@@ -80,8 +79,3 @@ def look(field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any) 
             encoded.append(None)
             error = error or f"{field}: {problem}"
     return Sample(field, data, layout, rows, encoded, error, more)
-
-
-def does_not_fit(row: Row) -> bool:
-    """Whether an encoded row is left out because its prompt leaves no room for an answer."""
-    return isinstance(row["input_ids"], list) and not row["input_ids"]

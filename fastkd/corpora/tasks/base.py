@@ -47,7 +47,7 @@ class Task(ABC):
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
         """A row's tokens: ``input_ids``, ``labels``, ``cut`` (whether anything was cut). None for a row with
-        nothing to learn, such as an empty one; no tokens for a row that is left out because it does not fit.
+        nothing to learn, such as an empty one.
         """
 
     def encode_all(
@@ -93,7 +93,7 @@ class Task(ABC):
     def tokenize(
         self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: TaskSettings, field: str
     ) -> Dataset:
-        """The text rows in encoded form; logs how many texts were cut or left out.
+        """The text rows in encoded form; logs how many texts were cut.
 
         Raises:
             ValueError: columns that the task does not read, or no text at all.
@@ -108,11 +108,7 @@ class Task(ABC):
                 for i in range(count)
                 for found in self.encode_all({name: batch[name][i] for name in read}, layout, tokenizer, args)
             ]
-            fits = [bool(row["input_ids"]) for row in made]
-            return {
-                **{name: [row[name] for row in made] for name in ("input_ids", "labels", *self.remarks)},
-                "fits": fits,
-            }
+            return {name: [row[name] for row in made] for name in ("input_ids", "labels", *self.remarks)}
 
         with args.main_process_first(desc=f"tokenizing {field}"):
             found = rows.map(
@@ -121,25 +117,12 @@ class Task(ABC):
         if len(found) == 0:
             raise ValueError(f"{field} holds no text")
         self.remark(found, args, field)
-        fitting = [i for i, fits in enumerate(found["fits"]) if fits]
-        if not fitting:
-            raise ValueError(f"{field}: all {len(found)} {self.what_did_not_fit(args)}")
-        if len(fitting) < len(found):
-            logger.warning(
-                "%s: %d of %d %s",
-                *(field, len(found) - len(fitting), len(found), self.what_did_not_fit(args)),
-            )
-            found = found.select(fitting)
-        return found.remove_columns(["fits", *self.remarks])
+        return found.remove_columns(list(self.remarks))
 
     def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
         """Log what the columns ``remarks`` of encoded rows say."""
-        if cut := sum(cut and fits for cut, fits in zip(found["cut"], found["fits"], strict=True)):
+        if cut := sum(found["cut"]):
             logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
-
-    def what_did_not_fit(self, args: TaskSettings) -> str:
-        """The end of the sentence that says how many rows were left out because of their length."""
-        return f"rows do not fit max_length={args.max_length} and were left out"
 
     @abstractmethod
     def what_was_cut(self, args: TaskSettings) -> str: ...

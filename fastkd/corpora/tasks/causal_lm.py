@@ -30,15 +30,15 @@ class CausalLM(Task):
     """Trains on every token of ``text``; in the other layouts on the completion (``target``) or the
     assistant's answers alone.
 
-    Besides the columns of every task, encoded rows have ``piece``, which numbers the rows of one conversation
-    from its last one, and ``rewritten``, the number of its answers that are not in that last row.
+    Besides the columns of every task, encoded rows have ``prompt_cut``, ``piece``, which numbers the rows of
+    one conversation from its last one, and ``rewritten``, the number of its answers that are not in that row.
     """
 
     name = "causal_lm"
     auto_class = AutoModelForCausalLM
     layouts = (("text",), ("prompt", "completion"), ("messages",), ("source", "target"))
     beside: ClassVar = {"messages": BESIDE}
-    remarks = ("cut", "piece", "rewritten")
+    remarks = ("cut", "prompt_cut", "piece", "rewritten")
     shifts_labels = True
 
     def encode(
@@ -76,6 +76,12 @@ class CausalLM(Task):
 
     def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
         super().remark(found, args, field)
+        if prompts := sum(found["prompt_cut"]):
+            logger.warning(
+                "%s: %d of %d prompts have max_length=%d tokens or more and lost their beginning: raise "
+                "max_length",
+                *(field, prompts, len(found), args.max_length),
+            )
         many = sum(count > 0 for count in found["rewritten"])
         if not many:
             return
@@ -97,12 +103,6 @@ class CausalLM(Task):
 
     def what_was_cut(self, args: TaskSettings) -> str:
         return f"texts are longer than max_length={args.max_length} and were cut; packing: true loses nothing"
-
-    def what_did_not_fit(self, args: TaskSettings) -> str:
-        return (
-            f"prompts leave no room for an answer within max_length={args.max_length} and were left out: "
-            "raise max_length"
-        )
 
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
         """Padding is masked in the labels by position. So a real end-of-text token still counts, even if the
@@ -151,18 +151,23 @@ def _tokens(
 
 
 def _encoded(ids: list[int], said: list[bool], args: TaskSettings) -> Row | None:
-    """The row, cut at its end to ``max_length``. The prompt is never cut: if it leaves no room for an answer,
-    the row is left out and has no tokens. None if there is nothing to predict.
+    """The row, cut to ``max_length``; None if there is nothing to predict.
+
+    It is cut at its end, so that a long answer never takes the place of its prompt. Only a prompt that has no
+    room for an answer itself is cut, at its beginning: the answer then gets at most half of the row.
     """
     if len(ids) < 2 or not any(said[1:]):
         return None
-    cut = not args.packing and len(ids) > args.max_length  # packing cuts later, and loses nothing
+    longest, first = args.max_length, said.index(True)
+    cut = not args.packing and len(ids) > longest  # packing cuts later, and loses nothing
+    prompt_cut = cut and first >= longest
     if cut:
-        ids, said = ids[: args.max_length], said[: args.max_length]
-        if not any(said[1:]):
-            return {"input_ids": [], "labels": [], "cut": True}
+        end = first + min(len(ids) - first, longest // 2) if prompt_cut else longest
+        ids, said = ids[end - longest : end], said[end - longest : end]
+    if not any(said[1:]):
+        return None
     labels = [token if mine else IGNORE_INDEX for token, mine in zip(ids, said, strict=True)]
-    return {"input_ids": ids, "labels": labels, "cut": cut}
+    return {"input_ids": ids, "labels": labels, "cut": cut, "prompt_cut": prompt_cut}
 
 
 def _packed(rows: Dataset, args: TaskSettings, field: str) -> Dataset:

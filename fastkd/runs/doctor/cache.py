@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastkd.corpora.conversations import why_texts_change
-from fastkd.corpora.sample import Sample, does_not_fit
+from fastkd.corpora.sample import Sample
 from fastkd.corpora.store.fingerprints import encoded_rows, row_hash
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.doctor.findings import Case, Check, Finding
@@ -82,7 +82,7 @@ def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -
     task = TASKS[case.args.task]
     some = sample.data.select(range(min(ROWS, sample.total)))
     made = [task.encode_all(row, sample.layout, case.tokenizer, case.args) for row in some]
-    rows = [row for found in made for row in found if not does_not_fit(row)]
+    rows = [row for found in made for row in found]
     for shard_number, shard in enumerate(teacher.readers[part].manifest.shards):
         hashes = teacher.readers[part].row_hashes(shard_number)
         for row, found in enumerate(encoded_rows(rows, shard.first, min(shard.last, len(rows)))):

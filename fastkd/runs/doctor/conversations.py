@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fastkd.corpora.conversations import conversation, prints_the_date
 from fastkd.corpora.prompts import prompt_ids
-from fastkd.corpora.sample import Sample, does_not_fit
+from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks.base import Row
 from fastkd.corpora.turns import prompt_tokens
 from fastkd.runs.doctor.findings import Case, Check, Finding, count
@@ -21,7 +21,7 @@ def boundaries(case: Case) -> Iterator[Finding]:
     if case.args.task != "causal_lm" or sample is None or sample.layout == ("text",):
         return
     pairs = zip(sample.rows, sample.encoded, strict=True)
-    rows = [(row, made["input_ids"]) for row, made in pairs if made is not None and not does_not_fit(made)]
+    rows = [(row, made["input_ids"]) for row, made in pairs if made is not None and not made["prompt_cut"]]
     compared = [(_asked(row, sample, case), ids) for row, ids in rows[:COMPARED]]
     moved = [(asked, ids) for asked, ids in compared if asked != ids[: len(asked)]]
     if len(moved) <= 0.01 * len(compared):

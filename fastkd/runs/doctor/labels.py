@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from fastkd.corpora.sample import Sample, does_not_fit
+from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed
@@ -107,7 +107,7 @@ def window(case: Case) -> Iterator[Finding]:
     limitless.max_length = limitless.max_target_length = ALL
     task = TASKS[args.task]
     for sample in _samples(case):
-        if not (cut := sum(row["cut"] for row in sample.encoded if row is not None)):
+        if not (cut := sum(row["cut"] for row in sample.kept)):
             continue
         if args.task != "causal_lm" or sample.layout == ("text",):
             wholes = [_whole(task, row, sample, limitless, case) for row in sample.rows]
@@ -132,16 +132,15 @@ def window(case: Case) -> Iterator[Finding]:
         for row, made in zip(sample.rows, sample.encoded, strict=True):
             if made is None or not made["cut"]:
                 continue
-            prompts += does_not_fit(made)
-            answers += not does_not_fit(made)
-            longest = max(longest, len(_whole(task, row, sample, limitless, case)["input_ids"]))
-        parts = [
-            (prompts, "are left out, since their prompt leaves no room for an answer"),
-            (answers, "lose the end of their answer"),
-        ]
+            whole = _whole(task, row, sample, limitless, case)
+            said, kept = (sum(label != IGNORE_INDEX for label in row["labels"]) for row in (whole, made))
+            prompts += made["prompt_cut"]
+            answers += kept < said
+            longest = max(longest, len(whole["input_ids"]))
+        parts = [(prompts, "lose the beginning of their prompt"), (answers, "lose the end of their answer")]
         found = " and ".join(f"{count(n, len(sample.rows))} {what}" for n, what in parts if n)
         yield Finding(
-            "error" if prompts == len(sample.rows) else "warning",
+            "warning",
             "prompts_fill_the_window",
             f"of {sample.field}, {found} (the longest has {longest:,} tokens, max_length is "
             f"{args.max_length:,})",

@@ -34,7 +34,7 @@ def test_a_cache_that_fits(cached: Callable[..., dict[str, Finding]]) -> None:
     [
         ({"divergence": "decoupled"}, "cache", "divergence: decoupled does not work with a topk cache"),
         ({"task": "seq2seq"}, "cache", "was made for the task causal_lm"),
-        ({"max_length": 8}, "cache_order", "length limits have changed"),
+        ({"max_length": 6}, "cache_order", "length limits have changed"),
     ],
 )
 def test_a_cache_of_other_settings(

@@ -10,7 +10,7 @@ from support.doctor import edit, look, row, write_rows
 
 
 def test_ends_that_are_cut_off(place: Path) -> None:
-    finding = look(max_length=5)["eos_missing"]
+    finding = look(max_length=3)["eos_missing"]
     assert finding.severity == "warning" and "of 40 rows" not in finding.found.split("(")[1]
     assert "are cut" in finding.found
 
@@ -30,14 +30,12 @@ def test_prompts_and_answers_that_are_cut(place: Path) -> None:
     long = {"prompt": " ".join(["w1"] * 32), "completion": " w2 w3"}
     write_rows("train.jsonl", [*(row(i) for i in range(38)), long, long])
     finding = look()["prompts_fill_the_window"]
-    assert "2 of 40 rows (5 %) are left out, since their prompt" in finding.found
+    assert "2 of 40 rows (5 %) lose the beginning of their prompt" in finding.found
     assert "end of their answer" not in finding.found
     write_rows("train.jsonl", [*(row(i) for i in range(39)), {"prompt": "w1", "completion": " w2" * 50}])
     finding = look()["prompts_fill_the_window"]
     assert "1 of 40 rows (2.5 %) lose the end of their answer" in finding.found
     assert finding.severity == "warning"
-    write_rows("train.jsonl", [long] * 3)
-    assert look()["prompts_fill_the_window"].severity == "error"
 
 
 def test_whole_texts_that_are_cut(place: Path) -> None:
