@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from fastkd.corpora.contexts import evaluating, seeded
 from fastkd.corpora.conversations import content_text, conversation
-from fastkd.corpora.prompts import prompt_ids
+from fastkd.corpora.prompts import prompt_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.turns import answer_text, prompt_tokens
@@ -134,7 +134,7 @@ def _question(
     if not reference or (task.name == "seq2seq" and not source):
         return None
     if task.name == "seq2seq":
-        ids = list(tokenizer(source, verbose=False)["input_ids"])
+        ids = text_ids(source, tokenizer)
         if len(ids) > args.max_length:
             ids = [*ids[: args.max_length - 1], ids[-1]]
     else:

@@ -8,17 +8,29 @@ from typing import Any
 # Beginning and end of a range of characters.
 Span = tuple[int, int]
 
+# Characters and tokens at the end of a text in which its closing tokens are looked for.
+_LOOKED_AT = 1_000
 
-def text_ids(text: str, tokenizer: Any) -> list[int]:
+
+def text_ids(text: str, tokenizer: Any, is_target: bool = False) -> list[int]:
     """A text's tokens with the special tokens that the tokenizer adds, but none of them twice: a text that a
     chat template has rendered has its beginning, and perhaps its end, already.
+
+    Args:
+        is_target: whether the text is one that a decoder writes, which some tokenizers treat otherwise.
     """
-    return _read(text, tokenizer)[0]
+    # `verbose=False`: no warning about texts longer than the model's window, which are cut later.
+    if is_target:
+        ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
+        return ids[_undoubled(text, ids, tokenizer)]
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[_undoubled(text, ids, tokenizer)]
 
 
 def prompt_ids(prompt: str, tokenizer: Any) -> list[int]:
     """A prompt's tokens, with the special tokens that open a text but without those that close it."""
-    return _opened(prompt, tokenizer)[0]
+    ids = text_ids(prompt, tokenizer)
+    return ids[: _unclosed(prompt, ids, tokenizer)]
 
 
 def pair_ids(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
@@ -27,13 +39,17 @@ def pair_ids(prompt: str, completion: str, tokenizer: Any) -> tuple[list[int], l
     The two are not tokenized apart, because many tokenizers begin every text with a space that the completion
     does not have. A token across the boundary is the completion's.
     """
-    ids, ends = _opened(prompt + completion, tokenizer)
+    text = prompt + completion
+    ids, ends = _tokens(text, tokenizer)
+    kept = _undoubled(text, ids, tokenizer)
+    ids, ends = ids[kept], ends and ends[kept]
+    ids = ids[: _unclosed(text, ids, tokenizer)]
     if not prompt:
         before = sum(token in (tokenizer.bos_token_id, tokenizer.cls_token_id) for token in ids[:1])
     elif ends is None:
         before = _common(ids, prompt_ids(prompt, tokenizer))
     else:
-        before = next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
+        before = next((i for i in range(len(ids)) if ends[i] > len(prompt)), len(ids))
     return ids, [i >= before for i in range(len(ids))]
 
 
@@ -67,19 +83,19 @@ def _tokens(text: str, tokenizer: Any, add_special_tokens: bool = True) -> tuple
     """
     known = bool(getattr(tokenizer, "is_fast", False))
     more = {"return_offsets_mapping": True} if known else {}
-    # `verbose=False`: no warning about texts longer than the model's window, which are cut later.
     made = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False, **more)
     return list(made["input_ids"]), [end for _, end in made["offset_mapping"]] if known else None
 
 
-def _read(text: str, tokenizer: Any) -> tuple[list[int], list[int] | None]:
-    ids, ends = _tokens(text, tokenizer)
+def _undoubled(text: str, ids: list[int], tokenizer: Any) -> slice:
+    """The part of a text's tokens without special tokens that the tokenizer added to those of the text."""
     opening = (tokenizer.bos_token, tokenizer.bos_token_id), (tokenizer.cls_token, tokenizer.cls_token_id)
     closing = (tokenizer.eos_token, tokenizer.eos_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
-    first = int(any(_is_doubled(text, ids, *special) for special in opening))
+    first = any(_is_doubled(text, ids, *special) for special in opening)
     backwards = [(token and str(token)[::-1], number) for token, number in closing]
-    last = len(ids) - int(any(_is_doubled(text[::-1], ids[::-1], *special) for special in backwards))
-    return ids[first:last], ends if ends is None else ends[first:last]
+    end = text[: -_LOOKED_AT - 1 : -1], ids[: -_LOOKED_AT - 1 : -1]
+    last = any(_is_doubled(*end, *special) for special in backwards)
+    return slice(int(first), len(ids) - int(last))
 
 
 def _is_doubled(text: str, ids: list[int], token: str | None, number: int | None) -> bool:
@@ -90,14 +106,13 @@ def _is_doubled(text: str, ids: list[int], token: str | None, number: int | None
     return own > 0 and ids[: own + 1] == [number] * (own + 1)
 
 
-def _opened(text: str, tokenizer: Any) -> tuple[list[int], list[int] | None]:
-    """As :func:`_read`, without the special tokens that the tokenizer puts at the end."""
-    ids, ends = _read(text, tokenizer)
+def _unclosed(text: str, ids: list[int], tokenizer: Any) -> int:
+    """The number of tokens before the special tokens that the tokenizer puts at the end of a text."""
     last = len(ids)
     closing = (tokenizer.eos_token_id, tokenizer.sep_token_id)
     while last and ids[last - 1] in closing and not text.endswith(str(tokenizer.eos_token)):
         last -= 1
-    return ids[:last], ends if ends is None else ends[:last]
+    return last
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -77,7 +77,9 @@ def test_what_a_text_begins_and_ends_with_is_not_added_again() -> None:
     assert prompt_ids("<s>a", tokenizer).count(begin) == 1
     ids, _ = pair_ids("<s>a", "b</s>", tokenizer)
     assert (ids.count(begin), ids.count(end)) == (1, 1) and ids[0] == begin and ids[-1] == end
-    # Those that the tokenizer does not add are the text's own.
+    # Targets of an encoder-decoder have no beginning here, and one end.
+    assert text_ids("ab</s>", tokenizer, is_target=True).count(end) == 1
+    # A tokenizer that adds none leaves the text's own.
     assert text_ids("<s><s>a", chats.tokenizer()).count(0) == 2
 
 

@@ -193,7 +193,7 @@ def test_conversations_keep_their_turns(tmp_path: Path) -> None:
 
 
 def test_conversations_keep_thinking_and_calls(tmp_path: Path) -> None:
-    """What the teacher wrote, with its markers, is the content; the data's calls are replaced by it."""
+    """The content is all that the teacher wrote, markers included; it replaces the data's calls."""
     opened = chats.PLAIN.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     tokenizer = chats.tokenizer(opened)
     model, ids = llama(vocab=len(tokenizer), positions=128), tokenizer("2</think>four</s>")["input_ids"]

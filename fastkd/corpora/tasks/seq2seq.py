@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForSeq2SeqLM
 
+from fastkd.corpora.prompts import text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
 
@@ -27,8 +28,8 @@ class Seq2Seq(Task):
         source, target = (row[name] or "" for name in layout)
         if not source or not target:
             return None
-        ids = tokenizer(source, verbose=False)["input_ids"]
-        labels = closed(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
+        ids = text_ids(source, tokenizer)
+        labels = closed(text_ids(target, tokenizer, is_target=True), tokenizer.eos_token_id)
         cut = len(ids) > args.max_length or len(labels) > args.max_target_length
         if len(ids) > args.max_length:  # cut the end of the source, but keep its closing token
             ids = [*ids[: args.max_length - 1], ids[-1]]
