@@ -32,7 +32,7 @@ class Piece:
     answers: int
 
 
-def pieces(chat: Chat) -> list[Piece]:
+def pieces(chat: Chat, last_only: bool = False) -> list[Piece]:
     """The conversation up to its last answer, as one piece or several, in order; none without any answer.
 
     Some chat templates rewrite earlier answers when a conversation goes on: most drop their thinking. A model
@@ -41,6 +41,9 @@ def pieces(chat: Chat) -> list[Piece]:
     template that rewrites nothing makes one piece.
 
     A template with ``{% generation %}`` markers makes one piece, in which the marked tokens are the answers.
+
+    Args:
+        last_only: return only the last piece, in a time that grows linearly with the number of messages.
 
     Raises:
         ValueError: a template that refuses the conversation, or that rewrites what comes before an answer.
@@ -64,6 +67,8 @@ def pieces(chat: Chat) -> list[Piece]:
         while left and whole.startswith(before := chat.until(left[-1] + 1).rendered()):
             spans.insert(0, _span(chat, left.pop(), before))
         made.append(_piece(whole, spans, chat.tokenizer))
+        if last_only:
+            break
         whole = before
     return made[::-1]
 

@@ -132,6 +132,16 @@ def counted(counts: list[int], method: Any) -> Any:
     return rendered
 
 
+def test_the_last_piece_alone_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template that rewrites earlier answers does not make the time grow with the square either."""
+    messages = talk(*(f"text {i}" for i in range(40)))
+    rendered: list[int] = []
+    monkeypatch.setattr(Chat, "rendered", counted(rendered, Chat.rendered))
+    (last,) = pieces(chat(chats.DROPPED, messages), last_only=True)
+    assert sum(rendered) < 12 * len(messages)
+    assert [last] == pieces(chat(chats.DROPPED, messages))[-1:] and last.answers == 1
+
+
 def test_turns_that_depend_on_their_number_are_read_too() -> None:
     template = "{% for m in messages %}[{{ loop.index }}{{ m.role[0] }}]{{ m.content }}{% endfor %}" + (
         "{% if add_generation_prompt %}[{{ messages | length + 1 }}a]{% endif %}"

@@ -52,14 +52,12 @@ class CausalLM(Task):
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> list[Row]:
         if layout == ("messages",):
-            found = pieces(conversation(row, tokenizer, args))
+            chat = conversation(row, tokenizer, args)
+            found = pieces(chat, last_only=args.rewritten_turns == "last")
             parts = [(piece.ids, piece.said) for piece in found]
+            rewritten = len(chat.answers()) - found[-1].answers if found else 0
         else:
-            found = []
-            parts = [_tokens(row, layout, tokenizer)]
-        rewritten = sum(piece.answers for piece in found[:-1])
-        if args.rewritten_turns == "last":
-            parts = parts[-1:]
+            parts, rewritten = [_tokens(row, layout, tokenizer)], 0
         made = []
         for number, (ids, said) in enumerate(parts, 1 - len(parts)):
             encoded = _encoded(ids, said, args)
