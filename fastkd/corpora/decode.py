@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastkd.corpora.contexts import evaluating, seeded
+from fastkd.corpora.conversations import content_text, conversation
 from fastkd.corpora.local_files import where
+from fastkd.corpora.prompts import prompt_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
-from fastkd.corpora.tasks.causal_lm import prompt_ids, templated
+from fastkd.corpora.turns import answer_text, prompt_tokens
+from fastkd.corpora.window import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Question:
     """A prompt (for seq2seq, a source) and the data's answer to it.
 
     Attributes:
-        ids: tokens of the prompt or source, already cut to ``max_length``.
+        ids: tokens of the prompt, or of the source, already cut to ``max_length``.
         source: the prompt or source as text, not cut.
         reference: the data's answer.
         row: number of the row in the data set.
@@ -64,7 +67,9 @@ class Answer:
     Attributes:
         tokens: the answer without the prompt, the decoder's start token and padding, but with the
             end-of-sequence token if there is one.
-        text: the tokens as text, without special tokens; spaces are kept.
+        text: the tokens as text without the end of the sequence, which training appends again. Other special
+            tokens (of a thinking block or a tool call) are kept, except in texts of seq2seq, where they only
+            say the language. Spaces are kept.
         complete: whether the model ended the answer itself; False if the length limit cut it.
     """
 
@@ -85,16 +90,25 @@ def questions(rows: Any, task: Task, tokenizer: Any, args: TaskSettings, field: 
     layout = task.layout_of(rows.column_names, field)
     if not asks(task, layout):
         raise ValueError(f"{field} has no prompts: it needs the columns prompt+completion, or messages")
-    found = []
+    found, cut = [], 0
     for number, row in enumerate(rows):
         try:
             made = _question(row, layout, task, tokenizer, args, number)
         except ValueError as error:
             raise ValueError(f"{where(field, number, args)}: {error}") from error
-        if made is not None:
-            found.append(made)
+        if made is None:
+            continue
+        if task.name != "seq2seq" and len(made.ids) > args.max_length:
+            cut += 1
+            made = replace(made, ids=made.ids[-args.max_length :])
+        found.append(made)
     if not found:
         raise ValueError(f"{field} holds no prompt with an answer")
+    if cut:
+        logger.warning(
+            "%s: %d of %d prompts are longer than max_length=%d and lost their beginning: raise max_length",
+            *(field, cut, len(found), args.max_length),
+        )
     return found
 
 
@@ -113,22 +127,23 @@ def _question(
 ) -> Question | None:
     row, layout = task.canonical(row, layout, tokenizer)
     if layout == ("messages",):
-        messages = row["messages"] or []
-        last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)
-        if last is None or not messages[last]["content"]:
+        chat = conversation(row, tokenizer, args)
+        if not (answers := chat.answers()):
             return None
-        ids = templated(messages[:last], tokenizer, add_generation_prompt=True)
-        said = "\n".join(f"{message['role']}: {message['content']}" for message in messages[:last])
-        return Question(ids[-args.max_length :], said, messages[last]["content"], number)
+        before = chat.until(answers[-1])
+        said = "\n".join(
+            f"{message['role']}: {content_text(message['content'])}" for message in before.messages
+        )
+        return Question(prompt_tokens(before), said, answer_text(chat, answers[-1]), number)
     source, reference = (row[name] or "" for name in layout)
     if not reference or (task.name == "seq2seq" and not source):
         return None
     if task.name == "seq2seq":
-        ids = list(tokenizer(source, verbose=False)["input_ids"])
+        ids = text_ids(source, tokenizer)
         if len(ids) > args.max_length:
             ids = [*ids[: args.max_length - 1], ids[-1]]
     else:
-        ids = prompt_ids(source, tokenizer)[-args.max_length :]
+        ids = prompt_ids(source, tokenizer)
     return Question(ids, source, reference, number)
 
 
@@ -164,8 +179,8 @@ def decode(
             beginning-of-sequence token, else its end-of-sequence token, else token 0.
         num_beams: 1 is greedy decoding, or sampling with ``do_sample``.
         do_sample, temperature: draw tokens instead of taking the likeliest.
-        max_new_tokens: length limit of an answer. Prompts are cut so that the answer fits into the model's
-            window.
+        max_new_tokens: length limit of an answer. Near the end of the model's window answers are shorter; a
+            prompt is cut, at its beginning, only if it does not fit into the window itself.
         num_return_sequences: answers to each prompt; at most ``num_beams`` unless sampling.
         batch_size: number of prompts in a batch.
         seed: makes samples repeatable for the same batches, without changing the global random state.
@@ -183,29 +198,39 @@ def decode(
     options: dict[str, Any] = {"num_beams": num_beams, "do_sample": False}
     if do_sample:
         options = {**PLAIN_SAMPLING, "num_beams": num_beams, "temperature": temperature}
-    options |= {"num_return_sequences": num_return_sequences, "max_new_tokens": limits.new_tokens}
+    options |= {"num_return_sequences": num_return_sequences}
     ends = end_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id
     if padding is None:
         padding = min(ends) if ends else 0
     forced = getattr(model.generation_config, "forced_eos_token_id", None) is not None
 
-    def answer(tokens: list[int]) -> Answer:
+    def answer(prompt: list[int], tokens: list[int], longest: int) -> Answer:
         ended = bool(tokens) and tokens[-1] in ends
-        complete = ended and not (forced and len(tokens) == limits.new_tokens)
-        return Answer(tokens, tokenizer.decode(tokens, skip_special_tokens=True), complete)
+        complete = ended and not (forced and len(tokens) == longest)
+        if task.name == "seq2seq":
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+        else:
+            text = continuation(tokenizer, prompt, tokens[:-1] if ended else tokens)
+        return Answer(tokens, text, complete)
 
     order = list(range(len(prompts)))
     if longest_first:
         order.sort(key=lambda number: -len(prompts[number]))
-    bar = None if title is None else tqdm(total=len(order), desc=title, unit="row", mininterval=0.5)
+    bar = None if title is None else tqdm(total=len(prompts), desc=title, unit="row", mininterval=0.5)
+    fits = [limits.fit(list(prompts[number]), tokenizer) for number in range(len(prompts))]
+    limits.warn(fits, prompts)
     try:
-        for first in range(0, len(order), batch_size):
-            numbers = order[first : first + batch_size]
-            fitted = [limits.fit(list(prompts[number]), tokenizer) for number in numbers]
+        while order:
+            numbers = limits.together(order[:batch_size], fits)
+            del order[: len(numbers)]
+            fitted = [fits[number] for number in numbers]
+            room = options["max_new_tokens"] = limits.room(fitted[0])
             with seeded(None if seed is None else seed + numbers[0], model.device):
                 written = write(model, task, fitted, ends, padding, model.device, **options)
-            answers = [answer(tokens) for tokens in written]
+            answers = [
+                answer(fitted[i // num_return_sequences], tokens, room) for i, tokens in enumerate(written)
+            ]
             each = range(0, len(answers), num_return_sequences)
             yield from zip(numbers, (answers[i : i + num_return_sequences] for i in each), strict=True)
             if bar is not None:
@@ -263,6 +288,18 @@ def _until(row: list[int], ends: set[int]) -> list[int]:
     return row if end is None else row[: end + 1]
 
 
+def continuation(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """An answer's tokens as text that continues the prompt's text: some tokenizers leave out the first space
+    of a text, which here stands between the prompt and the answer. Special tokens are kept.
+    """
+    before, whole = (
+        tokenizer.decode(ids, skip_special_tokens=False) for ids in (list(prompt), [*prompt, *tokens])
+    )
+    if prompt and whole.startswith(before):
+        return str(whole[len(before) :])
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+
 def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
     """The tokens that end an answer: the tokenizer's, which training appends, and the model's own."""
     found: set[int] = set()
@@ -270,48 +307,3 @@ def end_tokens(model: Any, tokenizer: Any = None) -> set[int]:
         own = getattr(source, "eos_token_id", None)
         found.update(own if isinstance(own, (list, tuple)) else [] if own is None else [own])
     return found
-
-
-def positions(model: Any) -> int | None:
-    """The number of tokens that fit into a model's window; None if its positions are relative."""
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return window if isinstance(window, int) and window > 1 else None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The number of tokens that fit into a model's window.
-
-    Attributes:
-        prompt: longest prompt; 0 means no limit.
-        new_tokens: longest answer.
-        closes: whether a prompt that is cut keeps its last token, as a source of seq2seq does.
-    """
-
-    prompt: int
-    new_tokens: int
-    closes: bool
-
-    @classmethod
-    def of(cls, model: Any, task: Task, max_new_tokens: int) -> Limits:
-        """Limits with which an answer of ``max_new_tokens`` fits; prompts are cut to make room for it."""
-        window = positions(model)
-        if window is None:
-            return cls(0, max_new_tokens, task.name == "seq2seq")
-        new_tokens = min(max_new_tokens, window - 1)
-        if new_tokens < max_new_tokens:
-            logger.warning(
-                "max_completion_length=%d does not fit the model's window of %d tokens; %d are decoded",
-                *(max_new_tokens, window, new_tokens),
-            )
-        if task.name == "seq2seq":
-            return cls(window, new_tokens, True)
-        return cls(window - new_tokens, new_tokens, False)
-
-    def fit(self, prompt: list[int], tokenizer: Any) -> list[int]:
-        if not prompt:
-            start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)
-            return [start]
-        if not self.prompt or len(prompt) <= self.prompt:
-            return prompt
-        return [*prompt[: self.prompt - 1], prompt[-1]] if self.closes else prompt[-self.prompt :]

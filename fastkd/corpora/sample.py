@@ -23,8 +23,9 @@ class Sample:
         layout: the columns that the task reads.
         unread: the columns that nobody reads.
         needs_answer: whether each row needs an answer, or only a prompt.
-        rows: the chosen rows, with those columns alone.
+        rows: the chosen rows, with those columns alone and the ones beside them that the task reads.
         encoded: each row as the task encodes it; None if it has nothing to learn or cannot be encoded.
+        more: number of further rows that the chosen ones become, since a conversation can become several.
         error: the error of the first row that cannot be encoded; None if all can.
     """
 
@@ -36,10 +37,16 @@ class Sample:
     rows: list[Row]
     encoded: list[Row | None]
     error: str | None
+    more: int = 0
 
     @property
     def total(self) -> int:
         return len(self.data)
+
+    @property
+    def becomes(self) -> int:
+        """The number of encoded rows, as far as the chosen rows tell: some become several."""
+        return self.total + round(self.more * self.total / max(1, len(self.rows)))
 
     @property
     def looked_at(self) -> str:
@@ -70,12 +77,13 @@ def look(
     unread = task.unread(layout, data.column_names)
     step = max(1, -(-len(data) // MOST))
     some = data.select(range(0, len(data), step)).select_columns(task.columns_read(layout, data.column_names))
-    rows, encoded, error = list(some), [], None
+    rows, encoded, error, more = list(some), [], None, 0
     for number, row in enumerate(rows):
         try:
             made = task.read(row, layout, tokenizer, args, needs_answer)
             encoded.append(made[-1] if made else None)
+            more += max(0, len(made) - 1)
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             encoded.append(None)
             error = error or f"{where(field, number * step, args)}: {problem}"
-    return Sample(field, data, layout, unread, needs_answer, rows, encoded, error)
+    return Sample(field, data, layout, unread, needs_answer, rows, encoded, error, more)

@@ -15,12 +15,17 @@ class TaskSettings(Protocol):
         packing: whether texts are joined and cut into pieces of ``max_length``.
         class_names: the classes in the order of their numbers.
         process_index: number of this process; only the first one logs.
+        chat_template_kwargs: keywords for the chat template of every conversation.
+        rewritten_turns: ``split`` makes rows of the answers that the chat template rewrites when a
+            conversation goes on; ``last`` leaves them out.
     """
 
     max_length: int
     max_target_length: int
     packing: bool
     class_names: list[str] | None
+    chat_template_kwargs: dict[str, Any] | str | None
+    rewritten_turns: str
 
     @property
     def process_index(self) -> int: ...

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from fastkd.corpora.conversations import why_texts_change
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
@@ -113,7 +114,9 @@ def make_cache(
     }
     bounds = _bounds(targets, source.bytes_per_token, shard_rows)
     notes = {"teacher": args.teacher or teacher.name_or_path}
-    writer = Writer(folder, args.cache_kind, made_from, bounds, ".safetensors", notes)
+    writer = Writer(
+        folder, args.cache_kind, made_from, bounds, ".safetensors", notes, why_texts_change(tokenizer)
+    )
     if args.cache_kind == "hidden" and folder.name != "eval" and writer.manifest.head is None:
         writer.put_head(partial(save_file, source.head()))
     missing = writer.missing()

@@ -19,6 +19,7 @@ from datasets import Dataset, Value
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
+from fastkd.corpora.conversations import conversation, listed_messages
 from fastkd.corpora.decode import Answer, Question, decode, questions
 from fastkd.corpora.local_files import files_of
 from fastkd.corpora.rows import load_rows
@@ -26,6 +27,7 @@ from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
 from fastkd.corpora.store.manifest import GENERATED
 from fastkd.corpora.tasks import TASKS, Task
+from fastkd.corpora.turns import as_content
 from fastkd.directories import claimed
 from fastkd.files import file_digest
 from fastkd.runs import report
@@ -126,6 +128,7 @@ def generate_rows(
         "max_length": args.max_length,
         "max_completion_length": _longest(args),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "chat_template_kwargs": args.chat_template_kwargs,
         "generation_config": _own_settings(teacher),
         "teacher_weights": weights_digest(teacher, "hashing the teacher"),
         "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
@@ -149,7 +152,7 @@ def generate_rows(
         for number in missing:
             first, last = bounds[number]
             answers = _answers(teacher, tokenizer, asked[first:last], first, args, labelled, bar)
-            made = _answered(rows, asked[first:last], answers, layout, labelled)
+            made = _answered(rows, asked[first:last], answers, layout, labelled, tokenizer, args)
             counts = {
                 "cut": sum(not answer.complete for answer in answers),
                 "empty": sum(not answer.text.strip() for answer in answers),
@@ -258,14 +261,15 @@ def _answered(
     answers: Sequence[Answer],
     layout: tuple[str, ...],
     labelled: bool,
+    tokenizer: Any,
+    args: DistillationConfig,
 ) -> Dataset:
     part = rows.select([question.row for question in asked])
     columns: dict[str, list[Any]] = {name: part[name][:] for name in part.column_names}
     features = part.features.copy()
     if layout == ("messages",):
         columns["messages"] = [
-            _replaced(messages, answer.text)
-            for messages, answer in zip(columns["messages"], answers, strict=True)
+            _replaced(row, answer.text, tokenizer, args) for row, answer in zip(part, answers, strict=True)
         ]
     else:
         columns[layout[-1]] = [answer.text for answer in answers]
@@ -276,10 +280,20 @@ def _answered(
     return Dataset.from_dict(columns, features=features)
 
 
-def _replaced(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """A conversation up to its last answer, which is replaced by the teacher's."""
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return [*messages[:last], {**messages[last], "content": text}]
+def _replaced(
+    row: dict[str, Any], text: str, tokenizer: Any, args: DistillationConfig
+) -> list[dict[str, Any]]:
+    """A conversation up to its last answer, which is replaced by the teacher's. Thoughts and tool calls are
+    part of the teacher's text.
+    """
+    chat = conversation(row, tokenizer, args)
+    last = chat.answers()[-1]
+    content: Any = as_content(chat.until(last), text)
+    messages = listed_messages(row["messages"])
+    before = messages[last]
+    if isinstance(before.get("content"), list):
+        content = [{**dict.fromkeys(before["content"][0]), "type": "text", "text": content}]
+    return [*messages[:last], {**dict.fromkeys(before), "role": "assistant", "content": content}]
 
 
 def _parquet(rows: Dataset, counts: dict[str, Any]) -> Callable[[Path], None]:

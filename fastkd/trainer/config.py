@@ -21,6 +21,7 @@ MODEL_INITS = ("pretrained", "scratch")
 FUSED_HEADS = ("auto", "true", "false")
 CACHE_KINDS = ("topk", "sampled", "hidden")
 CACHE_TAILS = ("renormalize", "bucket")
+REWRITTEN_TURNS = ("split", "last")
 GENERATION_MODES = ("beam", "sample", "interpolate")
 INTERPOLATE_METRICS = ("bleu", "chrf", "rougeL")
 CHOICES = {
@@ -31,7 +32,20 @@ CHOICES = {
     "interpolate_metric": INTERPOLATE_METRICS,
     "cache_kind": CACHE_KINDS,
     "cache_tail": CACHE_TAILS,
+    "rewritten_turns": REWRITTEN_TURNS,
 }
+# Keywords of a tokenizer's `apply_chat_template` that the data and the commands decide.
+CHAT_ARGUMENTS = (
+    "conversation",
+    "messages",
+    "tools",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_dict",
+    "return_tensors",
+    "return_assistant_tokens_mask",
+)
 
 
 # Fields that may name a place on this machine, and so may begin with the home directory's ~.
@@ -62,6 +76,7 @@ class DistillationConfig(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "teacher_model_init_kwargs",
         "column_mapping",
+        "chat_template_kwargs",
         "peft_config",
     ]
 
@@ -169,6 +184,20 @@ class DistillationConfig(TrainingArguments):
         default=1024, metadata={"help": "Longest sequence in tokens; for seq2seq, the longest source."}
     )
     max_target_length: int = field(default=256, metadata={"help": "Longest target of seq2seq, in tokens."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keywords for the chat template of every conversation, for example "
+            "{enable_thinking: false}; a column of this name adds to them."
+        },
+    )
+    rewritten_turns: str = field(
+        default="split",
+        metadata={
+            "help": "Conversations whose earlier answers the chat template rewrites (most drop their "
+            "thinking): split makes a row of each such answer, last leaves them out."
+        },
+    )
     packing: bool = field(
         default=False,
         metadata={
@@ -252,6 +281,13 @@ class DistillationConfig(TrainingArguments):
                 f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"
             )
         parse_matches(self.feature_matches or [])
+        if isinstance(self.chat_template_kwargs, dict):
+            taken = [name for name in CHAT_ARGUMENTS if name in self.chat_template_kwargs]
+            if taken:
+                raise ValueError(
+                    f"chat_template_kwargs must not set {', '.join(taken)}, which the data and the commands "
+                    "decide"
+                )
         if self.packing and self.task != "causal_lm":
             raise ValueError(f"packing is for causal_lm, not for {self.task}")
         super().__post_init__()

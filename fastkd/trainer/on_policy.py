@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.corpora.contexts import seeded
-from fastkd.corpora.decode import PLAIN_SAMPLING, end_tokens, positions, write
+from fastkd.corpora.decode import PLAIN_SAMPLING, end_tokens, write
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
+from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import output_width
 

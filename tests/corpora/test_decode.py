@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from support import chats
 from support.tiny import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from fastkd.corpora.decode import decode, end_tokens, questions
+from fastkd.corpora.prompts import pair_ids
 from fastkd.corpora.tasks import TASKS
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 8, 2], [11, 12], [3, 3, 3, 3]]
@@ -155,9 +157,53 @@ def test_prompts_leave_room_in_the_window(tokenizer: Any, caplog: pytest.LogCapt
     ((_, (answer,)),) = decode(model, task, tokenizer, [long], max_new_tokens=10)
     ((_, (short,)),) = decode(model, task, tokenizer, [long[-14:]], max_new_tokens=10)
     assert answer == short
-    assert not caplog.records
+    assert "1 of 1 prompts do not fit the model's window of 24 tokens and were cut" in caplog.text
     ((_, (answer,)),) = decode(model, task, tokenizer, [long], max_new_tokens=100)
     assert len(answer.tokens) <= 23 and "does not fit the model's window of 24 tokens" in caplog.text
+
+
+def test_a_long_answer_is_cut_and_its_prompt_is_not(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Near the end of the window answers are shorter, whatever else is in the batch."""
+    model, task = gpt2().eval(), TASKS["causal_lm"]
+    model.generation_config.eos_token_id = tokenizer.eos_token_id = None
+    prompts = [[1 + (i + n) % 40 for i in range(n)] for n in (20, 20, 19, 5, 4)]
+    together = dict(decode(model, task, tokenizer, prompts, max_new_tokens=10, batch_size=5))
+    for number, prompt in enumerate(prompts):
+        ((_, alone),) = decode(model, task, tokenizer, [prompt], max_new_tokens=10)
+        assert together[number] == alone
+        assert len(alone[0].tokens) == min(10, 24 - len(prompt))
+        assert alone[0].tokens[0] == int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+    assert "3 of 5 prompts leave room for less than 10 tokens" in caplog.text
+
+
+def saying(ids: list[int], vocab: int) -> Any:
+    """A model that writes these tokens."""
+    model, said = llama(vocab=vocab, positions=64).eval(), iter(ids)
+    model.lm_head.register_forward_hook(
+        lambda _, __, out: out.index_fill(-1, torch.tensor([next(said, ids[-1])]), 1e4)
+    )
+    return model
+
+
+def test_special_tokens_of_an_answer_are_kept() -> None:
+    """All but the end, which training appends, so that the text's tokens are those that were written."""
+    marked = chats.tokenizer()
+    ids = marked("<think>ab</think>cd</s>")["input_ids"]
+    ((_, (answer,)),) = decode(saying(ids, len(marked)), TASKS["causal_lm"], marked, [[70]])
+    assert answer.text == "<think>ab</think>cd" and answer.complete and answer.tokens == ids
+
+
+def test_the_first_space_of_an_answer_is_kept() -> None:
+    """Tokenizers that leave out a text's first space do not take it from an answer."""
+    words = Tokenizer(models.BPE({"<end>": 0, "▁": 1, "a": 2, ":": 3, "b": 4, "▁b": 5}, [("▁", "b")]))
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    words.decoder = decoders.Metaspace(prepend_scheme="first")
+    spaced = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    assert spaced.decode([5]) == "b"
+    for ids, text in (([5, 0], " b"), ([4, 0], "b")):
+        ((_, (answer,)),) = decode(saying(ids, 6), TASKS["causal_lm"], spaced, [[2, 3]])
+        assert answer.text == text
+        assert pair_ids("a:", answer.text, spaced)[0][-1] == ids[0]
 
 
 def test_an_empty_prompt_becomes_the_start_token(tokenizer: Any) -> None:
@@ -222,11 +268,15 @@ def test_questions_have_the_form_of_the_training_data(tokenizer: Any, configurat
     )
 
 
-def test_questions_are_cut_where_training_cuts(tokenizer: Any, configuration: Any) -> None:
+def test_questions_that_are_too_long_are_cut(
+    tokenizer: Any, configuration: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prompts lose their beginning, and sources are cut where training cuts them."""
     args = configuration(max_length=5)
     rows = Dataset.from_list([{"source": "abcdefgh", "target": "yes"}])
     (asked,) = questions(rows, TASKS["causal_lm"], tokenizer, args, "eval_file")
     assert asked.ids == tokenizer("defgh")["input_ids"] and asked.source == "abcdefgh"
+    assert "1 of 1 prompts are longer than max_length=5 and lost their beginning" in caplog.text
     (asked,) = questions(rows, TASKS["seq2seq"], tokenizer, args, "eval_file")
     encoded = TASKS["seq2seq"].encode(rows[0], ("source", "target"), tokenizer, args)
     assert encoded is not None and asked.ids == encoded["input_ids"]

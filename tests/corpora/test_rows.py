@@ -156,9 +156,17 @@ END = "<|endoftext|>"
 
 @pytest.mark.parametrize(
     ("max_length", "text", "label"),
-    [(7, f"fgh:cd{END}", f"cd{END}"), (4, f":cd{END}", f"cd{END}"), (3, ":cd", "cd"), (2, ":c", "c")],
+    [
+        (12, f"abcdefgh:cd{END}", f"cd{END}"),
+        (11, "abcdefgh:cd", "cd"),
+        (10, "abcdefgh:c", "c"),
+        # From here on, the prompt has no room for an answer by itself.
+        (9, f"cdefgh:cd{END}"[1:], f"cd{END}"),
+        (4, "h:cd", "cd"),
+        (2, ":c", "c"),
+    ],
 )
-def test_a_long_prompt_is_cut_before_its_completion(
+def test_a_prompt_is_not_cut_for_its_completion(
     configuration: Configuration,
     tokenizer: Any,
     tmp_path: Path,
@@ -167,11 +175,11 @@ def test_a_long_prompt_is_cut_before_its_completion(
     text: str,
     label: str,
 ) -> None:
-    """A row that is too long is cut at the prompt's beginning first, and then at the completion's end."""
     path = jsonl(tmp_path, {"prompt": "abcdefgh:", "completion": "cd"})
     (row,) = encoded(configuration(train_file=path, max_length=max_length), tokenizer)
     assert tokenizer.decode(row["input_ids"]) == text and said(tokenizer, row) == label
-    assert "1 of 1 texts are longer" in caplog.text
+    assert ("1 of 1 texts are longer" in caplog.text) == (max_length < 12)
+    assert (f"1 of 1 prompts have max_length={max_length} tokens" in caplog.text) == (max_length < 10)
 
 
 TEMPLATE = (
@@ -191,7 +199,7 @@ def test_every_turn_of_the_assistant_is_a_label_and_nothing_else(
     assert said(tokenizer, row) == "a1;a2;"
 
     tokenizer.chat_template = "{% for m in messages[-1:] %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
+    with pytest.raises(ValueError, match="rewrites what comes before an answer"):
         encoded(configuration(train_file=path), tokenizer)
 
 

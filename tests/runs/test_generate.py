@@ -10,18 +10,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from datasets import Dataset
-from support import stored
+from support import chats, stored
 from support.stored import Crash, bart, crash_at, files, prompts, redigested, settings
 from support.tiny import llama
 
 from fastkd.cli import main
 from fastkd.corpora.decode import decode
+from fastkd.corpora.prompts import prompt_ids
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import Manifest, open_generated
 from fastkd.corpora.tasks import TASKS
-from fastkd.corpora.tasks.causal_lm import prompt_ids
 from fastkd.runs.generate import generate_rows
 from fastkd.runs.scores import sentence_scorer
 
@@ -193,6 +194,30 @@ def test_conversations_keep_their_turns(tmp_path: Path) -> None:
         assert row["messages"][:3] == given["messages"][:3]
         assert row["messages"][3]["role"] == "assistant" and row["messages"][3]["content"] != "gh"
         assert len(row["messages"]) == 4 and row["reference"] == "gh"
+
+
+def test_conversations_keep_thinking_and_calls(tmp_path: Path) -> None:
+    """The content is all that the teacher wrote, markers included; it replaces the data's calls."""
+    opened = chats.PLAIN.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    tokenizer = chats.tokenizer(opened)
+    model, ids = llama(vocab=len(tokenizer), positions=128), tokenizer("2</think>four</s>")["input_ids"]
+    count = len(tokenizer("<|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n<think>\n")["input_ids"])
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(
+        lambda _, __, out: out.index_fill(-1, torch.tensor([ids[min(len(seen) - 1, len(ids) - 1)]]), 1e4)
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    rows = Dataset.from_list([{"messages": [*chats.talk("a?"), said]}])
+    args = options(max_length=64, max_completion_length=20, num_beams=1)
+    generate_rows(model, tokenizer, rows, tmp_path, args)
+    (row,) = open_generated("train_file", tmp_path)
+    assert seen[0] == count
+    assert row["messages"][1]["content"] == "<think>\n2</think>four"
+    assert not row["messages"][1]["tool_calls"]
+    (trained,) = TASKS["causal_lm"].tokenize(Dataset.from_list([row]), tokenizer, args, "train_file")
+    assert chats.said(tokenizer, trained) == "2</think>four<|im_end|>\n"
 
 
 def test_translations(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def tokenizer(words: list[str] = WORDS, **specials: str) -> PreTrainedTokenizerF
 
 
 def row(i: int) -> dict[str, str]:
-    """A row whose answer repeats the prompt's words."""
+    """A row whose answer repeats the prompt's words, after a space."""
     words = [f"w{(i * 7 + j) % 45}" for j in range(2 + i % 4)]
-    return {"prompt": " ".join([*words, f"w{i % 45}"]), "completion": " ".join(words)}
+    return {"prompt": " ".join([*words, f"w{i % 45}"]), "completion": " " + " ".join(words)}
 
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from support import stored
 from support.caches import EXACT, step, trainer
+from support.chats import talk
 from support.stored import MODELS, encoded, redigested, settings
 from support.tiny import VOCAB, llama, rows
 
 from fastkd import SparseTeacher
+from fastkd.corpora.tasks import TASKS
 from fastkd.runs.cache import make_cache
 from fastkd.trainer import DistillationTrainer
 from fastkd.trainer.teachers import CachedTeacher
@@ -242,3 +245,28 @@ def test_workers_read_the_same(caches: Callable[..., Path], kind: str) -> None:
     for one, other in zip(alone, shared, strict=True):
         assert one.keys() == other.keys() and any(name.startswith("teacher_") for name in one)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_template_that_prints_the_date_is_named_as_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of yesterday's text are not those of today's; the cache is refused, and so is going on with it."""
+    tokenizer = stored.tokenizer()
+    rows = Dataset.from_list([{"messages": talk("ab", letter)} for letter in "cdefgh"])
+    args = settings()
+
+    def encoded_on(day: str) -> Any:
+        monkeypatch.setattr(tokenizer, "chat_template", day + stored.CHAT + "{# strftime_now #}")
+        return TASKS["causal_lm"].tokenize(rows, tokenizer, args, "train_file")
+
+    yesterday, today = encoded_on("monday "), encoded_on("tuesday ")
+    make_cache(llama(1, hidden=24), yesterday, tmp_path / "train", args, tokenizer)
+    trainer(CachedTeacher(tmp_path), args, yesterday, tokens=tokenizer)
+    with pytest.raises(ValueError, match="chat template prints the date with strftime_now"):
+        trainer(CachedTeacher(tmp_path), args, today, tokens=tokenizer)
+    with pytest.raises(ValueError, match="begun with another data .* prints the date"):
+        make_cache(llama(1, hidden=24), today, tmp_path / "train", args, tokenizer)
+    monkeypatch.setattr(tokenizer, "chat_template", stored.CHAT)
+    with pytest.raises(ValueError) as caught:
+        trainer(CachedTeacher(tmp_path), args, today, tokens=tokenizer)
+    assert "date" not in str(caught.value)

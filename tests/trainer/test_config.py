@@ -26,6 +26,8 @@ Configuration = Callable[..., DistillationConfig]
         ({"max_length": 1}, "max_length"),
         ({"lmbda": 1.5}, "lmbda is a share"),
         ({"packing": True, "task": "seq2seq"}, "packing is for causal_lm"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs must not set tokenize"),
+        ({"rewritten_turns": "first"}, "rewritten_turns must be split or last"),
         ({"cache_kind": "top"}, "cache_kind must be topk"),
     ],
 )

@@ -30,6 +30,7 @@ class Writer:
         bounds: ``(first, last)`` row of each shard, in order.
         ending: suffix of the shards' file names.
         notes: the manifest's notes, for a new directory.
+        why_data_changes: end of the sentence that refuses a directory because its data was another.
 
     Raises:
         ValueError: the directory was made from something else, or holds other files.
@@ -43,6 +44,7 @@ class Writer:
         bounds: Sequence[tuple[int, int]],
         ending: str,
         notes: dict[str, Any] | None = None,
+        why_data_changes: str = "",
     ) -> None:
         self.bounds, self.ending = list(bounds), ending
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +54,9 @@ class Writer:
             if self.manifest.kind != kind:
                 changed.insert(0, "kind")
             if changed:
+                why = why_data_changes if "data" in changed else ""
                 raise ValueError(
-                    f"{folder} was begun with other settings, {', '.join(changed)}: "
+                    f"{folder} was begun with other settings, {', '.join(changed)}{why}: "
                     "give another output_dir, or delete this one"
                 )
         else:

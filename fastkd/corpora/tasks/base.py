@@ -36,7 +36,8 @@ class Task(ABC):
         auto_class: the class of ``transformers`` that loads its models.
         layouts: the sets of columns that the task can read, the preferred one first. In those of several
             columns, the last one is the answer.
-        beside: columns that are read where they exist, by the last column of a layout.
+        beside: columns that are read where they exist, by a column of a layout.
+        remarks: columns of encoded rows, besides their tokens and labels, that :meth:`remark` reads.
         writes_text: whether its models write text, so that they can answer prompts.
         shifts_labels: whether position i of the logits predicts label i + 1 rather than label i.
     """
@@ -46,6 +47,7 @@ class Task(ABC):
     layouts: tuple[tuple[str, ...], ...]
     beside: ClassVar[dict[str, tuple[str, ...]]] = {}
     writes_text = True
+    remarks: ClassVar[tuple[str, ...]] = ("cut",)
     shifts_labels = False
 
     @abstractmethod
@@ -63,6 +65,13 @@ class Task(ABC):
         is a prompt. Its layout may lack the answer.
         """
         return self.encode(row, layout, tokenizer, args)
+
+    def encode_all(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> list[Row]:
+        """All rows that a raw row becomes, each as :meth:`encode` describes it."""
+        made = self.encode(row, layout, tokenizer, args)
+        return [] if made is None else [made]
 
     def canonical(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
@@ -83,17 +92,16 @@ class Task(ABC):
         args: TaskSettings,
         needs_answer: bool = True,
     ) -> list[Row]:
-        """The encoded rows that a raw row becomes, as :meth:`encode` or, unless it needs an answer,
+        """The encoded rows that a raw row becomes, as :meth:`encode_all` or, unless it needs an answer,
         :meth:`encode_prompt` makes them; none for a row with nothing to learn.
 
         Raises:
             ValueError: a value that is not text, or that the task refuses.
         """
         if needs_answer or not self.writes_text:
-            made = self.encode(*self.canonical(row, layout, tokenizer), tokenizer, args)
-        else:
-            prompt = layout[:-1] if len(layout) > 1 and layout in self.layouts else layout
-            made = self.encode_prompt(*self.canonical(row, prompt, tokenizer), tokenizer, args)
+            return self.encode_all(*self.canonical(row, layout, tokenizer), tokenizer, args)
+        prompt = layout[:-1] if len(layout) > 1 and layout in self.layouts else layout
+        made = self.encode_prompt(*self.canonical(row, prompt, tokenizer), tokenizer, args)
         return [] if made is None else [made]
 
     @abstractmethod
@@ -166,6 +174,7 @@ class Task(ABC):
         columns = columns_of(rows)
         layout = self.layout_of(columns, field, needs_answer)
         read = self.columns_read(layout, columns)
+        remarks = [*self.remarks, "row"]
 
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             kept = []
@@ -176,13 +185,14 @@ class Task(ABC):
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
                 kept += [{**encoded, "row": number} for encoded in made]
-            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut", "row")}
+            columns = {name: [row[name] for row in kept] for name in ("input_ids", "labels")}
+            return columns | {name: [int(row.get(name, 0)) for row in kept] for name in remarks}
 
         if args.process_index == 0 and (unread := self.unread(layout, columns)):
             logger.warning("%s is read as %s; %s", field, "+".join(read), unread_phrase(unread))
         options: dict[str, Any] = {"batched": True, "with_indices": True, "remove_columns": columns}
         if not hasattr(rows, "__len__"):
-            return rows.map(encode, **options).remove_columns(["cut", "row"])
+            return rows.map(encode, **options).remove_columns(remarks)
         with args.main_process_first(desc=f"tokenizing {field}"):
             found = rows.map(encode, **options, desc=f"tokenizing {field}")
         if len(found) == 0:
@@ -191,9 +201,13 @@ class Task(ABC):
         if args.process_index == 0:
             if lost:
                 logger.warning("%s: %d of %d rows %s", field, lost, len(rows), self.why_left_out(layout))
-            if cut := sum(found["cut"]):
-                logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
-        return found.remove_columns(["cut", "row"])
+            self.remark(found, args, field)
+        return found.remove_columns(remarks)
+
+    def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
+        """Log what the columns ``remarks`` of encoded rows say."""
+        if cut := sum(found["cut"]):
+            logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
 
     def why_left_out(self, layout: tuple[str, ...]) -> str:
         """The end of the sentence that says how many rows are left out."""

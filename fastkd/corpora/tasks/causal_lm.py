@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from fastkd.corpora.conversations import BESIDE, conversation
+from fastkd.corpora.prompts import pair_ids, prompt_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
 from fastkd.corpora.tasks.forms import check_values, instruction, is_messages, joined
+from fastkd.corpora.turns import pieces, prompt_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # Number of documents that are packed together; the last piece of each group may be short.
 PACKED_AT_ONCE = 10_000
@@ -23,7 +29,10 @@ PACKED_AT_ONCE = 10_000
 
 class CausalLM(Task):
     """Trains on every token of ``text``; in the other layouts on the completion (``target``, ``output``) or
-    the assistant's turns alone. A prompt and a completion may be lists of messages.
+    the assistant's answers alone. A prompt and a completion may be lists of messages.
+
+    Besides the columns of every task, encoded rows have ``prompt_cut``, ``piece``, which numbers the rows of
+    one conversation from its last one, and ``rewritten``, the number of its answers that are not in that row.
     """
 
     name = "causal_lm"
@@ -36,67 +45,69 @@ class CausalLM(Task):
         ("instruction", "output"),
         ("text",),
     )
-    beside: ClassVar[dict[str, tuple[str, ...]]] = {"instruction": ("input",)}
+    beside: ClassVar[dict[str, tuple[str, ...]]] = {
+        "instruction": ("input",),
+        "messages": BESIDE,
+        "prompt": BESIDE,
+    }
+    remarks = ("cut", "prompt_cut", "piece", "rewritten")
     shifts_labels = True
 
     def canonical(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Row, tuple[str, ...]]:
-        check_values(row, (*layout, *self.beside.get(layout[0], ())), messages_in=("prompt", "completion"))
+        texts = (*layout, "input") if layout[0] == "instruction" else layout
+        check_values(row, texts, messages_in=("prompt", "completion"))
         if layout[0] == "instruction":
             row = instruction(row, bool(tokenizer.chat_template))
             layout = ("prompt", "completion")[: len(layout)]
         prompt, answer = row[layout[0]], row[layout[-1]]
         if len(layout) > 1 and prompt and answer and (is_messages(prompt) or is_messages(answer)):
-            return {"messages": joined(prompt, answer)}, ("messages",)
+            return {**row, "messages": joined(prompt, answer)}, ("messages",)
         return row, layout
 
     def encode_prompt(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
         prompt = row[layout[0]]
-        answered = layout == ("messages",) and any(message["role"] == "assistant" for message in prompt or [])
-        if layout == ("text",) or answered:
+        if layout == ("text",):
             return self.encode(row, layout, tokenizer, args)
-        if not prompt:
+        if isinstance(prompt, str):
+            ids = prompt_ids(prompt, tokenizer) if prompt else []
+        else:
+            chat = conversation({**row, "messages": prompt}, tokenizer, args)
+            if layout == ("messages",) and chat.answers():
+                return self.encode(row, layout, tokenizer, args)
+            ids = prompt_tokens(chat) if chat.messages else []
+        if not ids:
             return None
-        ids = (
-            prompt_ids(prompt, tokenizer)
-            if isinstance(prompt, str)
-            else templated(prompt, tokenizer, add_generation_prompt=True)
-        )
-        kept = ids[-args.max_length :]
-        return {"input_ids": kept, "labels": [IGNORE_INDEX] * len(kept), "cut": len(kept) < len(ids)}
+        kept, cut = ids[-args.max_length :], len(ids) > args.max_length
+        return {"input_ids": kept, "labels": [IGNORE_INDEX] * len(kept), "cut": False, "prompt_cut": cut}
 
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
+        """As :meth:`encode_all`; of several rows, the last one."""
+        made = self.encode_all(row, layout, tokenizer, args)
+        return made[-1] if made else None
+
+    def encode_all(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> list[Row]:
         if layout == ("messages",):
-            ids, said = _conversation(row["messages"] or [], tokenizer)
-        elif layout == ("text",):
-            if not row["text"]:
-                return None
-            # `verbose=False`: no warning about texts longer than the model's window, which are cut below.
-            ids = closed(tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id)
-            said = [True] * len(ids)
+            chat = conversation(row, tokenizer, args)
+            found = pieces(chat, last_only=args.rewritten_turns == "last")
+            parts = [(piece.ids, piece.said) for piece in found]
+            rewritten = len(chat.answers()) - found[-1].answers if found else 0
         else:
-            prompt, completion = (row[name] or "" for name in layout)
-            if not completion:
-                return None
-            before = prompt_ids(prompt, tokenizer)
-            after = closed(
-                tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"],
-                tokenizer.eos_token_id,
-            )
-            ids, said = before + after, [False] * len(before) + [True] * len(after)
-        if args.packing:  # the text is cut into pieces later, so nothing is lost
-            cut = False
-        else:
-            ids, said, cut = _fit(ids, said, args.max_length, whole=layout == ("text",))
-        labels = [token if mine else IGNORE_INDEX for token, mine in zip(ids, said, strict=True)]
-        if len(ids) < 2 or not any(said[1:]):  # nothing that could be predicted
-            return None
-        return {"input_ids": ids, "labels": labels, "cut": cut}
+            parts, rewritten = [_tokens(row, layout, tokenizer)], 0
+        made = []
+        for number, (ids, said) in enumerate(parts, 1 - len(parts)):
+            encoded = _encoded(ids, said, args)
+            if encoded is not None:
+                encoded |= {"piece": -number, "rewritten": 0 if number else rewritten}
+                made.append(encoded)
+        return made
 
     def tokenize(
         self,
@@ -109,8 +120,38 @@ class CausalLM(Task):
         found = super().tokenize(rows, tokenizer, args, field, needs_answer)
         return _packed(found, args, field) if args.packing else found
 
+    def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
+        super().remark(found, args, field)
+        if prompts := sum(found["prompt_cut"]):
+            logger.warning(
+                "%s: %d of %d prompts have max_length=%d tokens or more and lost their beginning: raise "
+                "max_length",
+                *(field, prompts, len(found), args.max_length),
+            )
+        many = sum(count > 0 for count in found["rewritten"])
+        if not many:
+            return
+        rewrites = (
+            f"{field}: the chat template rewrites earlier answers of {many} conversations (as those do "
+        )
+        rewrites += "that drop the thinking of earlier answers)"
+        if args.rewritten_turns == "last":
+            logger.warning(
+                "%s: %d answers are not trained on, and rewritten_turns: split makes rows of them",
+                *(rewrites, sum(found["rewritten"])),
+            )
+        else:
+            logger.warning(
+                "%s: each of them became several rows, %d more in all, in which every answer follows what it "
+                "was an answer to; rewritten_turns: last trains on the last answers alone",
+                *(rewrites, sum(piece > 0 for piece in found["piece"])),
+            )
+
     def what_was_cut(self, args: TaskSettings) -> str:
-        return f"texts are longer than max_length={args.max_length} and were cut; packing: true loses nothing"
+        return (
+            f"texts are longer than max_length={args.max_length} and were cut: raise max_length, or, for texts "
+            "without prompts, set packing: true"
+        )
 
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
         """Padding is masked in the labels by position. So a real end-of-text token still counts, even if the
@@ -141,66 +182,41 @@ class CausalLM(Task):
         return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A prompt's tokens, with the special tokens that open a text but without those that close it."""
-    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
-    while (
-        ids
-        and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
-        and not prompt.endswith(str(tokenizer.eos_token))
-    ):
-        ids.pop()
-    return ids
-
-
-def _conversation(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+def _tokens(
+    row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool]]:
-    """All turns up to the assistant's last, in the tokenizer's chat template, and which tokens are the
-    assistant's. A turn with ``weight: 0`` is read and not trained on.
+    """The tokens of a row without messages, and which of them are trained on; none for an empty text."""
+    eos = tokenizer.eos_token_id
+    if layout == ("text",):
+        ids = closed(text_ids(row["text"], tokenizer), eos) if row["text"] else []
+        return ids, [True] * len(ids)
+    prompt, completion = (row[name] or "" for name in layout)
+    if not completion:
+        return [], []
+    ids, said = pair_ids(prompt, completion, tokenizer)
+    # The end of an answer without tokens must not be taken for that of the prompt.
+    ids = closed(ids, eos) if any(said) else [*ids, *closed([], eos)]
+    return ids, said + [True] * (len(ids) - len(said))
 
-    Chat templates of `transformers` mark the assistant's tokens only if their authors added markers. So this
-    function takes the tokens that each of the assistant's turns adds to the conversation before it.
+
+def _encoded(ids: list[int], said: list[bool], args: TaskSettings) -> Row | None:
+    """The row, cut to ``max_length``; None if there is nothing to predict.
+
+    It is cut at its end, so that a long answer never takes the place of its prompt. Only a prompt that has no
+    room for an answer itself is cut, at its beginning: the answer then gets at most half of the row.
     """
-    ids: list[int] = []
-    said: list[bool] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        opened = templated(messages[:i], tokenizer, add_generation_prompt=True)
-        whole = templated(messages[: i + 1], tokenizer, add_generation_prompt=False)
-        if whole[: len(opened)] != opened or opened[: len(ids)] != ids:
-            raise ValueError(
-                "this tokenizer's chat template rewrites earlier turns, so the assistant's tokens cannot be "
-                "told apart: give prompt and completion columns instead of messages"
-            )
-        trained = message.get("weight") != 0
-        said += [False] * (len(opened) - len(ids)) + [trained] * (len(whole) - len(opened))
-        ids = whole
-    return ids, said
-
-
-def templated(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
-) -> list[int]:
-    """A conversation's tokens in the tokenizer's chat template, with or without the opening of an answer."""
-    made: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
-    )
-    return list(made["input_ids"])
-
-
-def _fit(ids: list[int], said: list[bool], longest: int, whole: bool) -> tuple[list[int], list[bool], bool]:
-    """At most ``longest`` tokens: the start of a ``whole`` text, or a prompt's end and an answer's start."""
-    if len(ids) <= longest:
-        return ids, said, False
-    if whole:
-        return ids[:longest], said[:longest], True
-    first = said.index(True)
-    # Cut the answer so that at least one token of the prompt remains to predict it from.
-    end = min(len(ids), first + longest - min(1, first))
-    begin = max(0, end - longest)
-    return ids[begin:end], said[begin:end], True
+    if len(ids) < 2 or not any(said[1:]):
+        return None
+    longest, first = args.max_length, said.index(True)
+    cut = not args.packing and len(ids) > longest  # packing cuts later, and loses nothing
+    prompt_cut = cut and first >= longest
+    if cut:
+        end = first + min(len(ids) - first, longest // 2) if prompt_cut else longest
+        ids, said = ids[end - longest : end], said[end - longest : end]
+    if not any(said[1:]):
+        return None
+    labels = [token if mine else IGNORE_INDEX for token, mine in zip(ids, said, strict=True)]
+    return {"input_ids": ids, "labels": labels, "cut": cut, "prompt_cut": prompt_cut}
 
 
 def _packed(rows: Dataset, args: TaskSettings, field: str) -> Dataset:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import AutoModelForSeq2SeqLM
 
+from fastkd.corpora.prompts import text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
 from fastkd.corpora.tasks.forms import check_values
@@ -46,7 +47,7 @@ class Seq2Seq(Task):
         if not source or not target:
             return None
         ids, cut = self._source(source, tokenizer, args)
-        labels = closed(tokenizer(text_target=target, verbose=False)["input_ids"], tokenizer.eos_token_id)
+        labels = closed(text_ids(target, tokenizer, is_target=True), tokenizer.eos_token_id)
         cut = cut or len(labels) > args.max_target_length
         return {"input_ids": ids, "labels": labels[: args.max_target_length], "cut": cut}
 
@@ -54,7 +55,7 @@ class Seq2Seq(Task):
         self, source: str, tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> tuple[list[int], bool]:
         """A source's tokens, and whether its end was cut. Its closing token is kept."""
-        ids = list(tokenizer(source, verbose=False)["input_ids"])
+        ids = text_ids(source, tokenizer)
         if len(ids) <= args.max_length:
             return ids, False
         return [*ids[: args.max_length - 1], ids[-1]], True

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fastkd.corpora.conversations import why_texts_change
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.store.fingerprints import places, survey
 from fastkd.corpora.tasks import TASKS
@@ -74,7 +75,8 @@ def _lookup(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -> It
             "error",
             "cache_rows",
             f"{count(len(missing), len(rows))} looked at of {sample.field} are not in "
-            f"{teacher.folder}/{part}: their text or the length limits have changed",
+            f"{teacher.folder}/{part}: their text or the length limits have changed"
+            + why_texts_change(case.tokenizer),
             "make the cache again, or put back the data and max_length that it was made with",
         )
 

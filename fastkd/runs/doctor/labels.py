@@ -51,7 +51,7 @@ def empty(case: Case) -> Iterator[Finding]:
         if sample.error is not None:
             continue
         lost = [row for row, made in zip(sample.rows, sample.encoded, strict=True) if made is None]
-        blank = sum(any(value in (None, "", []) for value in row.values()) for row in lost)
+        blank = sum(any(row[name] in (None, "", []) for name in sample.layout) for row in lost)
         if blank:
             yield Finding(
                 "error" if blank == len(sample.rows) else "warning",
@@ -148,15 +148,14 @@ def window(case: Case) -> Iterator[Finding]:
             if made is None or not made["cut"]:
                 continue
             whole = _whole(task, row, sample, limitless, case)
-            said = sum(label != IGNORE_INDEX for label in whole["labels"])
-            kept = sum(label != IGNORE_INDEX for label in made["labels"])
+            said, kept = (sum(label != IGNORE_INDEX for label in row["labels"]) for row in (whole, made))
+            prompts += made["prompt_cut"]
             answers += kept < said
-            prompts += len(made["labels"]) - kept < len(whole["labels"]) - said
             longest = max(longest, len(whole["input_ids"]))
         parts = [(prompts, "lose the beginning of their prompt"), (answers, "lose the end of their answer")]
         found = " and ".join(f"{count(n, len(sample.rows))} {what}" for n, what in parts if n)
         yield Finding(
-            "warning" if answers else _cut_severity(cut, sample),
+            "warning",
             "prompts_fill_the_window",
             f"of {sample.field}, {found} (the longest has {longest:,} tokens, max_length is "
             f"{args.max_length:,})",

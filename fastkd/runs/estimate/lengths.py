@@ -55,7 +55,7 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
     if sample is None:
         return None
     if not sample.kept:
-        return Lengths(sample.total, full, full, float(target or args.max_length), 0, True, "max_length")
+        return Lengths(sample.becomes, full, full, float(target or args.max_length), 0, True, "max_length")
     sizes = [(len(row["input_ids"]), len(row["labels"]) if target else 0) for row in sample.kept]
     targets = sum(_learned(row["labels"]) for row in sample.kept) / len(sizes)
     if args.packing:
@@ -71,7 +71,7 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
     usual = [round(sum(max(row[i] for row in batch) for batch in batches) / BATCHES) for i in (0, 1)]
     longest = [max(size[i] for size in sizes) for i in (0, 1)]
     return Lengths(
-        sample.total,
+        sample.becomes,
         Shape(rows, longest[0], longest[1]),
         Shape(rows, max(usual[0], 1), max(usual[1], 0)),
         targets,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastkd import SparseTeacher, kd_loss
+from fastkd.corpora.conversations import why_texts_change
 from fastkd.corpora.store import CacheReader
 from fastkd.corpora.store.fingerprints import places, survey, tokenizer_fingerprint
 from fastkd.corpora.store.manifest import NAME
@@ -176,7 +177,7 @@ class CachedTeacher:
             raise ValueError("a cached teacher needs fastkd's own collator: leave data_collator unset")
         self.tail, self.fused = self._tail(args), fused
         if train is not None:
-            train = self._placed("train", train, "the training data", args)
+            train = self._placed("train", train, "the training data", args, tokenizer)
         if held_out is not None and "eval" not in self.readers:
             logger.warning(
                 "%s has no part for the evaluation data, which is evaluated without the teacher", self.folder
@@ -184,7 +185,7 @@ class CachedTeacher:
         elif isinstance(held_out, dict):
             logger.warning("a cache has one evaluation set: several are evaluated without the teacher")
         elif held_out is not None:
-            held_out = self._placed("eval", held_out, "the evaluation data", args)
+            held_out = self._placed("eval", held_out, "the evaluation data", args, tokenizer)
         if self.kind == "hidden":
             self.readers["train"].verify(self._title("train", args))
             self.head = self._read_head()
@@ -194,7 +195,7 @@ class CachedTeacher:
     def _title(self, part: str, args: DistillationConfig) -> str | None:
         return None if args.disable_tqdm or args.process_index else f"checking the {part} cache"
 
-    def _placed(self, part: str, rows: Any, what: str, args: DistillationConfig) -> Any:
+    def _placed(self, part: str, rows: Any, what: str, args: DistillationConfig, tokenizer: Any) -> Any:
         reader = self.readers[part]
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise ValueError(f"a cached teacher needs rows with numbers: {what} must not be a stream")
@@ -206,8 +207,8 @@ class CachedTeacher:
         if len(missing):
             raise ValueError(
                 f"{len(missing):,} of {len(rows):,} rows of {what} are not in {self.folder}/{part}, row "
-                f"{missing[0]} (counted from 0) first: its text or the length limits have changed, make the "
-                "cache again"
+                f"{missing[0]} (counted from 0) first: its text or the length limits have "
+                f"changed{why_texts_change(tokenizer)}, make the cache again"
             )
         if not np.array_equal(found, np.arange(len(reader))):
             logger.warning(

@@ -27,7 +27,7 @@ def test_empty_and_masked_rows(place: Path) -> None:
 
 
 def test_prompts_and_answers_that_are_cut(place: Path) -> None:
-    long = {"prompt": " ".join(["w1"] * 30), "completion": "w2 w3"}
+    long = {"prompt": " ".join(["w1"] * 32), "completion": " w2 w3"}
     write_rows("train.jsonl", [*(row(i) for i in range(38)), long, long])
     finding = look()["prompts_fill_the_window"]
     assert "2 of 40 rows (5 %) lose the beginning of their prompt" in finding.found
