@@ -317,7 +317,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: An
             ["--output-dir", folder],
             "begun with other settings, generation_mode (interpolate, now beam), interp",
         ),
-        (["--output-dir", str(tmp_path / "teacher")], "holds other files: give another output_dir"),
+        (["--output-dir", str(tmp_path / "teacher")], "is also the directory of teacher"),
     ):
         assert main(["generate", str(config), *arguments]) == 1
         assert message in capsys.readouterr().err

@@ -264,7 +264,7 @@ def test_a_template_that_prints_the_date_is_named_as_the_cause(
     trainer(CachedTeacher(tmp_path), args, yesterday, tokens=tokenizer)
     with pytest.raises(ValueError, match="chat template prints the date with strftime_now"):
         trainer(CachedTeacher(tmp_path), args, today, tokens=tokenizer)
-    with pytest.raises(ValueError, match="begun with another data .* prints the date"):
+    with pytest.raises(ValueError, match="begun with other settings, data .* prints the date"):
         make_cache(llama(1, hidden=24), today, tmp_path / "train", args, tokenizer)
     monkeypatch.setattr(tokenizer, "chat_template", stored.CHAT)
     with pytest.raises(ValueError) as caught:
