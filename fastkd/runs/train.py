@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,10 +27,11 @@ from fastkd.runs import report
 from fastkd.runs.clock import StepClock
 from fastkd.runs.evaluate import classified
 from fastkd.runs.progress import Progress
-from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
+from fastkd.runs.sources import name_classes
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.teachers import Teacher
+from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
+from fastkd.trainer.teachers import Teacher, TeacherSource
 from fastkd.trainer.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
     transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
     begin_run(args)
-    data = load_data(args)
+    data = load_data(args, reads_teacher=command == "distill")
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
 
@@ -69,7 +71,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     name = "model" if command == "train" else "student"
     found[name], main_process = trained(args, name)
     if command == "distill":
-        size = shared.num_parameters() if isinstance(shared, PreTrainedModel) else None
+        size = shared.num_parameters() if isinstance(shared, nn.Module) else None
         found["teacher"] = report.teacher_part(found[name]["eval"], size)
         if args.control:
             found["control"], _ = trained(control_of(args), "control")
@@ -90,11 +92,15 @@ class Data:
     held_out: Any
 
 
-def load_data(args: DistillationConfig) -> Data:
+def load_data(args: DistillationConfig, reads_teacher: bool = True) -> Data:
     """The tokenizer and the encoded data sets. For classification it also sets ``args.class_names`` if unset.
 
+    Args:
+        args: the configuration.
+        reads_teacher: whether the model that ``teacher`` names will read the encoded data.
+
     Raises:
-        ValueError: no training data, or data that cannot be read.
+        ValueError: no training data, data that cannot be read, or a teacher with other tokens.
     """
     raw = {field: load_rows(field, args) for field in ("train_file", "eval_file")}
     if raw["train_file"] is None:
@@ -103,6 +109,8 @@ def load_data(args: DistillationConfig) -> Data:
         )
     name_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)
+    if reads_teacher:
+        check_tokens(args, tokenizer)
     encoded = {
         field: None if rows is None else TASKS[args.task].tokenize(rows, tokenizer, args, field)
         for field, rows in raw.items()

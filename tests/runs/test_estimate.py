@@ -26,8 +26,8 @@ from fastkd.runs.estimate.caches import cache_sizes
 from fastkd.runs.estimate.optimizers import optimizer_bytes
 from fastkd.runs.estimate.speed import Machine, seconds_per_step
 from fastkd.runs.estimate.text import duration, size
-from fastkd.runs.sources import load_student, load_teacher
 from fastkd.trainer import DistillationConfig, DistillationTrainer
+from fastkd.trainer.loading import load_student, load_teacher
 
 Configuration = Callable[..., DistillationConfig]
 

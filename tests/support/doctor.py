@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.doctor import Finding, examine
-from fastkd.runs.sources import load_tokenizer
 from fastkd.trainer import DistillationConfig
+from fastkd.trainer.loading import load_tokenizer
 
 WORDS = ["<end>", "<unk>", "<pad>", *(f"w{i}" for i in range(45))]
 

@@ -16,9 +16,9 @@ from support.tiny import llama, rows
 peft = pytest.importorskip("peft")
 
 from fastkd.corpora.tasks import TASKS, Task  # noqa: E402
-from fastkd.runs.sources import load_student, load_teacher  # noqa: E402
 from fastkd.trainer import DistillationConfig, DistillationTrainer  # noqa: E402
 from fastkd.trainer.heads import find_linear_head  # noqa: E402
+from fastkd.trainer.loading import load_student, load_teacher  # noqa: E402
 from fastkd.trainer.models import Requested, multiply_out  # noqa: E402
 from fastkd.trainer.teachers import BaseTeacher  # noqa: E402
 

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from fastkd.corpora.listing import listed
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row
-from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed
+from fastkd.runs.doctor.findings import Case, Check, Finding, count
 
 # Rows that are compared as text: many, since comparing text is fast.
 COMPARED = 100_000

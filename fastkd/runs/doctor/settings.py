@@ -9,6 +9,8 @@ import torch
 
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.loading import adapter_folder, adapter_trouble
+from fastkd.trainer.loading.adapters import QUANTISED, QUANTISED_REMEDY, Trouble
 
 LONG_RUN = 1_000
 HOT = 20.0
@@ -169,20 +171,30 @@ def same_model(case: Case) -> Iterator[Finding]:
 
 
 def adapter(case: Case) -> Iterator[Finding]:
-    args = case.args
-    if args.peft_config and args.model_init == "scratch":
+    """Settings of the student's adapter that contradict each other, as ``load_student`` refuses them."""
+    try:
+        trouble = adapter_trouble(case.args)
+    except ValueError as error:
+        yield Finding("error", "adapter", str(error))
+        return
+    plain_student = not case.args.peft_config and adapter_folder("model", case.args.model) is None
+    if plain_student and getattr(case.student_config, "quantization_config", None) is not None:
+        trouble = trouble or Trouble("quantised_without_adapter", QUANTISED, QUANTISED_REMEDY)
+    if trouble is not None:
+        yield Finding("error", trouble.name, trouble.found, trouble.remedy)
+
+
+def sixteen_bits(case: Case) -> Iterator[Finding]:
+    """A student whose weights are 16 bits wide while it is trained."""
+    kwargs = case.args.model_init_kwargs
+    dtype = str(kwargs.get("dtype", "")).removeprefix("torch.") if isinstance(kwargs, dict) else ""
+    if dtype in ("bfloat16", "float16") and not case.args.peft_config:
         yield Finding(
-            "error",
-            "adapter_on_noise",
-            "with peft_config only an adapter learns, and model_init: scratch leaves random weights under it",
-            "set model_init: pretrained, or leave out peft_config",
-        )
-    if case.teacher.is_base and not args.peft_config:
-        yield Finding(
-            "error",
-            "base_without_adapter",
-            "teacher: base is the student without its adapter, and it has none",
-            "set peft_config, for example {peft_type: LORA, r: 8}",
+            "warning",
+            "student_in_16_bits",
+            f"model_init_kwargs: the weights are trained in {dtype}, which rounds small updates away",
+            "leave dtype out: the weights are trained in float32 and saved in the dtype of their files; "
+            "bf16: true makes the arithmetic as fast",
         )
 
 
@@ -278,6 +290,7 @@ CHECKS: tuple[Check, ...] = (
     insides,
     same_model,
     adapter,
+    sixteen_bits,
     fused_classifier,
     control,
     learning,
