@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 from fastkd.corpora.contexts import evaluating
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.vocabulary import too_narrow
-from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head, output_width
-from fastkd.trainer.loading.adapters import QUANTISED, QUANTISED_REMEDY
 from fastkd.trainer.models import LinearHead
 from fastkd.trainer.teachers import LiveTeacher, Teacher
 
@@ -36,27 +35,6 @@ def student_head(model: PreTrainedModel, args: DistillationConfig) -> LinearHead
     if args.fused_head == "true":
         raise ValueError(f"fused_head=true, but {head}")
     return None
-
-
-def check_trainable(model: Any, args: DistillationConfig) -> None:
-    """Raise a ``ValueError`` if a student cannot be trained: a quantised one without an adapter, one whose
-    quantisation has no gradient, or one with float16 weights under ``fp16``.
-    """
-    quantizer = getattr(model, "hf_quantizer", None)
-    if getattr(model, "is_quantized", False) and not getattr(quantizer, "is_qat_trainable", False):
-        if not any(getattr(model, name, False) for name in ("peft_config", "_hf_peft_config_loaded")):
-            raise ValueError(f"{QUANTISED}: {QUANTISED_REMEDY}")
-        if not getattr(quantizer, "is_trainable", False):
-            method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "quantised")
-            raise ValueError(
-                f"a {plain(method)} student cannot be trained, with an adapter neither: quantise it with "
-                "bitsandbytes instead"
-            )
-    if args.fp16 and any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad):
-        raise ValueError(
-            "fp16: true scales the gradients of float32 weights, and the student has float16 weights: leave "
-            "dtype out of model_init_kwargs"
-        )
 
 
 def teacher_side(

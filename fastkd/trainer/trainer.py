@@ -26,9 +26,9 @@ from fastkd.trainer.loading.weights import lost
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
+from fastkd.trainer.quantized import check_trainable, keep_differentiable
 from fastkd.trainer.sides import (
     check_documents_are_apart,
-    check_trainable,
     common_columns,
     student_head,
     teacher_side,
@@ -95,6 +95,9 @@ class DistillationTrainer(Trainer):
         task = TASKS[args.task]
         if train_dataset is not None:
             check_trainable(model, args)
+            keep_differentiable(model)
+            if args.gradient_match_weight and isinstance(teacher, nn.Module):
+                keep_differentiable(teacher)
         head = student_head(model, args)
         self._teacher = teacher_side(model, teacher, task, fused=head is not None)
         if isinstance(self._teacher, LiveTeacher):

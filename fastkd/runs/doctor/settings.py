@@ -10,7 +10,8 @@ import torch
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.trainer.config import DistillationConfig, plain
 from fastkd.trainer.loading import adapter_folder, adapter_trouble
-from fastkd.trainer.loading.adapters import QUANTISED, QUANTISED_REMEDY, Trouble
+from fastkd.trainer.loading.adapters import Trouble
+from fastkd.trainer.quantized import QUANTISED, QUANTISED_REMEDY
 
 LONG_RUN = 1_000
 HOT = 20.0

@@ -18,11 +18,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from fastkd.corpora.listing import listed
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading.names import LFS, expanded, is_path, reason, refusal
+from fastkd.trainer.quantized import QUANTISED, QUANTISED_REMEDY
 from fastkd.trainer.teachers import TeacherSource
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-QUANTISED = "the student is quantised, and quantised weights do not learn"
-QUANTISED_REMEDY = "set peft_config to train an adapter on them, or leave quantization_config out"
 _TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
 
 
@@ -92,8 +91,13 @@ class Trouble(NamedTuple):
     remedy: str
 
 
-def adapter_trouble(args: DistillationConfig) -> Trouble | None:
-    """The contradiction in the settings of the student's adapter, if there is one."""
+def adapter_trouble(args: DistillationConfig, trained: bool = False) -> Trouble | None:
+    """The contradiction in the settings of the student's adapter, if there is one.
+
+    Args:
+        args: the configuration.
+        trained: whether the student is only measured: then it may be quantised without an adapter.
+    """
     folder = adapter_folder("model", args.model)
     if args.model_init == "scratch" and (args.peft_config or folder is not None):
         return Trouble(
@@ -116,7 +120,7 @@ def adapter_trouble(args: DistillationConfig) -> Trouble | None:
         )
     kwargs = args.model_init_kwargs
     quantised = isinstance(kwargs, dict) and kwargs.get("quantization_config") is not None
-    if quantised and not args.peft_config and folder is None:
+    if quantised and not trained and not args.peft_config and folder is None:
         return Trouble("quantised_without_adapter", QUANTISED, QUANTISED_REMEDY)
     return None
 

@@ -47,7 +47,7 @@ def load_student(args: DistillationConfig, trained: bool = False) -> PreTrainedM
         ValueError: a model that cannot be read, or settings that do not fit it.
     """
     name = require_name("model", args.model)
-    if (trouble := adapter_trouble(args)) is not None:
+    if (trouble := adapter_trouble(args, trained)) is not None:
         raise ValueError(f"{trouble.found}: {trouble.remedy}")
     set_seed(args.seed)
     kwargs = init_kwargs("model", args)
