@@ -62,7 +62,7 @@ def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: A
         ValueError: different numbers of classes, or widths that differ by more than padding or by columns
             that are not known to be padding.
     """
-    if hasattr(tokenizer, "get_vocab") and task.name != "classification":
+    if hasattr(tokenizer, "__len__") and task.name != "classification":
         columns = {"student": output_width(model)}
         if teacher is not None:
             columns["teacher"] = teacher.columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -310,7 +311,7 @@ class DistillationTrainer(Trainer):
         with self._plain_student():
             student: Any = self.model
             # A checkpoint keeps the weights exactly, so that a resumed run continues from them.
-            is_result = not folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+            is_result = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is None
             dtype = precision.saved_dtype(student) if is_result and self.args.should_save else None
             if dtype is not None:
                 whole = student.state_dict() if state_dict is None else state_dict

@@ -63,7 +63,7 @@ def load_student(args: DistillationConfig, trained: bool = False) -> PreTrainedM
         return trained_adapter("model", name, folder, model, trainable=not trained)
     if args.peft_config:
         return new_adapter(model, args)
-    if "dtype" not in kwargs:
+    if "dtype" not in kwargs and not getattr(model, "is_quantized", False):
         save_as(model, stored_dtype(read_config("model", base, args)))
     return model
 
