@@ -12,7 +12,7 @@ from fastkd.corpora.vocabulary import require_same_tokens
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading.adapters import base_name
 from fastkd.trainer.loading.configs import read_config, require_name
-from fastkd.trainer.loading.names import expanded, reason
+from fastkd.trainer.loading.names import expanded, reason, trouble_in
 from fastkd.trainer.teachers import TeacherSource
 
 # Patterns of the files in which tokenizers of all kinds are saved.
@@ -67,7 +67,9 @@ def _at(field: str, name: str, args: DistillationConfig) -> PreTrainedTokenizerB
         return AutoTokenizer.from_pretrained(expanded(name), trust_remote_code=args.trust_remote_code)
     except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
         if folder.is_dir():
-            raise ValueError(f"{field} {name!r}: its tokenizer could not be read: {reason(error)}") from error
+            has_config = (folder / "config.json").is_file()
+            why = (trouble_in(folder, field, weights=False) if has_config else None) or reason(error)
+            raise ValueError(f"{field} {name!r}: its tokenizer could not be read: {why}") from error
         read_config(field, name, args)  # raises an error if there is no such model
         return None
 
