@@ -24,16 +24,17 @@ from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
+from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
 from fastkd.runs.output_directory import refuse_inputs
-from fastkd.runs.sources import load_teacher_model, require_model
 from fastkd.runs.train import load_data
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
+from fastkd.trainer.loading import check_tokens_of, load_teacher_model
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
 from fastkd.trainer.row_limits import check_rows
 from fastkd.trainer.sides import name_padding
-from fastkd.trainer.teachers import LiveTeacher
+from fastkd.trainer.teachers import LiveTeacher, require_model
 
 logger = logging.getLogger(__name__)
 
@@ -166,11 +167,10 @@ class _Source:
                 "set cache_kind: topk"
             )
         self.columns = int(self.teacher.columns)  # type: ignore[arg-type]
-        if tokenizer is not None and task.name != "classification" and len(tokenizer) > self.columns:
-            raise ValueError(
-                f"the tokenizer has {len(tokenizer)} tokens and the teacher {self.columns} output columns: "
-                "set model to a student with the teacher's tokenizer"
-            )
+        check_tokens_of(model, tokenizer, args)
+        tokens = 0 if tokenizer is None or task.name == "classification" else len(tokenizer)
+        if (trouble := too_narrow(tokens, {"teacher": self.columns})) is not None:
+            raise ValueError(f"{trouble}: set model to a student with the teacher's tokenizer")
         pad = getattr(tokenizer, "pad_token_id", None)
         self.collate = Collator(task, 0 if pad is None else pad)
         if task.name == "classification":

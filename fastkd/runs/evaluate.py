@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback
 
 from fastkd.corpora.decode import Answer, Question, asks, decode, questions
 from fastkd.corpora.rows import load_rows
@@ -21,9 +22,10 @@ from fastkd.directories import require_writable, writing_to
 from fastkd.runs import report, scores
 from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.progress import Progress
-from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
+from fastkd.runs.sources import name_classes
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.teachers import BaseTeacher
+from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
+from fastkd.trainer.teachers import BaseTeacher, TeacherSource
 from fastkd.trainer.trainer import DistillationTrainer
 
 ADAPTER = "adapter_config.json"
@@ -58,6 +60,7 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
         raise ValueError("eval_file is not set: give held-out data, or dataset and eval_split")
     name_classes(args, rows)
     tokenizer = load_tokenizer(args)
+    check_tokens(args, tokenizer)
     encoded = task.tokenize(rows, tokenizer, args, "eval_file")
     layout = task.layout_of(rows.column_names, "eval_file")
     asked = questions(rows, task, tokenizer, args, "eval_file") if asks(task, layout) else []
@@ -109,26 +112,11 @@ def load_model(args: DistillationConfig, name: str) -> Any:
     """A trained model or adapter, as it was saved.
 
     Raises:
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or lacks weights.
     """
     args = copy.copy(args)
     args.model, args.model_init, args.peft_config = name, "pretrained", None
-    if not (Path(name) / ADAPTER).is_file():
-        return load_student(args)
-    import peft
-
-    if not (Path(name) / "adapter_model.safetensors").is_file():
-        raise ValueError(f"model {name!r} has no adapter_model.safetensors, and pickled weights are not read")
-    kinds = {
-        "causal_lm": peft.AutoPeftModelForCausalLM,
-        "seq2seq": peft.AutoPeftModelForSeq2SeqLM,
-        "classification": peft.AutoPeftModelForSequenceClassification,
-    }
-    try:
-        return kinds[args.task].from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"model {name!r} could not be loaded: {reason}") from error
+    return load_student(args, trained=True)
 
 
 def _looking_only(args: DistillationConfig) -> DistillationConfig:
@@ -201,7 +189,7 @@ class _Look:
         self, student: Any, teacher: Any, measured: dict[str, float]
     ) -> tuple[dict[str, Any], dict[str, list[str]]]:
         """As :meth:`at`, for the teacher, whose perplexity was measured together with the student's."""
-        own = isinstance(teacher, PreTrainedModel)
+        own = isinstance(teacher, nn.Module)
         found = report.teacher_part(measured, teacher.num_parameters() if own else None)
         if not own and not isinstance(teacher, BaseTeacher):  # nothing more can be measured of a cache
             return found, {}

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset, Value
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fastkd.corpora.conversations import conversation, listed_messages
 from fastkd.corpora.decode import Answer, Question, decode, questions
@@ -28,14 +28,15 @@ from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, w
 from fastkd.corpora.store.manifest import GENERATED
 from fastkd.corpora.tasks import TASKS, Task
 from fastkd.corpora.turns import as_content
+from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
 from fastkd.files import file_digest
 from fastkd.runs import report
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.scores import sentence_scorer
-from fastkd.runs.sources import load_teacher_model, load_tokenizer, require_model
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.teachers import LiveTeacher
+from fastkd.trainer.loading import load_teacher_model, load_tokenizer, teacher_tokenizer
+from fastkd.trainer.teachers import LiveTeacher, require_model
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ def generate(args: DistillationConfig) -> Manifest:
         rows = load_rows("train_file", args)
         if rows is None:
             raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
-        made = generate_rows(load_teacher_model(args), _tokenizer(args), rows, folder, args)
+        own = teacher_tokenizer(args)
+        tokenizer = load_tokenizer(args) if own is None else own
+        made = generate_rows(load_teacher_model(args), tokenizer, rows, folder, args)
     cut, empty = made.notes["cut"], made.notes["empty"]
     if cut:
         logger.warning(
@@ -79,13 +82,6 @@ def generate(args: DistillationConfig) -> Manifest:
     if empty:
         logger.warning("%d of %d answers are empty and will not be trained on", empty, made.rows)
     return made
-
-
-def _tokenizer(args: DistillationConfig) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(args.teacher, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError):
-        return load_tokenizer(args)
 
 
 def generate_rows(
@@ -121,6 +117,8 @@ def generate_rows(
     asked = questions(rows, task, tokenizer, args, "train_file")
     hashes = [_row_hash(rows[question.row]) for question in asked]
     model = LiveTeacher(teacher, task, fused=False)
+    if (trouble := too_narrow(len(tokenizer), {"teacher": model.columns})) is not None:
+        raise ValueError(f"{trouble}: save the teacher's own tokenizer beside it")
     made_from = {
         "task": task.name,
         "generation_mode": args.generation_mode,

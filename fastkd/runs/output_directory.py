@@ -13,7 +13,7 @@ from typing import Any
 from fastkd import files
 from fastkd.corpora.store.manifest import differences
 from fastkd.runs import report
-from fastkd.runs.sources import TeacherSource
+from fastkd.trainer.teachers import TeacherSource
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
 

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from huggingface_hub import get_token
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from fastkd.runs.sources import TeacherSource
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.loading import adapter_trouble
 from fastkd.trainer.steps import no_step
+from fastkd.trainer.teachers import TeacherSource
 
 # Packages of the services in report_to whose names differ from the service's.
 PACKAGES = {
@@ -85,18 +86,12 @@ def _insides(args: DistillationConfig) -> Iterator[Refusal]:
 
 
 def _adapter(args: DistillationConfig) -> Iterator[Refusal]:
-    if args.peft_config and args.model_init == "scratch":
-        yield Refusal(
-            "adapter_on_noise",
-            "with peft_config only an adapter learns, and model_init: scratch leaves random weights under it",
-            "set model_init: pretrained, or leave out peft_config",
-        )
-    if TeacherSource.parse(args.teacher).is_base and not args.peft_config:
-        yield Refusal(
-            "base_without_adapter",
-            "teacher: base is the student without its adapter, and it has none",
-            "set peft_config, for example {peft_type: LORA, r: 8}",
-        )
+    try:
+        trouble = adapter_trouble(args)
+    except ValueError:
+        return  # the student cannot be found, which is said where it is loaded
+    if trouble is not None:
+        yield Refusal(*trouble)
 
 
 def _fused_classifier(args: DistillationConfig) -> Iterator[Refusal]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,17 +29,11 @@ from fastkd.runs.evaluate import classified
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.refusals import refuse
-from fastkd.runs.sources import (
-    TeacherSource,
-    load_student,
-    load_teacher,
-    load_tokenizer,
-    name_classes,
-    needs_answer,
-)
+from fastkd.runs.sources import name_classes, needs_answer
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.teachers import Teacher
+from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
+from fastkd.trainer.teachers import Teacher, TeacherSource
 from fastkd.trainer.trainer import DistillationTrainer
 
 
@@ -70,7 +65,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
 
 def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]:
     record = open_record(args)
-    data = load_data(args)
+    data = load_data(args, reads_teacher=command == "distill")
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
     first = load_student(args)
@@ -94,7 +89,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
     found[name], main_process = trained(args, name, first)
     del first
     if command == "distill":
-        size = shared.num_parameters() if isinstance(shared, PreTrainedModel) else None
+        size = shared.num_parameters() if isinstance(shared, nn.Module) else None
         found["teacher"] = report.teacher_part(found[name]["eval"], size)
         if args.control:
             control = control_of(args)
@@ -117,11 +112,15 @@ class Data:
     raw: dict[str, Any]
 
 
-def load_data(args: DistillationConfig) -> Data:
+def load_data(args: DistillationConfig, reads_teacher: bool = True) -> Data:
     """The tokenizer and the encoded data sets. For classification it also sets ``args.class_names`` if unset.
 
+    Args:
+        args: the configuration.
+        reads_teacher: whether the model that ``teacher`` names will read the encoded data.
+
     Raises:
-        ValueError: no training data, or data that cannot be read.
+        ValueError: no training data, data that cannot be read, or a teacher with other tokens.
     """
     raw = {field: load_rows(field, args) for field in ("train_file", "eval_file")}
     if raw["train_file"] is None:
@@ -131,6 +130,8 @@ def load_data(args: DistillationConfig) -> Data:
         )
     name_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)
+    if reads_teacher:
+        check_tokens(args, tokenizer)
     encoded = {
         field: None
         if rows is None

@@ -74,6 +74,7 @@ class DistillationConfig(TrainingArguments):
     # `TrainingArguments` parses JSON text for these when it comes from a command line.
     _VALID_DICT_FIELDS = [  # noqa: RUF012  an attribute of the base class
         *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
         "teacher_model_init_kwargs",
         "column_mapping",
         "chat_template_kwargs",
@@ -85,11 +86,21 @@ class DistillationConfig(TrainingArguments):
     task: str = field(
         default="causal_lm", metadata={"help": "Task of both models: causal_lm, seq2seq or classification."}
     )
-    model: str | None = field(default=None, metadata={"help": "Student: a directory or hub id."})
+    model: str | None = field(
+        default=None, metadata={"help": "Student: a directory or hub id; an adapter's is trained further."}
+    )
     model_init: str = field(
         default="pretrained",
         metadata={
             "help": "pretrained loads the weights of `model`; scratch takes its config and draws new weights."
+        },
+    )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keywords of from_pretrained for the student (dtype, attn_implementation, "
+            "quantization_config, ...). Without a dtype it is trained in float32 and saved in that of "
+            "its files."
         },
     )
     teacher: str | None = field(

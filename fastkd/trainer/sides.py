@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fastkd.corpora.contexts import evaluating
 from fastkd.corpora.tasks import Task
+from fastkd.corpora.vocabulary import too_narrow
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head, output_width
 from fastkd.trainer.models import LinearHead
@@ -75,6 +76,12 @@ def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: A
         ValueError: different numbers of classes, or widths that differ by more than padding or by columns
             that are not known to be padding.
     """
+    if hasattr(tokenizer, "__len__") and task.name != "classification":
+        columns = {"student": output_width(model)}
+        if teacher is not None:
+            columns["teacher"] = teacher.columns
+        if (trouble := too_narrow(len(tokenizer), columns)) is not None:
+            raise ValueError(f"{trouble}: the two were made for different vocabularies")
     if teacher is None:
         return None
     if task.name == "classification":
@@ -89,11 +96,6 @@ def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: A
         raise ValueError(
             f"the student has {widths[0]} output columns and the teacher {widths[1]}: "
             "give the tokenizer as processing_class to tell padding from tokens"
-        )
-    if len(tokenizer) > min(widths):
-        raise ValueError(
-            f"the student has {widths[0]} output columns and the teacher {widths[1]}, "
-            f"but the tokenizer has {len(tokenizer)} tokens: the two were made for different vocabularies"
         )
     return min(widths)
 

@@ -73,6 +73,13 @@ class DistilledStudent(nn.Module):
         self.options = options
         self.matching = matching
 
+    @property
+    def _hf_peft_config_loaded(self) -> bool:
+        """`Trainer` accepts a quantised model if this is set. The student itself is checked before
+        (``sides.check_trainable``); `Trainer` sees only this wrapper, and not the adapter inside it.
+        """
+        return True
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,23 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 
 from fastkd.corpora.known_columns import columns_of, converted
+from fastkd.corpora.listing import listed
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator, unread_phrase
 from fastkd.corpora.tasks.encoded import ENCODED
 from fastkd.directories import writing_to
-from fastkd.trainer import saving
+from fastkd.trainer import precision, saving
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.guarded import GuardedTrainer
+from fastkd.trainer.loading import check_tokens_of, load_sides, own_tokenizer
+from fastkd.trainer.loading.weights import lost
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
+from fastkd.trainer.quantized import check_trainable, keep_differentiable
 from fastkd.trainer.row_limits import check_rows
 from fastkd.trainer.sides import (
     check_documents_are_apart,
@@ -37,7 +42,7 @@ from fastkd.trainer.sides import (
 )
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
+from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +54,17 @@ class DistillationTrainer(GuardedTrainer):
     """Trains a model on a teacher's distributions and the data's labels.
 
     Args:
-        model: the student, plain or with an adapter of `peft`. A checkpoint holds this model, and beside it
-            the projections that ``feature_matches`` learned, if any.
-        teacher: a model with the same tokenizer, frozen in place, or another
-            :class:`~fastkd.trainer.teachers.Teacher`; None needs ``kd_ratio=0`` (plain supervised training).
-            With a teacher and ``kd_ratio=0``, the student is compared with the teacher's distributions but
-            not trained on them.
+        model: the student, plain or with an adapter of `peft`, or its name, which is loaded as the field
+            ``model`` would be. A checkpoint holds this model, and beside it the projections that
+            ``feature_matches`` learned, if any.
+        teacher: a model with the same tokenizer, frozen in place, another
+            :class:`~fastkd.trainer.teachers.Teacher`, or a name as in the field ``teacher``; None needs
+            ``kd_ratio=0`` (plain supervised training). With a teacher and ``kd_ratio=0``, the student is
+            compared with the teacher's distributions but not trained on them.
         args: a :class:`DistillationConfig`; its ``task`` is the task of both models.
         train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
             columns that the task reads, which ``processing_class`` then tokenizes.
-        processing_class: the tokenizer.
+        processing_class: the tokenizer; if unset and ``model`` is a name, the one saved with that model.
         kwargs: all other arguments of :class:`transformers.Trainer`.
 
     Evaluation reports loss, kd, ce, perplexity, top-1 agreement with the teacher, and the teacher's
@@ -67,14 +73,15 @@ class DistillationTrainer(GuardedTrainer):
     than ``steps``, they are averaged over every tenth step.)
 
     Raises:
-        ValueError: ``kd_ratio`` above 0 without a teacher, vocabularies that do not match,
+        ValueError: a named model that cannot be read or lacks weights, a quantised student without an
+            adapter, ``kd_ratio`` above 0 without a teacher, vocabularies that do not match,
             ``fused_head="true"`` with a head that is not linear, weights that student and teacher share.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel | Teacher | None = None,
+        model: Any,
+        teacher: Any = None,
         args: DistillationConfig | None = None,
         data_collator: Any = None,
         train_dataset: Any = None,
@@ -83,6 +90,9 @@ class DistillationTrainer(GuardedTrainer):
         **kwargs: Any,
     ) -> None:
         args = DistillationConfig() if args is None else args
+        if isinstance(model, str) and processing_class is None:
+            processing_class = own_tokenizer("model", model, args)
+        model, teacher = load_sides(model, teacher, args)
         if args.n_gpu > 1:
             # torch.nn.DataParallel would copy the student to every GPU and leave the teacher on one.
             logger.warning("%d GPUs are visible, one is used; torchrun starts a process on each", args.n_gpu)
@@ -94,8 +104,15 @@ class DistillationTrainer(GuardedTrainer):
                 f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
             )
         task = TASKS[args.task]
+        if train_dataset is not None:
+            check_trainable(model, args)
+            keep_differentiable(model)
+            if args.gradient_match_weight and isinstance(teacher, nn.Module):
+                keep_differentiable(teacher)
         head = student_head(model, args)
         self._teacher = teacher_side(model, teacher, task, fused=head is not None)
+        if isinstance(self._teacher, LiveTeacher):
+            check_tokens_of(self._teacher.model, processing_class, args)
         vocab_size = common_columns(model, self._teacher, processing_class, task)
         matching = None
         if args.feature_matches or args.gradient_match_weight:
@@ -287,7 +304,7 @@ class DistillationTrainer(GuardedTrainer):
     # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
 
     @contextlib.contextmanager
-    def _plain_student(self) -> Iterator[nn.Module]:
+    def _plain_student(self) -> Iterator[Any]:
         outer = self.model
         self.model = self.student
         try:
@@ -308,7 +325,16 @@ class DistillationTrainer(GuardedTrainer):
             self._plain_student() as student,
             saving.generation_settings_kept(student, folder),
         ):
+            # A checkpoint keeps the weights exactly, so that a resumed run continues from them.
+            is_result = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is None
+            dtype = precision.saved_dtype(student) if is_result and self.args.should_save else None
+            if dtype is not None:
+                whole = student.state_dict() if state_dict is None else state_dict
+                state_dict = precision.cast(student, whole, dtype)
             super()._save(output_dir, state_dict)
+            if dtype is not None:
+                with precision.stated(student.config, dtype):
+                    student.config.save_pretrained(folder)
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
             matching.save(folder, learned)
@@ -321,6 +347,17 @@ class DistillationTrainer(GuardedTrainer):
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
             matching.load(Path(resume_from_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks weights. The second name of a tied weight is in no checkpoint."""
+        if missing := lost(self.model, load_result.missing_keys):
+            raise ValueError(
+                f"the checkpoint lacks {len(missing):,} of the student's weights ({listed(missing)}): it is "
+                "another model's, or damaged"
+            )
+        if load_result.unexpected_keys:
+            names = listed(load_result.unexpected_keys)
+            logger.warning("the checkpoint holds weights that the student does not have: %s", names)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

@@ -78,7 +78,7 @@ def plain_settings(path: str, text: str) -> Iterator[str]:
 
 def teacher_texts(path: str, text: str) -> Iterator[str]:
     """Only ``TeacherSource`` knows which texts of the field ``teacher`` have a meaning of their own."""
-    if path == "fastkd/runs/sources.py" or part(path) not in OUTERMOST:
+    if path == "fastkd/trainer/teachers/source.py" or part(path) not in OUTERMOST:
         return
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and node.value in ("base", "cache:"):
@@ -228,7 +228,7 @@ def test_the_kernels_are_where_the_rules_look() -> None:
     assert list(native_addresses("fastkd/elsewhere.py", native))
     assert list(environment_reads("fastkd/elsewhere.py", settings))
     assert all(name in settings for name in ENVIRONMENT)
-    teachers = (ROOT / "fastkd/runs/sources.py").read_text()
+    teachers = (ROOT / "fastkd/trainer/teachers/source.py").read_text()
     assert list(teacher_texts("fastkd/runs/elsewhere.py", teachers))
     assert all((ROOT / path).exists() for path in SETTINGS)
 
@@ -325,7 +325,7 @@ def test_the_rule_on_cycles_lets_the_rest_pass() -> None:
             "from fastkd import files, trainer\nimport fastkd.corpora",
         ),
         (plain_settings, "fastkd/trainer/config.py", "from fastkd import kd_loss\nimport torch"),
-        (teacher_texts, "fastkd/runs/sources.py", "a = 'base', 'cache:'"),
+        (teacher_texts, "fastkd/trainer/teachers/source.py", "a = 'base', 'cache:'"),
         (teacher_texts, "fastkd/runs/x.py", "a = {'teacher': 'cache:DIR'}"),
         (native_addresses, "fastkd/backends/native.py", "t.data_ptr()"),
         (native_addresses, "fastkd/ops/x.py", '"""Never calls data_ptr()."""'),

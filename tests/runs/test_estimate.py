@@ -26,8 +26,8 @@ from fastkd.runs.estimate.caches import cache_sizes
 from fastkd.runs.estimate.optimizers import optimizer_bytes
 from fastkd.runs.estimate.speed import Machine, seconds_per_step
 from fastkd.runs.estimate.text import duration, size
-from fastkd.runs.sources import load_student, load_teacher
 from fastkd.trainer import DistillationConfig, DistillationTrainer
+from fastkd.trainer.loading import load_student, load_teacher
 
 Configuration = Callable[..., DistillationConfig]
 
@@ -269,6 +269,18 @@ def test_quantised_teachers_are_smaller(workplace: Path) -> None:
     assert small < plain / 2
 
 
+def test_quantised_students_are_smaller(workplace: Path) -> None:
+    pytest.importorskip("peft")
+    args, shape = settings_of(workplace), Shape(2, 8)
+    args.peft_config = {"r": 2, "target_modules": ["q_proj"]}
+    plain = run_step(args, shape).phases["optimizer step"]["student weights"]
+    args.model_init_kwargs = {"dtype": "bfloat16"}
+    half = run_step(args, shape).phases["optimizer step"]["student weights"]
+    args.model_init_kwargs = {"quantization_config": {"load_in_4bit": True}}
+    small = run_step(args, shape).phases["optimizer step"]["student weights"]
+    assert small < half < plain
+
+
 @pytest.mark.usefixtures("no_remedies")
 def test_on_policy_keeps_keys_and_values(workplace: Path) -> None:
     args = settings_of(workplace, lmbda=0.5, max_completion_length=20)
@@ -373,7 +385,7 @@ def test_the_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "message"),
     [
         (["--model", "nowhere"], "model 'nowhere' could not be loaded"),
-        (["--teacher", "nowhere"], "teacher 'nowhere' could not be read"),
+        (["--teacher", "nowhere"], "teacher 'nowhere' could not be loaded"),
         (["--processes", "0"], "--processes must be a whole number from 1"),
     ],
 )

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.doctor import Finding, examine
-from fastkd.runs.sources import load_tokenizer
 from fastkd.trainer import DistillationConfig
+from fastkd.trainer.loading import load_tokenizer
 
 WORDS = ["<end>", "<unk>", "<pad>", *(f"w{i}" for i in range(45))]
 
@@ -55,12 +55,12 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models without weights, their tokenizer, and data without faults."""
+    """A folder with a student without weights, a teacher, their tokenizer, and data without faults."""
     folder = tmp_path_factory.mktemp("healthy")
     for name, hidden in (("student", 16), ("teacher", 24)):
-        config = llama(hidden=hidden).config
-        config.pad_token_id = 2
-        config.save_pretrained(folder / name)
+        model = llama(hidden=hidden)
+        model.config.pad_token_id = 2
+        (model if name == "teacher" else model.config).save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

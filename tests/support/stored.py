@@ -25,9 +25,9 @@ from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import manifest as manifests
 from fastkd.runs.cache import make_cache
 from fastkd.runs.generate import generate_rows
-from fastkd.runs.sources import load_teacher_model
 from fastkd.runs.train import load_data, run
 from fastkd.trainer import DistillationConfig
+from fastkd.trainer.loading import load_teacher_model
 
 LETTERS = ["<end>", *(chr(97 + i) for i in range(26)), "Ġ", *(chr(65 + i) for i in range(20))]
 CHAT = "{% for m in messages %}{{ m.content }} {% endfor %}"

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.families import bert, class_rows, gpt2, t5
 from support.tiny import llama, rows
 
 peft = pytest.importorskip("peft")
 
 from fastkd.corpora.tasks import TASKS, Task  # noqa: E402
-from fastkd.runs.sources import load_student, load_teacher  # noqa: E402
 from fastkd.trainer import DistillationConfig, DistillationTrainer  # noqa: E402
 from fastkd.trainer.heads import find_linear_head  # noqa: E402
+from fastkd.trainer.loading import load_student, load_teacher, load_teacher_model  # noqa: E402
 from fastkd.trainer.models import Requested, multiply_out  # noqa: E402
 from fastkd.trainer.teachers import BaseTeacher  # noqa: E402
 
@@ -268,3 +269,99 @@ def test_from_the_configuration(configuration: Configuration, tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=message):
             load_student(configuration(peft_config=config, **fields))
+
+
+@pytest.fixture
+def adapter_directory(tmp_path: Path, configuration: Configuration) -> str:
+    """The result of a run that trained an adapter on ``tmp_path/base``."""
+    llama(0).save_pretrained(tmp_path / "base")
+    args = configuration(
+        model=str(tmp_path / "base"),
+        peft_config={"r": 2, "target_modules": ["q_proj", "v_proj"]},
+        output_dir=str(tmp_path / "lora"),
+        learning_rate=0.1,
+    )
+    trained(args, load_student(args)).save_model()
+    return str(tmp_path / "lora")
+
+
+def test_an_adapter_directory_is_trained_further(
+    adapter_directory: str, configuration: Configuration, tmp_path: Path
+) -> None:
+    args = configuration(model=adapter_directory, learning_rate=0.1)
+    before = load_file(Path(adapter_directory) / "adapter_model.safetensors")
+    student = load_student(args)
+    assert {name for name, p in student.named_parameters() if p.requires_grad} == set(adapter(student))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    measured = load_student(args, trained=True)
+    assert not any(p.requires_grad for p in measured.parameters())
+    torch.testing.assert_close(student.eval()(ids).logits, measured(ids).logits)
+    trained(args, student).save_model(str(tmp_path / "again"))
+    after = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_an_adapter_directory_as_the_teacher(adapter_directory: str, configuration: Configuration) -> None:
+    args = configuration(teacher=adapter_directory)
+    teacher = load_teacher_model(args)
+    trainer = trained(args, llama(2), teacher)
+    assert trainer.state.global_step == 4 and not any(p.requires_grad for p in teacher.parameters())
+    ids = torch.tensor([[3, 4, 5, 6]])
+    student = load_student(configuration(model=adapter_directory), trained=True)
+    torch.testing.assert_close(teacher(ids).logits, student(ids).logits)
+
+
+def test_an_adapter_over_a_new_classification_head(configuration: Configuration, tmp_path: Path) -> None:
+    """The head is saved with the adapter, so the model under it need not have one."""
+    bert(0).bert.save_pretrained(tmp_path / "encoder")
+    fields = {"task": "classification", "class_names": ["a", "b", "c", "d", "e"]}
+    args = configuration(
+        **fields,
+        model=str(tmp_path / "encoder"),
+        peft_config={"r": 2, "target_modules": ["query"]},
+        kd_ratio=0.0,
+    )
+    student = load_student(args)
+    trainer = DistillationTrainer(student, None, args, train_dataset=class_rows())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "lora"))
+    again = load_student(configuration(**fields, model=str(tmp_path / "lora")), trained=True)
+    teacher = load_teacher_model(configuration(**fields, teacher=str(tmp_path / "lora")))
+    ids = torch.tensor([[3, 4, 5]])
+    for model in (again, teacher):
+        torch.testing.assert_close(model(ids).logits, student.eval()(ids).logits)
+
+
+def test_adapter_directories_that_do_not_fit(
+    adapter_directory: str, configuration: Configuration, tmp_path: Path
+) -> None:
+    args = configuration(model=adapter_directory, teacher=adapter_directory)
+    path = Path(adapter_directory) / "adapter_model.safetensors"
+    whole = load_file(path)
+    save_file({name: value for name, value in whole.items() if "v_proj" not in name}, path)
+    for load, side in ((load_student, "model"), (load_teacher_model, "teacher")):
+        with pytest.raises(ValueError, match=f"^{side} .*2 of the adapter's 4 weights are missing.*v_proj"):
+            load(args)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"has no adapter_model\.safetensors"):
+        load_student(args)
+    save_file(whole, path)
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"model '.*base' could not be loaded: there is no such directory"):
+        load_student(args)
+
+
+def test_settings_of_an_adapter_that_contradict_each_other(
+    adapter_directory: str, configuration: Configuration, tmp_path: Path
+) -> None:
+    base = str(tmp_path / "base")
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    for fields, message in (
+        ({"model": adapter_directory, "peft_config": lora}, "is an adapter already"),
+        ({"model": adapter_directory, "model_init": "scratch"}, "random weights under it"),
+        ({"model": base, "peft_config": lora, "model_init": "scratch"}, "random weights under it"),
+        ({"model": base, "teacher": "base"}, "teacher: base is the student without its adapter"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_student(configuration(**fields))

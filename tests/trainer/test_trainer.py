@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from support.tiny import VOCAB, llama, rows
 from transformers import AutoModelForCausalLM
 
-from fastkd.runs.sources import load_student, load_teacher_model
 from fastkd.trainer import DistillationConfig, DistillationTrainer
+from fastkd.trainer.loading import load_student, load_teacher_model
 
 Configuration = Callable[..., DistillationConfig]
 

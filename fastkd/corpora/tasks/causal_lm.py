@@ -149,8 +149,8 @@ class CausalLM(Task):
 
     def what_was_cut(self, args: TaskSettings) -> str:
         return (
-            f"texts are longer than max_length={args.max_length} and were cut: raise max_length, or, for texts "
-            "without prompts, set packing: true"
+            f"texts are longer than max_length={args.max_length} and were cut: raise max_length, or, for "
+            "texts without prompts, set packing: true"
         )
 
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import copy
 
-from fastkd.runs.doctor import cache, conversations, labels, machine, output, quality, settings, vocabulary
+from fastkd.runs.doctor import (
+    cache,
+    conversations,
+    labels,
+    machine,
+    output,
+    quality,
+    settings,
+    vocabulary,
+    weights,
+)
 from fastkd.runs.doctor.findings import Case, Finding
 from fastkd.trainer.config import DistillationConfig
 
@@ -12,7 +22,7 @@ __all__ = ["Finding", "examine", "examined"]
 
 ORDER = ("error", "warning", "note")
 # Checks that load weights run last: they are skipped if an earlier check could not read its input.
-THEMES = (output, settings, vocabulary, labels, conversations, cache, machine, quality)
+THEMES = (output, settings, weights, vocabulary, labels, conversations, cache, machine, quality)
 
 
 def examine(args: DistillationConfig, fast: bool = False) -> list[Finding]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import TASKS
-from fastkd.runs.estimate.models import read_config
-from fastkd.runs.sources import TeacherSource, load_tokenizer, look_at
+from fastkd.runs.sources import look_at
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.loading import load_tokenizer, read_config, teacher_tokenizer
+from fastkd.trainer.teachers import TeacherSource
 
 Severity = Literal["error", "warning", "note"]
 
@@ -96,14 +97,9 @@ class Case:
     @functools.cached_property
     def teacher_tokenizer(self) -> Any:
         """The teacher's own tokenizer; None where the teacher has none."""
-        if not self.teacher.is_model:
+        if self.teacher_config is None:
             return None
-        try:
-            return AutoTokenizer.from_pretrained(
-                self.args.teacher, trust_remote_code=self.args.trust_remote_code
-            )
-        except (OSError, ValueError):
-            return None
+        return self._try("teacher_tokenizer", lambda: teacher_tokenizer(self.args))
 
     @functools.cached_property
     def train(self) -> Sample | None:
@@ -154,9 +150,3 @@ def count(some: int, of: int) -> str:
 def percent(share: float) -> str:
     """``8 %`` or ``0.12 %``: two digits, and all of them from 10 on."""
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
-
-
-def listed(items: list[str], most: int = 3) -> str:
-    """The first ``most`` items, and how many more there are."""
-    shown = ", ".join(items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most:,} more"

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.doctor.machine import head_finding
-from fastkd.runs.sources import load_student, load_teacher_model
 from fastkd.trainer.heads import find_linear_head
+from fastkd.trainer.loading import load_student, load_teacher_model
 from fastkd.trainer.models import LinearHead, forward, multiply_out
 from fastkd.trainer.objective import means, measure
 from fastkd.trainer.sides import name_padding

@@ -10,6 +10,8 @@ import torch
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.refusals import refusals
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.loading import adapter_folder
+from fastkd.trainer.quantized import QUANTISED, QUANTISED_REMEDY
 from fastkd.trainer.steps import no_step
 
 LONG_RUN = 1_000
@@ -150,6 +152,32 @@ def same_model(case: Case) -> Iterator[Finding]:
         )
 
 
+def adapter(case: Case) -> Iterator[Finding]:
+    """A quantised student that has no adapter to train."""
+    if case.args.peft_config or any(refusals(case.args)):
+        return
+    if adapter_folder("model", case.args.model) is None and _is_quantised(case):
+        yield Finding("error", "quantised_without_adapter", QUANTISED, QUANTISED_REMEDY)
+
+
+def _is_quantised(case: Case) -> bool:
+    return getattr(case.student_config, "quantization_config", None) is not None
+
+
+def sixteen_bits(case: Case) -> Iterator[Finding]:
+    """A student whose weights are 16 bits wide while it is trained."""
+    kwargs = case.args.model_init_kwargs
+    dtype = str(kwargs.get("dtype", "")).removeprefix("torch.") if isinstance(kwargs, dict) else ""
+    if dtype in ("bfloat16", "float16") and not case.args.peft_config:
+        yield Finding(
+            "warning",
+            "student_in_16_bits",
+            f"model_init_kwargs: the weights are trained in {dtype}, which rounds small updates away",
+            "leave dtype out: the weights are trained in float32 and saved in the dtype of their files; "
+            "bf16: true makes the arithmetic as fast",
+        )
+
+
 def control(case: Case) -> Iterator[Finding]:
     if case.args.control and case.args.kd_ratio == 0:
         yield Finding(
@@ -206,6 +234,8 @@ CHECKS: tuple[Check, ...] = (
     mixtures,
     on_policy,
     same_model,
+    adapter,
+    sixteen_bits,
     control,
     warmup,
     saving,

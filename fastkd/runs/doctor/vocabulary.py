@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastkd.runs.doctor.findings import Case, Check, Finding, listed
+from fastkd.corpora.listing import listed
+from fastkd.corpora.vocabulary import REMEDY, compare, examples, too_narrow
+from fastkd.runs.doctor.findings import Case, Check, Finding
 
 TEXTS = 50
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -21,15 +23,15 @@ def columns(case: Case) -> Iterator[Finding]:
         for side, config in (("student", case.student_config), ("teacher", case.teacher_config))
         if config is not None
     }
-    narrow = {side: width for side, width in widths.items() if width < tokens}
-    for side, width in narrow.items():
+    narrow = too_narrow(tokens, widths)
+    if narrow is not None:
         yield Finding(
             "error",
             "vocabulary_too_small",
-            f"the tokenizer has {tokens:,} tokens and the {side} {width:,} columns",
+            narrow,
             "choose a student and a teacher that were made for the same tokenizer",
         )
-    if not narrow and len(set(widths.values())) == 2:
+    elif len(set(widths.values())) == 2:
         yield Finding(
             "note",
             "vocabulary_padding",
@@ -44,28 +46,24 @@ def contents(case: Case) -> Iterator[Finding]:
     ours, theirs = case.tokenizer, case.teacher_tokenizer
     if ours is None or theirs is None:
         return
-    mine = {number: token for token, number in ours.get_vocab().items()}
-    other = {number: token for token, number in theirs.get_vocab().items()}
-    both = sorted(mine.keys() & other.keys())
-    wrong = [number for number in both if mine[number] != other[number]]
-    if wrong:
-        examples = listed([f"{n} is {mine[n]!r} and {other[n]!r}" for n in wrong])
-        yield Finding(
-            "error",
-            "vocabulary_contents",
-            f"{len(wrong):,} of {len(both):,} token numbers mean another token to the teacher than to the "
-            f"student: {examples}",
-            "distil between models of one tokenizer, or sequence-level: fastkd generate, then train_file: "
-            "DIR",
-        )
+    found = compare(ours, theirs)
+    if found.trouble is not None:
+        yield Finding("error", "vocabulary_contents", found.trouble, REMEDY)
         return
-    for side, own, rest in (("student", mine, other), ("teacher", other, mine)):
-        only = sorted(own.keys() - rest.keys())
+    if found.renamed:
+        yield Finding(
+            "note",
+            "special_tokens_renamed",
+            f"{len(found.renamed):,} special tokens have another name on the teacher's side: "
+            f"{examples(found.renamed)}",
+            "keep texts with these tokens out of the data",
+        )
+    for side, only in (("student", found.student_only), ("teacher", found.teacher_only)):
         if only:
             yield Finding(
                 "warning" if side == "student" else "note",
                 f"tokens_of_{side}_only",
-                f"{len(only):,} tokens are in the {side}'s vocabulary only: {listed([own[n] for n in only])}",
+                f"{len(only):,} tokens are in the {side}'s vocabulary only: {listed(only)}",
                 "keep texts with these tokens out of the data: the teacher never learned them"
                 if side == "student"
                 else "",

@@ -15,8 +15,8 @@ from fastkd.runs.estimate.lengths import Lengths, lengths
 from fastkd.runs.estimate.remedies import Remedy, remedies
 from fastkd.runs.estimate.speed import Machine, measure, seconds_per_step
 from fastkd.runs.estimate.step import Shape, Step, run_step
-from fastkd.runs.sources import TeacherSource
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.teachers import TeacherSource
 
 __all__ = ["Estimate", "Shape", "Step", "estimate", "free_bytes", "run_step"]
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.runs.estimate.step import Shape
-from fastkd.runs.sources import load_tokenizer, look_at
+from fastkd.runs.sources import look_at
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.loading import load_tokenizer
 
 BATCHES = 200
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from fastkd import SparseTeacher
 from fastkd.corpora.store.manifest import HEAD, NAME, Manifest
 from fastkd.corpora.tasks import TASKS, Batch, Task
-from fastkd.runs.sources import TeacherSource, load_student
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import declared_head, output_width
+from fastkd.trainer.loading import adapter_folder, build_student, read_config
+from fastkd.trainer.loading.adapters import untrained_copy
 from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, ModelOutput, Requested
-from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher
+from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher, TeacherSource
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Sides:
 
     Attributes:
         student: with its adapter, in training mode.
+        student_bytes: bytes of its weights as the run will keep them, quantised or not.
         head: the student's linear head if the run uses the fused loss, else the reason why it does not.
         teacher: the teacher; None to train on the labels alone.
         teacher_weights: weights of a live teacher or of a cached head; empty if the teacher has none itself.
@@ -36,6 +36,7 @@ class Sides:
     """
 
     student: Any
+    student_bytes: int
     head: LinearHead | str
     teacher: Teacher | None
     teacher_weights: list[Tensor]
@@ -50,9 +51,9 @@ def build(args: DistillationConfig) -> Sides:
         ValueError: a configuration cannot be read.
     """
     task = TASKS[args.task]
-    empty = copy.copy(args)
-    empty.model_init = "scratch"
-    student = load_student(empty)
+    student = build_student(args)
+    own = [*student.parameters(), *student.buffers()]
+    student_bytes = _kept_bytes(student, own, args.model_init_kwargs)
     classifies = task.name == "classification"
     columns = int((student.config.num_labels if classifies else output_width(student)) or 0)
     head: LinearHead | str = "a classifier has few columns and no fused loss"
@@ -61,21 +62,29 @@ def build(args: DistillationConfig) -> Sides:
     fused = isinstance(head, LinearHead)
     source = TeacherSource.parse(args.teacher)
     if source.kind == "none":
-        return Sides(student, head, None, [], 0, columns)
+        return Sides(student, student_bytes, head, None, [], 0, columns)
     if source.is_base:
         base = BaseTeacher(student, task, fused=False)
         base.head = head if isinstance(head, LinearHead) else None
-        return Sides(student, head, base, [], 0, columns)
+        return Sides(student, student_bytes, head, base, [], 0, columns)
     if source.cache is not None:
         stored = StoredTeacher(source.cache, args, columns, hidden_size(student))
         weights = [] if stored.weight is None else [stored.weight]
-        return Sides(student, head, stored, weights, _bytes(weights), columns)
+        return Sides(student, student_bytes, head, stored, weights, _bytes(weights), columns)
     model = _teacher_model(args, task)
     live: Any = LiveTeacher(model, task, fused=False)
     if fused and isinstance(found := declared_head(model), LinearHead):
         live.head = found
     weights = [*model.parameters(), *model.buffers()]
-    return Sides(student, head, live, weights, _kept_bytes(model, weights, args), columns)
+    return Sides(
+        student,
+        student_bytes,
+        head,
+        live,
+        weights,
+        _kept_bytes(model, weights, args.teacher_model_init_kwargs),
+        columns,
+    )
 
 
 def _teacher_model(args: DistillationConfig, task: Task) -> Any:
@@ -89,24 +98,11 @@ def _teacher_model(args: DistillationConfig, task: Task) -> Any:
     more = {name: kwargs[name] for name in ("attn_implementation",) if name in kwargs}
     if task.name == "classification" and args.class_names:
         config.num_labels = len(args.class_names)
-    return task.auto_class.from_config(
+    model = task.auto_class.from_config(
         config, dtype=dtype or torch.float32, trust_remote_code=args.trust_remote_code, **more
     )
-
-
-def read_config(field: str, name: str | None, args: DistillationConfig) -> Any:
-    """The ``config.json`` of ``model`` or ``teacher``.
-
-    Raises:
-        ValueError: the field is not set, or its configuration cannot be read.
-    """
-    if name is None:
-        raise ValueError(f"{field} is not set: give a directory or a hub id")
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{field} {name!r} could not be read: {reason}") from error
+    folder = adapter_folder("teacher", args.teacher)
+    return model if folder is None else untrained_copy(model, folder, "teacher")
 
 
 def hidden_size(model: Any) -> int:
@@ -118,15 +114,17 @@ def _bytes(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _kept_bytes(model: nn.Module, weights: list[Tensor], args: DistillationConfig) -> int:
-    """Bytes of the weights under ``quantization_config``: linear layers except the head in 4 or 8 bits."""
-    bits = _bits(args.teacher_model_init_kwargs)
+def _kept_bytes(model: nn.Module, weights: list[Tensor], kwargs: Any) -> int:
+    """Bytes of the weights, of which ``quantization_config`` keeps frozen linear layers in 4 or 8 bits."""
+    bits = _bits(kwargs)
     seen = {id(t): t for t in weights}  # tied weights count once
     if bits is None:
         return _bytes(list(seen.values()))
     head = getattr(model, "get_output_embeddings", lambda: None)()
     linear = {
-        id(m.weight): m.weight.numel() for m in model.modules() if type(m) is nn.Linear and m is not head
+        id(m.weight): m.weight.numel()
+        for m in model.modules()
+        if type(m) is nn.Linear and m is not head and not m.weight.requires_grad
     }
     rest = [t for key, t in seen.items() if key not in linear]
     return _bytes(rest) + int(sum(linear.values()) * (bits / 8) * 1.06)  # 6 % for the blocks' scales

@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from fastkd.runs.estimate.step import Shape, Step, checkpoints_activations, run_step
-from fastkd.runs.sources import TeacherSource
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.teachers import TeacherSource
 
 # A setting that saves less than this fraction of the peak is not listed.
 WORTH = 0.05

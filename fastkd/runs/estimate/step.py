@@ -172,6 +172,8 @@ class _Run:
         meter.name([*sides.student.parameters(), *sides.student.buffers()], "student weights", shares)
         if shares > 1:  # a layer is gathered whole while it runs: counts the largest
             meter.live["student weights"] += max(map(_weight_bytes, _layers(sides.student)), default=0)
+        own = {id(t): t for t in [*sides.student.parameters(), *sides.student.buffers()]}
+        meter.live["student weights"] += (sides.student_bytes - _bytes(list(own.values()))) // shares
         meter.name(sides.teacher_weights, "teacher weights")
         raw = sum(t.numel() * t.element_size() for t in {id(t): t for t in sides.teacher_weights}.values())
         meter.live["teacher weights"] += sides.teacher_bytes - raw
@@ -202,10 +204,9 @@ class _Run:
 
     def weights_alone(self, reason: str) -> Step:
         """The result without running the models: weights, gradients and optimizer state."""
-        weights = _bytes([*self.sides.student.parameters(), *self.sides.student.buffers()])
         phase = Counter(
             {
-                "student weights": weights // self.shards,
+                "student weights": self.sides.student_bytes // self.shards,
                 "teacher weights": self.sides.teacher_bytes,
                 "gradients": _bytes(self.trained) // self.shards,
                 "optimizer state": optimizer_bytes(self.optim, self.args.optim_args, self.trained)

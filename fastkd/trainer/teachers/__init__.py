@@ -3,5 +3,6 @@
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
+from fastkd.trainer.teachers.source import TeacherSource, require_model
 
-__all__ = ["BaseTeacher", "CachedTeacher", "LiveTeacher", "Teacher"]
+__all__ = ["BaseTeacher", "CachedTeacher", "LiveTeacher", "Teacher", "TeacherSource", "require_model"]

@@ -17,6 +17,7 @@ def test_nothing_is_found_in_a_healthy_configuration(healthy_findings: dict[str,
 
 
 ADAPTER = {"peft_type": "LORA", "r": 4}
+FOUR_BITS = {"quantization_config": {"load_in_4bit": True}}
 
 FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "weight": 1.0}]
 
@@ -53,6 +54,13 @@ FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "wei
         ),
         ({"peft_config": ADAPTER}, "adapter_on_noise", "error", "random weights"),
         ({"teacher": "base"}, "base_without_adapter", "error", "base"),
+        (
+            {"model": "teacher", "model_init": "pretrained", "model_init_kwargs": FOUR_BITS},
+            "quantised_without_adapter",
+            "error",
+            "do not learn",
+        ),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "student_in_16_bits", "warning", "bfloat16"),
         ({"task": "classification", "fused_head": "true"}, "fused_classifier", "error", "fused_head"),
         ({"control": True, "kd_ratio": 0.0}, "control_of_nothing", "warning", "control"),
         ({"learning_rate": 0.0}, "learning_rate", "error", "learning_rate: 0"),

@@ -35,6 +35,18 @@ def test_the_same_number_for_another_token(place: Path) -> None:
     assert "10 is 'w7' and 'w10', 11 is 'w8' and 'w9', 12 is 'w9' and 'w8' and 1 more" in finding.found
 
 
+def test_a_reserved_token_with_another_name(place: Path) -> None:
+    made = tokenizer([*WORDS[:-1], "<tool>"])
+    made.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    made.save_pretrained("teacher")
+    ours = tokenizer([*WORDS[:-1], "<reserved>"])
+    ours.add_special_tokens({"additional_special_tokens": ["<reserved>"]})
+    ours.save_pretrained("student")
+    found = look()
+    assert found["special_tokens_renamed"].severity == "note" and "vocabulary_contents" not in found
+    assert "47 is '<reserved>' and '<tool>'" in found["special_tokens_renamed"].found
+
+
 def test_tokens_that_only_one_side_has(place: Path) -> None:
     tokenizer([*WORDS, "extra"]).save_pretrained("teacher")
     edit("teacher/config.json", vocab_size=49)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastkd.runs.sources import TeacherSource, require_model
+from fastkd.trainer.teachers import TeacherSource, require_model
 
 
 @pytest.mark.parametrize(
