@@ -13,9 +13,9 @@ from typing import Any
 from fastkd import files
 from fastkd.corpora.store.manifest import differences
 from fastkd.runs import report
-from fastkd.trainer.teachers import TeacherSource
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.teachers import TeacherSource
 
 logger = logging.getLogger(__name__)
 
