@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from fastkd.corpora.languages import prepare_model
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
@@ -25,6 +26,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
 from fastkd.runs.sources import load_teacher_model, require_model
 from fastkd.runs.train import load_data
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
@@ -54,6 +56,7 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
     if args.world_size > 1:
         raise ValueError(f"a cache is made by one process, not {args.world_size}: start it without torchrun")
     args = copy.copy(args)
+    zero.leave(args)
     args.model = args.model or args.teacher  # for its tokenizer
     data = load_data(args)
     model = load_teacher_model(args)
@@ -144,6 +147,8 @@ class _Source:
 
     def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
         self.task, self.args = task, args
+        if task.name == "seq2seq":
+            prepare_model(model, tokenizer, args)
         self.kind = args.cache_kind
         # The head is kept apart, so that logits are computed only at targets, and a few at a time.
         self.teacher = LiveTeacher(model, task, fused=task.name != "classification")

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fastkd.corpora.decode import Answer, Question, decode, questions
+from fastkd.corpora.languages import languages_of, prepare_model, set_languages
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
@@ -30,6 +31,7 @@ from fastkd.files import file_digest
 from fastkd.runs import report
 from fastkd.runs.scores import sentence_scorer
 from fastkd.runs.sources import load_teacher_model, load_tokenizer, require_model
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import LiveTeacher
 
@@ -58,6 +60,7 @@ def generate(args: DistillationConfig) -> Manifest:
         raise ValueError("a classifier writes no text: fastkd generate is for causal_lm and seq2seq")
     if args.world_size > 1:
         raise ValueError(f"one process generates, not {args.world_size}: start it without torchrun")
+    zero.leave(args)
     rows = load_rows("train_file", args)
     if rows is None:
         raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
@@ -75,9 +78,12 @@ def generate(args: DistillationConfig) -> Manifest:
 
 def _tokenizer(args: DistillationConfig) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(args.teacher, trust_remote_code=args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(args.teacher, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError):
         return load_tokenizer(args)
+    if args.task == "seq2seq":
+        set_languages(tokenizer, args)
+    return tokenizer
 
 
 def generate_rows(
@@ -103,6 +109,8 @@ def generate_rows(
             other settings.
     """
     task = TASKS[args.task]
+    if task.name == "seq2seq":
+        prepare_model(teacher, tokenizer, args)
     if REFERENCE in rows.column_names:
         raise ValueError(
             f"train_file has a column {REFERENCE!r} already, which is where the data's own answers go: "
@@ -120,6 +128,7 @@ def generate_rows(
         "max_length": args.max_length,
         "longest_answer": _longest(args),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        **languages_of(tokenizer),
         "generation_config": _own_settings(teacher),
         "teacher_weights": weights_digest(teacher, "hashing the teacher"),
         "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
@@ -174,11 +183,12 @@ def _longest(args: DistillationConfig) -> int:
 
 def _decoding(args: DistillationConfig) -> dict[str, Any]:
     """The settings that ``generation_mode`` uses."""
+    options = {"generation_kwargs": args.generation_kwargs} if args.generation_kwargs else {}
     if args.generation_mode == "sample":
-        return {"sampling_temperature": args.sampling_temperature, "seed": args.seed}
+        return {"sampling_temperature": args.sampling_temperature, "seed": args.seed, **options}
     if args.generation_mode == "interpolate":
-        return {"num_beams": args.num_beams, "interpolate_metric": args.interpolate_metric}
-    return {"num_beams": args.num_beams}
+        return {"num_beams": args.num_beams, "interpolate_metric": args.interpolate_metric, **options}
+    return {"num_beams": args.num_beams, **options}
 
 
 def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
@@ -232,6 +242,7 @@ def _answers(
         num_return_sequences=args.num_beams if score else 1,
         batch_size=args.per_device_eval_batch_size,
         seed=seed if sampled else None,
+        generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]
     ):
         best = 0 if score is None else nearest(answers, asked[number].reference, score)
         found[number] = answers[best]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from fastkd.corpora.languages import set_languages
 from fastkd.corpora.rows import class_names, load_rows
 from fastkd.corpora.sample import Sample, look
 from fastkd.corpora.tasks import TASKS
@@ -196,7 +197,16 @@ def _unnamed(names: list[str]) -> bool:
 
 
 def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, or the teacher's if the student (one from scratch) has none yet."""
+    """The student's tokenizer, or the teacher's if the student (one from scratch) has none yet. That of a
+    multilingual encoder-decoder has the languages of the configuration.
+    """
+    found = _tokenizer(args)
+    if args.task == "seq2seq":
+        set_languages(found, args)
+    return found
+
+
+def _tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
     common = {"trust_remote_code": args.trust_remote_code}
     try:
         return _load("model", AutoTokenizer.from_pretrained, args.model, **common)

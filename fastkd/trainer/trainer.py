@@ -13,19 +13,20 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers import PreTrainedModel, Trainer, set_seed
+from transformers.trainer_utils import EvalLoopOutput, default_compute_objective, rotate_checkpoints
 
+from fastkd.corpora.languages import prepare_model, set_languages
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
-from fastkd.trainer import checkpoints
+from fastkd.trainer import checkpoints, zero
+from fastkd.trainer.assembly import distilled
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
-from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.processes import prepare_processes
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: the student, plain or with an adapter of `peft`. A checkpoint holds this model, and beside it
-            the projections that ``feature_matches`` learned, if any.
+            the projections that ``feature_matches`` learned, if any. It may be None with ``model_init``.
         teacher: a model with the same tokenizer, frozen in place, or another
             :class:`~fastkd.trainer.teachers.Teacher`; None needs ``kd_ratio=0`` (plain supervised training).
             With a teacher and ``kd_ratio=0``, the student is compared with the teacher's distributions but
@@ -44,7 +45,9 @@ class DistillationTrainer(Trainer):
         train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
             columns that the task reads, which ``processing_class`` then tokenizes.
         processing_class: the tokenizer.
-        kwargs: all other arguments of :class:`transformers.Trainer`.
+        kwargs: all other arguments of :class:`transformers.Trainer`. ``model_init`` is a function of no
+            argument or of a trial that returns a student: each :meth:`train` begins with a new one, which
+            :meth:`hyperparameter_search` needs.
 
     Evaluation reports loss, kd, ce, perplexity, top-1 agreement with the teacher, and the teacher's
     perplexity, all averaged over tokens (not over batches). Each line of the training log has the mean loss
@@ -53,12 +56,13 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: ``kd_ratio`` above 0 without a teacher, vocabularies that do not match,
-            ``fused_head="true"`` with a head that is not linear, weights that student and teacher share.
+            ``fused_head="true"`` with a head that is not linear, weights that student and teacher share,
+            languages that the tokenizer does not know.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None = None,
         teacher: PreTrainedModel | Teacher | None = None,
         args: DistillationConfig | None = None,
         data_collator: Any = None,
@@ -74,36 +78,27 @@ class DistillationTrainer(Trainer):
             args._n_gpu = 1
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # without a GPU, it only warns on every epoch
-        if teacher is None and args.kd_ratio > 0:
-            raise ValueError(
-                f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
-            )
+        zero.require_launcher(args)
+        model_init = kwargs.pop("model_init", None)
+        if model_init is not None and any(kwargs.get("optimizers") or ()):
+            raise ValueError("model_init makes a new student for each run, for which optimizers do not fit")
+        if model is None:
+            if model_init is None:
+                raise ValueError("give the student as model, or a function that makes it as model_init")
+            set_seed(args.seed)
+            self.model_init = model_init
+            model = super().call_model_init()
         task = TASKS[args.task]
-        head = student_head(model, args)
-        self._teacher = teacher_side(model, teacher, task, fused=head is not None)
-        vocab_size = common_columns(model, self._teacher, processing_class, task)
-        matching = None
-        if args.feature_matches or args.gradient_match_weight:
-            if not isinstance(self._teacher, (LiveTeacher, BaseTeacher)):
-                raise ValueError(
-                    "feature_matches and gradient_match_weight compare layers of the teacher: "
-                    "give a model, not a cache"
-                )
-            matching = Matching(
-                model,
-                self._teacher.model,
-                args.feature_matches or [],
-                args.gradient_match_weight,
-                vocab_size,
-            )
-        options = {**args.loss_options(), "vocab_size": vocab_size}
-        student = DistilledStudent(model, task, head, self._teacher, options, matching)
+        if args.task == "seq2seq" and processing_class is not None:
+            set_languages(processing_class, args)
+        self._given_teacher, self._tokenizer = teacher, processing_class
+        self._pad_token_id = _pad_token_id(model, processing_class)
+        student = self._distilled(model, args)
 
-        pad_token_id = _pad_token_id(model, processing_class)
         train_dataset = _encoded(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
-            data_collator = Collator(task, pad_token_id)
+            data_collator = Collator(task, self._pad_token_id)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         if isinstance(self._teacher, CachedTeacher):
@@ -111,16 +106,13 @@ class DistillationTrainer(Trainer):
                 *(train_dataset, eval_dataset, data_collator),
                 args=args,
                 tokenizer=processing_class,
-                fused=head is not None,
-                vocab_size=vocab_size,
+                fused=student.head is not None,
+                vocab_size=student.options["vocab_size"],
             )
-        if args.packing:
-            check_documents_are_apart(model, task)
-        self._on_policy = None
-        if args.lmbda > 0:
-            self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
+        prepare_processes(args, student)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
+        self._measured: set[str] = set()
         super().__init__(
             model=student,
             args=args,
@@ -130,6 +122,7 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.model_init = model_init
         if args.gradient_match_weight and self.is_fsdp_enabled:
             raise ValueError(
                 "gradient_match_weight differentiates inside the forward, which FSDP does not allow: use DDP"
@@ -140,6 +133,8 @@ class DistillationTrainer(Trainer):
         self._loss_shifts_labels = task.shifts_labels
         if self._teacher is not None:
             self._teacher.to(args.device)
+        if isinstance(self._teacher, LiveTeacher) and zero.is_sharded(self._teacher.model):
+            zero.run_sharded(self._teacher.model, args)
 
     @property
     def fused(self) -> bool:
@@ -150,6 +145,46 @@ class DistillationTrainer(Trainer):
     def student(self) -> nn.Module:
         """The plain student."""
         return self.accelerator.unwrap_model(self.model).student
+
+    # Making students.
+
+    def _distilled(self, model: Any, args: DistillationConfig) -> DistilledStudent:
+        """A plain student with its teacher and its loss, which becomes the one that this trainer trains."""
+        made = distilled(model, self._given_teacher, args, self._tokenizer)
+        self._teacher = made.teacher
+        if isinstance(self._teacher, CachedTeacher):
+            self._teacher.fused = made.head is not None
+        self._on_policy = None
+        if args.lmbda > 0:
+            self._on_policy = OnPolicy(self._teacher, made.task, self._tokenizer, self._pad_token_id, args)
+        if args.task == "seq2seq":
+            for side in (model, getattr(self._teacher, "model", None)):
+                if side is not None:
+                    prepare_model(side, self._tokenizer, args)
+        return made
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return self._distilled(super().call_model_init(trial), self.args)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None:  # the trial may have chosen fields that the student was made with
+            self.model = self.model_wrapped = self._distilled(self.student, self.args)
+
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in :class:`transformers.Trainer`. The default objective is the evaluation loss, or, with
+        ``compute_metrics``, the sum of the metrics that it returns. The trainer ends with a new student.
+        """
+        found = super().hyperparameter_search(hp_space, compute_objective or self._objective, *args, **kwargs)
+        if self.model is None:  # the search has released that of the last trial
+            self.model = self.model_wrapped = self.call_model_init()
+        return found
+
+    def _objective(self, metrics: dict[str, float]) -> float:
+        own = self._measured - {"eval_loss"} | {"eval_model_preparation_time"}
+        return default_compute_objective({name: v for name, v in metrics.items() if name not in own})
 
     # Measuring and reporting.
 
@@ -248,7 +283,9 @@ class DistillationTrainer(Trainer):
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
         if output.metrics is not None and (total := self._drain(self._eval_sums)) is not None:
-            output.metrics.update(means(total, f"{metric_key_prefix}_"))
+            measured = means(total, f"{metric_key_prefix}_")
+            self._measured.update(measured)
+            output.metrics.update(measured)
         return output
 
     # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
