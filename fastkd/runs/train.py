@@ -27,7 +27,7 @@ from fastkd.runs.clock import StepClock
 from fastkd.runs.evaluate import classified
 from fastkd.runs.progress import Progress
 from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
-from fastkd.trainer import checkpoints
+from fastkd.trainer import checkpoints, zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import Teacher
 from fastkd.trainer.trainer import DistillationTrainer
@@ -51,6 +51,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     """
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
+    zero.require_launcher(args)
     transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
     begin_run(args)
     data = load_data(args)

@@ -12,7 +12,7 @@ from transformers.training_args import ParallelMode
 from fastkd.corpora.contexts import evaluating
 from fastkd.corpora.tasks import Task
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.models import forward, multiply_out
+from fastkd.trainer.models import forward
 from fastkd.trainer.student import DistilledStudent
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def unused_parameters(model: Any, task: Task) -> list[str]:
     row = {"input_ids": tokens, "labels": 0 if task.name == "classification" else tokens}
     batch = {name: value.to(model.device) for name, value in task.collate([row], 0).items()}
     with evaluating(model), torch.enable_grad():
-        logits = multiply_out(forward(model, None, task.model_inputs(model, batch)).distribution)
+        logits = forward(model, None, task.model_inputs(model, batch)).distribution
+    assert isinstance(logits, Tensor)
     reached = _leaves(logits)
     return [name for key, name in trained.items() if key not in reached]
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -78,7 +78,7 @@ class DistillationTrainer(Trainer):
             args._n_gpu = 1
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # without a GPU, it only warns on every epoch
-        zero.require_launcher(args)
+        zero.new_run(args)
         model_init = kwargs.pop("model_init", None)
         if model_init is not None and any(kwargs.get("optimizers") or ()):
             raise ValueError("model_init makes a new student for each run, for which optimizers do not fit")
@@ -87,7 +87,7 @@ class DistillationTrainer(Trainer):
                 raise ValueError("give the student as model, or a function that makes it as model_init")
             set_seed(args.seed)
             self.model_init = model_init
-            model = super().call_model_init()
+            model = cast(PreTrainedModel, super().call_model_init())
         task = TASKS[args.task]
         if args.task == "seq2seq" and processing_class is not None:
             set_languages(processing_class, args)
@@ -164,12 +164,13 @@ class DistillationTrainer(Trainer):
         return made
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        return self._distilled(super().call_model_init(trial), self.args)
+        return self._distilled(super().call_model_init(trial), cast(DistillationConfig, self.args))
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         if trial is not None:  # the trial may have chosen fields that the student was made with
-            self.model = self.model_wrapped = self._distilled(self.student, self.args)
+            args = cast(DistillationConfig, self.args)
+            self.model = self.model_wrapped = self._distilled(self.student, args)
 
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any

@@ -10,9 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
+
+_RUNNING: WeakSet[nn.Module] = WeakSet()
 
 
 def begin(args: Any) -> None:
@@ -53,6 +57,13 @@ def require_launcher(args: Any) -> None:
         )
 
 
+def new_run(args: Any) -> None:
+    """Let a second trainer of this process, such as that of a control, set DeepSpeed up again."""
+    require_launcher(args)
+    if getattr(args, "deepspeed_plugin", None) is not None:
+        AcceleratorState._reset_state()
+
+
 def leave(args: Any) -> None:
     """Forget DeepSpeed, which only training uses: models that are loaded afterwards are whole."""
     if getattr(args, "deepspeed_plugin", None) is not None:
@@ -81,6 +92,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def run_sharded(model: nn.Module, args: Any) -> None:
     """Let a sharded model that is not trained, a teacher, gather each layer's weights when it runs."""
+    if model in _RUNNING:
+        return
     import deepspeed
 
     zero = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
@@ -91,3 +104,4 @@ def run_sharded(model: nn.Module, args: Any) -> None:
         },
     }
     deepspeed.initialize(model=model, config=own)
+    _RUNNING.add(model)

@@ -34,7 +34,7 @@ Configuration = Callable[..., DistillationConfig]
 
 
 def test_copies_of_layers_touch_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`peft` deep-copies a classifier's head. The bytes of fake tensors do not exist and must not be copied."""
+    """`peft` deep-copies a classifier's head. Fake tensors have no bytes, so none must be copied."""
     pytest.importorskip("peft")
     bert(0).save_pretrained(tmp_path / "student")
 
