@@ -18,10 +18,12 @@ from tqdm.auto import tqdm
 
 from fastkd.corpora.contexts import evaluating, seeded
 from fastkd.corpora.conversations import content_text, conversation
+from fastkd.corpora.generation import applicable
 from fastkd.corpora.local_files import where
 from fastkd.corpora.prompts import prompt_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
+from fastkd.corpora.tasks.seq2seq import fitted_source
 from fastkd.corpora.turns import answer_text, prompt_tokens
 from fastkd.corpora.window import Limits
 
@@ -139,9 +141,7 @@ def _question(
     if not reference or (task.name == "seq2seq" and not source):
         return None
     if task.name == "seq2seq":
-        ids = text_ids(source, tokenizer)
-        if len(ids) > args.max_length:
-            ids = [*ids[: args.max_length - 1], ids[-1]]
+        ids = fitted_source(text_ids(source, tokenizer), args.max_length, tokenizer)
     else:
         ids = prompt_ids(source, tokenizer)
     return Question(ids, source, reference, number)
@@ -162,6 +162,7 @@ def decode(
     seed: int | None = None,
     longest_first: bool = True,
     title: str | None = None,
+    generation_kwargs: dict[str, Any] | None = None,
 ) -> Iterator[tuple[int, list[Answer]]]:
     """Yields ``(number of the prompt, num_return_sequences answers)`` for each prompt, the best answer first.
 
@@ -186,6 +187,8 @@ def decode(
         seed: makes samples repeatable for the same batches, without changing the global random state.
         longest_first: False keeps the given order.
         title: title of a progress bar; None shows none.
+        generation_kwargs: further options of ``generate``, such as a length penalty; they come before the
+            model's own settings.
 
     Raises:
         ValueError: a task that generates no text, or more answers than beams.
@@ -198,12 +201,14 @@ def decode(
     options: dict[str, Any] = {"num_beams": num_beams, "do_sample": False}
     if do_sample:
         options = {**PLAIN_SAMPLING, "num_beams": num_beams, "temperature": temperature}
+    options |= applicable(generation_kwargs, num_beams, do_sample)
     options |= {"num_return_sequences": num_return_sequences}
     ends = end_tokens(model, tokenizer)
     padding = tokenizer.pad_token_id
     if padding is None:
         padding = min(ends) if ends else 0
-    forced = getattr(model.generation_config, "forced_eos_token_id", None) is not None
+    own = getattr(model.generation_config, "forced_eos_token_id", None)
+    forced = (generation_kwargs or {}).get("forced_eos_token_id", own) is not None
 
     def answer(prompt: list[int], tokens: list[int], longest: int) -> Answer:
         ended = bool(tokens) and tokens[-1] in ends
@@ -268,6 +273,9 @@ def write(
     for i, prompt in enumerate(prompts):
         where = slice(longest - len(prompt), None) if left else slice(0, len(prompt))
         ids[i, where], mask[i, where] = torch.tensor(prompt), 1
+    if getattr(model.config.get_text_config(decoder=True), "output_router_logits", False):
+        # A mixture of experts would compute its load-balancing loss, which fails once keys are cached.
+        options["output_router_logits"] = False
     with evaluating(model):
         found: Tensor = model.generate(
             input_ids=ids.to(device),

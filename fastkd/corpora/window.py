@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 from fastkd.corpora.tasks import Task
+from fastkd.corpora.tasks.seq2seq import fitted_source
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Limits:
         return cls(window, new_tokens, apart)
 
     def fit(self, prompt: list[int], tokenizer: Any) -> list[int]:
-        """The prompt, cut if it does not fit the window itself: a source at its end but for its last token, a
+        """The prompt, cut if it does not fit the window itself: a source at its end but for its closing tokens, a
         prompt at its beginning so far that a whole answer fits.
         """
         if not prompt:
@@ -54,7 +55,7 @@ class Limits:
         if self.window is None or len(prompt) < self.window + self.apart:
             return prompt
         if self.apart:
-            return [*prompt[: self.window - 1], prompt[-1]]
+            return fitted_source(prompt, self.window, tokenizer)
         return prompt[-(self.window - self.new_tokens) :]
 
     def room(self, prompt: Sequence[int]) -> int:

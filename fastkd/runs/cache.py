@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from fastkd.corpora.conversations import why_texts_change
+from fastkd.corpora.languages import prepare_model
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
@@ -28,6 +29,7 @@ from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.train import load_data
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.loading import check_tokens_of, load_teacher_model
@@ -61,6 +63,7 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
     if args.world_size > 1:
         raise ValueError(f"a cache is made by one process, not {args.world_size}: start it without torchrun")
     args = copy.copy(args)
+    zero.leave(args)
     args.model = args.model or args.teacher  # for its tokenizer
     refuse_inputs(args, checkpoints_too=False)
     folder = Path(str(args.output_dir))
@@ -157,6 +160,8 @@ class _Source:
 
     def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
         self.task, self.args = task, args
+        if task.name == "seq2seq":
+            prepare_model(model, tokenizer, args)
         self.kind = args.cache_kind
         # The head is kept apart, so that logits are computed only at targets, and a few at a time.
         self.teacher = LiveTeacher(model, task, fused=task.name != "classification")

@@ -23,6 +23,7 @@ from fastkd.runs import report, scores
 from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.progress import Progress
 from fastkd.runs.sources import name_classes
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
 from fastkd.trainer.teachers import BaseTeacher, TeacherSource
@@ -122,6 +123,7 @@ def load_model(args: DistillationConfig, name: str) -> Any:
 def _looking_only(args: DistillationConfig) -> DistillationConfig:
     """The configuration without the settings that only training needs."""
     args = copy.deepcopy(args)
+    zero.leave(args)
     args.lmbda, args.gradient_match_weight, args.feature_matches = 0.0, 0.0, None
     args.load_best_model_at_end = False
     if args.teacher is None:
@@ -251,6 +253,7 @@ class _Look:
             max_new_tokens=args.max_completion_length,
             batch_size=args.per_device_eval_batch_size,
             title=shown,
+            generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]
         )
         pairs = [(mine[number], best[0]) for number, best in decoding]
         if args.world_size > 1:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from fastkd.corpora.conversations import conversation, listed_messages
 from fastkd.corpora.decode import Answer, Question, decode, questions
+from fastkd.corpora.languages import languages_of, prepare_model
 from fastkd.corpora.local_files import files_of
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import Manifest, Writer
@@ -34,6 +35,7 @@ from fastkd.files import file_digest
 from fastkd.runs import report
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.scores import sentence_scorer
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_teacher_model, load_tokenizer, teacher_tokenizer
 from fastkd.trainer.teachers import LiveTeacher, require_model
@@ -65,6 +67,7 @@ def generate(args: DistillationConfig) -> Manifest:
     if args.world_size > 1:
         raise ValueError(f"one process generates, not {args.world_size}: start it without torchrun")
     refuse_inputs(args, checkpoints_too=False)
+    zero.leave(args)
     folder = Path(str(args.output_dir))
     with claimed(folder):
         rows = load_rows("train_file", args)
@@ -107,6 +110,8 @@ def generate_rows(
             other settings.
     """
     task = TASKS[args.task]
+    if task.name == "seq2seq":
+        prepare_model(teacher, tokenizer, args)
     if REFERENCE in rows.column_names:
         raise ValueError(
             f"train_file has a column {REFERENCE!r} already, which is where the data's own answers go: "
@@ -127,6 +132,7 @@ def generate_rows(
         "max_completion_length": _longest(args),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template_kwargs": args.chat_template_kwargs,
+        **languages_of(tokenizer),
         "generation_config": _own_settings(teacher),
         "teacher_weights": weights_digest(teacher, "hashing the teacher"),
         "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
@@ -181,11 +187,12 @@ def _longest(args: DistillationConfig) -> int:
 
 def _decoding(args: DistillationConfig) -> dict[str, Any]:
     """The settings that ``generation_mode`` uses."""
+    options = {"generation_kwargs": args.generation_kwargs} if args.generation_kwargs else {}
     if args.generation_mode == "sample":
-        return {"sampling_temperature": args.sampling_temperature, "seed": args.seed}
+        return {"sampling_temperature": args.sampling_temperature, "seed": args.seed, **options}
     if args.generation_mode == "interpolate":
-        return {"num_beams": args.num_beams, "interpolate_metric": args.interpolate_metric}
-    return {"num_beams": args.num_beams}
+        return {"num_beams": args.num_beams, "interpolate_metric": args.interpolate_metric, **options}
+    return {"num_beams": args.num_beams, **options}
 
 
 def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
@@ -240,6 +247,7 @@ def _answers(
         num_return_sequences=args.num_beams if score else 1,
         batch_size=args.per_device_eval_batch_size,
         seed=seed if sampled else None,
+        generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]
     ):
         best = 0 if score is None else nearest(answers, asked[number].reference, score)
         found[number] = answers[best]

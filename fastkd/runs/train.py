@@ -30,7 +30,7 @@ from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.refusals import refuse
 from fastkd.runs.sources import name_classes, needs_answer
-from fastkd.trainer import checkpoints
+from fastkd.trainer import checkpoints, zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
 from fastkd.trainer.teachers import Teacher, TeacherSource
@@ -56,6 +56,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
     refuse(args)
+    zero.require_launcher(args)
     transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
     refuse_inputs(args)
     folder = Path(str(args.output_dir))

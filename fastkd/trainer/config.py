@@ -7,6 +7,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ import yaml
 from transformers import TrainingArguments
 
 from fastkd import kd_loss
+from fastkd.corpora.generation import check_generation_kwargs
+from fastkd.trainer import zero
 from fastkd.trainer.matches import parse_matches
 
 TASKS = ("causal_lm", "seq2seq", "classification")
@@ -79,6 +82,7 @@ class DistillationConfig(TrainingArguments):
         "column_mapping",
         "chat_template_kwargs",
         "peft_config",
+        "generation_kwargs",
     ]
 
     logging_steps: float = field(default=10, metadata={"help": "Log every this many optimizer steps."})
@@ -220,6 +224,28 @@ class DistillationConfig(TrainingArguments):
         default=False, metadata={"help": "Also train the same student without the teacher, and report both."}
     )
 
+    source_language: str | None = field(
+        default=None,
+        metadata={
+            "help": "seq2seq: language of the sources, as a multilingual tokenizer spells it (eng_Latn)."
+        },
+    )
+    target_language: str | None = field(
+        default=None, metadata={"help": "seq2seq: language of the targets, which answers are written in."}
+    )
+    forced_bos_token_id: int | None = field(
+        default=None,
+        metadata={
+            "help": "seq2seq: first token of every answer; if unset, that of target_language or the model's."
+        },
+    )
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Further options of generate wherever a model writes, for example {length_penalty: 0.8}."
+        },
+    )
+
     num_beams: int = field(
         default=4, metadata={"help": "Beams of fastkd generate, and of the beam column of fastkd evaluate."}
     )
@@ -301,7 +327,14 @@ class DistillationConfig(TrainingArguments):
                 )
         if self.packing and self.task != "causal_lm":
             raise ValueError(f"packing is for causal_lm, not for {self.task}")
+        for name in ("source_language", "target_language", "forced_bos_token_id"):
+            if self.task != "seq2seq" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for seq2seq, not for {self.task}")
+        if self.deepspeed is not None and find_spec("deepspeed") is None:
+            raise ValueError("deepspeed needs the package deepspeed: pip install deepspeed")
         super().__post_init__()
+        zero.begin(self)
+        check_generation_kwargs(self.generation_kwargs)
         # Only the loss validates its own options. Call it now, so that a bad option fails here and not at the
         # first step.
         logits = torch.zeros(1, 2)

@@ -32,7 +32,11 @@ def output_width(model: PreTrainedModel) -> int:
 def find_linear_head(model: PreTrainedModel) -> LinearHead | str:
     """The model's linear head, or the reason why it has none, as text."""
     head = declared_head(model)
-    if isinstance(head, str) or _reproduces(model, head):
+    if isinstance(head, str):
+        return head
+    if head.linear.weight.is_meta or head.linear.weight.numel() == 0:
+        return "the head's weight is not in this process's memory (ZeRO-3 shards it, or it is offloaded)"
+    if _reproduces(model, head):
         return head
     return f"the logits of {_class_name(model)} are not those of its linear head alone"
 

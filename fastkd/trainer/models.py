@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastkd import HiddenTeacher, SparseTeacher
+from fastkd.trainer.routers import RouterLoss, router_losses
 
 # Hidden states and the head that turns them into logits. The class is named after the side on which a caller
 # of the losses meets it; in the trainer, a student's output has the same form.
@@ -47,6 +49,7 @@ class ModelOutput:
             requested.
         saliency: ``(batch, length)``, one value per input token. None except for the teacher, where
             :meth:`Matching.prepare` computes it.
+        router_losses: those of a mixture of experts, by name.
     """
 
     distribution: Distribution
@@ -54,6 +57,7 @@ class ModelOutput:
     attentions: tuple[Tensor, ...] = ()
     embeddings: Tensor | None = None
     saliency: Tensor | None = None
+    router_losses: Mapping[str, RouterLoss] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def forward(
         tuple(found.get(f"{side}hidden_states") or ()),
         tuple(found.get(f"{side}attentions") or ()),
         embedded[0] if embedded else None,
+        router_losses=router_losses(model, found),
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastkd.corpora.contexts import seeded
 from fastkd.corpora.decode import PLAIN_SAMPLING, end_tokens, write
+from fastkd.corpora.generation import applicable
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
@@ -134,6 +135,8 @@ class OnPolicy:
         if (window := positions(student)) is not None:
             before = max(map(len, prompts)) if self.task.name == "causal_lm" else 1  # the start token
             room = max(1, min(room, window - before))
+        given = applicable(self.args.generation_kwargs, 1, True)  # type: ignore[arg-type]
+        suppressed = [*(given.get("suppress_tokens") or []), *self._suppressed_tokens(student)]
         with self._precision(device):
             return write(
                 student,
@@ -142,22 +145,25 @@ class OnPolicy:
                 end_tokens(student, self.tokenizer),
                 self.pad_token_id,
                 device,
-                **PLAIN_SAMPLING,
-                **_UNFORCED,
-                temperature=self.args.sampling_temperature,
-                num_return_sequences=1,
-                max_new_tokens=room,
-                suppress_tokens=self._suppressed_tokens(student),
-                synced_gpus=False if sharded else None,
+                **{
+                    **PLAIN_SAMPLING,
+                    **_UNFORCED,
+                    **given,
+                    "temperature": self.args.sampling_temperature,
+                    "num_return_sequences": 1,
+                    "max_new_tokens": room,
+                    "suppress_tokens": suppressed or None,
+                    "synced_gpus": False if sharded else None,
+                },
             )
 
-    def _suppressed_tokens(self, student: Any) -> list[int] | None:
+    def _suppressed_tokens(self, student: Any) -> list[int]:
         """Output columns that must not be sampled: padding, and tokens that the teacher does not have."""
         width = output_width(student)
         known = min(width, self.teacher.columns)
         if self.tokenizer is not None:
             known = min(known, len(self.tokenizer))
-        return list(range(known, width)) or None
+        return list(range(known, width))
 
     def _precision(self, device: torch.device) -> Any:
         """The autocast context of training; one that does nothing if training uses no autocast."""

@@ -16,6 +16,7 @@ from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head, output_width
 from fastkd.trainer.models import LinearHead
 from fastkd.trainer.teachers import LiveTeacher, Teacher
+from fastkd.trainer.zero import gathered, zero_stage
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,13 @@ def student_head(model: PreTrainedModel, args: DistillationConfig) -> LinearHead
     """
     if args.fused_head == "false":
         return None
-    head = (
-        "a classifier has few columns and no fused loss"
-        if args.task == "classification"
-        else find_linear_head(model)
-    )
+    head: LinearHead | str
+    if args.task == "classification":
+        head = "a classifier has few columns and no fused loss"
+    elif zero_stage(args) == 3:
+        head = "ZeRO-3 shards the head, and its weight is there only while the head itself runs"
+    else:
+        head = find_linear_head(model)
     if isinstance(head, LinearHead):
         return head
     if args.fused_head == "true":
@@ -111,7 +114,7 @@ def check_documents_are_apart(model: Any, task: Task) -> None:
             ([*documents[0], *documents[1]], [*range(3), *range(2)]),
         )
     )
-    with evaluating(model):
+    with evaluating(model), gathered(model):
         logits = [
             model(**{k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
             .logits[0, -2:]

@@ -17,7 +17,7 @@ One training step calls, in this order:
    the head's input, and ``LinearHead.factors`` pairs it with the head's weight.
 8. ``objective.measure`` sums kd, ce and agreement, if ``with_sums`` is set or the model is in eval mode.
 9. ``objective.loss`` calls ``kd_loss`` on logits, or ``linear_kd_loss`` on hidden states and their head.
-   ``Matching.forward`` adds the feature losses.
+   ``Matching.forward`` adds the feature losses, and a mixture of experts has losses of its routers.
 10. ``DistillationTrainer.compute_loss`` keeps the sums until the next log line, and ``Trainer`` runs the
     backward pass.
 """
@@ -142,14 +142,20 @@ class DistilledStudent(nn.Module):
                     "the teacher has no distributions for this batch: its rows are not in the cache"
                 )
             found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
+            mine = (targets != IGNORE_INDEX).sum()
+            items = mine if num_items_in_batch is None else num_items_in_batch
+            items = torch.as_tensor(items, device=targets.device).clamp(min=1)
             if matching is not None and teacher is not None:
-                mask = targets != IGNORE_INDEX
-                items = mask.sum() if num_items_in_batch is None else num_items_in_batch
-                items = torch.as_tensor(items, device=targets.device).clamp(min=1)
                 for name, value in matching(student, teacher, targets, batch).items():
                     found["loss"] = found["loss"] + value / items
                     if sums:
                         sums[name] = value.detach().float()
+            for name, router in student.router_losses.items():
+                # A mean over the batch's tokens. The batch counts for as much as its share of the targets,
+                # so that the loss does not grow with the number of micro-batches or processes.
+                found["loss"] = found["loss"] + router.weight * router.value * (mine / items)
+                if sums:
+                    sums[name] = router.value.detach().float() * mine
         else:
             found["loss"] = sums["loss"] / sums["tokens"].clamp(min=1)
         if sums:

@@ -8,41 +8,42 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    default_compute_objective,
+    has_length,
+)
 
 from fastkd.corpora.known_columns import columns_of, converted
+from fastkd.corpora.languages import prepare_model, set_languages
 from fastkd.corpora.listing import listed
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator, unread_phrase
 from fastkd.corpora.tasks.encoded import ENCODED
 from fastkd.directories import writing_to
-from fastkd.trainer import precision, saving
+from fastkd.trainer import precision, saving, zero
+from fastkd.trainer.assembly import distilled
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.guarded import GuardedTrainer
-from fastkd.trainer.loading import check_tokens_of, load_sides, own_tokenizer
+from fastkd.trainer.loading import load_sides, own_tokenizer
 from fastkd.trainer.loading.weights import lost
-from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
+from fastkd.trainer.processes import prepare_processes
 from fastkd.trainer.quantized import check_trainable, keep_differentiable
 from fastkd.trainer.row_limits import check_rows
-from fastkd.trainer.sides import (
-    check_documents_are_apart,
-    common_columns,
-    name_padding,
-    student_head,
-    teacher_side,
-)
+from fastkd.trainer.sides import name_padding
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class DistillationTrainer(GuardedTrainer):
     Args:
         model: the student, plain or with an adapter of `peft`, or its name, which is loaded as the field
             ``model`` would be. A checkpoint holds this model, and beside it the projections that
-            ``feature_matches`` learned, if any.
+            ``feature_matches`` learned, if any. It may be None with ``model_init``.
         teacher: a model with the same tokenizer, frozen in place, another
             :class:`~fastkd.trainer.teachers.Teacher`, or a name as in the field ``teacher``; None needs
             ``kd_ratio=0`` (plain supervised training). With a teacher and ``kd_ratio=0``, the student is
@@ -65,7 +66,9 @@ class DistillationTrainer(GuardedTrainer):
         train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
             columns that the task reads, which ``processing_class`` then tokenizes.
         processing_class: the tokenizer; if unset and ``model`` is a name, the one saved with that model.
-        kwargs: all other arguments of :class:`transformers.Trainer`.
+        kwargs: all other arguments of :class:`transformers.Trainer`. ``model_init`` is a function of no
+            argument or of a trial that returns a student: each :meth:`train` begins with a new one, which
+            :meth:`hyperparameter_search` needs.
 
     Evaluation reports loss, kd, ce, perplexity, top-1 agreement with the teacher, and the teacher's
     perplexity, all averaged over tokens (not over batches). Each line of the training log has the mean loss
@@ -75,12 +78,13 @@ class DistillationTrainer(GuardedTrainer):
     Raises:
         ValueError: a named model that cannot be read or lacks weights, a quantised student without an
             adapter, ``kd_ratio`` above 0 without a teacher, vocabularies that do not match,
-            ``fused_head="true"`` with a head that is not linear, weights that student and teacher share.
+            ``fused_head="true"`` with a head that is not linear, weights that student and teacher share,
+            languages that the tokenizer does not know.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: Any = None,
         teacher: Any = None,
         args: DistillationConfig | None = None,
         data_collator: Any = None,
@@ -99,50 +103,35 @@ class DistillationTrainer(GuardedTrainer):
             args._n_gpu = 1
         if args.device.type == "cpu":
             args.dataloader_pin_memory = False  # without a GPU, it only warns on every epoch
-        if teacher is None and args.kd_ratio > 0:
-            raise ValueError(
-                f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone"
-            )
+        zero.new_run(args)
+        model_init = kwargs.pop("model_init", None)
+        if model_init is not None and any(kwargs.get("optimizers") or ()):
+            raise ValueError("model_init makes a new student for each run, for which optimizers do not fit")
+        if model is None:
+            if model_init is None:
+                raise ValueError("give the student as model, or a function that makes it as model_init")
+            set_seed(args.seed)
+            self.model_init = model_init
+            model = cast(PreTrainedModel, super().call_model_init())
         task = TASKS[args.task]
-        if train_dataset is not None:
-            check_trainable(model, args)
-            keep_differentiable(model)
-            if args.gradient_match_weight and isinstance(teacher, nn.Module):
-                keep_differentiable(teacher)
-        head = student_head(model, args)
-        self._teacher = teacher_side(model, teacher, task, fused=head is not None)
-        if isinstance(self._teacher, LiveTeacher):
-            check_tokens_of(self._teacher.model, processing_class, args)
-        vocab_size = common_columns(model, self._teacher, processing_class, task)
-        matching = None
-        if args.feature_matches or args.gradient_match_weight:
-            if not isinstance(self._teacher, (LiveTeacher, BaseTeacher)):
-                raise ValueError(
-                    "feature_matches and gradient_match_weight compare layers of the teacher: "
-                    "give a model, not a cache"
-                )
-            matching = Matching(
-                model,
-                self._teacher.model,
-                args.feature_matches or [],
-                args.gradient_match_weight,
-                vocab_size,
-            )
-        options = {**args.loss_options(), "vocab_size": vocab_size}
-        student = DistilledStudent(model, task, head, self._teacher, options, matching)
+        if args.task == "seq2seq" and processing_class is not None:
+            set_languages(processing_class, args)
+        self._given_teacher, self._tokenizer = teacher, processing_class
+        self._trains = train_dataset is not None
+        self._pad_token_id = _pad_token_id(model, processing_class)
+        student = self._distilled(model, args)
 
-        pad_token_id = _pad_token_id(model, processing_class)
         train_dataset = _encoded(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
-            data_collator = Collator(task, pad_token_id)
+            data_collator = Collator(task, self._pad_token_id)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         models = {"student": model}
         if isinstance(self._teacher, LiveTeacher):
             models["teacher"] = self._teacher.model
         if task.name == "classification":
-            name_padding(models, pad_token_id)
+            name_padding(models, self._pad_token_id)
         for what, rows in _data_sets(train_dataset, eval_dataset):
             check_rows(rows, what, task, models, processing_class)
         if isinstance(self._teacher, CachedTeacher):
@@ -150,19 +139,17 @@ class DistillationTrainer(GuardedTrainer):
                 *(train_dataset, eval_dataset, data_collator),
                 args=args,
                 tokenizer=processing_class,
-                fused=head is not None,
-                vocab_size=vocab_size,
+                fused=student.head is not None,
+                vocab_size=student.options["vocab_size"],
             )
-        if args.packing:
-            check_documents_are_apart(model, task)
-        self._on_policy = None
-        if args.lmbda > 0:
-            self._on_policy = OnPolicy(self._teacher, task, processing_class, pad_token_id, args)
-            if isinstance(data_collator, Collator) and hasattr(train_dataset, "__getitem__"):
-                some = [train_dataset[i] for i in range(min(len(train_dataset), _LOOKED_AT))]
-                self._on_policy.prompts(data_collator(some))  # raises an error if there are none
+        can_look = isinstance(data_collator, Collator) and hasattr(train_dataset, "__getitem__")
+        if self._on_policy is not None and can_look:
+            some = [train_dataset[i] for i in range(min(len(train_dataset), _LOOKED_AT))]
+            self._on_policy.prompts(data_collator(some))  # raises an error if there are none
+        prepare_processes(args, student)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
+        self._measured: set[str] = set()
         super().__init__(
             model=student,
             args=args,
@@ -172,6 +159,7 @@ class DistillationTrainer(GuardedTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.model_init = model_init
         if args.gradient_match_weight and self.is_fsdp_enabled:
             raise ValueError(
                 "gradient_match_weight differentiates inside the forward, which FSDP does not allow: use DDP"
@@ -182,6 +170,8 @@ class DistillationTrainer(GuardedTrainer):
         self._loss_shifts_labels = task.shifts_labels
         if self._teacher is not None:
             self._teacher.to(args.device)
+        if isinstance(self._teacher, LiveTeacher) and zero.is_sharded(self._teacher.model):
+            zero.run_sharded(self._teacher.model, args)
 
     @property
     def fused(self) -> bool:
@@ -199,6 +189,52 @@ class DistillationTrainer(GuardedTrainer):
         if (reason := no_step(self.args, rows)) is not None:
             raise ValueError(": ".join(reason))
         return loader
+
+    # Making students.
+
+    def _distilled(self, model: Any, args: DistillationConfig) -> DistilledStudent:
+        """A plain student with its teacher and its loss, which becomes the one that this trainer trains."""
+        if self._trains:
+            check_trainable(model, args)
+            keep_differentiable(model)
+            if args.gradient_match_weight and isinstance(self._given_teacher, nn.Module):
+                keep_differentiable(self._given_teacher)
+        made = distilled(model, self._given_teacher, args, self._tokenizer)
+        self._teacher = made.teacher
+        if isinstance(self._teacher, CachedTeacher):
+            self._teacher.fused = made.head is not None
+        self._on_policy = None
+        if args.lmbda > 0:
+            self._on_policy = OnPolicy(self._teacher, made.task, self._tokenizer, self._pad_token_id, args)
+        if args.task == "seq2seq":
+            for side in (model, getattr(self._teacher, "model", None)):
+                if side is not None:
+                    prepare_model(side, self._tokenizer, args)
+        return made
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return self._distilled(super().call_model_init(trial), cast(DistillationConfig, self.args))
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None:  # the trial may have chosen fields that the student was made with
+            args = cast(DistillationConfig, self.args)
+            self.model = self.model_wrapped = self._distilled(self.student, args)
+
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in :class:`transformers.Trainer`. The default objective is the evaluation loss, or, with
+        ``compute_metrics``, the sum of the metrics that it returns. The trainer ends with a new student.
+        """
+        found = super().hyperparameter_search(hp_space, compute_objective or self._objective, *args, **kwargs)
+        if self.model is None:  # the search has released that of the last trial
+            self.model = self.model_wrapped = self.call_model_init()
+        return found
+
+    def _objective(self, metrics: dict[str, float]) -> float:
+        own = self._measured - {"eval_loss"} | {"eval_model_preparation_time"}
+        return default_compute_objective({name: v for name, v in metrics.items() if name not in own})
 
     # Measuring and reporting.
 
@@ -298,7 +334,9 @@ class DistillationTrainer(GuardedTrainer):
         if output.metrics is not None and (total := self._drain(self._eval_sums)) is not None:
             if not total["tokens"]:
                 logger.warning("the rows of this evaluation have no label: its metrics are NaN")
-            output.metrics.update(means(total, f"{metric_key_prefix}_"))
+            measured = means(total, f"{metric_key_prefix}_")
+            self._measured.update(measured)
+            output.metrics.update(measured)
         return output
 
     # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.

@@ -34,8 +34,15 @@ FORBIDDEN = {
 }
 # The modules that define a configuration, and everything of fastkd that each may import.
 SETTINGS = {
-    "fastkd/trainer/config.py": ("fastkd.kd_loss", "fastkd.trainer.matches.parse_matches"),
+    "fastkd/trainer/config.py": (
+        "fastkd.kd_loss",
+        "fastkd.corpora.generation.check_generation_kwargs",
+        "fastkd.trainer.matches.parse_matches",
+        "fastkd.trainer.zero",
+    ),
     "fastkd/trainer/matches.py": (),
+    "fastkd/corpora/generation.py": (),
+    "fastkd/trainer/zero.py": (),
 }
 ENVIRONMENT = ("FASTKD_BACKEND", "FASTKD_CPU_ISA")
 MAX_ENVIRONMENT = 3

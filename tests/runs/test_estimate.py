@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from support.families import bert
 from support.tiny import llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.profiler import ProfilerActivity, profile
@@ -30,6 +31,30 @@ from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.loading import load_student, load_teacher
 
 Configuration = Callable[..., DistillationConfig]
+
+
+def test_copies_of_layers_touch_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`peft` deep-copies a classifier's head. Fake tensors have no bytes, so none must be copied."""
+    pytest.importorskip("peft")
+    bert(0).save_pretrained(tmp_path / "student")
+
+    def copied(storage: Any, memo: Any) -> Any:
+        raise AssertionError("the bytes of a storage were copied")
+
+    monkeypatch.setattr(torch.UntypedStorage, "__deepcopy__", copied)
+    monkeypatch.setattr(torch.TypedStorage, "_deepcopy", copied)
+    args = DistillationConfig(
+        output_dir=str(tmp_path),
+        task="classification",
+        model=str(tmp_path / "student"),
+        kd_ratio=0.0,
+        peft_config={"peft_type": "LORA", "r": 8},
+        use_cpu=True,
+    )
+    args.class_names = ["a", "b", "c"]
+    step = run_step(args, Shape(8, 4))
+    assert step.reason is None
+    assert step.trained < step.parameters
 
 
 def bytes_of(tensors: Any) -> int:

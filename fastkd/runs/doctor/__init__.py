@@ -16,6 +16,7 @@ from fastkd.runs.doctor import (
     weights,
 )
 from fastkd.runs.doctor.findings import Case, Finding
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 
 __all__ = ["Finding", "examine", "examined"]
@@ -40,7 +41,9 @@ def examine(args: DistillationConfig, fast: bool = False) -> list[Finding]:
 
 def examined(args: DistillationConfig, fast: bool = False) -> tuple[list[Finding], str]:
     """The findings of :func:`examine`, and a phrase that states how many rows were examined."""
-    case = Case(copy.copy(args), fast)
+    args = copy.copy(args)
+    zero.leave(args)
+    case = Case(args, fast)
     found = [finding for theme in THEMES for check in theme.CHECKS for finding in check(case)]
     whole = list(dict.fromkeys([*case.troubles, *found]))
     samples = [sample for sample in (case.train, case.held_out) if sample is not None]

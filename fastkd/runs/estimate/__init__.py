@@ -15,6 +15,7 @@ from fastkd.runs.estimate.lengths import Lengths, lengths
 from fastkd.runs.estimate.remedies import Remedy, remedies
 from fastkd.runs.estimate.speed import Machine, measure, seconds_per_step
 from fastkd.runs.estimate.step import Shape, Step, run_step
+from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import TeacherSource
 
@@ -82,6 +83,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         ValueError: a model or a setting cannot be read.
     """
     args = copy.copy(args)
+    zero.leave(args)
     if args.teacher is None:
         args.kd_ratio = 0.0
     processes = processes or args.world_size

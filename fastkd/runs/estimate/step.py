@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from fastkd.corpora.tasks import TASKS, Batch
 from fastkd.runs.estimate.meter import Meter
@@ -104,7 +104,8 @@ def run_step(
     """
     device = torch.device(args.device.type)
     moved = mock.patch.object(nn.Module, "_apply", _apply)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), moved:
+    copied = mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), moved, copied:
         run = _Run(args, build(args), device, processes)
         try:
             return run.step(train, held_out)
@@ -131,6 +132,17 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
         for name, buffer in part._buffers.items():
             part._buffers[name] = None if buffer is None else change(buffer)
     return module
+
+
+def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Replaces ``Tensor.__deepcopy__``, which copies the bytes of a storage. A fake tensor has none, so the
+    original writes past the end of an empty storage; `peft` copies the head of a classifier in this way.
+    """
+    if id(tensor) not in memo:
+        made = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
+    return memo[id(tensor)]
 
 
 class _Run:

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from fastkd.corpora.languages import set_languages
 from fastkd.corpora.vocabulary import require_same_tokens
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading.adapters import base_name
@@ -33,7 +34,7 @@ def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"model {name!r} has no tokenizer: save one beside its config.json, such as the teacher's"
         )
-    return found
+    return _with_languages(found, args)
 
 
 def teacher_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase | None:
@@ -43,7 +44,15 @@ def teacher_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase | Non
         ValueError: a teacher or a tokenizer that cannot be read.
     """
     source = TeacherSource.parse(args.teacher)
-    return own_tokenizer("teacher", source.name, args) if source.is_model else None
+    found = own_tokenizer("teacher", source.name, args) if source.is_model else None
+    return None if found is None else _with_languages(found, args)
+
+
+def _with_languages(tokenizer: PreTrainedTokenizerBase, args: DistillationConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer; that of a multilingual encoder-decoder with the languages of the configuration."""
+    if args.task == "seq2seq":
+        set_languages(tokenizer, args)
+    return tokenizer
 
 
 def own_tokenizer(field: str, name: str, args: DistillationConfig) -> PreTrainedTokenizerBase | None:

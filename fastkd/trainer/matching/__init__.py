@@ -19,6 +19,7 @@ from fastkd.trainer.matches import FeatureMatch, parse_matches
 from fastkd.trainer.matching.features import attention_loss, hidden_loss, relation_loss, widened
 from fastkd.trainer.matching.saliency import saliency, saliency_loss
 from fastkd.trainer.models import ModelOutput, Requested, detach, forward
+from fastkd.trainer.zero import gathered
 
 PROJECTIONS = "projections.safetensors"
 
@@ -193,13 +194,13 @@ def _go_eager(model: Any) -> None:
 @torch.no_grad()
 def _insides(model: Any, requested: Requested) -> ModelOutput:
     """The model's output for a few tokens, which shows its layers and their widths."""
-    ids = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    if isinstance(end := getattr(model.config, "eos_token_id", None), int):
-        ids[:, -1] = end  # some classifiers read their output at this token
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    with evaluating(model):
+    with evaluating(model), gathered(model):
+        ids = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+        if isinstance(end := getattr(model.config, "eos_token_id", None), int):
+            ids[:, -1] = end  # some classifiers read their output at this token
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids
         return forward(model, None, inputs, requested)
 
 

@@ -1,0 +1,56 @@
+"""Puts a student, its teacher and the losses between them into one module, and checks that they fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fastkd.corpora.tasks import TASKS
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.loading import check_tokens_of
+from fastkd.trainer.matching import Matching
+from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.student import DistilledStudent
+from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher
+
+
+def distilled(
+    model: Any, teacher: PreTrainedModel | Teacher | None, args: DistillationConfig, tokenizer: Any
+) -> DistilledStudent:
+    """The student in the module that computes its loss.
+
+    Args:
+        model: the student.
+        teacher: as for :class:`DistillationTrainer`. A :class:`BaseTeacher` of another student becomes one of
+            this student.
+        args: the configuration.
+        tokenizer: the tokenizer; None if there is none.
+
+    Raises:
+        ValueError: student, teacher and configuration do not fit.
+    """
+    if teacher is None and args.kd_ratio > 0:
+        raise ValueError(f"kd_ratio={args.kd_ratio} needs a teacher; kd_ratio=0 trains on the labels alone")
+    task = TASKS[args.task]
+    head = student_head(model, args)
+    if isinstance(teacher, BaseTeacher) and teacher.model is not model:
+        teacher = BaseTeacher(model, task, fused=head is not None)
+    side = teacher_side(model, teacher, task, fused=head is not None)
+    if isinstance(side, LiveTeacher):
+        check_tokens_of(side.model, tokenizer, args)
+    vocab_size = common_columns(model, side, tokenizer, task)
+    matching = None
+    if args.feature_matches or args.gradient_match_weight:
+        if not isinstance(side, (LiveTeacher, BaseTeacher)):
+            raise ValueError(
+                "feature_matches and gradient_match_weight compare layers of the teacher: "
+                "give a model, not a cache"
+            )
+        matching = Matching(
+            model, side.model, args.feature_matches or [], args.gradient_match_weight, vocab_size
+        )
+    if args.packing:
+        check_documents_are_apart(model, task)
+    options = {**args.loss_options(), "vocab_size": vocab_size}
+    return DistilledStudent(model, task, head, side, options, matching)
