@@ -46,8 +46,8 @@ class Limits:
         return cls(window, new_tokens, apart)
 
     def fit(self, prompt: list[int], tokenizer: Any) -> list[int]:
-        """The prompt, cut if it does not fit the window itself: a source at its end but for its closing tokens, a
-        prompt at its beginning so far that a whole answer fits.
+        """The prompt, cut if it does not fit the window itself: a source at its end but for its closing
+        tokens, a prompt at its beginning so far that a whole answer fits.
         """
         if not prompt:
             start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)
