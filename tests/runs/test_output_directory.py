@@ -140,8 +140,19 @@ def exchange_teacher(place: Path) -> None:
     llama(7, hidden=24).save_pretrained(place / "teacher")
 
 
+def exchange_tokenizer(place: Path) -> None:
+    tokenizer = stored.tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(place / "student")
+
+
 @pytest.mark.parametrize(
-    ("exchange", "what"), [(exchange_data, "the data of train_file"), (exchange_teacher, "the teacher")]
+    ("exchange", "what"),
+    [
+        (exchange_data, "the data of train_file"),
+        (exchange_teacher, "the teacher"),
+        (exchange_tokenizer, "the tokenizer"),
+    ],
 )
 def test_contents_exchanged_under_the_same_name(
     place: Path, exchange: Callable[[Path], None], what: str, caplog: pytest.LogCaptureFixture
