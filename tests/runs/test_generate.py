@@ -284,7 +284,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: An
         (["--teacher", "null"], "teacher is not set"),
         (["--mode=best"], "generation_mode must be beam or sample or interpolate, not 'best'"),
         (["--output-dir", folder], "was begun with another interpolate_metric, mode"),
-        (["--output-dir", str(tmp_path / "teacher")], "holds other files: give another output_dir"),
+        (["--output-dir", str(tmp_path / "teacher")], "which the run would overwrite"),
+        (["--output-dir", str(tmp_path)], "holds other files: give another output_dir"),
     ):
         assert main(["generate", str(config), *arguments]) == 1
         assert message in capsys.readouterr().err
