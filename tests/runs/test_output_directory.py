@@ -206,7 +206,7 @@ def test_a_named_checkpoint_is_verified(place: Path) -> None:
 
 
 def test_starting_again_forgets_all_checkpoints(place: Path) -> None:
-    """Those of the control too, from which the control of a later run would resume."""
+    """The checkpoints of the control count too: the control of a later run would resume from them."""
     old = [place / "out" / "checkpoint-1", place / "out" / "control" / "checkpoint-1"]
     for folder in old:
         folder.mkdir(parents=True)
