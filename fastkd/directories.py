@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
@@ -80,11 +79,9 @@ def writing_to(folder: Path, field: str = "output_dir") -> Iterator[None]:
 
 
 def require_writable(folder: Path, field: str = "output_dir") -> None:
-    """Create a directory, and raise an ``OSError`` if no file can be written there."""
-    with writing_to(folder, field):
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+    """Raise an ``OSError`` if a directory cannot be written. Nothing is created."""
+    if (reason := unwritable(folder)) is not None:
+        raise OSError(f"{field} {str(folder)!r} cannot be written ({reason}): give another {field}")
 
 
 def unwritable(folder: Path) -> str | None:

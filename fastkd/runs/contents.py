@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from fastkd.corpora.store.fingerprints import rows_digest, tensors_digest
+from fastkd.corpora.store.fingerprints import rows_digest, tensors_digest, tokenizer_fingerprint
 from fastkd.trainer.teachers import CachedTeacher
 
 # The digests by what they are of; None where there is nothing, or nothing that can be read twice.
 Contents = dict[str, str | None]
 
 
-def contents(raw: Mapping[str, Any], teacher: Any, student: Any) -> Contents:
-    """The digests of the rows, the teacher, and the weights of the student that are not trained: a checkpoint
-    of an adapter does not hold the model under it.
+def contents(raw: Mapping[str, Any], tokenizer: Any, teacher: Any, student: Any) -> Contents:
+    """The digests of the rows, the tokenizer, the teacher, and the weights of the student that are not
+    trained: a checkpoint of an adapter does not hold the model under it.
 
     Args:
-        raw: the rows of ``train_file`` and ``eval_file`` as they were read, before any tokenizer.
+        raw: the rows of ``train_file`` and ``eval_file`` as they were read.
+        tokenizer: the tokenizer that encodes them, with its chat template.
         teacher: a model, a cache, or anything else, whose digest is None.
         student: a plain model, or one with an adapter.
     """
@@ -27,9 +29,15 @@ def contents(raw: Mapping[str, Any], teacher: Any, student: Any) -> Contents:
     return {
         "the data of train_file": rows_digest(raw.get("train_file")),
         "the data of eval_file": rows_digest(raw.get("eval_file")),
+        "the tokenizer": _tokenizer_digest(tokenizer),
         "the teacher": _teacher_digest(teacher),
         "the model under the adapter": _digest(frozen, "hashing the model"),
     }
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    template = str(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256(f"{tokenizer_fingerprint(tokenizer)} {template}".encode()).hexdigest()
 
 
 def _teacher_digest(teacher: Any) -> str | None:

@@ -72,7 +72,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
     first = load_student(args)
     if args.should_save:
         disk_space.require(args, first, disk_space.steps_of(args, data.train))
-    record.begin(contents(data.raw, shared, first), args.should_save)
+    record.begin(contents(data.raw, data.tokenizer, shared, first), args.should_save)
     found = report.about(args, command)
 
     def trained(

@@ -57,6 +57,8 @@ def _save_all_but_weights(student: Any, processing_class: Any, args: Any, place:
     if adapters:
         for adapter in adapters.values():
             adapter.save_pretrained(str(place))
+    elif getattr(student.config, "distributed_config", None) or getattr(student, "_tp_size", None):
+        student.config.save_pretrained(place)  # to save such a model, all processes must take part
     else:
         with generation_settings_kept(student, place), _no_progress_bar():
             student.save_pretrained(place, state_dict={})

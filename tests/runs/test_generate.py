@@ -318,6 +318,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: An
             "begun with other settings, generation_mode (interpolate, now beam), interp",
         ),
         (["--output-dir", str(tmp_path / "teacher")], "is also the directory of teacher"),
+        (["--output-dir", str(tmp_path)], "holds other files: give another output_dir"),
     ):
         assert main(["generate", str(config), *arguments]) == 1
         assert message in capsys.readouterr().err

@@ -140,8 +140,19 @@ def exchange_teacher(place: Path) -> None:
     llama(7, hidden=24).save_pretrained(place / "teacher")
 
 
+def exchange_tokenizer(place: Path) -> None:
+    tokenizer = stored.tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(place / "student")
+
+
 @pytest.mark.parametrize(
-    ("exchange", "what"), [(exchange_data, "the data of train_file"), (exchange_teacher, "the teacher")]
+    ("exchange", "what"),
+    [
+        (exchange_data, "the data of train_file"),
+        (exchange_teacher, "the teacher"),
+        (exchange_tokenizer, "the tokenizer"),
+    ],
 )
 def test_contents_exchanged_under_the_same_name(
     place: Path, exchange: Callable[[Path], None], what: str, caplog: pytest.LogCaptureFixture
@@ -195,7 +206,7 @@ def test_a_named_checkpoint_is_verified(place: Path) -> None:
 
 
 def test_starting_again_forgets_all_checkpoints(place: Path) -> None:
-    """The control's checkpoints are forgotten too, from which the control of a later run would resume."""
+    """The checkpoints of the control count too: the control of a later run would resume from them."""
     old = [place / "out" / "checkpoint-1", place / "out" / "control" / "checkpoint-1"]
     for folder in old:
         folder.mkdir(parents=True)
