@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -13,7 +12,6 @@ Message = dict[str, Any]
 
 # Columns beside ``messages`` that a chat template reads.
 BESIDE = ("tools", "chat_template_kwargs")
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "observation")
 # Keys under which an answer may say something.
 SAID = ("content", "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -113,7 +111,6 @@ def conversation(row: dict[str, Any], tokenizer: Any, settings: ChatSettings) ->
             message["content"] = ""  # templates print a null, and some fail without the key
         if not message.get("tool_calls"):
             message.pop("tool_calls", None)  # templates ask whether the key exists
-    _check_roles(messages)
     for message in messages:
         if isinstance(message["content"], list) and not _reads_parts(tokenizer):
             message["content"] = _joined(message["content"])
@@ -157,17 +154,6 @@ def listed_messages(given: Any) -> list[Message]:
         if content is not None and not isinstance(content, (str, list)):
             raise ValueError(f"the content of a message is {_short(content)}, not text")
     return list(given)
-
-
-def _check_roles(messages: Sequence[Message]) -> None:
-    """Refuse a conversation whose assistant seems to have another name, such as ``model``."""
-    roles = {str(message["role"]): None for message in messages}
-    strange = [role for role in roles if role not in ROLES]
-    if strange and "assistant" not in roles:
-        raise ValueError(
-            f"no message is the assistant's, but some have the role {' or '.join(map(repr, strange))}: "
-            "rename it to assistant"
-        )
 
 
 def _parsed(name: str, given: Any, kind: type) -> Any:

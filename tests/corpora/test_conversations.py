@@ -89,7 +89,6 @@ IMAGE = [{"type": "image", "image": "a.png"}]
         (chats.PLAIN, {"messages": [{"from": "human", "value": "a"}]}, "as ShareGPT does: name the column"),
         (chats.PLAIN, {"messages": [{"speaker": "a"}]}, "a message has no role, but the keys speaker"),
         (chats.PLAIN, {"messages": [{"role": "user", "content": 5}]}, "content of a message is 5, not text"),
-        (chats.PLAIN, {"messages": [{"role": "model", "content": "a"}]}, "have the role 'model': rename it"),
         (chats.PLAIN, {"messages": [{"role": "user", "content": IMAGE}]}, "has a part that is not text"),
         (chats.TOOLS, {"messages": talk("a"), "tools": "add"}, "tools is text that is no JSON"),
         (chats.TOOLS, {"messages": talk("a"), "tools": "{}"}, "tools is {}, not a list"),
@@ -111,7 +110,13 @@ def test_rows_of_conversations(configuration: Any, caplog: pytest.LogCaptureFixt
     assert chats.said(tokenizer, found[1]) == 'CALL {"name": "clock", "arguments": {"zone": "U"}}<|im_end|>\n'
     assert set(found.column_names) == {"input_ids", "labels"}
 
-    data = [talk("one?", "uno", "two?", "due"), talk("a?", "b"), talk("a?", ""), []]
+    data = [
+        talk("one?", "uno", "two?", "due"),
+        talk("a?", "b"),
+        talk("a?", ""),
+        [{"role": "model", "content": "a"}],
+        [],
+    ]
     rows = Dataset.from_list([{"messages": messages} for messages in data])
     tokenizer.chat_template = chats.DROPPED
     split, last = (
