@@ -51,7 +51,9 @@ def _local(field: str, pattern: str, args: RowSettings) -> Dataset:
     reader = READERS.get(Path(files[0]).suffix.lower())
     if reader is None:
         raise ValueError(f"{field}: {files[0]!r} is not one of {', '.join(READERS)}")
-    options = {"sample_by": "document"} if reader == "text" and args.packing else {}
+    options: dict[str, Any] = {"sample_by": "document"} if reader == "text" and args.packing else {}
+    if reader == "csv":  # pandas would read "None", "NA", "null" and the like as missing
+        options = {"keep_default_na": False, "na_values": [""]}
     return load_dataset(reader, data_files=files, split="train", **options)
 
 
@@ -80,23 +82,3 @@ def _mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
             rows = rows.remove_columns(ours)
         rows = rows.rename_column(theirs, ours) if ours != theirs else rows
     return rows
-
-
-def class_names(rows: Dataset) -> list[str] | None:
-    """The classes of a ``label`` column in the order of their numbers; None without such a column.
-
-    Raises:
-        ValueError: labels that are neither whole numbers from 0 nor names.
-    """
-    from datasets import ClassLabel
-
-    if "label" not in rows.column_names:
-        return None
-    if isinstance(rows.features["label"], ClassLabel):
-        return list(rows.features["label"].names)
-    found = {label for label in rows["label"] if label is not None}
-    if all(isinstance(label, int) for label in found):
-        if not found or min(found) < 0:
-            raise ValueError(f"the labels must be whole numbers from 0, or names, not {sorted(found)}")
-        return [str(i) for i in range(max(found) + 1)]
-    return sorted(map(str, found))

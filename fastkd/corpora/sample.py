@@ -61,7 +61,7 @@ def look(field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any) 
     """
     layout = task.layout_of(data.column_names, field)
     step = max(1, -(-len(data) // MOST))
-    some = data.select(range(0, len(data), step)).select_columns(list(layout))
+    some = task.prepared(data.select(range(0, len(data), step)).select_columns(list(layout)))
     rows, encoded, error = list(some), [], None
     for row in rows:
         try:

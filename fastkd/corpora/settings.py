@@ -14,12 +14,17 @@ class TaskSettings(Protocol):
         max_target_length: longest target of seq2seq.
         packing: whether texts are joined and cut into pieces of ``max_length``.
         class_names: the classes in the order of their numbers.
+        problem_type: the problem that a classifier solves, as in :mod:`fastkd.corpora.labels`.
+        kd_ratio, divergence: those of the loss, which say whether it reads labels.
     """
 
     max_length: int
     max_target_length: int
     packing: bool
     class_names: list[str] | None
+    problem_type: str | None
+    kd_ratio: float
+    divergence: str
 
     def main_process_first(self, local: bool = True, desc: str = "work") -> AbstractContextManager[Any]:
         """Runs the block on the main process first, so that the others read what it has cached."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
@@ -25,6 +26,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
 from fastkd.runs.sources import load_teacher_model, require_model
 from fastkd.runs.train import load_data
+from fastkd.trainer.classes import named_classes, pad_with
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
@@ -154,6 +156,14 @@ class _Source:
                 "set cache_kind: topk"
             )
         self.columns = int(self.teacher.columns)  # type: ignore[arg-type]
+        problem: Any = args.problem_type or getattr(model.config, "problem_type", None)
+        if task.name == "classification":
+            if problem == REGRESSION:
+                raise ValueError(
+                    "a cache holds distributions, and a regression predicts numbers: "
+                    "distil from the model itself"
+                )
+            model.config.problem_type = problem
         if tokenizer is not None and task.name != "classification" and len(tokenizer) > self.columns:
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens and the teacher {self.columns} output columns: "
@@ -161,8 +171,12 @@ class _Source:
             )
         pad = getattr(tokenizer, "pad_token_id", None)
         self.collate = Collator(task, 0 if pad is None else pad)
+        if task.name == "classification":
+            pad_with(model, self.collate.pad_token_id)
+        # Each label of a multi-label teacher is a distribution over two columns.
+        self.width = 2 if problem == MULTI_LABEL else self.columns
         most = {"topk": args.cache_top_k, "sampled": args.cache_samples, "hidden": 0}[self.kind]
-        self.entries_per_token = min(most, self.columns)
+        self.entries_per_token = min(most, self.width)
         settings: dict[str, Any] = {
             "topk": {"cache_top_k": args.cache_top_k, "temperature": 1.0},
             "sampled": {"cache_samples": args.cache_samples, "temperature": 1.0, "seed": args.seed},
@@ -186,11 +200,13 @@ class _Source:
             **settings,
         }
         if task.name == "classification":
-            self.description["class_names"] = args.class_names
+            self.description["class_names"] = named_classes(model.config) or args.class_names
+            if problem is not None:
+                self.description["problem_type"] = problem
         width = model.get_output_embeddings() if self.kind == "hidden" else None
         self.bytes_per_token = bytes_per_token(
             self.kind,
-            self.columns,
+            self.width,
             args.cache_top_k,
             args.cache_samples,
             0 if width is None else width.in_features,
@@ -230,7 +246,7 @@ class _Source:
         hidden = given if isinstance(given, Tensor) else given.hidden
         generator = torch.Generator(hidden.device)
         generator.manual_seed(_row_seed(self.args.seed, row))
-        at_once = max(1, _LOGITS_AT_ONCE // self.columns)
+        at_once = max(1, _LOGITS_AT_ONCE // self.width)
         made = []
         for start in range(0, max(1, len(hidden)), at_once):
             part = hidden[start : start + at_once]

@@ -13,8 +13,6 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from fastkd.corpora.rows import class_names, load_rows
-from fastkd.corpora.sample import Sample, look
 from fastkd.corpora.tasks import TASKS
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, Teacher
@@ -98,7 +96,9 @@ def _classes(args: DistillationConfig) -> dict[str, Any]:
     if args.task != "classification" or args.class_names is None:
         return {}
     names = dict(enumerate(args.class_names))
+    problem = {"problem_type": args.problem_type} if args.problem_type else {}
     return {
+        **problem,
         "num_labels": len(names),
         "id2label": names,
         "label2id": {name: number for number, name in names.items()},
@@ -139,60 +139,7 @@ def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
         raise ValueError(f"teacher_model_init_kwargs must be a mapping, not {kwargs!r}")
     auto = TASKS[args.task].auto_class
     defaults = {"use_safetensors": True, "trust_remote_code": args.trust_remote_code}
-    model = _load("teacher", auto.from_pretrained, args.teacher, **{**defaults, **kwargs})
-    names = list(model.config.id2label.values()) if args.task == "classification" else None
-    if names and args.class_names and not _unnamed(names) and names != args.class_names:
-        raise ValueError(
-            f"the teacher's classes are {', '.join(names)} in this order, "
-            f"the data's {', '.join(args.class_names)}: set class_names to the teacher's"
-        )
-    return model
-
-
-def known_classes(args: DistillationConfig) -> list[str] | None:
-    """The class names of the configuration, else of the teacher, else of the student; None without any."""
-    if args.class_names:
-        return args.class_names
-    for source in map(TeacherSource.parse, (args.teacher, args.model)):
-        if source.cache is not None:
-            stored = CachedTeacher(source.cache).made_from.get("class_names")
-            if stored:
-                return list(stored)
-        if not source.is_model:
-            continue
-        try:
-            config = AutoConfig.from_pretrained(source.name, trust_remote_code=args.trust_remote_code)
-        except (OSError, ValueError):
-            continue  # reported where the model is loaded
-        names = list((config.id2label or {}).values())
-        if names and not _unnamed(names):
-            return names
-    return None
-
-
-def name_classes(args: DistillationConfig, rows: Any) -> None:
-    """Set ``args.class_names`` of a classification that does not name its classes, from models or rows."""
-    if args.task == "classification":
-        args.class_names = known_classes(args) or class_names(rows)
-
-
-def look_at(field: str, args: DistillationConfig, tokenizer: Any) -> Sample | None:
-    """A sample of ``train_file`` or ``eval_file``; None if there is no such data. For classification it sets
-    ``args.class_names`` if unset.
-
-    Raises:
-        ValueError: data that cannot be read.
-    """
-    data = load_rows(field, args)
-    if data is None:
-        return None
-    name_classes(args, data)
-    return look(field, data, TASKS[args.task], args, tokenizer)
-
-
-def _unnamed(names: list[str]) -> bool:
-    """Whether the names are the numbered ones that `transformers` uses by default."""
-    return all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
+    return _load("teacher", auto.from_pretrained, args.teacher, **{**defaults, **kwargs})
 
 
 def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:

@@ -23,10 +23,11 @@ from fastkd import files
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs import report
+from fastkd.runs.classes import settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.evaluate import classified
 from fastkd.runs.progress import Progress
-from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer, name_classes
+from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import Teacher
@@ -101,7 +102,7 @@ def load_data(args: DistillationConfig) -> Data:
         raise ValueError(
             "train_file is not set: give a txt, json, jsonl, csv or parquet file, or a dataset of the hub"
         )
-    name_classes(args, raw["train_file"])
+    settle_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)
     encoded = {
         field: None if rows is None else TASKS[args.task].tokenize(rows, tokenizer, args, field)

@@ -19,8 +19,10 @@ CACHE_KINDS = ("topk", "sampled", "hidden")
 CACHE_TAILS = ("renormalize", "bucket")
 GENERATION_MODES = ("beam", "sample", "interpolate")
 INTERPOLATE_METRICS = ("bleu", "chrf", "rougeL")
+PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
 CHOICES = {
     "task": TASKS,
+    "problem_type": PROBLEM_TYPES,
     "model_init": MODEL_INITS,
     "fused_head": FUSED_HEADS,
     "generation_mode": GENERATION_MODES,
@@ -152,6 +154,14 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={"help": "Classes in the order of their numbers; if unset, from the model or the data."},
     )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a classifier predicts: single_label_classification (one class), "
+            "multi_label_classification (any number of labels) or regression (numbers); if unset, from the "
+            "models or the data."
+        },
+    )
     max_length: int = field(
         default=1024, metadata={"help": "Longest sequence in tokens; for seq2seq, the longest source."}
     )
@@ -206,7 +216,8 @@ class DistillationConfig(TrainingArguments):
         self.fused_head = str(self.fused_head).lower()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+                known = " or ".join(filter(None, allowed))
+                raise ValueError(f"{name} must be {known}, not {getattr(self, name)!r}")
         if self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 (a token and the next one), not {self.max_length}"

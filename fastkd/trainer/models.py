@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastkd import HiddenTeacher, SparseTeacher
+from fastkd.corpora.labels import MULTI_LABEL
 
 # Hidden states and the head that turns them into logits. The class is named after the side on which a caller
 # of the losses meets it; in the trainer, a student's output has the same form.
@@ -95,7 +96,9 @@ class LinearHead:
 def forward(
     model: Any, head: LinearHead | None, inputs: dict[str, Any], requested: Requested = NOTHING_MORE
 ) -> ModelOutput:
-    """One forward of ``model``. It gives hidden states with ``head``, or logits if ``head`` is None."""
+    """One forward of ``model``. It gives hidden states with ``head``, or logits if ``head`` is None; for a
+    multi-label model, the logits of :func:`two_classes`.
+    """
     embedded: list[Tensor] = []
     hooks = []
     options = dict(inputs)
@@ -112,6 +115,8 @@ def forward(
     try:
         found = model(**options)
         distribution = found.logits if head is None else head.factors(fed[0])
+        if getattr(model.config, "problem_type", None) == MULTI_LABEL:
+            distribution = two_classes(found.logits)
     finally:
         for hook in hooks:
             hook.remove()
@@ -122,6 +127,13 @@ def forward(
         tuple(found.get(f"{side}attentions") or ()),
         embedded[0] if embedded else None,
     )
+
+
+def two_classes(logits: Tensor) -> Tensor:
+    """``(..., C, 2)`` logits of C distributions over two classes, without and with the label, from
+    ``(..., C)`` logits of a multi-label model: ``softmax([0, z]) = [1 - sigmoid(z), sigmoid(z)]``.
+    """
+    return torch.stack([torch.zeros_like(logits), logits], -1)
 
 
 def _take_input(fed: list[Tensor]) -> Any:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
 from fastkd.trainer import checkpoints
+from fastkd.trainer.classes import check_labels, fit_classes
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
@@ -82,6 +83,11 @@ class DistillationTrainer(Trainer):
         head = student_head(model, args)
         self._teacher = teacher_side(model, teacher, task, fused=head is not None)
         vocab_size = common_columns(model, self._teacher, processing_class, task)
+        pad_token_id = _pad_token_id(model, processing_class)
+        beside, more = self._teacher, ()
+        if args.task == "classification":
+            data = (train_dataset, eval_dataset)
+            beside, more = fit_classes(model, self._teacher, args, data, pad_token_id)
         matching = None
         if args.feature_matches or args.gradient_match_weight:
             if not isinstance(self._teacher, (LiveTeacher, BaseTeacher)):
@@ -96,14 +102,14 @@ class DistillationTrainer(Trainer):
                 args.gradient_match_weight,
                 vocab_size,
             )
-        options = {**args.loss_options(), "vocab_size": vocab_size}
-        student = DistilledStudent(model, task, head, self._teacher, options, matching)
+        options = {**args.loss_options(), "vocab_size": vocab_size, "problem_type": args.problem_type}
+        student = DistilledStudent(model, task, head, beside, options, matching)
 
-        pad_token_id = _pad_token_id(model, processing_class)
         train_dataset = _encoded(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
+        check_labels({"train_dataset": train_dataset, "eval_dataset": eval_dataset}, model, args.problem_type)
         if data_collator is None:
-            data_collator = Collator(task, pad_token_id)
+            data_collator = Collator(task, pad_token_id, more)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         if isinstance(self._teacher, CachedTeacher):
@@ -138,8 +144,8 @@ class DistillationTrainer(Trainer):
         # first one, which no position predicts.
         self.label_smoother = None
         self._loss_shifts_labels = task.shifts_labels
-        if self._teacher is not None:
-            self._teacher.to(args.device)
+        if beside is not None:
+            beside.to(args.device)
 
     @property
     def fused(self) -> bool:

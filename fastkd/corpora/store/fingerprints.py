@@ -17,12 +17,12 @@ from fastkd.corpora.tasks import IGNORE_INDEX, Task
 # Bytes of a row's hash. Any two of 10**9 rows collide with a probability below 10**-20.
 ROW_HASH = 16
 _AT_ONCE = 1000
-_ROW_FIELDS = ("input_ids", "labels", "position_ids")
+_ROW_FIELDS = ("input_ids", "labels", "position_ids", "token_type_ids")
 
 
 def encoded_rows(rows: Any, first: int = 0, last: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """The fields of each encoded row that a model sees: ``input_ids``, ``labels`` and, for packed rows,
-    ``position_ids``, as int64 arrays.
+    ``position_ids``, for pairs of texts ``token_type_ids``, as int64 arrays.
     """
     last = len(rows) if last is None else last
     if hasattr(rows, "with_format"):

@@ -58,6 +58,13 @@ class Task(ABC):
         """The labels, moved to the positions that predict them."""
         return labels
 
+    def prepared(self, rows: Dataset) -> Dataset:
+        """The raw rows in the form that :meth:`encode` reads."""
+        return rows
+
+    def check_encoded(self, rows: Dataset, field: str) -> None:  # noqa: B027  most tasks have nothing to check
+        """Look over all encoded rows, and raise a ``ValueError`` if nothing can be learned from them."""
+
     def layout_of(self, columns: Sequence[str], field: str) -> tuple[str, ...]:
         """The first layout whose columns all exist.
 
@@ -83,6 +90,7 @@ class Task(ABC):
             ValueError: columns that the task does not read, or no text at all.
         """
         layout = self.layout_of(rows.column_names, field)
+        rows = self.prepared(rows)
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             count = len(next(iter(batch.values())))
@@ -91,7 +99,8 @@ class Task(ABC):
                 for i in range(count)
             ]
             kept = [row for row in made if row is not None]
-            return {name: [row[name] for row in kept] for name in ("input_ids", "labels", "cut")}
+            names = kept[0].keys() if kept else ("input_ids", "labels", "cut")
+            return {name: [row[name] for row in kept] for name in names}
 
         with args.main_process_first(desc=f"tokenizing {field}"):
             found = rows.map(
@@ -101,7 +110,9 @@ class Task(ABC):
             raise ValueError(f"{field} holds no text")
         if cut := sum(found["cut"]):
             logger.warning("%s: %d of %d %s", field, cut, len(found), self.what_was_cut(args))
-        return found.remove_columns("cut")
+        found = found.remove_columns("cut")
+        self.check_encoded(found, field)
+        return found
 
     @abstractmethod
     def what_was_cut(self, args: TaskSettings) -> str: ...

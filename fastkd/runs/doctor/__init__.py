@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from fastkd.runs.doctor import cache, labels, machine, quality, settings, vocabulary
+from fastkd.runs.doctor import cache, classes, labels, machine, quality, settings, vocabulary
 from fastkd.runs.doctor.findings import Case, Finding
 from fastkd.trainer.config import DistillationConfig
 
@@ -12,7 +12,7 @@ __all__ = ["Finding", "examine", "examined"]
 
 ORDER = ("error", "warning", "note")
 # Checks that load weights run last: they are skipped if an earlier check could not read its input.
-THEMES = (settings, vocabulary, labels, cache, machine, quality)
+THEMES = (settings, vocabulary, labels, classes, cache, machine, quality)
 
 
 def examine(args: DistillationConfig, fast: bool = False) -> list[Finding]:

@@ -78,7 +78,7 @@ def _rows(case: Case, teacher: CachedTeacher) -> Iterator[Finding]:
 def _first_rows(case: Case, teacher: CachedTeacher, part: str, sample: Sample) -> Iterator[Finding]:
     """Compares the order and the contents of the first rows with the hashes in the cache."""
     task = TASKS[case.args.task]
-    some = sample.data.select(range(min(ROWS, sample.total)))
+    some = task.prepared(sample.data.select(range(min(ROWS, sample.total))))
     made = [task.encode(row, sample.layout, case.tokenizer, case.args) for row in some]
     rows = [row for row in made if row is not None]
     for shard_number, shard in enumerate(teacher.readers[part].manifest.shards):

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.estimate.models import read_config
-from fastkd.runs.sources import TeacherSource, load_tokenizer, look_at
+from fastkd.runs.samples import look_at
+from fastkd.runs.sources import TeacherSource, load_tokenizer
 from fastkd.trainer.config import DistillationConfig
 
 Severity = Literal["error", "warning", "note"]

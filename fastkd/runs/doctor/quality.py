@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks.classification import is_unlabelled
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.doctor.machine import head_finding
 from fastkd.runs.sources import load_student, load_teacher_model
+from fastkd.trainer.classes import named_classes, pad_with
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import LinearHead, forward, multiply_out
 from fastkd.trainer.objective import means, measure
@@ -44,13 +47,21 @@ def quality(case: Case) -> Iterator[Finding]:
         yield Finding("error", "teacher", " ".join(str(error).split()))
         return
     rows = sample.kept[:: max(1, len(sample.kept) // ROWS)][:ROWS]
+    if case.args.task == "classification":
+        rows = [row for row in rows if not is_unlabelled(row["labels"])]
+        if not rows:
+            return
     own = measured(case, student, rows, "student")
     other = measured(case, teacher, rows, "teacher")
     where = f"on {len(rows)} rows of {sample.field}"
     classifies = case.args.task == "classification"
-    name = "accuracy" if classifies else "perplexity"
-    form = "{:.1%}" if classifies else "{:,.2f}"
-    guess = math.log(int(teacher.config.num_labels or 1) if classifies else len(case.tokenizer))
+    name, form, guess = "perplexity", "{:,.2f}", math.log(len(case.tokenizer))
+    if case.args.problem_type == REGRESSION:
+        name, form, guess = "mse", "{:.4g}", math.inf
+        own["ce"], other["ce"] = own[name], other[name]
+    elif classifies:
+        name, form = "accuracy", "{:.1%}"
+        guess = math.log(2 if case.args.problem_type == MULTI_LABEL else int(teacher.config.num_labels or 1))
     if not math.isfinite(other["ce"]):
         yield Finding(
             "error", "teacher_nan", f"the teacher gives no finite loss {where}", "load it in another dtype"
@@ -63,7 +74,7 @@ def quality(case: Case) -> Iterator[Finding]:
             f"that of a guess {guess:.2f}",
             "train the teacher first (fastkd train), or check its weights and class_names",
         )
-    elif _no_better(own, other, classifies):
+    elif _no_better(own, other, name):
         yield Finding(
             "warning",
             "teacher_no_better",
@@ -80,8 +91,8 @@ def quality(case: Case) -> Iterator[Finding]:
         )
 
 
-def _no_better(student: dict[str, float], teacher: dict[str, float], classifies: bool) -> bool:
-    if classifies and student["accuracy"] != teacher["accuracy"]:
+def _no_better(student: dict[str, float], teacher: dict[str, float], name: str) -> bool:
+    if name == "accuracy" and student["accuracy"] != teacher["accuracy"]:
         return teacher["accuracy"] < student["accuracy"]
     return teacher["ce"] >= student["ce"]
 
@@ -93,14 +104,23 @@ def measured(case: Case, model: Any, rows: list[Any], title: str) -> dict[str, f
     model = model.eval()
     if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
         model = model.to(case.args.device)
-    options = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
+    options: dict[str, Any] = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
     totals: dict[str, float] = {}
     pad = case.tokenizer.pad_token_id
+    order = None
+    if task.name == "classification":
+        options["problem_type"] = model.config.problem_type = case.args.problem_type
+        pad_with(model, pad if pad is not None else 0)
+        names, theirs = case.args.class_names, named_classes(model.config)
+        order = column_order(names, theirs) if names and theirs else None
     for start in tqdm(range(0, len(rows), AT_ONCE), desc=f"trying the {title}", delay=3, leave=False):
         batch = task.collate(rows[start : start + AT_ONCE], pad if pad is not None else 0)
         batch = {name: value.to(model.device) for name, value in batch.items()}
         output = forward(model, None, task.model_inputs(model, batch))
         logits = multiply_out(output.distribution)  # type: ignore[arg-type]
+        if order is not None:  # a multi-label model has two columns for each class
+            where = -2 if case.args.problem_type == MULTI_LABEL else -1
+            logits = logits.index_select(where, torch.tensor(order, device=logits.device))
         for name, value in measure(logits, None, task.targets(batch["labels"]), options).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return means(totals)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.runs.estimate.step import Shape
-from fastkd.runs.sources import load_tokenizer, look_at
+from fastkd.runs.samples import look_at
+from fastkd.runs.sources import load_tokenizer
 from fastkd.trainer.config import DistillationConfig
 
 BATCHES = 200

@@ -3,5 +3,6 @@
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
+from fastkd.trainer.teachers.reordered import ReorderedTeacher
 
-__all__ = ["BaseTeacher", "CachedTeacher", "LiveTeacher", "Teacher"]
+__all__ = ["BaseTeacher", "CachedTeacher", "LiveTeacher", "ReorderedTeacher", "Teacher"]
