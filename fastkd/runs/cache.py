@@ -24,6 +24,7 @@ from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
+from fastkd.runs.classes import check_teacher
 from fastkd.runs.sources import load_teacher_model, require_model
 from fastkd.runs.train import load_data
 from fastkd.trainer.classes import named_classes, pad_with
@@ -58,6 +59,7 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
     args = copy.copy(args)
     args.model = args.model or args.teacher  # for its tokenizer
     data = load_data(args)
+    check_teacher(args)
     model = load_teacher_model(args)
     parts = {"train": data.train, "eval": data.held_out}
     return {

@@ -73,8 +73,30 @@ def settle_classes(args: DistillationConfig, rows: Any) -> None:
         args.class_names = _names(args, teacher or _Side(), student, rows)
     elif student.width is not None and student.names is not None:
         check_order(args.class_names, student.names)
-    if teacher is not None and args.class_names is not None:
-        _check_teacher(teacher, args.class_names)
+
+
+def check_teacher(args: DistillationConfig) -> None:
+    """Compare the teacher's classes with those of the run, which :func:`settle_classes` has set.
+
+    Raises:
+        ValueError: they are not the same.
+    """
+    if args.task != "classification" or args.problem_type == REGRESSION or args.class_names is None:
+        return
+    teacher, names = _teacher(args), args.class_names
+    if teacher is None:
+        return
+    if teacher.names is not None:
+        if column_order(names, teacher.names) is None:
+            raise ValueError(
+                f"the teacher's classes are {listed(teacher.names)}, and the data's {listed(names)}: both "
+                "must be the same, in any order"
+            )
+    elif teacher.width is not None and teacher.width != len(names):
+        raise ValueError(
+            f"the data has {len(names)} classes and the teacher {teacher.width}: train the teacher on this "
+            "data first (fastkd train)"
+        )
 
 
 def _teacher(args: DistillationConfig) -> _Side | None:
@@ -159,17 +181,3 @@ def _has_numbers(rows: Any) -> bool:
     first = next((label for label in rows[column] if label is not None), None)
     parts = first if isinstance(first, (list, tuple)) else [first]
     return any(isinstance(part, (int, float)) for part in parts)
-
-
-def _check_teacher(teacher: _Side, names: list[str]) -> None:
-    if teacher.names is not None:
-        if column_order(names, teacher.names) is None:
-            raise ValueError(
-                f"the teacher's classes are {listed(teacher.names)}, and the data's {listed(names)}: both "
-                "must be the same, in any order"
-            )
-    elif teacher.width is not None and teacher.width != len(names):
-        raise ValueError(
-            f"the data has {len(names)} classes and the teacher {teacher.width}: train the teacher on this "
-            "data first (fastkd train)"
-        )

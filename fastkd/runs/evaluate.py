@@ -19,7 +19,7 @@ from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.runs import report, scores
-from fastkd.runs.classes import settle_classes
+from fastkd.runs.classes import check_teacher, settle_classes
 from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.progress import Progress
 from fastkd.runs.sources import TeacherSource, load_student, load_teacher, load_tokenizer
@@ -56,6 +56,7 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
     if rows is None:
         raise ValueError("eval_file is not set: give held-out data, or dataset and eval_split")
     settle_classes(args, rows)
+    check_teacher(args)
     tokenizer = load_tokenizer(args)
     encoded = task.tokenize(rows, tokenizer, args, "eval_file")
     layout = task.layout_of(rows.column_names, "eval_file")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.tasks.classification import is_masked, is_unlabelled
+from fastkd.runs.classes import check_teacher
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed
 from fastkd.trainer.classes import named_classes
 
@@ -58,6 +59,15 @@ def absent_classes(case: Case) -> Iterator[Finding]:
         yield Finding("note", "absent_classes", f"no row looked at has the class {listed(missing)}")
 
 
+def teacher_classes(case: Case) -> Iterator[Finding]:
+    """A teacher of other classes than the data's."""
+    if case.train is not None:
+        try:
+            check_teacher(case.args)
+        except ValueError as error:
+            yield Finding("error", "teacher_classes", str(error))
+
+
 def class_order(case: Case) -> Iterator[Finding]:
     """A teacher that numbers the classes in another order, or does not say in which."""
     names = case.args.class_names
@@ -82,4 +92,4 @@ def class_order(case: Case) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Check, ...] = (unlabelled, one_class, absent_classes, class_order)
+CHECKS: tuple[Check, ...] = (unlabelled, one_class, absent_classes, teacher_classes, class_order)
