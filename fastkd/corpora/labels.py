@@ -354,8 +354,8 @@ def _labels_of_vectors(labels: Iterable[Any]) -> list[str] | None:
 
 
 def _sorted(names: Iterable[str]) -> list[str]:
-    """Names in order, whatever their case, with those that are numbers first and by their size; of names that
-    differ in nothing but case, one.
+    """Names in order, with those that are numbers first and by their size. Of names that differ in case
+    alone, one is kept.
     """
     distinct = {_key(name): name for name in sorted(names, reverse=True)}
 

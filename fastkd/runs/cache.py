@@ -27,11 +27,11 @@ from fastkd.corpora.tasks.base import Collator
 from fastkd.runs.classes import check_teacher
 from fastkd.runs.sources import load_teacher_model, require_model
 from fastkd.runs.train import load_data
-from fastkd.trainer.classes import named_classes, pad_with
+from fastkd.trainer.classes import in_order, named_classes, pad_with
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
-from fastkd.trainer.teachers import LiveTeacher
+from fastkd.trainer.teachers import LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,7 @@ class _Source:
         self.kind = args.cache_kind
         # The head is kept apart, so that logits are computed only at targets, and a few at a time.
         self.teacher = LiveTeacher(model, task, fused=task.name != "classification")
+        self.reader: Teacher = self.teacher
         if self.kind == "hidden" and self.teacher.head is None:
             reason = find_linear_head(model) if task.name != "classification" else "a classifier has none"
             raise ValueError(
@@ -175,6 +176,7 @@ class _Source:
         self.collate = Collator(task, 0 if pad is None else pad)
         if task.name == "classification":
             pad_with(model, self.collate.pad_token_id)
+            self.reader = in_order(self.teacher, args.class_names, problem)
         # Each label of a multi-label teacher is a distribution over two columns.
         self.width = 2 if problem == MULTI_LABEL else self.columns
         most = {"topk": args.cache_top_k, "sampled": args.cache_samples, "hidden": 0}[self.kind]
@@ -202,7 +204,7 @@ class _Source:
             **settings,
         }
         if task.name == "classification":
-            self.description["class_names"] = named_classes(model.config) or args.class_names
+            self.description["class_names"] = args.class_names or named_classes(model.config)
             if problem is not None:
                 self.description["problem_type"] = problem
         width = model.get_output_embeddings() if self.kind == "hidden" else None
@@ -233,7 +235,7 @@ class _Source:
             numbers = range(start, min(start + size, last))
             batch = self.collate([rows[number] for number in numbers])
             batch = {name: x.to(self.teacher.model.device) for name, x in batch.items()}
-            distribution = self.teacher(batch).distribution
+            distribution = self.reader(batch).distribution  # type: ignore[union-attr]
             mask = self.task.targets(batch["labels"]) != IGNORE_INDEX
             for i, number in enumerate(numbers):
                 yield self._stored(_picked(distribution, i, mask), number)

@@ -1,6 +1,4 @@
-"""Settles the problem and the classes of a classification from its settings, its models' configs and its data,
-before anything is loaded.
-"""
+"""Settles the problem and the classes of a run, from settings, models and data, before anything is loaded."""
 
 from __future__ import annotations
 

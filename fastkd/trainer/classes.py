@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -62,6 +63,8 @@ def fit_classes(
     problem = _problem(model, teacher, args, datasets)
     if problem == REGRESSION and (sentence := unread_settings(args)):
         raise ValueError(sentence)
+    if problem == MULTI_LABEL:  # not so: the loss smooths the labels itself
+        warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
     args.problem_type = problem
     live = getattr(teacher, "model", None)
     for side in (model, *(() if live is None else (live,))):
@@ -79,11 +82,30 @@ def fit_classes(
     more = () if unread else (_labelled_only,)
     if teacher is None or order is None:
         return teacher, more
+    return _reordered(teacher, order, problem), more
+
+
+def in_order(teacher: Teacher, names: Sequence[str] | None, problem: str | None) -> Teacher:
+    """A teacher with its classes in the order of the names, if it names its own.
+
+    Raises:
+        ValueError: it has other classes.
+    """
+    theirs = teacher_classes(teacher)
+    if names is None or theirs is None or problem == REGRESSION:
+        return teacher
+    order = column_order(names, theirs)
+    if order is None:
+        raise ValueError(f"the teacher's classes are {listed(theirs)}, and the data's {listed(names)}")
+    return teacher if order == sorted(order) else _reordered(teacher, order, problem)
+
+
+def _reordered(teacher: Teacher, order: list[int], problem: str | None) -> Teacher:
     logger.warning(
-        "the teacher numbers the classes in another order than the student: its columns are read as %s",
+        "the teacher numbers the classes in another order: its columns are read as %s",
         ", ".join(map(str, order)),
     )
-    return ReorderedTeacher(teacher, order, -2 if problem == MULTI_LABEL else -1), more
+    return ReorderedTeacher(teacher, order, -2 if problem == MULTI_LABEL else -1)
 
 
 def pad_with(model: Any, pad_token_id: int) -> None:
