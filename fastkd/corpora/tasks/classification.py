@@ -171,7 +171,7 @@ def _reads_types(model: Any) -> bool:
     """
     base = getattr(model, "get_base_model", lambda: model)()
     many = (getattr(base.config, "type_vocab_size", None) or 0) > 1 or base.config.model_type == "xlnet"
-    return many and "token_type_ids" in _parameters(type(base))
+    return many and "token_type_ids" in _parameters(type(base))  # type: ignore[arg-type]
 
 
 @functools.lru_cache

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.tasks.classification import is_unlabelled
+from fastkd.runs.classes import check_teacher
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.doctor.machine import head_finding
 from fastkd.runs.sources import load_student, load_teacher_model
@@ -50,6 +51,10 @@ def quality(case: Case) -> Iterator[Finding]:
     if case.args.task == "classification":
         rows = [row for row in rows if not is_unlabelled(row["labels"])]
         if not rows:
+            return
+        try:
+            check_teacher(case.args)
+        except ValueError:  # reported with the classes
             return
     own = measured(case, student, rows, "student")
     other = measured(case, teacher, rows, "teacher")

@@ -31,6 +31,8 @@ def verdict(report: dict[str, Any]) -> str:
         return _accuracy(table, name)
     if row.get("perplexity") is not None:
         return _perplexity(table, name)
+    if row.get("agreement") is not None:  # held-out texts without labels
+        return f"The {name} agrees with the teacher on {row['agreement']:.1%} of the held-out texts."
     return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data."
 
 
