@@ -177,6 +177,8 @@ def _vector(given: Any, settings: LabelSettings) -> list[int]:
     if names is None:
         raise ValueError("multi-label rows need class_names: list the labels in the order of their numbers")
     width = len(names)
+    if width == 1 and not isinstance(given, str) and given in (0, 1):  # yes or no needs no list
+        return [int(given)]
     label = parts_of(given, names)
     if label is None:
         return [_missing(settings)] * width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastkd.corpora.labels import (
     plain,
     reads_no_labels,
 )
+from fastkd.corpora.tasks.classification import is_unlabelled
 from fastkd.runs.sources import TeacherSource
 from fastkd.trainer.classes import check_order, listed, named_classes, settled_problem
 from fastkd.trainer.config import DistillationConfig
@@ -97,6 +99,19 @@ def check_teacher(args: DistillationConfig) -> None:
         )
 
 
+def check_control(args: DistillationConfig, labels: Iterable[Any]) -> None:
+    """Raise a ``ValueError`` if the control of a classification has no label to learn from.
+
+    Args:
+        args: the settings of any task.
+        labels: those of the encoded training rows.
+    """
+    if args.task == "classification" and args.control and all(map(is_unlabelled, labels)):
+        raise ValueError(
+            "control: true trains the student on the labels alone, and the data has none: set control: false"
+        )
+
+
 def _teacher(args: DistillationConfig) -> _Side | None:
     source = TeacherSource.parse(args.teacher)
     if source.cache is not None:
@@ -153,15 +168,18 @@ def _names(args: DistillationConfig, teacher: _Side, student: _Side, rows: Any) 
         if order != sorted(order) and _has_numbers(rows) and not _unread(args):
             raise ValueError(
                 f"the student's classes are {listed(student.names or [])} in this order, the teacher's "
-                f"{listed(teacher.names or [])}, and the data has numbers alone: write the labels as names"
+                f"{listed(teacher.names or [])}, and the data has numbers alone: write the labels as names, "
+                "or set class_names to the student's if the numbers are in its order"
             )
     else:
         known = teacher.names or student.names
     if known:
         return known
+    width = teacher.width or student.width
+    if width == 1:  # yes or no
+        return ["0"]
     found = classes_in(rows, str(args.problem_type))
     # Numbers are columns of the models: the data may lack some of their classes.
-    width = teacher.width or student.width
     if width and (found is None or (not has_names(found) and len(found) <= width)):
         return [str(i) for i in range(width)]
     return found

@@ -23,7 +23,7 @@ from fastkd import files
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs import report
-from fastkd.runs.classes import check_teacher, settle_classes
+from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.evaluate import classified
 from fastkd.runs.progress import Progress
@@ -57,6 +57,7 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
     data = load_data(args)
     if command == "distill":
         check_teacher(args)
+        check_control(args, data.train["labels"] if args.task == "classification" else ())
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
 

@@ -150,6 +150,12 @@ def test_the_classes_of_several_labels(labels: list[Any], names: list[str]) -> N
     assert class_names(labels, MULTI_LABEL) == names
 
 
+@pytest.mark.parametrize(("label", "vector"), [(1, [1]), (0.0, [0]), ([1], [1]), (True, [1]), (None, [-100])])
+def test_yes_or_no(label: Any, vector: list[int]) -> None:
+    """A head with one sigmoid."""
+    assert encode_label(label, settings(["0"], MULTI_LABEL)) == vector
+
+
 def test_numbers_to_predict() -> None:
     args = settings(None, REGRESSION)
     assert encode_label("2.5", args) == 2.5 and encode_label(3, args) == 3.0

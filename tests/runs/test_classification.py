@@ -81,6 +81,16 @@ def test_several_labels_per_text() -> None:
     assert again["teacher"]["eval"]["exact_match"] is not None
 
 
+def test_yes_or_no() -> None:
+    """A head with one sigmoid, as rerankers have it."""
+    for side, seed in (("student", 0), ("teacher", 1)):
+        save(side, seed, ["LABEL_0"], problem="multi_label_classification")
+    write([0, 1, 1, 0])
+    assert run("distill") == 0
+    found = report()["student"]["eval"]
+    assert found["accuracy"] == found["exact_match"]
+
+
 def test_lists_of_names_make_a_fresh_student_a_multi_label_one() -> None:
     save("student", 0)
     write([["b", "a"], ["c"], [], ["a"]])
@@ -172,6 +182,10 @@ def test_texts_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
     found = report()
     assert found["student"]["eval"]["kd"] > 0 and "ce" not in found["student"]["eval"]
     assert any(entry.get("grad_norm", 0) > 0 for entry in found["student"]["history"])
+    for command in ("distill", "doctor"):
+        assert run(command, kd_ratio=1.0, control=True) == 1
+        said = capsys.readouterr()
+        assert "control: true trains the student on the labels alone" in said.out + said.err
     assert run("distill") == 1
     assert "train_file has no labels" in capsys.readouterr().err
 

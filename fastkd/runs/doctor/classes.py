@@ -7,7 +7,7 @@ from typing import Any
 
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.tasks.classification import is_masked, is_unlabelled
-from fastkd.runs.classes import check_teacher
+from fastkd.runs.classes import check_control, check_teacher
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, listed
 from fastkd.trainer.classes import named_classes
 
@@ -30,6 +30,15 @@ def unlabelled(case: Case) -> Iterator[Finding]:
             f"{count(missing, len(labels))} looked at have no label: with kd_ratio: 1 the student learns "
             "what the teacher says of them",
         )
+
+
+def control(case: Case) -> Iterator[Finding]:
+    """A control without labels to learn from."""
+    if labels := _labels(case):
+        try:
+            check_control(case.args, labels)
+        except ValueError as error:
+            yield Finding("error", "control_unlabelled", str(error))
 
 
 def one_class(case: Case) -> Iterator[Finding]:
@@ -92,4 +101,4 @@ def class_order(case: Case) -> Iterator[Finding]:
         )
 
 
-CHECKS: tuple[Check, ...] = (unlabelled, one_class, absent_classes, teacher_classes, class_order)
+CHECKS: tuple[Check, ...] = (unlabelled, control, one_class, absent_classes, teacher_classes, class_order)
