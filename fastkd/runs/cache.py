@@ -31,6 +31,7 @@ from fastkd.trainer.classes import in_order, named_classes, pad_with
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
+from fastkd.trainer.sides import padding_token
 from fastkd.trainer.teachers import LiveTeacher, Teacher
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,8 @@ class _Source:
             )
         pad = getattr(tokenizer, "pad_token_id", None)
         self.collate = Collator(task, 0 if pad is None else pad)
-        if task.name == "classification":
+        if task.name == "classification":  # a decoder's answer may depend on the padding token
+            self.collate = Collator(task, padding_token(model, tokenizer))
             pad_with(model, self.collate.pad_token_id)
             self.reader = in_order(self.teacher, args.class_names, problem)
         # Each label of a multi-label teacher is a distribution over two columns.

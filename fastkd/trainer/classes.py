@@ -77,6 +77,9 @@ def fit_classes(
     text = [rows for rows in datasets if rows is not None and not _is_encoded(rows)]
     if text and args.class_names is None and problem != REGRESSION:
         args.class_names = _data_classes(text[0], problem, columns)
+    if (names := args.class_names) and has_names(names) and named_classes(model.config) is None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
     # Texts without a label count only where the loss reads no labels.
     unread = reads_no_labels(args.kd_ratio, args.divergence) and not args.gradient_match_weight
     more = () if unread else (_labelled_only,)

@@ -240,6 +240,8 @@ class DistillationConfig(TrainingArguments):
                 f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"
             )
         parse_matches(self.feature_matches or [])
+        if self.problem_type is not None and self.task != "classification":
+            raise ValueError(f"problem_type is for classification, not for {self.task}")
         if self.packing and self.task != "causal_lm":
             raise ValueError(f"packing is for causal_lm, not for {self.task}")
         super().__post_init__()

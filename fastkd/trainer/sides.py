@@ -78,6 +78,17 @@ def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: A
     return min(widths)
 
 
+def padding_token(model: PreTrainedModel, tokenizer: Any) -> int:
+    """The token that fills up the rows of a batch."""
+    for source in (tokenizer, model.config):
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(source, name, None)
+            value = value[0] if isinstance(value, list) else value
+            if value is not None:
+                return value
+    return 0  # any token will do, since padding is masked
+
+
 @torch.no_grad()
 def check_documents_are_apart(model: Any, task: Task) -> None:
     """Raise a ``ValueError`` if the model attends from one packed document to another."""

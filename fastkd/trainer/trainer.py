@@ -24,7 +24,13 @@ from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
-from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.sides import (
+    check_documents_are_apart,
+    common_columns,
+    padding_token,
+    student_head,
+    teacher_side,
+)
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, LiveTeacher, Teacher
 
@@ -83,7 +89,7 @@ class DistillationTrainer(Trainer):
         head = student_head(model, args)
         self._teacher = teacher_side(model, teacher, task, fused=head is not None)
         vocab_size = common_columns(model, self._teacher, processing_class, task)
-        pad_token_id = _pad_token_id(model, processing_class)
+        pad_token_id = padding_token(model, processing_class)
         beside, more = self._teacher, ()
         if args.task == "classification":
             data = (train_dataset, eval_dataset)
@@ -311,16 +317,6 @@ class DistillationTrainer(Trainer):
             return super()._load_best_model()
         with self._plain_student():
             super()._load_best_model()
-
-
-def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:
-    for source in (tokenizer, model.config):
-        for name in ("pad_token_id", "eos_token_id"):
-            value = getattr(source, name, None)
-            value = value[0] if isinstance(value, list) else value
-            if value is not None:
-                return value
-    return 0  # any token will do, since padding is masked
 
 
 def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str) -> Any:

@@ -301,23 +301,36 @@ def test_features_of_several_labels(configuration: Configuration) -> None:
     assert logged["feature_hidden"] > 0 and logged["saliency"] > 0
 
 
+def decoder(seed: int, pad: int | None) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=48, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_labels=3, eos_token_id=1, pad_token_id=pad, initializer_range=0.4,
+    )  # fmt: skip
+    return LlamaForSequenceClassification(config)
+
+
 @pytest.mark.parametrize("pads", [(None, None), (3, 5)])
-def test_a_decoder_finds_the_end_of_each_text(configuration: Configuration, pads: Any) -> None:
+def test_a_decoder_finds_the_end_of_each_text(
+    configuration: Configuration, tmp_path: Any, pads: tuple[Any, Any]
+) -> None:
     """Whatever padding token the configs have, the batch's own tells the last token from padding."""
-
-    def decoder(seed: int, pad: int | None) -> Any:
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=48, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, num_labels=3, eos_token_id=1, pad_token_id=pad, initializer_range=0.4,
-        )  # fmt: skip
-        return LlamaForSequenceClassification(config)
-
-    sides = decoder(0, pads[0]), decoder(1, pads[1])
     data = labelled([0, 1, 2, 0])
+    for part in ("train", "eval"):
+        make_cache(decoder(1, pads[1]), data, tmp_path / part, settings(task="classification"), None)
     found = []
-    for size in (1, 4):
+    for size, teacher in ((1, decoder(1, pads[1])), (4, decoder(1, pads[1])), (4, CachedTeacher(tmp_path))):
         args = configuration(task="classification", per_device_eval_batch_size=size)
-        made = DistillationTrainer(*sides, args, train_dataset=data, eval_dataset=data)
-        found.append(made.evaluate())
-    assert found[0]["eval_kd"] == pytest.approx(found[1]["eval_kd"], rel=1e-5)
+        made = DistillationTrainer(decoder(0, pads[0]), teacher, args, None, data, data)
+        found.append(made.evaluate()["eval_kd"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[2] == pytest.approx(found[1], rel=5e-3)
+
+
+def test_the_student_learns_the_names_of_its_classes(configuration: Configuration) -> None:
+    text = Dataset.from_dict({"text": ["w1", "w2", "w3"], "label": ["pos", "neg", "mid"]})
+    student = model(0)
+    args = configuration(task="classification", kd_ratio=0.0)
+    made = DistillationTrainer(student, None, args, train_dataset=text, processing_class=tokenizer())
+    assert student.config.id2label == {0: "mid", 1: "neg", 2: "pos"}
+    assert list(made.train_dataset["labels"]) == [2, 1, 0]  # type: ignore[index]

@@ -20,6 +20,7 @@ from fastkd.trainer.classes import named_classes, pad_with
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.models import LinearHead, forward, multiply_out
 from fastkd.trainer.objective import means, measure
+from fastkd.trainer.sides import padding_token
 
 ROWS, AT_ONCE = 64, 8
 # A teacher counts as guessing if its cross-entropy is above this fraction of a uniform guess's.
@@ -111,15 +112,15 @@ def measured(case: Case, model: Any, rows: list[Any], title: str) -> dict[str, f
         model = model.to(case.args.device)
     options: dict[str, Any] = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
     totals: dict[str, float] = {}
-    pad = case.tokenizer.pad_token_id
+    pad = padding_token(model, case.tokenizer)
     order = None
     if task.name == "classification":
         options["problem_type"] = model.config.problem_type = case.args.problem_type
-        pad_with(model, pad if pad is not None else 0)
+        pad_with(model, pad)
         names, theirs = case.args.class_names, named_classes(model.config)
         order = column_order(names, theirs) if names and theirs else None
     for start in tqdm(range(0, len(rows), AT_ONCE), desc=f"trying the {title}", delay=3, leave=False):
-        batch = task.collate(rows[start : start + AT_ONCE], pad if pad is not None else 0)
+        batch = task.collate(rows[start : start + AT_ONCE], pad)
         batch = {name: value.to(model.device) for name, value in batch.items()}
         output = forward(model, None, task.model_inputs(model, batch))
         logits = multiply_out(output.distribution)  # type: ignore[arg-type]
