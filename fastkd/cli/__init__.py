@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        sentence = f"fastkd {name}: {_sentence(name, error)}"
+        sentence = f"fastkd {name}: {_sentence(error)}"
         if debug:
             traceback.print_exc()
         else:
@@ -103,11 +103,11 @@ def _usage() -> str:
     )
 
 
-def _sentence(name: str, error: Exception) -> str:
+def _sentence(error: Exception) -> str:
     """The message of an exception on one line."""
     if isinstance(error, ModuleNotFoundError) and (missing := packages.missing_package(error)) is not None:
         return f"the package {missing!r} is missing: {packages.remedy(missing)}"
     text = " ".join(str(error).split())
     if text and isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
         return text
-    return f"{type(error).__name__}{f': {text}' if text else ''} (fastkd {name} --debug shows where)"
+    return f"{type(error).__name__}{f': {text}' if text else ''} (--debug shows where)"
