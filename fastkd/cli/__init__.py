@@ -31,7 +31,7 @@ COMMANDS = {
     "bench": ("fastkd.cli.bench", "speed and memory of the losses on this machine, beside other libraries"),
     "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
 }
-# What the message about an interrupted command adds.
+# The message about an interrupted command ends with this.
 _AGAIN = "; the same command goes on from its last"
 RESUMED = {
     "train": f"{_AGAIN} checkpoint, if it has saved one",

@@ -239,7 +239,7 @@ def test_which_model_is_evaluated(
 def test_before_training(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a trained model the student is evaluated, and said to be untrained; without weights, neither."""
+    """Without a trained model the student is evaluated, and said to be untrained; it needs weights."""
     evaluate(place, monkeypatch, model="lm-teacher", eval_file="text.jsonl", output_dir="later")
     assert "evaluating lm-teacher as it is before training" in capsys.readouterr().out
     (place / "fresh.yaml").write_text(
