@@ -90,7 +90,10 @@ def test_only_damaged_shards_are_replaced(copied: Callable[..., Path], caplog: A
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cache_top_k": 5}, r"begun with other settings, cache_top_k \(48, now 5\): give another output_dir"),
+        (
+            {"cache_top_k": 5},
+            r"begun with other settings, cache_top_k \(48, now 5\): give another output_dir",
+        ),
         ({"cache_kind": "hidden"}, "begun with other settings, kind, "),
         ({"teacher": 2}, "other settings, teacher_weights:"),
         ({"tokens": stored.tokenizer(letters=[*stored.LETTERS[::-1]])}, "other settings, tokenizer:"),
