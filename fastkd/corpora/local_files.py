@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastkd.corpora.file_faults import COMPRESSED, check_readable, fault, first_line
+from fastkd.corpora.pairs import PAIRED_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +27,10 @@ READERS = {
 }
 # Columns that hold text. In a CSV file, which has no types, they are read as they stand there: `007` and `NA`
 # are not turned into the number 7 and a missing value.
-TEXT_COLUMNS = ("text", "prompt", "completion", "source", "target", "instruction", "input", "output")
+TEXT_COLUMNS = (
+    *("text", "prompt", "completion", "source", "target", "instruction", "input", "output"),
+    *(name for name in PAIRED_COLUMNS if name != "text"),
+)
 _KNOWN = (*TEXT_COLUMNS, "messages", "conversations")
 # A file of more than these is not looked up, since the lengths of all files before it would have to be read.
 _LOOKED_UP = 100

@@ -12,18 +12,20 @@ Span = tuple[int, int]
 _LOOKED_AT = 1_000
 
 
-def text_ids(text: str, tokenizer: Any, is_target: bool = False) -> list[int]:
+def text_ids(text: str, tokenizer: Any, is_target: bool = False, max_length: int | None = None) -> list[int]:
     """A text's tokens with the special tokens that the tokenizer adds, but none of them twice: a text that a
     chat template has rendered has its beginning, and perhaps its end, already.
 
     Args:
         is_target: whether the text is one that a decoder writes, which some tokenizers treat otherwise.
+        max_length: the most tokens to keep; the special tokens at the end are among them.
     """
     # `verbose=False`: no warning about texts longer than the model's window, which are cut later.
     if is_target:
         ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
         return ids[_undoubled(text, ids, tokenizer)]
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    ids = list(tokenizer(text, verbose=False, **limit)["input_ids"])
     return ids[_undoubled(text, ids, tokenizer)]
 
 

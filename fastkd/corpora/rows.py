@@ -66,23 +66,3 @@ def _mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
             rows = rows.remove_columns(ours)
         rows = rows.rename_column(theirs, ours) if ours != theirs else rows
     return rows
-
-
-def class_names(rows: Dataset) -> list[str] | None:
-    """The classes of a ``label`` column in the order of their numbers; None without such a column.
-
-    Raises:
-        ValueError: labels that are neither whole numbers from 0 nor names.
-    """
-    from datasets import ClassLabel
-
-    if "label" not in rows.column_names:
-        return None
-    if isinstance(rows.features["label"], ClassLabel):
-        return list(rows.features["label"].names)
-    found = {label for label in rows["label"] if label is not None}
-    if all(isinstance(label, int) for label in found):
-        if not found or min(found) < 0:
-            raise ValueError(f"the labels must be whole numbers from 0, or names, not {sorted(found)}")
-        return [str(i) for i in range(max(found) + 1)]
-    return sorted(map(str, found))

@@ -76,7 +76,8 @@ def look(
     layout = task.layout_of(data.column_names, field, needs_answer)
     unread = task.unread(layout, data.column_names)
     step = max(1, -(-len(data) // MOST))
-    some = data.select(range(0, len(data), step)).select_columns(task.columns_read(layout, data.column_names))
+    read = task.columns_read(layout, data.column_names)
+    some = task.prepared(data.select(range(0, len(data), step)).select_columns(read))
     rows, encoded, error, more = list(some), [], None, 0
     for number, row in enumerate(rows):
         try:

@@ -18,6 +18,8 @@ class TaskSettings(Protocol):
         chat_template_kwargs: keywords for the chat template of every conversation.
         rewritten_turns: ``split`` makes rows of the answers that the chat template rewrites when a
             conversation goes on; ``last`` leaves them out.
+        problem_type: the problem that a classifier solves, as in :mod:`fastkd.corpora.labels`.
+        kd_ratio, divergence: those of the loss, which say whether it reads labels.
     """
 
     max_length: int
@@ -26,6 +28,9 @@ class TaskSettings(Protocol):
     class_names: list[str] | None
     chat_template_kwargs: dict[str, Any] | str | None
     rewritten_turns: str
+    problem_type: str | None
+    kd_ratio: float
+    divergence: str
 
     @property
     def process_index(self) -> int: ...

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from fastkd.corpora.conversations import why_texts_change
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
 from fastkd.corpora.languages import prepare_model
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
@@ -27,16 +28,18 @@ from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
 from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
+from fastkd.runs.classes import check_teacher
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.train import load_data
 from fastkd.trainer import zero
+from fastkd.trainer.classes import in_order, named_classes
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.loading import check_tokens_of, load_teacher_model
 from fastkd.trainer.models import Distribution, HiddenLogits, multiply_out
 from fastkd.trainer.row_limits import check_rows
-from fastkd.trainer.sides import name_padding
-from fastkd.trainer.teachers import LiveTeacher, require_model
+from fastkd.trainer.sides import name_padding, padding_token
+from fastkd.trainer.teachers import LiveTeacher, Teacher, require_model
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
     folder = Path(str(args.output_dir))
     with claimed(folder):
         data = load_data(args)
+        check_teacher(args)
         model = load_teacher_model(args)
         parts = {"train": data.train, "eval": data.held_out}
         return {
@@ -165,6 +169,7 @@ class _Source:
         self.kind = args.cache_kind
         # The head is kept apart, so that logits are computed only at targets, and a few at a time.
         self.teacher = LiveTeacher(model, task, fused=task.name != "classification")
+        self.reader: Teacher = self.teacher
         if self.kind == "hidden" and self.teacher.head is None:
             reason = find_linear_head(model) if task.name != "classification" else "a classifier has none"
             raise ValueError(
@@ -176,12 +181,21 @@ class _Source:
         tokens = 0 if tokenizer is None or task.name == "classification" else len(tokenizer)
         if (trouble := too_narrow(tokens, {"teacher": self.columns})) is not None:
             raise ValueError(f"{trouble}: set model to a student with the teacher's tokenizer")
-        pad = getattr(tokenizer, "pad_token_id", None)
-        self.collate = Collator(task, 0 if pad is None else pad)
+        self.collate = Collator(task, padding_token(model, tokenizer))
+        problem: Any = args.problem_type or getattr(model.config, "problem_type", None)
         if task.name == "classification":
+            if problem == REGRESSION:
+                raise ValueError(
+                    "a cache holds distributions, and a regression predicts numbers: "
+                    "distil from the model itself"
+                )
+            model.config.problem_type = problem
             name_padding({"teacher": model}, self.collate.pad_token_id)
+            self.reader = in_order(self.teacher, args.class_names, problem)
+        # Each label of a multi-label teacher is a distribution over two columns.
+        self.width = 2 if problem == MULTI_LABEL else self.columns
         most = {"topk": args.cache_top_k, "sampled": args.cache_samples, "hidden": 0}[self.kind]
-        self.entries_per_token = min(most, self.columns)
+        self.entries_per_token = min(most, self.width)
         settings: dict[str, Any] = {
             "topk": {"cache_top_k": args.cache_top_k, "temperature": 1.0},
             "sampled": {"cache_samples": args.cache_samples, "temperature": 1.0, "seed": args.seed},
@@ -205,11 +219,13 @@ class _Source:
             **settings,
         }
         if task.name == "classification":
-            self.description["class_names"] = args.class_names
+            self.description["class_names"] = args.class_names or named_classes(model.config)
+            if problem is not None:
+                self.description["problem_type"] = problem
         width = model.get_output_embeddings() if self.kind == "hidden" else None
         self.bytes_per_token = bytes_per_token(
             self.kind,
-            self.columns,
+            self.width,
             args.cache_top_k,
             args.cache_samples,
             0 if width is None else width.in_features,
@@ -234,7 +250,7 @@ class _Source:
             numbers = range(start, min(start + size, last))
             batch = self.collate([rows[number] for number in numbers])
             batch = {name: x.to(self.teacher.model.device) for name, x in batch.items()}
-            distribution = self.teacher(batch).distribution
+            distribution = self.reader(batch).distribution  # type: ignore[union-attr]
             mask = self.task.targets(batch["labels"]) != IGNORE_INDEX
             for i, number in enumerate(numbers):
                 yield self._stored(_picked(distribution, i, mask), number)
@@ -249,7 +265,7 @@ class _Source:
         hidden = given if isinstance(given, Tensor) else given.hidden
         generator = torch.Generator(hidden.device)
         generator.manual_seed(_row_seed(self.args.seed, row))
-        at_once = max(1, _LOGITS_AT_ONCE // self.columns)
+        at_once = max(1, _LOGITS_AT_ONCE // self.width)
         made = []
         for start in range(0, max(1, len(hidden)), at_once):
             part = hidden[start : start + at_once]

@@ -16,14 +16,16 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
 from fastkd.corpora.decode import Answer, Question, asks, decode, questions
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.directories import require_writable, writing_to
 from fastkd.runs import report, scores
+from fastkd.runs.classes import check_teacher, settle_classes
 from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.progress import Progress
-from fastkd.runs.sources import name_classes
 from fastkd.trainer import zero
+from fastkd.trainer.classes import named_classes
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
 from fastkd.trainer.teachers import BaseTeacher, TeacherSource
@@ -59,7 +61,8 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
     rows = load_rows("eval_file", args)
     if rows is None:
         raise ValueError("eval_file is not set: give held-out data, or dataset and eval_split")
-    name_classes(args, rows)
+    settle_classes(args, rows)
+    check_teacher(args)
     tokenizer = load_tokenizer(args)
     check_tokens(args, tokenizer)
     encoded = task.tokenize(rows, tokenizer, args, "eval_file")
@@ -131,17 +134,40 @@ def _looking_only(args: DistillationConfig) -> DistillationConfig:
     return args
 
 
-def classified(trainer: DistillationTrainer) -> dict[str, Any]:
-    """Measure a classifier on the trainer's held-out data: its part of a report, ``eval`` and ``classes``."""
+# The figures by which a classifier is judged, in addition to those that the trainer measures.
+QUALITY = (
+    *("accuracy", "macro_f1", "micro_f1", "exact_match"),
+    *("mse", "mae", "pearson", "spearman"),
+)
+
+
+def classified(trainer: DistillationTrainer, order: Sequence[int] | None = None) -> dict[str, Any]:
+    """Measure a classifier on the trainer's held-out data: its part of a report, ``eval`` and, unless it
+    predicts numbers, ``classes``.
+
+    Args:
+        trainer: with the held-out data.
+        order: for each class of the data the model's column; None for the same order.
+    """
     rows: Any = trainer.eval_dataset
     output = trainer.predict(rows, metric_key_prefix="eval")
-    predicted = np.asarray(output.predictions).argmax(-1).tolist()
+    predictions, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
+    if order is not None:
+        predictions = predictions[:, list(order)]
     config: Any = trainer.student.config
-    matrix = scores.confusion(np.asarray(output.label_ids).tolist(), predicted, config.num_labels)
-    scored = scores.classification(matrix, [config.id2label[i] for i in range(config.num_labels)])
+    args: Any = trainer.args
+    names = args.class_names or [config.id2label[i] for i in range(config.num_labels)]
+    if config.problem_type == REGRESSION:
+        scored: dict[str, Any] = scores.regression(labels, predictions)
+    elif config.problem_type == MULTI_LABEL:
+        scored = scores.multi_label(labels, predictions > 0, names)
+    else:
+        matrix = scores.confusion(labels.tolist(), predictions.argmax(-1).tolist(), config.num_labels)
+        scored = scores.classification(matrix, names)
     measured = named(output.metrics or {})
-    measured |= {key: scored[key] for key in ("accuracy", "macro_f1") if scored[key] is not None}
-    return {"eval": measured, "classes": {key: scored[key] for key in ("f1", "classes", "confusion")}}
+    measured |= {key: scored[key] for key in QUALITY if scored.get(key) is not None}
+    classes = {key: scored[key] for key in ("f1", "classes", "confusion") if key in scored}
+    return {"eval": measured, **({"classes": classes} if classes else {})}
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:
@@ -200,14 +226,25 @@ class _Look:
         reset_peak_memory()
         with contextlib.nullcontext() if own else student.disable_adapter():
             if self.task.name == "classification":
-                scored = classified(self._trainer("teacher", model, None))
-                found["eval"].update(accuracy=scored["eval"]["accuracy"], macro_f1=scored["eval"]["macro_f1"])
-                found["classes"] = scored["classes"]
+                scored = self._classified_teacher(model)
+                found["eval"] |= {key: scored["eval"][key] for key in QUALITY if key in scored["eval"]}
+                found |= {key: value for key, value in scored.items() if key == "classes"}
             written, answers = self._written("teacher", model)
         found |= written
-        if answers or "classes" in found:
+        if answers or self.task.name == "classification":
             found |= {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
         return found, answers
+
+    def _classified_teacher(self, model: Any) -> dict[str, Any]:
+        """The teacher measured as a model of its own, whose classes may have another order than the data."""
+        names, theirs = self.args.class_names, named_classes(model.config)
+        alone = copy.copy(self)
+        alone.args = copy.copy(self.args)
+        alone.args.class_names = None  # they are not in the teacher's order
+        trainer = alone._trainer("teacher", model, None)
+        args: Any = trainer.args
+        args.class_names = names
+        return classified(trainer, column_order(names, theirs) if names and theirs else None)
 
     def _trainer(self, name: str, model: Any, teacher: Any) -> DistillationTrainer:
         args = copy.deepcopy(self.args)

@@ -13,10 +13,12 @@ SHOWN = {
     "loss": "loss",
     "kd": "kd",
     "ce": "ce",
+    "mse": "squared error",
     "accuracy": "accuracy",
     "agreement": "agreement",
     "eval_perplexity": "held-out perplexity",
     "eval_accuracy": "held-out accuracy",
+    "eval_mse": "held-out squared error",
 }
 
 

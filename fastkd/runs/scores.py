@@ -1,12 +1,17 @@
-"""The quality of answers: classifiers are scored by confusion matrices, generated texts by references."""
+"""The quality of answers: classes are scored by confusion matrices, numbers by errors, texts by BLEU."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+
+from fastkd.corpora.labels import IGNORE_INDEX
 
 Confusion = list[list[int]]
 
@@ -37,6 +42,66 @@ def classification(matrix: Confusion, names: Sequence[str]) -> dict[str, Any]:
         "classes": list(names),
         "confusion": matrix,
     }
+
+
+def multi_label(true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """``micro_f1`` over all labels of all texts, ``macro_f1``, ``f1`` of each label by name, ``exact_match``
+    (the fraction of texts whose labels are all right) and ``accuracy`` (that of single labels).
+
+    Args:
+        true: ``(texts, labels)`` of 0 and 1; negative entries (none given) are not counted.
+        predicted: ``(texts, labels)``, whether the model gives the text the label.
+        names: those of the labels.
+    """
+    known = true >= 0
+    wanted = (true == 1) & known
+    given = predicted.astype(bool) & known
+    hits, sizes = (wanted & given).sum(0), (wanted.sum(0) + given.sum(0))
+    f1 = {name: 2 * int(hits[i]) / int(sizes[i]) if sizes[i] else None for i, name in enumerate(names)}
+    occurring = [value for value in f1.values() if value is not None]
+    whole = known.all(1)
+    right = wanted == given
+    return {
+        "accuracy": float(right[known].mean()) if known.any() else None,
+        "exact_match": float(right[whole].all(1).mean()) if whole.any() else None,
+        "micro_f1": 2 * int(hits.sum()) / int(sizes.sum()) if sizes.sum() else None,
+        "macro_f1": sum(occurring) / len(occurring) if occurring else None,
+        "f1": f1,
+        "classes": list(names),
+    }
+
+
+def regression(true: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
+    """``mse``, ``mae``, and the correlations ``pearson`` and ``spearman`` (ties share their mean rank).
+
+    Correlations are None where one side is constant. Labels of -100 or NaN (none given) are not counted.
+
+    Args:
+        true, predicted: arrays of as many numbers.
+    """
+    true, predicted = true.astype(float).ravel(), predicted.astype(float).ravel()
+    known = (true != IGNORE_INDEX) & ~np.isnan(true)
+    true, predicted = true[known], predicted[known]
+    if not len(true):
+        return dict.fromkeys(("mse", "mae", "pearson", "spearman"))
+    return {
+        "mse": float(np.square(predicted - true).mean()),
+        "mae": float(np.abs(predicted - true).mean()),
+        "pearson": _correlation(true, predicted),
+        "spearman": _correlation(_ranks(true), _ranks(predicted)),
+    }
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
+    one, other = one - one.mean(), other - other.mean()
+    size = math.sqrt(float((one @ one) * (other @ other)))
+    return float(one @ other) / size if size > 0 else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def texts(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -23,13 +23,14 @@ from fastkd.corpora.tasks import TASKS
 from fastkd.directories import claimed, writing_to
 from fastkd.errors import Diverged
 from fastkd.runs import disk_space, report
+from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import contents
 from fastkd.runs.evaluate import classified
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.refusals import refuse
-from fastkd.runs.sources import name_classes, needs_answer
+from fastkd.runs.samples import needs_answer
 from fastkd.trainer import checkpoints, zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
@@ -67,6 +68,9 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
 def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]:
     record = open_record(args)
     data = load_data(args, reads_teacher=command == "distill")
+    if command == "distill":
+        check_teacher(args)
+        check_control(args, data.train["labels"] if args.task == "classification" else ())
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
     first = load_student(args)
@@ -129,7 +133,7 @@ def load_data(args: DistillationConfig, reads_teacher: bool = True) -> Data:
             "train_file is not set: give a txt, json, jsonl, csv, tsv or parquet file, or a dataset of the "
             "hub"
         )
-    name_classes(args, raw["train_file"])
+    settle_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)
     if reads_teacher:
         check_tokens(args, tokenizer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from fastkd.corpora.tasks import TASKS
+from fastkd.trainer.classes import fit_classes
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens_of
 from fastkd.trainer.matching import Matching
@@ -16,7 +18,11 @@ from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher
 
 
 def distilled(
-    model: Any, teacher: PreTrainedModel | Teacher | None, args: DistillationConfig, tokenizer: Any
+    model: Any,
+    teacher: PreTrainedModel | Teacher | None,
+    args: DistillationConfig,
+    tokenizer: Any,
+    datasets: Sequence[Any] = (),
 ) -> DistilledStudent:
     """The student in the module that computes its loss.
 
@@ -26,6 +32,8 @@ def distilled(
             this student.
         args: the configuration.
         tokenizer: the tokenizer; None if there is none.
+        datasets: the rows of the run, encoded or not, or None, in which a classifier's problem and classes
+            are looked up.
 
     Raises:
         ValueError: student, teacher and configuration do not fit.
@@ -40,6 +48,9 @@ def distilled(
     if isinstance(side, LiveTeacher):
         check_tokens_of(side.model, tokenizer, args)
     vocab_size = common_columns(model, side, tokenizer, task)
+    beside = side
+    if args.task == "classification":
+        beside = fit_classes(model, side, args, datasets)
     matching = None
     if args.feature_matches or args.gradient_match_weight:
         if not isinstance(side, (LiveTeacher, BaseTeacher)):
@@ -52,5 +63,5 @@ def distilled(
         )
     if args.packing:
         check_documents_are_apart(model, task)
-    options = {**args.loss_options(), "vocab_size": vocab_size}
-    return DistilledStudent(model, task, head, side, options, matching)
+    options = {**args.loss_options(), "vocab_size": vocab_size, "problem_type": args.problem_type}
+    return DistilledStudent(model, task, head, beside, options, matching)

@@ -27,8 +27,10 @@ CACHE_TAILS = ("renormalize", "bucket")
 REWRITTEN_TURNS = ("split", "last")
 GENERATION_MODES = ("beam", "sample", "interpolate")
 INTERPOLATE_METRICS = ("bleu", "chrf", "rougeL")
+PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
 CHOICES = {
     "task": TASKS,
+    "problem_type": PROBLEM_TYPES,
     "model_init": MODEL_INITS,
     "fused_head": FUSED_HEADS,
     "generation_mode": GENERATION_MODES,
@@ -195,6 +197,14 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={"help": "Classes in the order of their numbers; if unset, from the model or the data."},
     )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a classifier predicts: single_label_classification (one class), "
+            "multi_label_classification (any number of labels) or regression (numbers); if unset, from the "
+            "models or the data."
+        },
+    )
     max_length: int = field(
         default=1024, metadata={"help": "Longest sequence in tokens; for seq2seq, the longest source."}
     )
@@ -289,7 +299,8 @@ class DistillationConfig(TrainingArguments):
             setattr(self, name, _mapping(name, getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+                known = " or ".join(filter(None, allowed))
+                raise ValueError(f"{name} must be {known}, not {getattr(self, name)!r}")
         if self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 (a token and the next one), not {self.max_length}"
@@ -325,6 +336,8 @@ class DistillationConfig(TrainingArguments):
                     f"chat_template_kwargs must not set {', '.join(taken)}, which the data and the commands "
                     "decide"
                 )
+        if self.problem_type is not None and self.task != "classification":
+            raise ValueError(f"problem_type is for classification, not for {self.task}")
         if self.packing and self.task != "causal_lm":
             raise ValueError(f"packing is for causal_lm, not for {self.task}")
         for name in ("source_language", "target_language", "forced_bos_token_id"):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastkd import HiddenTeacher, SparseTeacher
+from fastkd.corpora.labels import MULTI_LABEL
 from fastkd.trainer.routers import RouterLoss, router_losses
 
 # Hidden states and the head that turns them into logits. The class is named after the side on which a caller
@@ -99,7 +100,9 @@ class LinearHead:
 def forward(
     model: Any, head: LinearHead | None, inputs: dict[str, Any], requested: Requested = NOTHING_MORE
 ) -> ModelOutput:
-    """One forward of ``model``. It gives hidden states with ``head``, or logits if ``head`` is None."""
+    """One forward of ``model``. It gives hidden states with ``head``, or logits if ``head`` is None; for a
+    multi-label model, the logits of :func:`two_classes`.
+    """
     embedded: list[Tensor] = []
     hooks = []
     options = dict(inputs)
@@ -116,6 +119,8 @@ def forward(
     try:
         found = model(**options)
         distribution = found.logits if head is None else head.factors(fed[0])
+        if getattr(model.config, "problem_type", None) == MULTI_LABEL:
+            distribution = two_classes(found.logits)
     finally:
         for hook in hooks:
             hook.remove()
@@ -127,6 +132,13 @@ def forward(
         embedded[0] if embedded else None,
         router_losses=router_losses(model, found),
     )
+
+
+def two_classes(logits: Tensor) -> Tensor:
+    """``(..., C, 2)`` logits of C distributions over two classes, without and with the label, from
+    ``(..., C)`` logits of a multi-label model: ``softmax([0, z]) = [1 - sigmoid(z), sigmoid(z)]``.
+    """
+    return torch.stack([torch.zeros_like(logits), logits], -1)
 
 
 def _take_input(fed: list[Tensor]) -> Any:

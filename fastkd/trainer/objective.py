@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from fastkd import SparseTeacher, kd_loss, linear_kd_loss
+from fastkd.corpora.labels import REGRESSION, UNLABELLED, reads_no_labels
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.trainer.models import Distribution, HiddenLogits, detach
+from fastkd.trainer.regression import measure_squares, squared_loss
 
-# Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens.
+# Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens, and
+# a classifier's "labelled" the number of those that have a label.
 Sums = dict[str, Tensor]
+# The metrics of a classifier that compare with the labels.
+_WITH_LABELS = ("ce", "teacher_ce", "accuracy", "teacher_accuracy", "mse", "teacher_mse")
 
 
 def loss(
@@ -23,11 +28,18 @@ def loss(
     options: dict[str, Any],
     **more: Any,
 ) -> Any:
-    """:func:`fastkd.kd_loss` for a student's logits, :func:`fastkd.linear_kd_loss` for its hidden states.
+    """:func:`fastkd.kd_loss` for a student's logits, :func:`fastkd.linear_kd_loss` for its hidden states; for
+    a regression, :func:`fastkd.trainer.regression.squared_loss`.
 
-    The teacher may be None if ``kd_ratio`` is 0.
+    The teacher may be None if ``kd_ratio`` is 0. A classifier's options also have its ``problem_type``.
     """
     options = {**options, **more}
+    problem = options.pop("problem_type", None)
+    if problem == REGRESSION:
+        assert isinstance(student, Tensor) and (teacher is None or isinstance(teacher, Tensor))
+        return squared_loss(student, teacher, targets, options["kd_ratio"], options.get("num_items"))
+    if problem is not None and teacher is not None:
+        targets = _valid(targets, options)
     if isinstance(student, Tensor):
         return kd_loss(student, teacher, targets, **options)
     return linear_kd_loss(
@@ -42,6 +54,20 @@ def loss(
     )
 
 
+def _valid(targets: Tensor, options: dict[str, Any]) -> Tensor:
+    """The targets with any class where there is no label, if the loss reads none: a target that is not masked
+    counts.
+    """
+    if not reads_no_labels(options["kd_ratio"], options["divergence"]):
+        return targets
+    return targets.where(targets != UNLABELLED, 0)
+
+
+def _labelled(targets: Tensor) -> Tensor:
+    """The targets with those masked that have no label."""
+    return targets.where(targets != UNLABELLED, IGNORE_INDEX)
+
+
 @torch.no_grad()
 def measure(
     student: Tensor | HiddenLogits,
@@ -54,17 +80,28 @@ def measure(
     These are ``loss``, ``ce`` (never smoothed) and ``student_entropy``; with a teacher also ``kd``,
     ``teacher_entropy``, ``agreement`` (top-1) and, if the teacher gives every token a probability,
     ``teacher_ce``; for a classifier also ``accuracy`` and, if the teacher gives logits, ``teacher_accuracy``.
+    A multi-label classifier has a target per label. For a regression see
+    :func:`fastkd.trainer.regression.measure_squares`.
     """
+    problem = options.get("problem_type")
+    if problem == REGRESSION:
+        return measure_squares(student, teacher, targets, options["kd_ratio"])  # type: ignore[arg-type]
     student = detach(student)
     teacher = None if teacher is None else detach(teacher)
     ratio, smoothing = 0.0 if teacher is None else options["kd_ratio"], options["label_smoothing"]
+    classifies = isinstance(student, Tensor) and (problem is not None or student.dim() == 2)
+    if classifies and teacher is None:
+        targets = _labelled(targets)
     # The divergence is measured even if it is not part of the loss.
     both = {**options, "label_smoothing": 0.0, "kd_ratio": ratio}
     _, metrics = loss(student, teacher, targets, both, return_metrics=True)
     found = {"kd": metrics.kd, "ce": metrics.ce, "student_entropy": metrics.student_entropy}
     found |= {"teacher_entropy": metrics.teacher_entropy, "agreement": metrics.agreement}
-    smooth = metrics.ce
     ce_only = {"kd_ratio": 0.0, "vocab_size": options["vocab_size"]}
+    if classifies:  # some texts may have no label
+        targets = _labelled(targets)
+        found["ce"] = loss(student, None, targets, ce_only)
+    smooth = found["ce"]
     if smoothing:
         smooth = loss(student, None, targets, {**ce_only, "label_smoothing": smoothing})
     found["loss"] = smooth if ratio == 0 else ratio * metrics.kd + (1 - ratio) * smooth
@@ -73,22 +110,34 @@ def measure(
             del found[name]
     elif not isinstance(teacher, SparseTeacher):
         found["teacher_ce"] = loss(teacher, None, targets, ce_only)
-    if isinstance(student, Tensor) and student.dim() == 2:
-        valid = targets != IGNORE_INDEX
-        right = (student.argmax(-1) == targets) & valid
-        found["accuracy"] = right.sum() / valid.sum().clamp(min=1)
-        if isinstance(teacher, Tensor):
-            right = (teacher.argmax(-1) == targets) & valid
-            found["teacher_accuracy"] = right.sum() / valid.sum().clamp(min=1)
     count = metrics.num_valid.float()
-    return {**{name: value.float() * count for name, value in found.items()}, "tokens": count}
+    sums = {"tokens": count}
+    if classifies:
+        labelled = sums["labelled"] = (targets != IGNORE_INDEX).sum().float()
+        for name, side in (("accuracy", student), ("teacher_accuracy", teacher)):
+            if isinstance(side, Tensor):
+                found[name] = (side.argmax(-1) == targets).sum() / labelled.clamp(min=1)
+    else:
+        labelled = count
+    for name, value in found.items():
+        sums[name] = value.float() * (labelled if name in _WITH_LABELS else count)
+    return sums
 
 
 def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
-    """The means to report, from the sums; language models also get perplexities."""
+    """The means to report, from the sums; language models also get perplexities. Without any label there is
+    no mean of what compares with labels.
+    """
     tokens = sums["tokens"]
     found = {name: value / tokens if tokens else math.nan for name, value in sums.items() if name != "tokens"}
-    if "accuracy" not in found:  # of a language model
+    if (labelled := sums.get("labelled")) is not None:  # of a classifier
+        del found["labelled"]
+        for name in found.keys() & set(_WITH_LABELS):
+            if labelled:
+                found[name] = sums[name] / labelled
+            else:
+                del found[name]
+    else:
         found["perplexity"] = _perplexity(found["ce"])
         if "teacher_ce" in found:
             found["teacher_perplexity"] = _perplexity(found["teacher_ce"])

@@ -73,24 +73,20 @@ def name_padding(models: dict[str, Any], pad_token_id: int) -> None:
 
 def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: Any, task: Task) -> int | None:
     """Number of output columns that both sides have; None if they have the same. Widths may differ by padding
-    columns, which belong to no token.
+    columns, which belong to no token. (For classes, see :func:`fastkd.trainer.classes.fit_classes`.)
 
     Raises:
-        ValueError: different numbers of classes, or widths that differ by more than padding or by columns
-            that are not known to be padding.
+        ValueError: widths that differ by more than padding or by columns that are not known to be padding.
     """
-    if hasattr(tokenizer, "__len__") and task.name != "classification":
+    if task.name == "classification":
+        return None
+    if hasattr(tokenizer, "__len__"):
         columns = {"student": output_width(model)}
         if teacher is not None:
             columns["teacher"] = teacher.columns
         if (trouble := too_narrow(len(tokenizer), columns)) is not None:
             raise ValueError(f"{trouble}: the two were made for different vocabularies")
     if teacher is None:
-        return None
-    if task.name == "classification":
-        widths = model.config.num_labels, teacher.columns
-        if widths[0] != widths[1]:
-            raise ValueError(f"the student has {widths[0]} classes and the teacher {widths[1]}")
         return None
     widths = output_width(model), teacher.columns
     if widths[0] == widths[1]:
@@ -101,6 +97,17 @@ def common_columns(model: PreTrainedModel, teacher: Teacher | None, tokenizer: A
             "give the tokenizer as processing_class to tell padding from tokens"
         )
     return min(widths)
+
+
+def padding_token(model: PreTrainedModel, tokenizer: Any) -> int:
+    """The token that fills up the rows of a batch."""
+    for source in (tokenizer, model.config):
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(source, name, None)
+            value = value[0] if isinstance(value, list) else value
+            if value is not None:
+                return value
+    return 0  # any token will do, since padding is masked
 
 
 @torch.no_grad()

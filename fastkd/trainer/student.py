@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastkd.corpora.labels import MULTI_LABEL
 from fastkd.corpora.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, forward, multiply_out
@@ -48,8 +49,8 @@ class DistilledStudent(nn.Module):
         task: the task of both models.
         head: the student's linear head, for the fused loss; None for the loss on logits.
         teacher: None for training on the labels alone.
-        options: keywords of :func:`fastkd.kd_loss`. In training, the teacher runs only if ``kd_ratio`` is
-            above 0, or if ``matching`` or the log needs it.
+        options: keywords of :func:`fastkd.kd_loss`, and a classifier's ``problem_type``. In training, the
+            teacher runs only if ``kd_ratio`` is above 0, or if ``matching`` or the log needs it.
         matching: further losses between the intermediate tensors of both models; None for none.
     """
 
@@ -103,7 +104,7 @@ class DistilledStudent(nn.Module):
                 this batch is the whole.
             with_sums: also return the sums of :func:`fastkd.trainer.objective.measure`. In eval mode they are
                 always returned.
-            with_logits: also return the student's logits.
+            with_logits: also return the student's logits, as the student itself gives them.
             own_samples: whether the labels are the student's own samples. The student must not be trained to
                 repeat them, so the loss is the divergence alone, without cross-entropy.
             batch: all other tensors that the task's collator makes.
@@ -120,6 +121,8 @@ class DistilledStudent(nn.Module):
             )
         batch["labels"] = labels
         targets = self.task.targets(labels)
+        if self.options.get("problem_type") == MULTI_LABEL:
+            targets = targets.long()
         options = {**self.options, "kd_ratio": 1.0} if own_samples else self.options
         matching = self.matching if self.training else None
         requested = NOTHING_MORE if matching is None else matching.requested
@@ -161,5 +164,6 @@ class DistilledStudent(nn.Module):
         if sums:
             found["sums"] = sums
         if with_logits:
-            found["logits"] = multiply_out(scores)
+            multi_label = self.options.get("problem_type") == MULTI_LABEL
+            found["logits"] = scores[..., 1] if multi_label else multiply_out(scores)  # type: ignore[index]
         return found

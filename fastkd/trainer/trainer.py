@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from fastkd.corpora.tasks.encoded import ENCODED
 from fastkd.directories import writing_to
 from fastkd.trainer import precision, saving, zero
 from fastkd.trainer.assembly import distilled
+from fastkd.trainer.classes import check_labels, label_columns
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.guarded import GuardedTrainer
 from fastkd.trainer.loading import load_sides, own_tokenizer
@@ -40,10 +41,10 @@ from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.processes import prepare_processes
 from fastkd.trainer.quantized import check_trainable, keep_differentiable
 from fastkd.trainer.row_limits import check_rows
-from fastkd.trainer.sides import name_padding
+from fastkd.trainer.sides import name_padding, padding_token
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import CachedTeacher, LiveTeacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, plain_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -118,22 +119,21 @@ class DistillationTrainer(GuardedTrainer):
             set_languages(processing_class, args)
         self._given_teacher, self._tokenizer = teacher, processing_class
         self._trains = train_dataset is not None
-        self._pad_token_id = _pad_token_id(model, processing_class)
-        student = self._distilled(model, args)
+        self._pad_token_id = padding_token(model, processing_class)
+        student = self._distilled(model, args, (train_dataset, eval_dataset))
 
         train_dataset = _encoded(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
-            data_collator = Collator(task, self._pad_token_id)
+            data_collator = Collator(task, self._pad_token_id, label_columns(args))
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         models = {"student": model}
         if isinstance(self._teacher, LiveTeacher):
             models["teacher"] = self._teacher.model
-        if task.name == "classification":
-            name_padding(models, self._pad_token_id)
         for what, rows in _data_sets(train_dataset, eval_dataset):
             check_rows(rows, what, task, models, processing_class)
+            check_labels(rows, what, model, args.problem_type)
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
                 *(train_dataset, eval_dataset, data_collator),
@@ -168,8 +168,8 @@ class DistillationTrainer(GuardedTrainer):
         # first one, which no position predicts.
         self.label_smoother = None
         self._loss_shifts_labels = task.shifts_labels
-        if self._teacher is not None:
-            self._teacher.to(args.device)
+        if student.teacher is not None:
+            student.teacher.to(args.device)
         if isinstance(self._teacher, LiveTeacher) and zero.is_sharded(self._teacher.model):
             zero.run_sharded(self._teacher.model, args)
 
@@ -192,15 +192,18 @@ class DistillationTrainer(GuardedTrainer):
 
     # Making students.
 
-    def _distilled(self, model: Any, args: DistillationConfig) -> DistilledStudent:
+    def _distilled(self, model: Any, args: DistillationConfig, datasets: Sequence[Any]) -> DistilledStudent:
         """A plain student with its teacher and its loss, which becomes the one that this trainer trains."""
         if self._trains:
             check_trainable(model, args)
             keep_differentiable(model)
             if args.gradient_match_weight and isinstance(self._given_teacher, nn.Module):
                 keep_differentiable(self._given_teacher)
-        made = distilled(model, self._given_teacher, args, self._tokenizer)
-        self._teacher = made.teacher
+        made = distilled(model, self._given_teacher, args, self._tokenizer, datasets)
+        self._teacher = plain_teacher(made.teacher)
+        if args.task == "classification":
+            sides = {"student": model, "teacher": getattr(self._teacher, "model", None)}
+            name_padding({side: x for side, x in sides.items() if x is not None}, self._pad_token_id)
         if isinstance(self._teacher, CachedTeacher):
             self._teacher.fused = made.head is not None
         self._on_policy = None
@@ -213,13 +216,18 @@ class DistillationTrainer(GuardedTrainer):
         return made
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        return self._distilled(super().call_model_init(trial), cast(DistillationConfig, self.args))
+        args = cast(DistillationConfig, self.args)
+        return self._distilled(super().call_model_init(trial), args, self._rows)
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         if trial is not None:  # the trial may have chosen fields that the student was made with
             args = cast(DistillationConfig, self.args)
-            self.model = self.model_wrapped = self._distilled(self.student, args)
+            self.model = self.model_wrapped = self._distilled(self.student, args, self._rows)
+
+    @property
+    def _rows(self) -> tuple[Any, Any]:
+        return self.train_dataset, self.eval_dataset
 
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
@@ -412,16 +420,6 @@ def _data_sets(train: Any, held_out: Any) -> Iterator[tuple[str, Any]]:
     for name, rows in several.items():
         if rows is not None:
             yield f"the evaluation data {name}" if name else "the evaluation data", rows
-
-
-def _pad_token_id(model: PreTrainedModel, tokenizer: Any) -> int:
-    for source in (tokenizer, model.config):
-        for name in ("pad_token_id", "eos_token_id"):
-            value = getattr(source, name, None)
-            value = value[0] if isinstance(value, list) else value
-            if value is not None:
-                return value
-    return 0  # any token will do, since padding is masked
 
 
 def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str) -> Any:

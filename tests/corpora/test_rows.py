@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fastkd.corpora.rows import class_names, load_rows
+from fastkd.corpora.labels import classes_in
+from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import TASKS
 from fastkd.trainer import DistillationConfig
 
@@ -229,7 +230,7 @@ def test_classes_from_the_data(
     args = configuration(train_file=path, task="classification")
     rows = load_rows("train_file", args)
     assert rows is not None
-    args.class_names = class_names(rows)
+    args.class_names = classes_in(rows)
     assert args.class_names == names
     assert list(encoded(args, tokenizer)["labels"]) == numbers
     args.class_names = ["other"]

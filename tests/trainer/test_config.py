@@ -17,6 +17,8 @@ Configuration = Callable[..., DistillationConfig]
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"problem_type": "ranking"}, "problem_type must be single_label_classification or multi_label"),
+        ({"problem_type": "regression"}, "problem_type is for classification, not for causal_lm"),
         ({"task": "translation"}, "task must be causal_lm or seq2seq or classification"),
         ({"divergence": "forwrd_kl"}, "forward_kl"),
         ({"kd_ratio": 1.5}, "kd_ratio"),

@@ -116,6 +116,17 @@ class Task(ABC):
         """The labels, moved to the positions that predict them."""
         return labels
 
+    def prepared(self, rows: Dataset) -> Dataset:
+        """The raw rows, or a stream of them, in the form that :meth:`read` reads."""
+        return rows
+
+    def further_fields(self, layout: tuple[str, ...]) -> tuple[str, ...]:
+        """The fields of encoded rows, besides their tokens and labels, that a model reads."""
+        return ()
+
+    def check_encoded(self, rows: Dataset, field: str) -> None:  # noqa: B027  most tasks have nothing to check
+        """Look over all encoded rows, and raise a ``ValueError`` if nothing can be learned from them."""
+
     def layout_of(self, columns: Sequence[str], field: str, needs_answer: bool = True) -> tuple[str, ...]:
         """The first layout whose columns all exist; unless answers are needed, also one without its answer.
 
@@ -174,7 +185,9 @@ class Task(ABC):
         columns = columns_of(rows)
         layout = self.layout_of(columns, field, needs_answer)
         read = self.columns_read(layout, columns)
+        fields = ("input_ids", "labels", *self.further_fields(layout))
         remarks = [*self.remarks, "row"]
+        rows = self.prepared(rows)
 
         def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             kept = []
@@ -185,7 +198,7 @@ class Task(ABC):
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
                 kept += [{**encoded, "row": number} for encoded in made]
-            columns = {name: [row[name] for row in kept] for name in ("input_ids", "labels")}
+            columns = {name: [row[name] for row in kept] for name in fields}
             return columns | {name: [int(row.get(name, 0)) for row in kept] for name in remarks}
 
         if args.process_index == 0 and (unread := self.unread(layout, columns)):
@@ -202,7 +215,9 @@ class Task(ABC):
             if lost:
                 logger.warning("%s: %d of %d rows %s", field, lost, len(rows), self.why_left_out(layout))
             self.remark(found, args, field)
-        return found.remove_columns(remarks)
+        found = found.remove_columns(remarks)
+        self.check_encoded(found, field)
+        return found
 
     def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
         """Log what the columns ``remarks`` of encoded rows say."""

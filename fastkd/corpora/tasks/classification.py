@@ -1,61 +1,141 @@
-"""Sequence classification: sentiment, intent, entailment."""
+"""Classification of texts and of pairs of texts: sentiment, intent, entailment, topics, similarity."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from fastkd.corpora.known_columns import columns_of, proposal
+from fastkd.corpora.labels import COLUMNS, UNLABELLED, by_name, encode_label, feature_names, label_column
+from fastkd.corpora.pairs import PAIRS
+from fastkd.corpora.prompts import text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, pad
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Classification(Task):
-    """Reads ``text`` and ``label`` (a number or the name of a class). There is one distribution per text."""
+    """Reads ``text``, perhaps ``text_pair``, and ``label``, as :mod:`fastkd.corpora.labels` describes it.
+
+    There is one distribution per text, or one per text and label of a multi-label model. A text without a
+    label can be learned from a teacher alone.
+    """
 
     name = "classification"
     auto_class = AutoModelForSequenceClassification
-    layouts = (("text", "label"),)
+    layouts = (
+        ("text", "label"),
+        ("text", "text_pair", "label"),
+        *((*pair, label) for pair in PAIRS for label in COLUMNS),
+        *(("text", label) for label in COLUMNS),
+        *PAIRS,
+        ("text",),
+    )
     writes_text = False
+
+    def layout_of(self, columns: Sequence[str], field: str, needs_answer: bool = True) -> tuple[str, ...]:
+        """The longest layout whose columns all exist.
+
+        Raises:
+            ValueError: no layout has all its columns.
+        """
+        fitting = [layout for layout in self.layouts if set(layout) <= set(columns)]
+        if fitting:
+            return max(fitting, key=len)
+        raise ValueError(
+            f"{field} has the columns {', '.join(columns)}, but {self.name} reads text+label or "
+            "text+text_pair+label: name them with column_mapping, for example "
+            f"{proposal(columns, self.layouts)}"
+        )
+
+    def prepared(self, rows: Dataset) -> Dataset:
+        """The rows with class numbers replaced by the names that the data set's features have for them, since
+        a model may number the same classes in another order.
+        """
+        column = label_column(columns_of(rows))
+        feature: Any = None if column is None else (rows.features or {}).get(column)
+        names = feature_names(feature)
+        if column is None or names is None:
+            return rows
+        from datasets import Value
+
+        text: Any = Value("string")
+        features: Any = rows.features.copy()
+        features[column] = text if feature is getattr(feature, "feature", feature) else type(feature)(text)
+
+        def named(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            return {column: [by_name(label, names) for label in batch[column]]}
+
+        more: dict[str, Any] = {"desc": "naming classes"} if hasattr(rows, "__len__") else {}
+        return rows.map(named, batched=True, features=features, **more)
+
+    def further_fields(self, layout: tuple[str, ...]) -> tuple[str, ...]:
+        return ("token_type_ids",) if len(_texts(layout)) > 1 else ()
 
     def encode(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
-        if not row["text"]:
+        texts = [row[name] for name in _texts(layout)]
+        if not all(texts):
             return None
-        whole = tokenizer(row["text"], verbose=False)["input_ids"]
-        ids = tokenizer(row["text"], truncation=True, max_length=args.max_length)["input_ids"]
-        label = IGNORE_INDEX if row["label"] is None else self.number(row["label"], args)
-        return {"input_ids": ids, "labels": label, "cut": len(ids) < len(whole)}
+        if len(texts) == 1:
+            whole = text_ids(texts[0], tokenizer)
+            cut = len(whole) > args.max_length
+            ids = text_ids(texts[0], tokenizer, max_length=args.max_length) if cut else whole
+            found = {"input_ids": ids}
+        else:
+            whole = tokenizer(*texts, verbose=False)["input_ids"]
+            made = tokenizer(*texts, truncation=True, max_length=args.max_length, return_token_type_ids=True)
+            found = {name: made[name] for name in ("input_ids", "token_type_ids")}
+        label = encode_label(row.get(label_column(layout) or ""), args)
+        return {**found, "labels": label, "cut": len(found["input_ids"]) < len(whole)}
 
-    def number(self, label: Any, args: TaskSettings) -> int:
-        """The class's number.
+    def check_encoded(self, rows: Dataset, field: str) -> None:
+        """Raise a ``ValueError`` if no row has a label that the loss needs."""
+        if all(map(is_masked, rows["labels"])):
+            raise ValueError(
+                f"{field} has no labels: name their column with column_mapping, for example "
+                "{label: class}, or set kd_ratio: 1, which learns from the teacher alone"
+            )
 
-        Raises:
-            ValueError: a name that is not one of ``class_names``.
-        """
-        if isinstance(label, int):
-            return label
-        if not args.class_names or str(label) not in args.class_names:
-            known = ", ".join(args.class_names or ["none known"])
-            raise ValueError(f"the label {label!r} is not one of the classes ({known})")
-        return args.class_names.index(str(label))
+    def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
+        super().remark(found, args, field)
+        if masked := sum(map(is_masked, found["labels"])):
+            logger.warning(
+                "%s: %d of %d texts have no label and are not learned from (kd_ratio: 1 would learn from the "
+                "teacher alone)",
+                *(field, masked, len(found)),
+            )
+
+    def why_left_out(self, layout: tuple[str, ...]) -> str:
+        return super().why_left_out(_texts(layout))
 
     def what_was_cut(self, args: TaskSettings) -> str:
         return f"texts are longer than max_length={args.max_length} and were cut"
 
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
         ids = [row["input_ids"] for row in rows]
-        return {
+        made = {
             "input_ids": pad(ids, pad_token_id),
             "attention_mask": pad([[1] * len(x) for x in ids], 0),
-            "labels": torch.tensor([row["labels"] for row in rows]),
+            "labels": _tensor([row[label_column(row) or "labels"] for row in rows]),
         }
+        if all("token_type_ids" in row for row in rows):
+            made["token_type_ids"] = pad([row["token_type_ids"] for row in rows], 0)
+        return made
 
     def model_inputs(self, model: Any, batch: Batch) -> dict[str, Any]:
         """A decoder finds the end of a text by its own padding token, which may not be the batch's."""
@@ -63,4 +143,44 @@ class Classification(Task):
         own = getattr(model.config.get_text_config(), "pad_token_id", None)
         if own is not None:
             ids = ids.masked_fill(mask == 0, own)
-        return {"input_ids": ids, "attention_mask": mask}
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in batch and _reads_types(model):
+            inputs["token_type_ids"] = batch["token_type_ids"]
+        return inputs
+
+
+def _texts(layout: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of a layout that hold texts."""
+    return tuple(name for name in layout if name not in COLUMNS)
+
+
+def is_masked(label: Any) -> bool:
+    """Whether an encoded label tells the loss to skip the row."""
+    return all(part == IGNORE_INDEX for part in label) if isinstance(label, list) else label == IGNORE_INDEX
+
+
+def is_unlabelled(label: Any) -> bool:
+    """Whether an encoded label says that there is none, with a row that is learned from the teacher alone."""
+    parts = label if isinstance(label, list) else [label]
+    return any(math.isnan(x) if isinstance(x, float) else x == UNLABELLED for x in parts)
+
+
+def _tensor(labels: list[Any]) -> Tensor:
+    """Class numbers and vectors of 0 and 1 as int64, numbers to predict as float32."""
+    made = torch.as_tensor(labels)
+    return made.float() if made.is_floating_point() else made.long()
+
+
+def _reads_types(model: Any) -> bool:
+    """Whether a model tells the first text of a pair from the second by ``token_type_ids``.
+
+    Some models accept them and have a single type (RoBERTa) or read them as words (GPT-2).
+    """
+    base = getattr(model, "get_base_model", lambda: model)()
+    many = (getattr(base.config, "type_vocab_size", None) or 0) > 1 or base.config.model_type == "xlnet"
+    return many and "token_type_ids" in _parameters(type(base))  # type: ignore[arg-type]
+
+
+@functools.lru_cache
+def _parameters(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)

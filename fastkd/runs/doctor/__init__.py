@@ -6,6 +6,7 @@ import copy
 
 from fastkd.runs.doctor import (
     cache,
+    classes,
     conversations,
     labels,
     machine,
@@ -23,7 +24,7 @@ __all__ = ["Finding", "examine", "examined"]
 
 ORDER = ("error", "warning", "note")
 # Checks that load weights run last: they are skipped if an earlier check could not read its input.
-THEMES = (output, settings, weights, vocabulary, labels, conversations, cache, machine, quality)
+THEMES = (output, settings, weights, vocabulary, labels, classes, conversations, cache, machine, quality)
 
 
 def examine(args: DistillationConfig, fast: bool = False) -> list[Finding]:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import TASKS
-from fastkd.runs.sources import look_at
+from fastkd.runs.samples import look_at
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_tokenizer, read_config, teacher_tokenizer
 from fastkd.trainer.teachers import TeacherSource

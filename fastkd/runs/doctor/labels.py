@@ -1,4 +1,4 @@
-"""Checks what the student learns from the rows: ends of sequences, masks, cuts, repetitions, classes."""
+"""Checks what the student learns from the rows: ends of sequences, masks, cuts, repetitions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from fastkd.corpora.listing import listed
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row, unread_phrase
+from fastkd.corpora.tasks.classification import is_masked
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, percent
 from fastkd.trainer.row_limits import extent, problems, trained_positions, windows
 
@@ -62,7 +62,7 @@ def empty(case: Case) -> Iterator[Finding]:
             )
         masked = len(lost) - blank
         if case.args.task == "classification":
-            masked += sum(row["labels"] == IGNORE_INDEX for row in sample.kept)
+            masked += sum(is_masked(row["labels"]) for row in sample.kept)
         if masked:
             yield Finding(
                 "error" if masked == len(sample.rows) else "warning",
@@ -284,57 +284,6 @@ def packed_prompts(case: Case) -> Iterator[Finding]:
         )
 
 
-def classes(case: Case) -> Iterator[Finding]:
-    """Class numbers that a model does not have, class names in another order, and data of a single class."""
-    if case.args.task != "classification" or case.train is None:
-        return
-    given = case.args.class_names or []
-    labels = [row["labels"] for sample in _samples(case) for row in sample.kept]
-    seen = sorted({label for label in labels if label != IGNORE_INDEX})
-    for side, config in (("student", case.student_config), ("teacher", case.teacher_config)):
-        if config is None:
-            continue
-        pretrained = side == "teacher" or case.args.model_init == "pretrained"
-        names = list((config.id2label or {}).values())
-        # The student is given as many classes as the data has; only the teacher's number is fixed.
-        width = config.num_labels if side == "teacher" else max(len(given), config.num_labels)
-        if seen and not 0 <= seen[0] <= seen[-1] < width:
-            yield Finding(
-                "error",
-                f"{side}_classes",
-                f"the data has the class number {seen[-1] if seen[-1] >= width else seen[0]} and the {side} "
-                f"{width} classes, from 0",
-                "number the classes from 0, or choose a model with as many",
-            )
-        elif side == "teacher" and given and width != len(given):
-            yield Finding(
-                "error",
-                "teacher_classes",
-                f"the data has {len(given)} classes and the teacher {width}",
-                "train the teacher on this data first: fastkd train",
-            )
-        elif side == "teacher" and pretrained and given and _named(names) and names != given:
-            yield Finding(
-                "error",
-                "class_order",
-                f"the teacher's classes are {listed(names)} in this order and the data's {listed(given)}",
-                f"set class_names: [{', '.join(names)}]",
-            )
-    if len(labels) > 1 and len(seen) == 1:
-        yield Finding(
-            "error",
-            "one_class",
-            f"all rows looked at have the class {seen[0]}: there is nothing to learn",
-            "name the right column with column_mapping: {label: ...}",
-        )
-    elif missing := [given[i] for i in range(len(given)) if i not in seen]:
-        yield Finding("note", "absent_classes", f"no row looked at has the class {listed(missing)}")
-
-
-def _named(names: list[str]) -> bool:
-    return bool(names) and not all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
-
-
 CHECKS: tuple[Check, ...] = (
     no_data,
     unreadable,
@@ -346,5 +295,4 @@ CHECKS: tuple[Check, ...] = (
     repeated,
     unknown,
     packed_prompts,
-    classes,
 )

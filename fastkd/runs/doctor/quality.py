@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks.classification import is_unlabelled
+from fastkd.runs.classes import check_teacher
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.doctor.machine import head_finding
+from fastkd.trainer.classes import named_classes
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.loading import load_student, load_teacher_model
 from fastkd.trainer.models import LinearHead, forward, multiply_out
 from fastkd.trainer.objective import means, measure
-from fastkd.trainer.sides import name_padding
+from fastkd.trainer.sides import name_padding, padding_token
 
 ROWS, AT_ONCE = 64, 8
 # A teacher counts as guessing if its cross-entropy is above this fraction of a uniform guess's.
@@ -45,13 +49,25 @@ def quality(case: Case) -> Iterator[Finding]:
         yield Finding("error", "teacher", " ".join(str(error).split()))
         return
     rows = sample.kept[:: max(1, len(sample.kept) // ROWS)][:ROWS]
+    if case.args.task == "classification":
+        rows = [row for row in rows if not is_unlabelled(row["labels"])]
+        if not rows:
+            return
+        try:
+            check_teacher(case.args)
+        except ValueError:  # reported with the classes
+            return
     own = measured(case, student, rows, "student")
     other = measured(case, teacher, rows, "teacher")
     where = f"on {len(rows)} rows of {sample.field}"
     classifies = case.args.task == "classification"
-    name = "accuracy" if classifies else "perplexity"
-    form = "{:.1%}" if classifies else "{:,.2f}"
-    guess = math.log(int(teacher.config.num_labels or 1) if classifies else len(case.tokenizer))
+    name, form, guess = "perplexity", "{:,.2f}", math.log(len(case.tokenizer))
+    if case.args.problem_type == REGRESSION:
+        name, form, guess = "mse", "{:.4g}", math.inf
+        own["ce"], other["ce"] = own[name], other[name]
+    elif classifies:
+        name, form = "accuracy", "{:.1%}"
+        guess = math.log(2 if case.args.problem_type == MULTI_LABEL else int(teacher.config.num_labels or 1))
     if not math.isfinite(other["ce"]):
         yield Finding(
             "error", "teacher_nan", f"the teacher gives no finite loss {where}", "load it in another dtype"
@@ -64,7 +80,7 @@ def quality(case: Case) -> Iterator[Finding]:
             f"that of a guess {guess:.2f}",
             "train the teacher first (fastkd train), or check its weights and class_names",
         )
-    elif _no_better(own, other, classifies):
+    elif _no_better(own, other, name):
         yield Finding(
             "warning",
             "teacher_no_better",
@@ -81,8 +97,8 @@ def quality(case: Case) -> Iterator[Finding]:
         )
 
 
-def _no_better(student: dict[str, float], teacher: dict[str, float], classifies: bool) -> bool:
-    if classifies and student["accuracy"] != teacher["accuracy"]:
+def _no_better(student: dict[str, float], teacher: dict[str, float], name: str) -> bool:
+    if name == "accuracy" and student["accuracy"] != teacher["accuracy"]:
         return teacher["accuracy"] < student["accuracy"]
     return teacher["ce"] >= student["ce"]
 
@@ -94,16 +110,23 @@ def measured(case: Case, model: Any, rows: list[Any], title: str) -> dict[str, f
     model = model.eval()
     if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
         model = model.to(case.args.device)
-    options = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
+    options: dict[str, Any] = {"kd_ratio": 0.0, "label_smoothing": 0.0, "vocab_size": None}
     totals: dict[str, float] = {}
-    pad = case.tokenizer.pad_token_id
+    pad = padding_token(model, case.tokenizer)
+    order = None
     if task.name == "classification":
-        name_padding({title: model}, pad if pad is not None else 0)
+        options["problem_type"] = model.config.problem_type = case.args.problem_type
+        name_padding({title: model}, pad)
+        names, theirs = case.args.class_names, named_classes(model.config)
+        order = column_order(names, theirs) if names and theirs else None
     for start in tqdm(range(0, len(rows), AT_ONCE), desc=f"trying the {title}", delay=3, leave=False):
-        batch = task.collate(rows[start : start + AT_ONCE], pad if pad is not None else 0)
+        batch = task.collate(rows[start : start + AT_ONCE], pad)
         batch = {name: value.to(model.device) for name, value in batch.items()}
         output = forward(model, None, task.model_inputs(model, batch))
         logits = multiply_out(output.distribution)  # type: ignore[arg-type]
+        if order is not None:  # a multi-label model has two columns for each class
+            where = -2 if case.args.problem_type == MULTI_LABEL else -1
+            logits = logits.index_select(where, torch.tensor(order, device=logits.device))
         for name, value in measure(logits, None, task.targets(batch["labels"]), options).items():
             totals[name] = totals.get(name, 0.0) + float(value)
     return means(totals)

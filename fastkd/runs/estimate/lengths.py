@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.runs.estimate.step import Shape
-from fastkd.runs.sources import look_at
+from fastkd.runs.samples import look_at
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_tokenizer
 

@@ -96,8 +96,10 @@ def _teacher_model(args: DistillationConfig, task: Task) -> Any:
     if kwargs.get("quantization_config") is not None and dtype in (None, torch.float32):
         dtype = torch.bfloat16
     more = {name: kwargs[name] for name in ("attn_implementation",) if name in kwargs}
-    if task.name == "classification" and args.class_names:
-        config.num_labels = len(args.class_names)
+    if task.name == "classification":
+        config.problem_type = args.problem_type
+        if args.class_names:
+            config.num_labels = len(args.class_names)
     model = task.auto_class.from_config(
         config, dtype=dtype or torch.float32, trust_remote_code=args.trust_remote_code, **more
     )

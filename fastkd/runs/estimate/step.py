@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
 from fastkd.corpora.tasks import TASKS, Batch
 from fastkd.runs.estimate.meter import Meter
 from fastkd.runs.estimate.models import Sides, build, hidden_size
@@ -173,7 +174,7 @@ class _Run:
             self.task,
             sides.head if isinstance(sides.head, LinearHead) else None,
             teacher,
-            {**args.loss_options(), "vocab_size": common},
+            {**args.loss_options(), "vocab_size": common, "problem_type": args.problem_type},
             matching,
         )
         if checkpoints_activations(args):
@@ -252,11 +253,16 @@ class _Run:
         if self.task.name == "seq2seq":
             row["labels"] = [1] * shape.target
         elif self.task.name == "classification":
-            row["labels"] = 0
+            row["labels"] = self._label()
         elif self.args.packing and phase == "train":
             row["position_ids"] = list(range(shape.length))
         with self.meter.during("batch"):
             return self.task.collate([row] * shape.rows, 0)
+
+    def _label(self) -> Any:
+        if self.args.problem_type == MULTI_LABEL:
+            return [0] * self.sides.columns
+        return [0.0] * self.sides.columns if self.args.problem_type == REGRESSION else 0
 
     def _backward(self, batch: Batch) -> None:
         meter = self.meter

@@ -14,7 +14,7 @@ ROLES = {"teacher": "teacher", "student": "student", "model": "student", "contro
 KNOWN = {
     "loss", "kd", "ce", "agreement", "accuracy", "student_entropy", "teacher_entropy", "learning_rate",
     "grad_norm", "epoch", "step", "perplexity", "teacher_perplexity", "teacher_ce", "teacher_accuracy",
-    "total_flos", "num_input_tokens_seen",
+    "total_flos", "num_input_tokens_seen", "mse", "teacher_mse",
 }  # fmt: skip
 
 
@@ -45,10 +45,13 @@ def charts(report: dict[str, Any]) -> list[Chart]:
         Chart("Held-out perplexity", "perplexity", lines("eval_perplexity"), level("perplexity"),
               may_be_log=True),
         Chart("Held-out accuracy", "share right", lines("eval_accuracy"), level("accuracy"), percent=True),
+        Chart("Held-out squared error", "mean squared error", lines("eval_mse"), level("mse"),
+              may_be_log=True),
         Chart("Held-out agreement", "same top-1 as the teacher", lines("eval_agreement"), percent=True),
         Chart("Training loss", "each model's own objective", lines("loss"), may_be_log=True),
         Chart("Divergence from the teacher", "kd, nats", lines("kd"), may_be_log=True),
         Chart("Cross-entropy with the labels", "ce, nats", lines("ce"), may_be_log=True),
+        Chart("Squared error from the labels", "mean squared error", lines("mse"), may_be_log=True),
         Chart("Training agreement", "same top-1 as the teacher", lines("agreement"), percent=True),
         Chart("Training accuracy", "share right", lines("accuracy"), percent=True),
         Chart("Entropy of the predictions", "nats", entropies),

@@ -138,7 +138,7 @@ def _classes(report: dict[str, Any]) -> str:
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
     for name in ("student", "model"):
-        if name in known and len(first) <= MOST_CLASSES:
+        if "confusion" in known.get(name, ()) and len(first) <= MOST_CLASSES:
             made += _confusion(name, known[name])
     return made
 

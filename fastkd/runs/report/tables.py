@@ -13,7 +13,13 @@ COLUMNS: tuple[Column, ...] = (
     ("ce", "cross-entropy", "{:.4f}"),
     ("bits_per_byte", "bits/byte", "{:.4f}"),
     ("accuracy", "accuracy", "{:.1%}"),
+    ("exact_match", "all right", "{:.1%}"),
+    ("micro_f1", "micro-F1", "{:.3f}"),
     ("macro_f1", "macro-F1", "{:.3f}"),
+    ("mse", "mean squared error", "{:.4g}"),
+    ("mae", "mean error", "{:.4g}"),
+    ("pearson", "Pearson", "{:.3f}"),
+    ("spearman", "Spearman", "{:.3f}"),
     ("agreement", "agreement", "{:.1%}"),
     ("kd", "kd", "{:.4f}"),
     ("entropy", "entropy", "{:.3f}"),
@@ -81,6 +87,7 @@ def teacher_part(scores: dict[str, float], parameters: int | None = None) -> dic
         "ce": "teacher_ce",
         "entropy": "teacher_entropy",
         "accuracy": "teacher_accuracy",
+        "mse": "teacher_mse",
     }
     found = {ours: known[theirs] for ours, theirs in names.items() if theirs in known}
     return {"eval": found} if parameters is None else {"parameters": parameters, "eval": found}

@@ -25,10 +25,16 @@ def verdict(report: dict[str, Any]) -> str:
     if written is not None:
         return written
     row = table[name]
+    if row.get("micro_f1") is not None:
+        return _score(table, name, "micro_f1", "micro-F1", better="higher")
+    if row.get("mse") is not None:
+        return _score(table, name, "mse", "mean squared error", better="lower")
     if row.get("accuracy") is not None:
         return _accuracy(table, name)
     if row.get("perplexity") is not None:
         return _perplexity(table, name)
+    if row.get("agreement") is not None:  # held-out texts without labels
+        return f"The {name} agrees with the teacher on {row['agreement']:.1%} of the held-out texts."
     return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data."
 
 
@@ -52,6 +58,21 @@ def _perplexity(table: Rows, name: str) -> str:
     else:
         how = f"is {abs(better):.0%} {'lower' if better > 0 else 'higher'} than without the teacher"
     return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}."
+
+
+def _score(table: Rows, name: str, key: str, title: str, better: str) -> str:
+    own, control, teacher = (_value(table, who, key) for who in (name, "control", "teacher"))
+    assert own is not None
+    aside = "" if teacher is None else f" (the teacher's is {teacher:.3g})"
+    if control is None:
+        return f"The {name}'s {title} on held-out texts is {own:.3g}{aside}."
+    size = max(abs(own), abs(control))
+    if abs(own - control) <= LEVEL * size:
+        how = "is that of the same student trained without the teacher"
+    else:
+        how = f"is {'higher' if own > control else 'lower'} than without the teacher"
+        how += ", which is better" if (own > control) == (better == "higher") else ", which is worse"
+    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}."
 
 
 def _accuracy(table: Rows, name: str) -> str:

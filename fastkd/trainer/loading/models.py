@@ -110,7 +110,7 @@ def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
     directory of one.
 
     Raises:
-        ValueError: a model that cannot be read, that lacks weights, or has other classes than the data.
+        ValueError: a model that cannot be read or that lacks weights.
     """
     name = require_name("teacher", args.teacher)
     base, folder = base_name("teacher", name), adapter_folder("teacher", name)
@@ -120,12 +120,6 @@ def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
     model = load_weights("teacher", base, TASKS[args.task].auto_class, options, fresh_head)
     if folder is not None:
         model = trained_adapter("teacher", name, folder, model, trainable=False)
-    names = list((model.config.id2label or {}).values()) if args.task == "classification" else None
-    if names and args.class_names and not unnamed(names) and names != args.class_names:
-        raise ValueError(
-            f"the teacher's classes are {', '.join(names)} in this order, "
-            f"the data's {', '.join(args.class_names)}: set class_names to the teacher's"
-        )
     return model
 
 
@@ -144,11 +138,6 @@ def load_sides(model: Any, teacher: Any, args: DistillationConfig) -> tuple[Any,
     return model, teacher
 
 
-def unnamed(names: list[str]) -> bool:
-    """Whether the names are the numbered ones that `transformers` uses by default."""
-    return all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
-
-
 def _common(args: DistillationConfig) -> dict[str, Any]:
     return {"use_safetensors": True, "trust_remote_code": args.trust_remote_code}
 
@@ -157,7 +146,9 @@ def _classes(args: DistillationConfig) -> dict[str, Any]:
     if args.task != "classification" or args.class_names is None:
         return {}
     names = dict(enumerate(args.class_names))
+    problem = {"problem_type": args.problem_type} if args.problem_type else {}
     return {
+        **problem,
         "num_labels": len(names),
         "id2label": names,
         "label2id": {name: number for number, name in names.items()},

@@ -31,8 +31,8 @@ class Matching(nn.Module):
     the teacher's width (FitNets, Romero et al. 2015). In an encoder-decoder, hidden states and attention maps
     are those of the decoder (its self-attention), and saliencies are those of the source's tokens.
 
-    Every loss is a sum over the valid targets, with one value for each. A classifier has one target per text,
-    and its value is the mean over the text's tokens.
+    Every loss is a sum over the valid targets, with one value for each. A classifier has one target per text
+    (per text and label, if it is a multi-label one), and its value is the mean over the text's tokens.
 
     Only eager attention returns attention maps, and only eager attention has the second derivative that
     saliency needs. So the models that need either are switched to eager attention.
@@ -58,6 +58,7 @@ class Matching(nn.Module):
         super().__init__()
         self.gradient_weight, self.vocab_size = gradient_weight, vocab_size
         self.decoder_side = bool(student.config.is_encoder_decoder)
+        self.per_text = getattr(student.config, "problem_type", None) is not None
         parsed = parse_matches(matches)
         attention = any(match.kind == "attention" for match in parsed)
         if attention or gradient_weight:
@@ -109,8 +110,9 @@ class Matching(nn.Module):
         """The losses of each kind times their weights, by name. They are sums over the valid targets."""
         found: dict[str, Tensor] = {}
         with torch.autocast(targets.device.type, enabled=False):
-            read = _sequences(targets, batch, decoder_side=False, source=self.decoder_side)
-            said = _sequences(targets, batch, decoder_side=self.decoder_side) if self.matches else read
+            text = self.per_text or targets.dim() == 1
+            read = _sequences(targets, batch, text, decoder_side=False, source=self.decoder_side)
+            said = _sequences(targets, batch, text, decoder_side=self.decoder_side) if self.matches else read
             for match, projection in zip(self.matches, self.projections, strict=True):
                 values = self._values(match, projection, student, teacher, said.segments)
                 # Values at positions without a target must not count, even if they are NaN.
@@ -241,7 +243,7 @@ class _Sequences:
     Attributes:
         segments: ``(batch, length)``, number of the sequence that a token belongs to, -1 for padding.
         shares: ``(batch, length)``, number of targets that a position counts for: 1 or 0; in a classifier, 1
-            divided by the number of the text's tokens, or 0.
+            divided by the number of the text's tokens, or 0 (times its targets, if it has several).
         counts: number of valid targets of each sequence.
     """
 
@@ -250,22 +252,25 @@ class _Sequences:
     counts: Tensor
 
 
-def _sequences(targets: Tensor, batch: Batch, decoder_side: bool, source: bool = False) -> _Sequences:
+def _sequences(
+    targets: Tensor, batch: Batch, per_text: bool, decoder_side: bool, source: bool = False
+) -> _Sequences:
     """The sequences of the decoder's tokens, or of the model's input tokens.
 
     Args:
         targets: returned by :meth:`Task.targets`.
         batch: made by :meth:`Task.collate`.
+        per_text: whether the targets are a classifier's, with one or several for each text.
         decoder_side: whether the tokens are the decoder's, which are the labels.
         source: whether the input tokens are a different sequence from the targets.
     """
     valid = targets != IGNORE_INDEX
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
-    if targets.dim() == 1:
+    if per_text:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        texts = _numbered(real)
-        return _Sequences(texts, real * (valid / real.sum(1).clamp(min=1))[:, None], valid.float())
+        texts, counts = _numbered(real), valid.float().reshape(len(ids), -1).sum(1)
+        return _Sequences(texts, real * (counts / real.sum(1).clamp(min=1))[:, None], counts)
     if decoder_side:
         return _Sequences(_numbered(valid), valid.float(), valid.sum(1).float())
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()

@@ -3,6 +3,16 @@
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
+from fastkd.trainer.teachers.reordered import ReorderedTeacher, plain_teacher
 from fastkd.trainer.teachers.source import TeacherSource, require_model
 
-__all__ = ["BaseTeacher", "CachedTeacher", "LiveTeacher", "Teacher", "TeacherSource", "require_model"]
+__all__ = [
+    "BaseTeacher",
+    "CachedTeacher",
+    "LiveTeacher",
+    "ReorderedTeacher",
+    "Teacher",
+    "TeacherSource",
+    "plain_teacher",
+    "require_model",
+]

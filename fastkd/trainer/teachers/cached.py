@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from fastkd import SparseTeacher, kd_loss
 from fastkd.corpora.conversations import why_texts_change
+from fastkd.corpora.labels import SINGLE_LABEL, column_order
 from fastkd.corpora.store import CacheReader
 from fastkd.corpora.store.fingerprints import places, survey, tokenizer_fingerprint
 from fastkd.corpora.store.manifest import NAME
@@ -115,11 +116,22 @@ class CachedTeacher:
                     f"{self.folder} was made with another tokenizer: make it again with the student's"
                 )
         names = made.get("class_names")
-        if names is not None and args.class_names is not None and names != args.class_names:
+        if (
+            names is not None
+            and args.class_names is not None
+            and column_order(args.class_names, names) is None
+        ):
             raise ValueError(
-                f"{self.folder} has the classes {', '.join(names)} in this order, and the data "
-                f"{', '.join(args.class_names)}: set class_names to the cache's"
+                f"{self.folder} has the classes {', '.join(names)}, and the data "
+                f"{', '.join(args.class_names)}: make the cache again with a teacher of the data's classes"
             )
+        if args.task == "classification":
+            problem = made.get("problem_type", SINGLE_LABEL)
+            if args.problem_type not in (None, problem):
+                raise ValueError(
+                    f"{self.folder} was made with problem_type: {problem}, and the run's is "
+                    f"{args.problem_type}: make it again"
+                )
         if self.kind == "hidden":
             return
         if made.get("temperature") != 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import transformers
 from support.doctor import edit, look, row, write_rows
 
@@ -92,44 +91,6 @@ def test_duplicates_and_leaks(place: Path) -> None:
 def test_a_language_that_the_tokenizer_does_not_know(place: Path) -> None:
     write_rows("train.jsonl", [{"prompt": "w1 hello", "completion": "w2 world"}] * 3)
     assert look()["unknown_tokens"].severity == "warning"
-
-
-@pytest.fixture
-def classified(place: Path) -> Path:
-    rows = [{"text": f"w{i} w{i + 1}", "label": ("bad", "fair", "good")[i % 3]} for i in range(30)]
-    write_rows("train.jsonl", rows)
-    for side in ("student", "teacher"):
-        transformers.BertConfig(
-            vocab_size=48,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=32,
-            id2label={0: "bad", 1: "fair", 2: "good"},
-        ).save_pretrained(side)
-    return place
-
-
-def test_classes(classified: Path) -> None:
-    task = {"task": "classification", "eval_file": None}
-    assert not set(look(**task)) - {"gpu_unused", "gpu_unseen"}
-    assert look(**task, kd_ratio=1.0)["labels_unused"].severity == "note"
-    finding = look(**task, class_names=["good", "fair", "bad"])["class_order"]
-    assert finding.severity == "error" and finding.remedy == "set class_names: [bad, fair, good]"
-    finding = look(**task, class_names=["bad", "fair", "good", "great"])
-    assert finding["teacher_classes"].found == "the data has 4 classes and the teacher 3"
-    assert "great" in finding["absent_classes"].found
-    assert (
-        "'fair' is not one of the classes" in look(**task, class_names=["bad", "good"])["row_refused"].found
-    )
-
-    write_rows("train.jsonl", [{"text": f"w{i}", "label": i % 5} for i in range(30)])
-    assert "class number 4 and the teacher 3 classes" in look(**task)["teacher_classes"].found
-    write_rows("train.jsonl", [{"text": f"w{i}", "label": "bad"} for i in range(30)])
-    assert look(**task)["one_class"].severity == "error"
-    write_rows("train.jsonl", [{"text": f"w{i}", "label": [0, 1, 2, None][i % 4]} for i in range(32)])
-    assert look(**task)["labels_masked"].found.startswith("8 of 32 rows (25 %)")
 
 
 def test_a_target_without_its_first_token(place: Path) -> None:
