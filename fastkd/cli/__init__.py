@@ -31,6 +31,14 @@ COMMANDS = {
     "bench": ("fastkd.cli.bench", "speed and memory of the losses on this machine, beside other libraries"),
     "env": ("fastkd.cli.env", "versions, backends, and why one is missing"),
 }
+# The message about an interrupted command ends with this.
+_AGAIN = "; the same command goes on from its last"
+RESUMED = {
+    "train": f"{_AGAIN} checkpoint, if it has saved one",
+    "distill": f"{_AGAIN} checkpoint, if it has saved one",
+    "generate": f"{_AGAIN} shard",
+    "cache": f"{_AGAIN} shard",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,14 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
         _leave_process_group()
         return code
-    except KeyboardInterrupt as error:
-        print(f"\nfastkd {name}: interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\nfastkd {name}: interrupted{RESUMED.get(name, '')}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        sentence = f"fastkd {name}: {_sentence(name, error)}"
+        sentence = f"fastkd {name}: {_sentence(error)}"
         if debug:
             traceback.print_exc()
         else:
@@ -103,11 +111,11 @@ def _usage() -> str:
     )
 
 
-def _sentence(name: str, error: Exception) -> str:
+def _sentence(error: Exception) -> str:
     """The message of an exception on one line."""
     if isinstance(error, ModuleNotFoundError) and (missing := packages.missing_package(error)) is not None:
         return f"the package {missing!r} is missing: {packages.remedy(missing)}"
     text = " ".join(str(error).split())
     if text and isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
         return text
-    return f"{type(error).__name__}{f': {text}' if text else ''} (fastkd {name} --debug shows where)"
+    return f"{type(error).__name__}{f': {text}' if text else ''} (--debug shows where)"

@@ -24,12 +24,20 @@ def main(argv: list[str]) -> int:
 
     named = any(argument.partition("=")[0] == "--model" for argument in argv)
     output_dir = str(args.output_dir)
+    unset = report.untouched(type(args))["output_dir"] == args.output_dir
+    aside = ""
     if not named and has_model(Path(output_dir)):
         # The configuration names the student before training; the trained one is in output_dir.
         args.model = output_dir
-    unset = report.untouched(type(args))["output_dir"] == args.output_dir
+    elif not named and not unset:
+        if args.model_init == "scratch":
+            raise ValueError(
+                f"output_dir {output_dir!r} holds no trained model, and model_init: scratch means that "
+                f"{args.model!r} has no weights: run fastkd train or distill first, or give --model DIR"
+            )
+        aside = f" as it is before training, since {output_dir} holds no trained model"
     if unset and args.model is not None and Path(args.model).is_dir():
         args.output_dir = args.model
-    print(f"evaluating {args.model}")
+    print(f"evaluating {args.model}{aside}")
     evaluate(args)
     return 0

@@ -43,6 +43,10 @@ FIELDS = {
     # Example scripts of transformers
     "block_size": "max_length",
     "max_source_length": "max_length",
+    "source_lang": "source_language",
+    "src_lang": "source_language",
+    "target_lang": "target_language",
+    "tgt_lang": "target_language",
     "tokenizer_name": "model",
     "val_max_target_length": "max_target_length",
     "validation_file": "eval_file",

@@ -199,9 +199,8 @@ def _order(
     numbers = any(rows is not None and _is_encoded(rows) for rows in datasets)
     if numbers and given is None and not reads_no_labels(args.kd_ratio, args.divergence):
         raise ValueError(
-            f"the student's classes are {class_list(ours)} in this order, the teacher's "
-            f"{class_list(theirs)}, and the data has numbers alone: set class_names to the classes in the "
-            "order of the data's numbers"
+            f"the student has the classes {class_list(ours)} in this order, the teacher {class_list(theirs)} "
+            "and the data numbers alone: set class_names to the classes in the order of those numbers"
         )
     return order
 

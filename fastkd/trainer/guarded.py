@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from fastkd.corpora.listing import listed
 from fastkd.directories import claimed, writing_to
-from fastkd.trainer import checkpoints, saving
+from fastkd.trainer import checkpoints, precision, saving
 from fastkd.trainer.config import plain
 from fastkd.trainer.finite import FiniteWatch, require_finite_weights
+from fastkd.trainer.loading.weights import lost
 
 logger = logging.getLogger(__name__)
 
@@ -105,3 +109,67 @@ class GuardedTrainer(Trainer):
                 checkpoint,
             )
             checkpoints.advance(self.lr_scheduler, self.state.global_step)
+
+    # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
+
+    @contextlib.contextmanager
+    def _plain_student(self) -> Iterator[Any]:
+        outer = self.model
+        self.model = self.student
+        try:
+            yield self.model
+        finally:
+            self.model = outer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        learned = None
+        if state_dict is not None:
+            learned, state_dict = (
+                {name.removeprefix(part): v for name, v in state_dict.items() if name.startswith(part)}
+                for part in ("matching.", "student.")
+            )
+        folder = Path(output_dir or str(self.args.output_dir))
+        with (
+            writing_to(folder),
+            self._plain_student() as student,
+            saving.generation_settings_kept(student, folder),
+        ):
+            # A checkpoint keeps the weights exactly, so that a resumed run continues from them.
+            is_result = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is None
+            dtype = precision.saved_dtype(student) if is_result and self.args.should_save else None
+            if dtype is not None:
+                whole = student.state_dict() if state_dict is None else state_dict
+                state_dict = precision.cast(student, whole, dtype)
+            super()._save(output_dir, state_dict)
+            if dtype is not None:
+                with precision.stated(student.config, dtype):
+                    student.config.save_pretrained(folder)
+        matching = self.accelerator.unwrap_model(self.model).matching
+        if matching is not None:
+            matching.save(folder, learned)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._plain_student():
+            super()._load_from_checkpoint(resume_from_checkpoint)
+        matching = self.accelerator.unwrap_model(self.model).matching
+        if matching is not None:
+            matching.load(Path(resume_from_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks weights. The second name of a tied weight is in no checkpoint."""
+        if missing := lost(self.model, load_result.missing_keys):
+            raise ValueError(
+                f"the checkpoint lacks {len(missing):,} of the student's weights ({listed(missing)}): it is "
+                "another model's, or damaged"
+            )
+        if load_result.unexpected_keys:
+            names = listed(load_result.unexpected_keys)
+            logger.warning("the checkpoint holds weights that the student does not have: %s", names)
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._load_best_model()
+        with self._plain_student():
+            super()._load_best_model()

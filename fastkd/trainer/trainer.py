@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,26 +13,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     default_compute_objective,
     has_length,
 )
 
-from fastkd.corpora.known_columns import columns_of, converted
 from fastkd.corpora.languages import prepare_model, set_languages
-from fastkd.corpora.listing import listed
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
-from fastkd.corpora.tasks.base import Collator, unread_phrase
-from fastkd.corpora.tasks.encoded import ENCODED
-from fastkd.directories import writing_to
-from fastkd.trainer import precision, saving, zero
+from fastkd.corpora.tasks.base import Collator
+from fastkd.trainer import zero
 from fastkd.trainer.assembly import distilled
 from fastkd.trainer.classes import check_labels, label_columns
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.data_sets import encoded, named_data_sets
 from fastkd.trainer.guarded import GuardedTrainer
 from fastkd.trainer.loading import load_sides, own_tokenizer
-from fastkd.trainer.loading.weights import lost
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.processes import prepare_processes
@@ -122,8 +114,8 @@ class DistillationTrainer(GuardedTrainer):
         self._pad_token_id = padding_token(model, processing_class)
         student = self._distilled(model, args, (train_dataset, eval_dataset))
 
-        train_dataset = _encoded(train_dataset, processing_class, args, "train_dataset")
-        eval_dataset = _encoded(eval_dataset, processing_class, args, "eval_dataset")
+        train_dataset = encoded(train_dataset, processing_class, args, "train_dataset")
+        eval_dataset = encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
             data_collator = Collator(task, self._pad_token_id, label_columns(args))
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
@@ -131,7 +123,7 @@ class DistillationTrainer(GuardedTrainer):
         models = {"student": model}
         if isinstance(self._teacher, LiveTeacher):
             models["teacher"] = self._teacher.model
-        for what, rows in _data_sets(train_dataset, eval_dataset):
+        for what, rows in named_data_sets(train_dataset, eval_dataset):
             check_rows(rows, what, task, models, processing_class)
             check_labels(rows, what, model, args.problem_type)
         if isinstance(self._teacher, CachedTeacher):
@@ -346,93 +338,3 @@ class DistillationTrainer(GuardedTrainer):
             self._measured.update(measured)
             output.metrics.update(measured)
         return output
-
-    # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
-
-    @contextlib.contextmanager
-    def _plain_student(self) -> Iterator[Any]:
-        outer = self.model
-        self.model = self.student
-        try:
-            yield self.model
-        finally:
-            self.model = outer
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        learned = None
-        if state_dict is not None:
-            learned, state_dict = (
-                {name.removeprefix(part): v for name, v in state_dict.items() if name.startswith(part)}
-                for part in ("matching.", "student.")
-            )
-        folder = Path(output_dir or str(self.args.output_dir))
-        with (
-            writing_to(folder),
-            self._plain_student() as student,
-            saving.generation_settings_kept(student, folder),
-        ):
-            # A checkpoint keeps the weights exactly, so that a resumed run continues from them.
-            is_result = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is None
-            dtype = precision.saved_dtype(student) if is_result and self.args.should_save else None
-            if dtype is not None:
-                whole = student.state_dict() if state_dict is None else state_dict
-                state_dict = precision.cast(student, whole, dtype)
-            super()._save(output_dir, state_dict)
-            if dtype is not None:
-                with precision.stated(student.config, dtype):
-                    student.config.save_pretrained(folder)
-        matching = self.accelerator.unwrap_model(self.model).matching
-        if matching is not None:
-            matching.save(folder, learned)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        with self._plain_student():
-            super()._load_from_checkpoint(resume_from_checkpoint)
-        matching = self.accelerator.unwrap_model(self.model).matching
-        if matching is not None:
-            matching.load(Path(resume_from_checkpoint))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a checkpoint that lacks weights. The second name of a tied weight is in no checkpoint."""
-        if missing := lost(self.model, load_result.missing_keys):
-            raise ValueError(
-                f"the checkpoint lacks {len(missing):,} of the student's weights ({listed(missing)}): it is "
-                "another model's, or damaged"
-            )
-        if load_result.unexpected_keys:
-            names = listed(load_result.unexpected_keys)
-            logger.warning("the checkpoint holds weights that the student does not have: %s", names)
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return super()._load_best_model()
-        with self._plain_student():
-            super()._load_best_model()
-
-
-def _data_sets(train: Any, held_out: Any) -> Iterator[tuple[str, Any]]:
-    """The data sets of a run, each with its name for messages."""
-    if train is not None:
-        yield "the training data", train
-    several = held_out if isinstance(held_out, dict) else {None: held_out}
-    for name, rows in several.items():
-        if rows is not None:
-            yield f"the evaluation data {name}" if name else "the evaluation data", rows
-
-
-def _encoded(dataset: Any, tokenizer: Any, args: DistillationConfig, field: str) -> Any:
-    """Encode data sets that still contain text; return all others unchanged."""
-    if isinstance(dataset, dict):
-        return {name: _encoded(part, tokenizer, args, f"{field}[{name}]") for name, part in dataset.items()}
-    columns = columns_of(dataset)
-    if not columns or "input_ids" in columns:
-        unread = [name for name in columns if name not in ENCODED]
-        if unread and args.process_index == 0:
-            logger.warning("%s is encoded already; %s", field, unread_phrase(unread))
-        return dataset
-    if tokenizer is None:
-        raise ValueError(f"{field} holds text: give the tokenizer as processing_class")
-    needs_answer = field != "train_dataset" or args.lmbda < 1
-    return TASKS[args.task].tokenize(converted(field, dataset), tokenizer, args, field, needs_answer)

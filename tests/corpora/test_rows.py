@@ -210,7 +210,7 @@ def test_pairs_of_seq2seq(
     path = jsonl(tmp_path, {"source": "abcd", "target": "xyz"}, {"source": "", "target": "z"})
     args = configuration(train_file=path, task="seq2seq", max_length=3, max_target_length=2)
     (row,) = encoded(args, tokenizer)
-    assert tokenizer.decode(row["input_ids"]) == "abd" and tokenizer.decode(row["labels"]) == "xy"
+    assert tokenizer.decode(row["input_ids"]) == "abc" and tokenizer.decode(row["labels"]) == "xy"
     assert "1 of 1 pairs are longer" in caplog.text
 
 

@@ -90,12 +90,15 @@ def test_only_damaged_shards_are_replaced(copied: Callable[..., Path], caplog: A
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cache_top_k": 5}, "was begun with another cache_top_k: give another output_dir"),
-        ({"cache_kind": "hidden"}, "was begun with another kind, "),
-        ({"teacher": 2}, "another teacher_weights:"),
-        ({"tokens": stored.tokenizer(letters=[*stored.LETTERS[::-1]])}, "another tokenizer:"),
-        ({"data": encoded("causal_lm")[::-1]}, "another data:"),
-        ({"data": encoded("causal_lm", 19)}, "another data:"),
+        (
+            {"cache_top_k": 5},
+            r"begun with other settings, cache_top_k \(48, now 5\): give another output_dir",
+        ),
+        ({"cache_kind": "hidden"}, "begun with other settings, kind, "),
+        ({"teacher": 2}, "other settings, teacher_weights:"),
+        ({"tokens": stored.tokenizer(letters=[*stored.LETTERS[::-1]])}, "other settings, tokenizer:"),
+        ({"data": encoded("causal_lm")[::-1]}, "other settings, data:"),
+        ({"data": encoded("causal_lm", 19)}, "other settings, data:"),
     ],
 )
 def test_does_not_resume_with_other_settings(
@@ -141,7 +144,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "bytes per token (sampled" in said and f"teacher: cache:{folder}" in said
     assert main(["cache", str(config), "--kind=topk", "--output-dir", folder]) == 1
-    assert "was begun with another kind" in capsys.readouterr().err
+    assert "begun with other settings, kind" in capsys.readouterr().err
     assert main(["cache", str(config), "--teacher", f"cache:{folder}"]) == 1
     assert "but a cache is made by a model" in capsys.readouterr().err
 

@@ -141,6 +141,22 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [("distill", "goes on from its last checkpoint"), ("cache", "goes on from its last shard")],
+)
+def test_an_interrupted_command_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, remedy: str
+) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"fastkd.cli.{command}.main", interrupted)
+    assert main([command, "run.yaml"]) == 130
+    printed = capsys.readouterr().err
+    assert f"fastkd {command}: interrupted" in printed and remedy in printed
+
+
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     code = "import sys; from fastkd.cli import main; main(['--help']); print('torch' in sys.modules)"
     found = subprocess.run(

@@ -236,6 +236,19 @@ def test_which_model_is_evaluated(
     assert named["model"]["parameters"] > report["model"]["parameters"]
 
 
+def test_before_training(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a trained model the student is evaluated, and said to be untrained; it needs weights."""
+    evaluate(place, monkeypatch, model="lm-teacher", eval_file="text.jsonl", output_dir="later")
+    assert "evaluating lm-teacher as it is before training" in capsys.readouterr().out
+    (place / "fresh.yaml").write_text(
+        "model: lm-teacher\nmodel_init: scratch\neval_file: text.jsonl\noutput_dir: never\nuse_cpu: true\n"
+    )
+    assert main(["evaluate", "fresh.yaml"]) == 1
+    assert "run fastkd train or distill first, or give --model DIR" in capsys.readouterr().err
+
+
 def test_an_adapter_beside_its_own_base(
     place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

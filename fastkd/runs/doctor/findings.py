@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -85,7 +86,7 @@ class Case:
                     config, trust_remote_code=self.args.trust_remote_code
                 )
         except Exception as error:  # a model's own code may raise any error
-            reason = " ".join(str(error).split())[:200]
+            reason = textwrap.shorten(str(error), 400, placeholder=" ...")
             self.troubles.append(Finding("error", side, f"the {side} cannot be built: {reason}"))
             return None
 

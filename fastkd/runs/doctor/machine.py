@@ -124,7 +124,7 @@ def memory(case: Case) -> Iterator[Finding]:
     free = free_bytes(args.device)
     if step.peak > free:
         yield Finding(
-            "error",
+            "warning",
             "memory",
             f"a step needs about {size(step.peak)} on {args.device.type} and {size(free)} are free",
             "fastkd estimate shows settings that need less",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -113,8 +114,8 @@ def run_step(
         except ValueError:
             raise
         except Exception as error:  # a model's code may raise any error on fake tensors
-            first = (str(error).strip().splitlines() or [""])[0]
-            return run.weights_alone(f"{type(error).__name__}: {first[:200]}")
+            reason = textwrap.shorten(str(error), 400, placeholder=" ...")
+            return run.weights_alone(f"{type(error).__name__}: {reason}")
 
 
 def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

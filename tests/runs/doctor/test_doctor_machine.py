@@ -56,7 +56,7 @@ def test_a_step_that_needs_more_memory_than_there_is(place: Path, monkeypatch: p
     case = Case(DistillationConfig(**SETTINGS), fast=False)
     assert not list(memory(case))
     monkeypatch.setattr("fastkd.runs.doctor.machine.free_bytes", lambda _: 100_000)
-    assert [finding.severity for finding in memory(case)] == ["error"]
+    assert [finding.severity for finding in memory(case)] == ["warning"]  # an estimate
     assert not list(memory(Case(case.args, fast=True)))
 
 
