@@ -124,8 +124,8 @@ class DistillationTrainer(GuardedTrainer):
         if isinstance(self._teacher, LiveTeacher):
             models["teacher"] = self._teacher.model
         for what, rows in named_data_sets(train_dataset, eval_dataset):
-            check_rows(rows, what, task, models, processing_class)
             check_labels(rows, what, model, args.problem_type)
+            check_rows(rows, what, task, models, processing_class)
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
                 *(train_dataset, eval_dataset, data_collator),

@@ -168,7 +168,7 @@ def test_a_teacher_of_other_classes(capsys: pytest.CaptureFixture[str]) -> None:
     save("teacher", 1, ["neg", "pos"])
     write(["neg", "pos", "mid", "mid"])
     for command in ("distill", "evaluate", "doctor"):
-        assert run(command, class_names=NAMES, model_init="scratch") == 1
+        assert run(command, class_names=NAMES) == 1
         said = capsys.readouterr()
         assert "the teacher's classes are neg, pos" in " ".join((said.out + said.err).split())
 
@@ -183,10 +183,10 @@ def test_texts_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["student"]["eval"]["kd"] > 0 and "ce" not in found["student"]["eval"]
     assert any(entry.get("grad_norm", 0) > 0 for entry in found["student"]["history"])
     for command in ("distill", "doctor"):
-        assert run(command, kd_ratio=1.0, control=True) == 1
+        assert run(command, kd_ratio=1.0, control=True, output_dir="other") == 1
         said = capsys.readouterr()
         assert "control: true trains the student on the labels alone" in said.out + said.err
-    assert run("distill") == 1
+    assert run("distill", output_dir="other") == 1
     assert "train_file has no labels" in capsys.readouterr().err
 
 

@@ -213,7 +213,7 @@ def test_an_order_that_numbers_do_not_tell(configuration: Configuration) -> None
     """Without class_names, a number of the data may be the student's class or the teacher's."""
     names = ["neg", "mid", "pos"]
     student, teacher = model(0, None, names), model(1, None, names[::-1])
-    with pytest.raises(ValueError, match=r"student's classes are neg, mid, pos .* set class_names"):
+    with pytest.raises(ValueError, match=r"student has the classes neg, mid, pos .* set class_names"):
         trainer(configuration, labelled([0, 1, 2]), student, teacher)
     trainer(configuration, labelled([0, 1, 2]), student, teacher, kd_ratio=1.0)  # labels are not read
     text = Dataset.from_dict({"text": ["w1", "w2"], "label": ["pos", "neg"]})

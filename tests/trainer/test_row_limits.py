@@ -148,7 +148,7 @@ LONG = {"input_ids": [5] * 9}
             "classification",
             (bert, bert),
             {"input_ids": [5], "labels": 5},
-            "class number 5 and the student 5 classes",
+            "label 5 of row 0 .* is not one of the student's 5 classes",
         ),
     ],
 )

@@ -93,7 +93,7 @@ def test_numbers_to_predict(classified: Path) -> None:
     numbered(0.5, 1.25)
     for side in ("student", "teacher"):
         edit(f"{side}/config.json", id2label={"0": "LABEL_0"})
-    assert "set problem_type: regression" in look(**TASK)["unreadable_train_file"].found
+    assert "set problem_type: regression" in look(**TASK)["row_refused"].found
     for side in ("student", "teacher"):
         edit(f"{side}/config.json", problem_type="regression")
     assert not [f for f in look(**TASK).values() if f.severity == "error"]
