@@ -181,6 +181,8 @@ def _read_group(field: str, reader: _Reader, files: list[Path]) -> list[Dataset]
         _check_text(rows)
         return [rows]
     except Exception as error:  # a reader can fail with many kinds of exceptions
+        if isinstance(error, OSError) and error.filename not in (None, *map(str, files)):
+            raise  # the directory in which `datasets` keeps rows, and not the data, is at fault
         if len(files) == 1:
             raise ValueError(f"{field}: {fault(files[0], reader.name, error)}") from error
     return [part for file in files for part in _read_group(field, reader, [file])]

@@ -37,7 +37,7 @@ from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.scores import sentence_scorer
 from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.loading import load_teacher_model, load_tokenizer, teacher_tokenizer
+from fastkd.trainer.loading import load_teacher_model, load_tokenizer, teacher_tokenizer, with_languages
 from fastkd.trainer.teachers import LiveTeacher, require_model
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def generate(args: DistillationConfig) -> Manifest:
         if rows is None:
             raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
         own = teacher_tokenizer(args)
-        tokenizer = load_tokenizer(args) if own is None else own
+        tokenizer = load_tokenizer(args) if own is None else with_languages(own, args)
         made = generate_rows(load_teacher_model(args), tokenizer, rows, folder, args)
     cut, empty = made.notes["cut"], made.notes["empty"]
     if cut:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from support.families import bert, gpt2
 from support.stored import tokenizer
 from support.tiny import llama, rows
 
-from fastkd.trainer import DistillationConfig, DistillationTrainer
+from fastkd.trainer import DistillationConfig, DistillationTrainer, checkpoints
 from fastkd.trainer.loading import load_student, load_teacher_model, load_tokenizer
 from fastkd.trainer.loading.names import refusal
 
@@ -163,7 +164,7 @@ def test_damaged_directories(place: Path, configuration: Configuration, name: st
 def test_names_that_are_no_model(place: Path, configuration: Configuration, name: str, message: str) -> None:
     Path("rows.jsonl").write_text("{}\n")
     for load, field in ((load_student, "model"), (load_teacher_model, "teacher")):
-        with pytest.raises(ValueError, match=f"^{field} '{name}' could not be loaded: {message}"):
+        with pytest.raises(ValueError, match=f"^{field} '{expanduser(name)}' could not be loaded: {message}"):
             load(configuration(model=name, teacher=name))
 
 
@@ -204,7 +205,6 @@ def test_the_hub_does_not_give_a_model(
         ),
         ({"dtpye": "bfloat16"}, "no setting 'dtpye'"),
         ({"dtype": "bfloat"}, "dtype 'bfloat' is no floating-point dtype of torch; did you mean 'bfloat16'"),
-        ("bfloat16", "must be a mapping, not 'bfloat16'"),
     ],
 )
 def test_keywords_that_do_not_fit(
@@ -316,6 +316,7 @@ def test_a_checkpoint_without_a_weight_is_refused(place: Path, configuration: Co
     again.train(resume_from_checkpoint=folder)
     assert again.state.global_step == 4
     damage(folder, lambda key: None if "mlp.c_fc.weight" in key else key)
+    checkpoints.seal(Path(folder))  # a file that changed after it was written would be refused first
     with pytest.raises(
         ValueError, match=r"the checkpoint lacks 1 of the student's weights \(\S*mlp\.c_fc\.weight\)"
     ):

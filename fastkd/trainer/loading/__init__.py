@@ -16,6 +16,7 @@ from fastkd.trainer.loading.tokenizers import (
     load_tokenizer,
     own_tokenizer,
     teacher_tokenizer,
+    with_languages,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "read_config",
     "teacher_tokenizer",
     "trouble_in",
+    "with_languages",
 ]

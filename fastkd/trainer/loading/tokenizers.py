@@ -34,7 +34,7 @@ def load_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"model {name!r} has no tokenizer: save one beside its config.json, such as the teacher's"
         )
-    return _with_languages(found, args)
+    return with_languages(found, args)
 
 
 def teacher_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase | None:
@@ -44,11 +44,10 @@ def teacher_tokenizer(args: DistillationConfig) -> PreTrainedTokenizerBase | Non
         ValueError: a teacher or a tokenizer that cannot be read.
     """
     source = TeacherSource.parse(args.teacher)
-    found = own_tokenizer("teacher", source.name, args) if source.is_model else None
-    return None if found is None else _with_languages(found, args)
+    return own_tokenizer("teacher", source.name, args) if source.is_model else None
 
 
-def _with_languages(tokenizer: PreTrainedTokenizerBase, args: DistillationConfig) -> PreTrainedTokenizerBase:
+def with_languages(tokenizer: PreTrainedTokenizerBase, args: DistillationConfig) -> PreTrainedTokenizerBase:
     """The tokenizer; that of a multilingual encoder-decoder with the languages of the configuration."""
     if args.task == "seq2seq":
         set_languages(tokenizer, args)
