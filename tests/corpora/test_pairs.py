@@ -47,3 +47,19 @@ def test_rows_without_a_text_are_left_out(
     args = configuration(task="classification", class_names=["neg", "pos"])
     assert len(TASK.tokenize(rows, tokenizer(), args, "train_file")) == 1
     assert "1 of 2 rows have no text or no text_pair, and are left out" in caplog.text
+
+
+@pytest.mark.parametrize("longest", [8, 3])
+def test_no_special_token_twice(configuration: Configuration, longest: int) -> None:
+    """A text that opens with its first token gets no second one, whether it is cut or not."""
+    from tokenizers.processors import TemplateProcessing
+
+    words = tokenizer()
+    words.add_special_tokens({"bos_token": "<s>"})
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words.bos_token_id)]
+    )
+    args = configuration(task="classification", max_length=longest, class_names=["neg", "pos"])
+    rows = Dataset.from_dict({"text": ["w1 w2 w3", "<s>w1 w2 w3"], "label": [0, 1]})
+    made = TASK.tokenize(rows, words, args, "train_file")["input_ids"]
+    assert all(ids.count(words.bos_token_id) == 1 and ids[0] == words.bos_token_id for ids in made)
