@@ -26,7 +26,7 @@ from fastkd.divergences import DIVERGENCES
 from fastkd.runs.cache import make_cache
 from fastkd.runs.evaluate import classified
 from fastkd.trainer import DistillationConfig, DistillationTrainer
-from fastkd.trainer.teachers import CachedTeacher
+from fastkd.trainer.teachers import CachedTeacher, ReorderedTeacher
 
 Configuration = Callable[..., DistillationConfig]
 VECTORS = [[1, 0, 1], [0, 0, 0], [-100, -100, -100], [0, 1, -100], [1, 1, 1], [0, 0, 1]]
@@ -207,6 +207,22 @@ def test_a_teacher_with_its_classes_in_another_order(
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-5, abs=1e-6)
+
+
+def test_each_new_student_reads_the_teacher_in_its_order(configuration: Configuration) -> None:
+    """With ``model_init``, the second training is the first one again."""
+    names = ["neg", "mid", "pos"]
+    args = configuration(task="classification", class_names=names, kd_ratio=1.0, max_steps=2, logging_steps=1)
+    made = DistillationTrainer(
+        None, model(1, None, names[::-1]), args, train_dataset=labelled([0, 1, 2, 0]),
+        model_init=lambda: model(0, None, names),
+    )  # fmt: skip
+    losses = []
+    for _ in range(2):
+        made.train()
+        assert isinstance(made.model.teacher, ReorderedTeacher)
+        losses.append([entry["kd"] for entry in made.state.log_history if "kd" in entry])
+    assert losses[0] == losses[1]
 
 
 def test_an_order_that_numbers_do_not_tell(configuration: Configuration) -> None:
