@@ -77,6 +77,4 @@ def test_the_whole_way(workplace: Any, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["evaluate", workplace(), "--model", out]) == 0  # the tokenizer has stored its languages
     assert main(["generate", workplace(target_language="fra_Latn", source_language="eng_Latn"),
                  "--output-dir", answers]) == 1  # fmt: skip
-    assert "target_language (deu_Latn, now fra_Latn)" in (
-        capsys.readouterr().err
-    )
+    assert "target_language (deu_Latn, now fra_Latn)" in (capsys.readouterr().err)
