@@ -1,9 +1,13 @@
-"""Every test starts with the same seed, and fresh ``torch.empty`` memory holds NaN."""
+"""Every test starts with the same seed, and fresh ``torch.empty`` memory holds NaN. No test asks the hub."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+
+# The hub's client reads this when it is imported. Without it, each mistyped name of a model is looked up, and
+# without a connection that is repeated for minutes.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from fastkd.trainer.loading.names import LFS, expanded, is_path, reason, refusal
 from fastkd.trainer.quantized import QUANTISED, QUANTISED_REMEDY
 from fastkd.trainer.teachers import TeacherSource
 
+# Seconds for which an answer of the hub is remembered, at most.
+_REMEMBERED = 300.0
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classification": "SEQ_CLS"}
 
@@ -40,13 +43,23 @@ def adapter_folder(field: str, name: str | None) -> Path | None:
         return folder if (folder / CONFIG).is_file() else None
     if is_path(name) or folder.exists():
         return None  # reported where the configuration is read
-    try:
-        return _hub_adapter(name)
-    except (OSError, ValueError) as error:
-        raise refusal(field, name, error) from error
+    found = _asked(name, int(time.monotonic() / _REMEMBERED))
+    if isinstance(found, Exception):
+        raise refusal(field, name, found) from found
+    return found
 
 
 @functools.lru_cache
+def _asked(name: str, moment: int) -> Path | OSError | ValueError | None:
+    """The hub's answer about a name, or its error: without a connection, each question takes half a minute,
+    and a run asks several. The answer holds for one ``moment``.
+    """
+    try:
+        return _hub_adapter(name)
+    except (OSError, ValueError) as error:
+        return error
+
+
 def _hub_adapter(name: str) -> Path | None:
     # One request, which fails at once if there is no such model or no connection.
     try:
