@@ -20,7 +20,7 @@ from support.stored import tokenizer
 from support.tiny import llama, rows
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer, checkpoints
-from fastkd.trainer.loading import load_student, load_teacher_model, load_tokenizer
+from fastkd.trainer.loading import adapters, load_student, load_teacher_model, load_tokenizer
 from fastkd.trainer.loading.names import refusal
 
 Configuration = Callable[..., DistillationConfig]
@@ -323,3 +323,22 @@ def test_a_checkpoint_without_a_weight_is_refused(place: Path, configuration: Co
         DistillationTrainer(gpt2(5), llama(1), more, train_dataset=rows(16)).train(
             resume_from_checkpoint=folder
         )
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    place: Path, configuration: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client repeats each question for half a minute, and a run has several about a model."""
+    asked: list[tuple[str, str]] = []
+
+    def unreachable(name: str, file: str) -> str:
+        asked.append((name, file))
+        raise errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(adapters, "hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    args = configuration(model="studnet")
+    for load in (load_tokenizer, load_student):
+        with pytest.raises(ValueError, match="did you mean 'student'.*, and the hub cannot be reached"):
+            load(args)
+    assert asked == [("studnet", "config.json")]

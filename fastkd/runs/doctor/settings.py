@@ -156,7 +156,7 @@ def adapter(case: Case) -> Iterator[Finding]:
     """A quantised student that has no adapter to train."""
     if case.args.peft_config or any(refusals(case.args)):
         return
-    if adapter_folder("model", case.args.model) is None and _is_quantised(case):
+    if _is_quantised(case) and adapter_folder("model", case.args.model) is None:
         yield Finding("error", "quantised_without_adapter", QUANTISED, QUANTISED_REMEDY)
 
 

@@ -10,10 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 from safetensors import safe_open
 from transformers import AutoTokenizer
-from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fastkd.corpora.listing import listed
@@ -61,13 +60,16 @@ def _asked(name: str, moment: int) -> Path | OSError | ValueError | None:
 
 
 def _hub_adapter(name: str) -> Path | None:
-    # One request, which fails at once if there is no such model or no connection.
+    # The first question is also the last one if there is no such model or no connection.
     try:
-        is_model = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False) is not None
-    except OSError:
+        hf_hub_download(name, "config.json")
+        is_model = True
+    except errors.LocalEntryNotFoundError:
         is_model = False
         if not constants.HF_HUB_OFFLINE or find_adapter_config_file(name) is None:
             raise
+    except errors.EntryNotFoundError:
+        is_model = False
     if is_model and find_spec("peft") is None:
         return None
     if find_adapter_config_file(name) is None:
