@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+from fastkd.corpora.listing import short
+
 Message = dict[str, Any]
 
 # Columns beside ``messages`` that a chat template reads.
@@ -135,14 +137,14 @@ def listed_messages(given: Any) -> list[Message]:
         return []
     if isinstance(given, str):
         raise ValueError(
-            f"messages is text ({_short(given)}), not a list of messages: parse its JSON when you write the "
+            f"messages is text ({short(given)}), not a list of messages: parse its JSON when you write the "
             "file"
         )
     if not isinstance(given, (list, tuple)):
-        raise ValueError(f"messages is {_short(given)}, not a list of messages")
+        raise ValueError(f"messages is {short(given)}, not a list of messages")
     for message in given:
         if not isinstance(message, dict):
-            raise ValueError(f"messages holds {_short(message)}, which is not {{role: ..., content: ...}}")
+            raise ValueError(f"messages holds {short(message)}, which is not {{role: ..., content: ...}}")
         if message.get("role") is None:
             if "from" in message and "value" in message:
                 raise ValueError(
@@ -152,7 +154,7 @@ def listed_messages(given: Any) -> list[Message]:
             raise ValueError(f"a message has no role, but the keys {', '.join(map(str, message))}")
         content = message.get("content")
         if content is not None and not isinstance(content, (str, list)):
-            raise ValueError(f"the content of a message is {_short(content)}, not text")
+            raise ValueError(f"the content of a message is {short(content)}, not text")
     return list(given)
 
 
@@ -165,9 +167,9 @@ def _parsed(name: str, given: Any, kind: type) -> Any:
         try:
             made = json.loads(given)
         except ValueError as error:
-            raise ValueError(f"{name} is text that is no JSON ({error}): {_short(given)}") from error
+            raise ValueError(f"{name} is text that is no JSON ({error}): {short(given)}") from error
     if made is not None and not isinstance(made, kind):
-        raise ValueError(f"{name} is {_short(made)}, not a {'list' if kind is list else 'mapping'}")
+        raise ValueError(f"{name} is {short(made)}, not a {'list' if kind is list else 'mapping'}")
     return made
 
 
@@ -202,7 +204,7 @@ def _joined(parts: list[Any]) -> str:
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
         if not isinstance(text, str):
-            raise ValueError(f"a message has a part that is not text: {_short(part)}")
+            raise ValueError(f"a message has a part that is not text: {short(part)}")
         texts.append(text)
     return "".join(texts)
 
@@ -230,8 +232,3 @@ def why_texts_change(tokenizer: Any) -> str:
         "day: write a date into the template, or set it with chat_template_kwargs if the template has a name "
         "for it)"
     )
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

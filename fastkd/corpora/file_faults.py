@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastkd.corpora.listing import KINDS, short
+
 COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -109,7 +111,7 @@ def _not_json(file: Path) -> str | None:
                 return found
             value = json.loads(line)
             if not isinstance(value, dict):
-                return f'has no row in line {number}: {_short(line)} is not of the form {{"column": ...}}'
+                return f'has no row in line {number}: {short(line)} is not of the form {{"column": ...}}'
             if (half := re.search(r"[\ud800-\udfff]", _text(value))) is not None:
                 return f"has half a character ({half[0]!a}) in line {number}: remove it"
             for name, item in value.items():
@@ -125,17 +127,6 @@ def _not_json(file: Path) -> str | None:
     return None
 
 
-# The types of JSON, as users call them.
-KINDS: dict[type, str] = {
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "a mapping",
-}
-
-
 def _is_spread(start: str) -> bool:
     """Whether a file's first line is only the beginning of a value that goes on over several lines."""
     first = start.split("\n")[0].rstrip()
@@ -148,15 +139,11 @@ def _parse_error(text: str, line: int) -> str | None:
     except json.JSONDecodeError as error:
         lines = text.rstrip().split("\n")
         if error.pos >= len(text.rstrip()):
-            return f"ends in the middle of a value, in line {line + len(lines) - 1}: {_short(lines[-1])}"
+            return f"ends in the middle of a value, in line {line + len(lines) - 1}: {short(lines[-1])}"
         at, shown = line + error.lineno - 1, lines[error.lineno - 1]
-        return f"is not JSON in line {at}, column {error.colno} ({error.msg}): {_short(shown)}"
+        return f"is not JSON in line {at}, column {error.colno} ({error.msg}): {short(shown)}"
     return None
 
 
 def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from fastkd.corpora.listing import short
+
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
@@ -94,8 +96,7 @@ def class_number(label: Any, names: Sequence[str] | None) -> int:
     label = plain(label)
     if isinstance(label, (list, tuple, dict)):
         raise ValueError(
-            f"the label {_short(label)} is a list: set problem_type: {MULTI_LABEL} for several labels per "
-            "text"
+            f"the label {short(label)} is a list: set problem_type: {MULTI_LABEL} for several labels per text"
         )
     if isinstance(label, float):
         raise ValueError(
@@ -165,7 +166,7 @@ def _one_value(part: Any, label: Any, settings: LabelSettings) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise ValueError(f"the label {_short(label)} is not a number, which regression predicts")
+        raise ValueError(f"the label {short(label)} is not a number, which regression predicts")
     if found == IGNORE_INDEX:
         raise ValueError("the label -100 means that a row has no label: shift or scale the labels")
     return found
@@ -187,7 +188,7 @@ def _vector(given: Any, settings: LabelSettings) -> list[int]:
     numbers = [part for part in label if not isinstance(part, str)]
     if any(isinstance(part, float) for part in numbers) or len(set(numbers)) < len(numbers):
         raise ValueError(
-            f"the label {_short(given)} is neither a list of labels nor {width} numbers that are 0 or 1"
+            f"the label {short(given)} is neither a list of labels nor {width} numbers that are 0 or 1"
         )
     made = [0] * width
     for part in label:
@@ -250,7 +251,7 @@ def _listed(text: str) -> list[Any]:
             continue
         if isinstance(found, list):
             return found
-    raise ValueError(f"the label {_short(text)} begins like a list and is none")
+    raise ValueError(f"the label {short(text)} begins like a list and is none")
 
 
 def class_names(labels: Iterable[Any], problem: str = SINGLE_LABEL) -> list[str] | None:
@@ -265,7 +266,7 @@ def class_names(labels: Iterable[Any], problem: str = SINGLE_LABEL) -> list[str]
         return None
     if problem == MULTI_LABEL:
         return _labels_of_vectors(labels)
-    found = {plain(label) if not isinstance(label, (list, dict)) else _short(label) for label in labels}
+    found = {plain(label) if not isinstance(label, (list, dict)) else short(label) for label in labels}
     found.discard(None)
     return _names(found) if found else None
 
@@ -374,8 +375,3 @@ def _whole(label: Any) -> int | None:
     if isinstance(label, int):
         return label
     return int(label) if isinstance(label, str) and _WHOLE.fullmatch(label) else None
-
-
-def _short(label: Any) -> str:
-    text = repr(label)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-IGNORE_INDEX = -100
+from fastkd.corpora.labels import IGNORE_INDEX as IGNORE_INDEX
+
 Row = dict[str, Any]
 
 # Fields with a value for each token.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastkd.corpora.listing import KINDS, short
 from fastkd.corpora.tasks.encoded import LABELS, Row
 
 Layout = tuple[str, ...]
@@ -14,13 +15,6 @@ _ALPACA = (
     "Below is an instruction that describes a task{more}. Write a response that appropriately completes the "
     "request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
-_KINDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "a mapping",
-}
 
 
 def is_messages(value: Any) -> bool:
@@ -52,10 +46,9 @@ def check_values(row: Row, layout: Layout, messages_in: Layout = ()) -> None:
             if not value.isascii():
                 _check_unicode(name, value)
             continue
-        kind = _KINDS.get(type(value), type(value).__name__)
-        shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+        kind = KINDS.get(type(value), type(value).__name__)
         raise ValueError(
-            f"{name} is {shown}, {kind} and not text: write it as text, or name another column with "
+            f"{name} is {short(value)}, {kind} and not text: write it as text, or name another column with "
             "column_mapping"
         )
 
