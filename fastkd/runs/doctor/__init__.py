@@ -47,7 +47,8 @@ def examined(args: DistillationConfig, fast: bool = False) -> tuple[list[Finding
     case = Case(args, fast)
     found = [finding for theme in THEMES for check in theme.CHECKS for finding in check(case)]
     # A model that cannot be read is met by several checks, in the same words.
-    whole = list({(one.severity, one.found): one for one in reversed([*case.troubles, *found])}.values())[::-1]
+    distinct = {(one.severity, one.found): one for one in reversed([*case.troubles, *found])}
+    whole = list(distinct.values())[::-1]
     samples = [sample for sample in (case.train, case.held_out) if sample is not None]
     looked_at = ", ".join(f"{sample.looked_at} of {sample.field}" for sample in samples)
     return sorted(whole, key=lambda finding: ORDER.index(finding.severity)), looked_at
