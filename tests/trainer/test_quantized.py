@@ -88,11 +88,11 @@ def quantised(model: Any, is_trainable: bool = True) -> Any:
     return model
 
 
-def test_quantised_weights_alone_are_refused(configuration: Configuration) -> None:
+def test_quantised_weights_alone_are_refused(configuration: Configuration, wide: str) -> None:
     with pytest.raises(ValueError, match="quantised weights do not learn: set peft_config"):
         DistillationTrainer(quantised(llama(0)), llama(1), configuration(), train_dataset=rows(4))
     with pytest.raises(ValueError, match="quantised weights do not learn"):
-        load_student(configuration(model="anything", model_init_kwargs=FOUR_BITS))
+        load_student(configuration(model=wide, model_init_kwargs=FOUR_BITS))
 
 
 def test_an_adapter_on_a_quantised_model_is_accepted(configuration: Configuration) -> None:
