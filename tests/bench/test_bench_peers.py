@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def test_peer_that_cannot_be_imported_is_absent(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "trl" / "__init__.py").write_text("raise RuntimeError('needs another torch')")
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trl"]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have imported the real one
     reason = routes.needs("trl", "trl.experimental.gkd")("cpu")
     assert reason is not None and "needs another torch" in reason
 
