@@ -29,7 +29,20 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="tiny sizes, to check that everything works; the results mean nothing",
     )
+    parser.add_argument(
+        "--docstrings",
+        type=Path,
+        metavar="DIR",
+        help="only write train.jsonl and validation.jsonl for summarisation to DIR: functions of Python's "
+        "own library (source) and the first line of their docstring (target)",
+    )
     options = parser.parse_args(argv)
+    if options.docstrings is not None:
+        from fastkd.demo import docstrings
+
+        for name, count in docstrings.write(options.docstrings, options.seed).items():
+            print(f"{count:,} rows in {options.docstrings / name}.jsonl")
+        return 0
 
     from fastkd.demo.run import run
 
