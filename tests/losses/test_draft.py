@@ -49,6 +49,7 @@ def test_log_acceptance_is_the_logarithm_of_the_shared_probability(target: Targe
 
 # 69 nats are an acceptance rate of 1e-30. From 87 nats on the rate underflows float32, from 708 on float64.
 @pytest.mark.parametrize("nats", [0.0, 1.0, 2.0, 3.0, 5.0, 16.0, 40.0, 69.0, 90.0, 300.0, 800.0, 5000.0])
+@pytest.mark.repeats(interpreted=6)
 def test_tiny_acceptances(target: Target, nats: float) -> None:
     s, t = apart_by(nats)
     for dtype in (torch.float32, torch.float64):

@@ -34,6 +34,7 @@ def _run(target: Target, s: Tensor, t: Tensor, labels: Tensor, **options: object
 
 
 @EVERY_CASE
+@pytest.mark.repeats(interpreted=6)
 def test_01_rows_without_common_mass(target: Target, divergence: str, parameters: dict[str, float]) -> None:
     # Nearly all probabilities of both sides underflow float32; their logarithms and powers must not.
     s, t = torch.full((1, 400), -300.0), torch.full((1, 400), -300.0)
@@ -51,6 +52,7 @@ def test_01_rows_without_common_mass(target: Target, divergence: str, parameters
 
 
 @EVERY_CASE
+@pytest.mark.repeats(interpreted=6)
 def test_02_padding_of_minus_infinity(target: Target, divergence: str, parameters: dict[str, float]) -> None:
     options = {"kd_ratio": 0.5, "temperature": 2.0, "divergence": divergence, **parameters}
     for count in (1, 30, 70):
@@ -69,6 +71,7 @@ def test_02_padding_of_minus_infinity(target: Target, divergence: str, parameter
 # The lowest finite number is a mask, too: models set the logits of forbidden tokens to it.
 @pytest.mark.parametrize("mask", [-INF, torch.finfo(torch.float32).min])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_02_whole_blocks_of_minus_infinity(target: Target, divergence: str, mask: float) -> None:
     s, t, labels = torch.randn(2, 5000), torch.randn(2, 5000), torch.tensor([4300, 4999])
     s[1] -= 200.0
@@ -85,6 +88,7 @@ def test_02_whole_blocks_of_minus_infinity(target: Target, divergence: str, mask
 
 
 @EVERY_CASE
+@pytest.mark.repeats(interpreted=6)
 def test_02_one_sided_minus_infinity(target: Target, divergence: str, parameters: dict[str, float]) -> None:
     for side in ("student", "teacher", "one entry each"):
         s, t, labels = torch.randn(1, 50), torch.randn(1, 50), torch.tensor([7])
@@ -106,6 +110,7 @@ def test_02_one_sided_minus_infinity(target: Target, divergence: str, parameters
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_03_small_temperature(target: Target, divergence: str) -> None:
     s, t, labels = torch.randn(4, 200) * 5, torch.randn(4, 200) * 5, torch.tensor([0, 1, 2, 3])
     options = {"temperature": 0.05, "divergence": divergence}
@@ -120,6 +125,7 @@ def test_03_small_temperature(target: Target, divergence: str) -> None:
 
 
 @EVERY_CASE
+@pytest.mark.repeats(interpreted=6)
 def test_04_near_identical_models(target: Target, divergence: str, parameters: dict[str, float]) -> None:
     for dtype in (torch.bfloat16,) if target.interpreted else (torch.float32, torch.bfloat16, torch.float16):
         s, labels = (torch.randn(4, 2000) * 3).to(dtype), torch.arange(4)
@@ -142,6 +148,7 @@ def test_04_near_identical_models(target: Target, divergence: str, parameters: d
 
 
 @EVERY_CASE
+@pytest.mark.repeats(interpreted=6)
 def test_04_identical_models(target: Target, divergence: str, parameters: dict[str, float]) -> None:
     columns = 3000 if target.interpreted else 100_000
     for dtype in (torch.float16,) if target.interpreted else (torch.float32, torch.bfloat16, torch.float16):
@@ -167,6 +174,7 @@ def test_05_label_gradient_is_rounded_once(target: Target, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_06_t_squared_reaches_the_gradient(target: Target, divergence: str) -> None:
     s, t, labels = torch.randn(3, 50), torch.randn(3, 50), torch.tensor([1, 2, 3])
     options = {"temperature": 3.0, "divergence": divergence}
@@ -177,6 +185,7 @@ def test_06_t_squared_reaches_the_gradient(target: Target, divergence: str) -> N
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_07_ignore_index_in_the_soft_term(target: Target, divergence: str) -> None:
     s, t = torch.randn(4, 50), torch.randn(4, 50)
     labels = torch.tensor([1, -100, 2, -100])
@@ -189,6 +198,7 @@ def test_07_ignore_index_in_the_soft_term(target: Target, divergence: str) -> No
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_07_ignored_rows_are_not_read(target: Target, divergence: str) -> None:
     s, t = torch.randn(4, 50), torch.randn(4, 50)
     s[1], t[3] = float("nan"), INF
@@ -244,6 +254,7 @@ def test_10_reduction_none_with_weights(target: Target) -> None:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_11_padding_gets_no_probability(target: Target, divergence: str) -> None:
     s, t, labels = torch.randn(3, 40), torch.randn(3, 40), torch.tensor([1, 2, 39])
     options = {"divergence": divergence, "kd_ratio": 0.5, "label_smoothing": 0.1}
@@ -411,6 +422,7 @@ def test_20_softcap_and_scale_of_the_head(target: Target) -> None:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_nan_stays_in_its_token(target: Target, divergence: str) -> None:
     labels = torch.tensor([1, 2, 3, 4])
     for bad, side in ((float("nan"), 0), (float("nan"), 1), (INF, 0), (INF, 1)):

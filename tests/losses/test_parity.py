@@ -54,6 +54,7 @@ def test_every_divergence_is_here() -> None:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_sizes(target: Target, divergence: str) -> None:
     for vocab in (2, 1030) if target.interpreted else (2, 7, 130, 1000, 5003):
         s, t, labels = make(target, (5, vocab))
@@ -98,6 +99,7 @@ def test_float64_runs_or_is_refused_with_a_reason(
 # At temperatures 1 and 2 the kernels derive the cross-entropy's exponential from the divergence's. 0.05 and
 # 100 are the ends of the range in use.
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.repeats(interpreted=6)
 def test_temperatures(target: Target, divergence: str) -> None:
     pairs = [(t, teacher_t) for t in (0.05, 0.5, 1.0, 2.0, 3.0, 100.0) for teacher_t in (None, 1.0, 2.5)]
     for temperature, teacher_temperature in pairs[::6] if target.interpreted else pairs:
@@ -114,6 +116,7 @@ def test_temperatures(target: Target, divergence: str) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.repeats(interpreted=6)
 def test_reductions(target: Target, reduction: str, weighted: bool, masked: bool) -> None:
     s, t, labels = make(target, (2, 3, 77))
     weights = torch.rand(2, 3, device=target.device) if weighted else None
@@ -178,6 +181,7 @@ def _views(x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "view", ["shifted", "sliced", "columns_outer", "batch_inner", "every_other", "unaligned"]
 )
+@pytest.mark.repeats(interpreted=6)
 def test_strides(target: Target, view: str, dtype: torch.dtype) -> None:
     s, t, labels = make(target, (2, 3, 40), dtype)
     plain = fastkd.kd_loss(s.requires_grad_(), t, labels, kd_ratio=0.5, **target.options)

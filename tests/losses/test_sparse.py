@@ -57,7 +57,7 @@ def check(
     assert_gradient(logprobs.grad, 2.0 * by_t, factor=4 * factor)
 
 
-@pytest.mark.repeats(interpreted=16)
+@pytest.mark.repeats(interpreted=6)
 @pytest.mark.parametrize(("divergence", "tail"), SPARSE_CASES)
 def test_tails(target: Target, divergence: str, tail: str) -> None:
     s, indices, logprobs, labels = make(device=target.device)
@@ -68,7 +68,7 @@ def test_tails(target: Target, divergence: str, tail: str) -> None:
     check(target, s, indices, logprobs, None, tail, divergence=divergence, z_loss=1e-3, reduction="sum")
 
 
-@pytest.mark.repeats(interpreted=16)
+@pytest.mark.repeats(interpreted=6)
 @pytest.mark.parametrize(("divergence", "tail"), SPARSE_CASES[:-1])
 def test_temperatures(target: Target, divergence: str, tail: str) -> None:
     s, indices, logprobs, labels = make(device=target.device)

@@ -43,7 +43,7 @@ def with_rest(s: Tensor, t: Tensor, columns: Tensor, temperature: float) -> tupl
     return torch.cat([s, nothing], -1), torch.cat([t[..., columns], rest], -1)
 
 
-@pytest.mark.repeats(interpreted=13)
+@pytest.mark.repeats(interpreted=6)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("temperatures", [(1.0, None), (2.0, 0.7)])
 def test_renormalized(target: Target, divergence: str, temperatures: tuple[float, float | None]) -> None:

@@ -13,7 +13,7 @@ class Case:
     """A collected test, as far as ``mark_repetitions`` looks at it."""
 
     path = Path("test_x.py")
-    originalname = "test_x"
+    originalname = "test_a"  # of six cases, this name begins with the first
 
     def __init__(self, *marks: Any) -> None:
         self.marks = list(marks)
@@ -35,6 +35,11 @@ def test_some_cases_stay_quick_evenly_spread() -> None:
     assert slow(pytest.mark.repeats(2)) == [False, True, True, False, True, True]
     assert not any(slow(pytest.mark.repeats(9)))
     assert not any(slow(pytest.mark.parametrize("x", [1])))
+
+
+def test_another_test_begins_with_another_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Case, "originalname", "test_c")
+    assert slow(pytest.mark.repeats(2)) == [True, True, False, True, True, False]
 
 
 def test_repeats_for_interpreted_cases_only() -> None:

@@ -183,6 +183,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'distill'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_quick_demo(tmp_path: Path) -> None:
     """The demo at toy size runs every stage and writes every file."""
     done = fastkd("demo", "--quick", "--output-dir", "here", "--seed", "3", cwd=tmp_path)

@@ -55,6 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return run(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(whole: Found, tmp_path: Path) -> None:
     assert_equal(run(tmp_path, 2), whole)
 
