@@ -18,7 +18,7 @@ from support.families import bert
 from support.tiny import llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fastkd.cli import main
 from fastkd.corpora.tasks import TASKS
@@ -163,6 +163,10 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
         "logging_steps": 1,
         "report_to": "none",
     }
+    if "peft_config" in settings:  # an adapter needs trained weights under it
+        config = AutoConfig.from_pretrained(tmp_path / "student")
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "student")
+        common["model_init"] = "pretrained"
     args = configuration(**{**common, **settings})
     found = run_step(args, shape)
     assert found.reason is None
