@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from fastkd.runs.estimate import trial
 from fastkd.runs.estimate.caches import CacheSize, cache_sizes
 from fastkd.runs.estimate.lengths import Lengths, lengths
 from fastkd.runs.estimate.remedies import Remedy, remedies
@@ -35,6 +36,7 @@ class Estimate:
         remedies: settings that would need less memory, the best first.
         machine: this machine's measured speed; None where the caller asked for no measurement.
         seconds_per_step: lowest and highest estimate; None without ``machine``.
+        tried: whether that range comes from steps that ran, not from the machine's speed.
         steps: optimizer steps of the whole run; None where the number of rows is not known.
         caches: sizes of a teacher cache, by kind.
         process_bytes: memory of Python, torch and transformers besides the tensors (this process now).
@@ -51,6 +53,7 @@ class Estimate:
     remedies: list[Remedy]
     machine: Machine | None
     seconds_per_step: tuple[float, float] | None
+    tried: bool
     steps: int | None
     caches: dict[str, CacheSize]
     process_bytes: int
@@ -77,7 +80,8 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
     Args:
         args: the configuration of ``fastkd distill``, or of ``fastkd train`` without a teacher.
         processes: number of processes that train together; those of this launch if None.
-        timed: measure this machine's speed for a second or two, to estimate the time of a step.
+        timed: estimate the time of a step: run a few with random weights, or measure this machine's speed for
+            a second or two where steps are too large to be tried.
 
     Raises:
         ValueError: a model or a setting cannot be read.
@@ -106,12 +110,16 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
     if not train.whole and largest.length < args.max_length:
         full_peak = run_step(args, longer, None, processes).peak
     machine = seconds = None
+    tried = False
     micro_batches = args.gradient_accumulation_steps
     if timed:
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         tokens = largest.rows * train.usual.length
         machine = measure(torch.device(args.device), dtype, tokens, step.hidden)
         seconds = seconds_per_step(usual, micro_batches, machine)
+        tried = trial.fits(args, step, seconds, processes, free_bytes(args.device))
+        if tried:
+            seconds = trial.seconds_per_step(args, train.usual)
     targets = None if train.rows is None else train.rows * train.targets
     return Estimate(
         args.device.type,
@@ -123,6 +131,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         [] if step.reason else remedies(args, step, largest, held_shape, processes),
         machine,
         seconds,
+        tried,
         _steps(args, train, processes),
         _caches(args, step, targets),
         psutil.Process().memory_info().rss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,17 +160,19 @@ class StoredTeacher:
         self.weight = None
         if self.kind == "hidden":
             width = int(made_from.get("hidden_size", hidden))
-            self.weight = torch.empty(self.columns, width, dtype=_stored_dtype(folder / "train" / HEAD))
+            self.weight = torch.zeros(self.columns, width, dtype=_stored_dtype(folder / "train" / HEAD))
 
     def to(self, device: torch.device) -> None: ...
 
     def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput:
         shape = batch["labels"].shape
         if self.weight is not None:
-            hidden = torch.empty(*shape, self.weight.shape[1], dtype=self.weight.dtype)
+            hidden = torch.ones(*shape, self.weight.shape[1], dtype=self.weight.dtype)
             return ModelOutput(HiddenLogits(hidden, self.weight))
-        indices = torch.empty(*shape, self.entries, dtype=torch.int64)
-        return ModelOutput(SparseTeacher(indices, torch.empty(*shape, self.entries), self.tail))
+        # Columns that exist, since a step may also run on real tensors.
+        indices = torch.arange(self.entries).expand(*shape, self.entries).contiguous()
+        half = torch.full(indices.shape, -math.log(2 * self.entries))
+        return ModelOutput(SparseTeacher(indices, half, self.tail))
 
 
 def _stored_dtype(path: Path) -> torch.dtype:

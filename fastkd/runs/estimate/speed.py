@@ -1,4 +1,7 @@
-"""Measures this machine's speed in a second or two, and estimates the time of a step from it."""
+"""Measures this machine's speed in a second or two, and estimates the time of a step from it.
+
+This is for steps that are too large to be tried (see ``trial.py``): its range is wide.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def run_step(
     moved = mock.patch.object(nn.Module, "_apply", _apply)
     copied = mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), moved, copied:
-        run = _Run(args, build(args), device, processes)
+        run = Run(args, build(args), device, processes)
         try:
             return run.step(train, held_out)
         except ValueError:
@@ -147,7 +147,9 @@ def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     return memo[id(tensor)]
 
 
-class _Run:
+class Run:
+    """The models of a run and the step that trains them."""
+
     def __init__(
         self,
         args: DistillationConfig,
@@ -201,7 +203,7 @@ class _Run:
             # With accumulation, a second micro-batch runs while the gradients of the first are alive.
             for _ in range(min(2, args.gradient_accumulation_steps)):
                 before = meter.flops, meter.operators, meter.written
-                self._backward(self._batch(train, "train"))
+                self.backward(self.batch(train, "train"))
             after = meter.flops, meter.operators, meter.written
             with meter.during("optimizer", "optimizer step"):
                 meter.take("optimizer state", step_bytes(optim, self.device.type, self.trained) // shares)
@@ -212,7 +214,7 @@ class _Run:
                 with meter.during("sampling", "sampling"):
                     meter.take("keys and values", key_value_bytes(sides.student.config, tokens))
             if held_out is not None:
-                self._evaluate(self._batch(held_out, "evaluation"))
+                self._evaluate(self.batch(held_out, "evaluation"))
         phases = {name: +counts for name, counts in meter.peaks.items() if name != "setup"}
         return self._found(phases, *(b - a for a, b in zip(before, after, strict=True)))
 
@@ -248,7 +250,7 @@ class _Run:
             self.optim,
         )
 
-    def _batch(self, shape: Shape, phase: str) -> Batch:
+    def batch(self, shape: Shape, phase: str) -> Batch:
         row: dict[str, Any] = {"input_ids": [1] * shape.length, "labels": [1] * shape.length}
         if self.task.name == "seq2seq":
             row["labels"] = [1] * shape.target
@@ -264,7 +266,7 @@ class _Run:
             return [0] * self.sides.columns
         return [0.0] * self.sides.columns if self.args.problem_type == REGRESSION else 0
 
-    def _backward(self, batch: Batch) -> None:
+    def backward(self, batch: Batch) -> None:
         meter = self.meter
         self.module.train()
         with meter.during("activations", "forward"), self._autocast():

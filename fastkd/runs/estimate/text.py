@@ -66,12 +66,14 @@ def _costs(found: Estimate, args: DistillationConfig) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     if found.seconds_per_step is not None and found.machine is not None:
         low, high = found.seconds_per_step
-        line = f"{duration(low)} to {duration(high)} per step ({found.step.flops / 1e9:,.1f} GFLOP a batch"
-        line += f", {found.machine.flops / 1e9:,.0f} GFLOP/s measured here)"
+        line = f"{duration(low)} to {duration(high)} per step ({found.step.flops / 1e9:,.1f} GFLOP a batch; "
+        line += "some steps were tried here)" if found.tried else "not tried: the range is wide)"
         if found.steps:
             line += (
                 f"; {found.steps:,} steps: {duration(low * found.steps)} to {duration(high * found.steps)}"
             )
+        if args.lmbda > 0:
+            line += "; the student's own samples take more"
         rows.append(("time", line))
     for kind, cost in found.caches.items():
         each = f"{cost.per_token:,.0f} bytes per token"
