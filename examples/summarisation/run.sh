@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Summaries of Python functions, from the text that every Python brings along.
+# Usage: bash run.sh [DATA]   DATA holds train.jsonl and validation.jsonl: rows of source and target.
+cd "$(dirname "$0")"
+. ../steps.sh
+if [ $# -gt 0 ]; then ln -sfn "$(realpath "$1")" data; else once data/train.jsonl fastkd demo --docstrings data; fi
+
+made teacher teacher.yaml --architecture bart --hidden-size 256 --layers 2 --vocab-size 8000
+trained teacher teacher.yaml
+made student student.yaml --hidden-size 128 --layers 1
+distilled token student.yaml --control --seeds "$seeds"
+once out/answers/manifest.json fastkd generate student.yaml --mode beam --output-dir out/answers
+distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
+made layers student.yaml --layers 1
+distilled layers student.yaml --model out/start/layers --control --seeds "$seeds"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Translation, distilled token by token and by the teacher's own translations.
+# Usage: bash run.sh [DATA]   DATA holds train.jsonl and validation.jsonl: rows of source and target.
+cd "$(dirname "$0")"
+. ../steps.sh
+[ $# -eq 0 ] || ln -sfn "$(realpath "$1")" data
+
+made teacher teacher.yaml --architecture bart --hidden-size 256 --layers 2 --vocab-size 6000
+trained teacher teacher.yaml
+made student student.yaml --hidden-size 128 --layers 1
+
+distilled token student.yaml --control --seeds "$seeds"
+once out/answers/manifest.json fastkd generate student.yaml --mode beam --max-completion-length 64 --output-dir out/answers
+distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
+distilled sequence-token student.yaml --train-file out/answers --seeds "$seeds"
+
+# The same shape from the teacher's layers: as wide as the teacher, with one layer of two.
+made layers student.yaml --layers 1
+distilled layers student.yaml --model out/start/layers --control --seeds "$seeds"
