@@ -259,8 +259,8 @@ class DistillationConfig(TrainingArguments):
     eval_answers: int = field(
         default=200,
         metadata={
-            "help": "Held-out prompts, evenly spread, that the models of train and distill answer at the end: "
-            "BLEU, chrF, ROUGE and sample answers. 0 leaves them out."
+            "help": "Held-out prompts, evenly spread, that the models of train and distill answer at the "
+            "end, for BLEU, chrF, ROUGE and samples. 0 leaves them out."
         },
     )
     eval_beam: bool = field(

@@ -139,7 +139,8 @@ def _least_cross_entropy(teacher: SparseTeacher, targets: Tensor) -> Tensor:
     rounding = (known * logprobs.masked_fill(known == 0, 0.0).abs()).sum(-1) * 2**-11
     rest = (1 - known.sum(-1) + rounding).clamp(min=2**-24).log()
     last = logprobs.masked_fill(known == 0, math.inf).amin(-1)
-    return -torch.where(listed > -math.inf, listed, torch.minimum(last, rest)).sum() / valid.sum().clamp(min=1)
+    most = torch.where(listed > -math.inf, listed, torch.minimum(last, rest))
+    return -most.sum() / valid.sum().clamp(min=1)
 
 
 def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
