@@ -65,8 +65,9 @@ class Measuring:
         self._keeper = Keeper(trainer) if self.task.name == "classification" else None
         module: Any = trainer.accelerator.unwrap_model(trainer.model)
         side = plain_teacher(module.teacher)
-        live = side is not None and isinstance(side, (LiveTeacher, BaseTeacher))
-        if live and not zero.is_sharded(side.model) and not _is_sharded(trainer):
+        if not isinstance(side, (LiveTeacher, BaseTeacher)) or _is_sharded(trainer):
+            return
+        if not zero.is_sharded(side.model):
             module.teacher = RememberedTeacher(module.teacher, self._memory)
 
     def at(self, name: str, trainer: DistillationTrainer) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def train_one(
     trainer.train(resume_from_checkpoint=resume)
     cost = clock.report()
     trainer.save_model()
-    found = {
+    found: dict[str, Any] = {
         "parameters": student.num_parameters(),
         "fused_head": trainer.fused,
         "steps": trainer.state.global_step,
