@@ -124,15 +124,16 @@ class Asked:
             return args.headline
         return "rougeL" if self.summarises(tokenizer) else "bleu"
 
-    def describe(self, found: dict[str, Any], answers: dict[str, Said]) -> None:
+    def describe(self, found: dict[str, Any], answers: dict[str, Said], batch_size: int) -> None:
         """Add to a report how many rows were answered, samples, and how scores were computed.
 
         Args:
             found: the report, with the parts of all models.
             answers: those of every model, by its name.
+            batch_size: number of prompts that a process decoded at a time.
         """
         shares(found)
-        found["answers"] = {"rows": len(self.questions), "of": self.of}
+        found["answers"] = {"rows": len(self.questions), "of": self.of, "batch_size": batch_size}
         found["signatures"] = scores.signatures([asked.reference for asked in self.questions])
         shown = {who: answers[who] for who in report.parts(found) if who in answers}
         found["samples"] = [

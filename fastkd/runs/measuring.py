@@ -132,7 +132,7 @@ class Measuring:
         if self.args.headline != "auto":
             found["headline"] = self.args.headline
         if self.asked is not None and self.answers:
-            self.asked.describe(found, self.answers)
+            self.asked.describe(found, self.answers, self.args.per_device_eval_batch_size)
             found["headline"] = self.asked.headline(self.tokenizer, self.args)
         name = "student" if "student" in self._predictions else "model"
         if self.raw is not None and (made := self._predictions.get(name)) is not None:

@@ -4,6 +4,9 @@ the right one."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from fastkd.cli import main
 from fastkd.corpora.decode import Question
 from fastkd.runs import report
 from fastkd.runs.answers import Asked
+from fastkd.runs.refusals import refusals
 from fastkd.trainer import DistillationConfig, student
 from fastkd.trainer.objective import measure
 from fastkd.trainer.teachers import live
@@ -40,7 +44,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(command: str, **fields: Any) -> int:
+def configure(**fields: Any) -> None:
     settings = {
         "model": "student", "teacher": "teacher", "train_file": "train.jsonl", "eval_file": "eval.jsonl",
         "output_dir": "out", "max_steps": 2, "per_device_train_batch_size": 4, "num_beams": 2,
@@ -48,6 +52,10 @@ def run(command: str, **fields: Any) -> int:
         "save_strategy": "no", "max_completion_length": 6, "learning_rate": 1e-3,
     }  # fmt: skip
     Path("run.yaml").write_text(yaml.safe_dump({**settings, **fields}))
+
+
+def run(command: str, **fields: Any) -> int:
+    configure(**fields)
     return main([command, "run.yaml"])
 
 
@@ -74,7 +82,10 @@ def writers() -> None:
         stored.bart(seed, hidden).save_pretrained(side)
         stored.tokenizer().save_pretrained(side)
     write("train.jsonl", [{"source": f"ab {c}", "target": f"{c} ba"} for c in "cdefgh"])
-    write("eval.jsonl", [{"source": f"{c} ab {HOSTILE}", "target": f"ab {c} c de fg hij klm"} for c in "ijklmno"])
+    write(
+        "eval.jsonl",
+        [{"source": f"{c} ab {HOSTILE}", "target": f"ab {c} c de fg hij klm"} for c in "ijklmno"],
+    )
 
 
 class Passes:
@@ -194,7 +205,7 @@ def test_answers_of_all_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert run("distill", task="seq2seq", control=True, eval_answers=5) == 0
     made = found()
     assert passes.of(stored.tokenizer(), "source") == {16: {2}, 24: {1}}
-    assert made["answers"] == {"rows": 5, "of": 7} and made["headline"] == "bleu"
+    assert made["answers"] == {"rows": 5, "of": 7, "batch_size": 4} and made["headline"] == "bleu"
     assert [sample["row"] for sample in made["samples"]] == [0, 1, 2, 4, 5]
     references = [sample["reference"].strip() for sample in made["samples"]]
     for who in ("teacher", "student", "control"):
@@ -239,6 +250,30 @@ def test_a_student_of_its_teachers_answers(capsys: pytest.CaptureFixture[str]) -
     assert "perplexity on held-out data is" in report.verdict(found("asked"))
 
 
+@pytest.mark.slow
+def test_two_processes_write_the_same_answers() -> None:
+    """The models hardly change, so that the numerics of the training do not matter."""
+    writers()
+    settings = {"task": "seq2seq", "control": True, "learning_rate": 1e-12, "eval_answers": 5}
+    assert run("distill", **settings) == 0
+    configure(**settings, output_dir="two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    root = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        [*command, "-m", "fastkd.cli", "distill", "run.yaml"],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, both = found(), found("two")
+    assert both["machine"]["processes"] == 2 and done.stdout.count("wrote the model") == 1
+    assert both["samples"] == alone["samples"] and both["answers"] == alone["answers"]
+    for name in ("teacher", "student", "control"):
+        for key in ("bleu", "chrf", "rougeL", "mean_length"):
+            assert both[name]["greedy"][key] == pytest.approx(alone[name]["greedy"][key])
+        assert both[name]["eval"]["perplexity"] == pytest.approx(alone[name]["eval"]["perplexity"], rel=1e-4)
+
+
 def test_summaries_are_known_by_their_length() -> None:
     def asked(source: int) -> Asked:
         return Asked([Question([1] * source, "", "a b c d", i) for i in range(3)], 3, {"greedy": 1})
@@ -249,6 +284,13 @@ def test_summaries_are_known_by_their_length() -> None:
         assert asked(source).headline(stored.tokenizer(), args) == expected
     args.headline = "chrf"
     assert asked(1).headline(stored.tokenizer(), args) == "chrf"
+
+
+def test_a_headline_of_answers_needs_answers() -> None:
+    args = DistillationConfig(task="seq2seq", headline="bleu", eval_answers=0)
+    assert "headline_without_answers" in {refusal.name for refusal in refusals(args)}
+    args.eval_answers = 1
+    assert "headline_without_answers" not in {refusal.name for refusal in refusals(args)}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         which = f"all {of:,} held-out rows" if rows == of else (
             f"{rows:,} of the {of:,} held-out rows, evenly spread (eval_answers)"
         )  # fmt: skip
-        found.append(f"BLEU, chrF and ROUGE are of the answers to {which}.")
+        size = report["answers"]["batch_size"]
+        found.append(f"BLEU, chrF, ROUGE and tokens/s are of the answers to {which}, in batches of {size}.")
     if any("perplexity_bound" in (part.get("eval") or {}) for part in known.values()):
         found.append(
             "The cache holds the teacher's likeliest tokens alone, so only a lower bound of its perplexity "

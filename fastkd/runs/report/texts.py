@@ -59,7 +59,7 @@ def mistakes(rows: list[dict[str, Any]]) -> str:
         body.append("<tr>" + "".join(f'<td dir="auto">{escape(str(cell))}</td>' for cell in cells) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return (
-        '<p class="when">Those of which the student is most certain come first.</p>'
+        '<p class="when">The mistakes that were made with most certainty come first.</p>'
         f'<div class="wide"><table class="mistakes"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

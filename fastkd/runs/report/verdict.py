@@ -28,6 +28,8 @@ def verdict(report: dict[str, Any]) -> str:
     if written is not None:
         return written
     row = table[name]
+    if headline == "accuracy" and row.get("accuracy") is not None:
+        return _accuracy(table, name)
     if headline == "macro_f1" and row.get("macro_f1") is not None:
         return _score(table, name, "macro_f1", "macro-F1", better="higher")
     if report.get("sequence_level") is not None and headline != "perplexity":
