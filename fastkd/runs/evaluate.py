@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from fastkd.directories import require_writable, writing_to
 from fastkd.runs import report
 from fastkd.runs.answers import Asked
 from fastkd.runs.classes import check_teacher, settle_classes
-from fastkd.runs.measuring import Measuring, text_bytes, timed
+from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
+from fastkd.runs.measuring import Measuring, text_bytes
 from fastkd.runs.progress import Progress
 from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
@@ -124,5 +126,7 @@ def _part(look: Measuring, name: str, model: Any, teacher: Any) -> dict[str, Any
     if not args.disable_tqdm:
         trainer.add_callback(Progress(name))
     look.watch(trainer)
-    size = {"parameters": model.num_parameters(), "fused_head": trainer.fused}
-    return size | timed(lambda: look.at(name, trainer))
+    began = time.perf_counter()
+    reset_peak_memory()
+    found = {"parameters": model.num_parameters(), "fused_head": trainer.fused, **look.at(name, trainer)}
+    return found | {"seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,6 @@ from torch import nn
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.runs import report
 from fastkd.runs.answers import Asked, Said
-from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.latency import latency
 from fastkd.runs.predictions import Keeper, Predictions, held_out_texts
 from fastkd.trainer import zero
@@ -111,10 +109,10 @@ class Measuring:
         if made is not None and made.teacher is not None:
             found |= made.classes(made.teacher)
         if own and not zero.is_sharded(teacher):
-            return found | timed(lambda: self._alone("teacher", teacher))
+            return found | self._alone("teacher", teacher)
         if isinstance(teacher, BaseTeacher):
             with model.disable_adapter():
-                return found | timed(lambda: self._alone("teacher", model))
+                return found | self._alone("teacher", model)
         return found  # a cache writes nothing, and its teacher's speed is unknown
 
     def _alone(self, name: str, model: Any) -> dict[str, Any]:
@@ -137,13 +135,6 @@ class Measuring:
         name = "student" if "student" in self._predictions else "model"
         if self.raw is not None and (made := self._predictions.get(name)) is not None:
             found["mistakes"] = made.mistakes(held_out_texts(self.raw), self.encoded["labels"])
-
-
-def timed(measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A part of a report, which a function makes, with the time and the memory that making it took."""
-    began = time.perf_counter()
-    reset_peak_memory()
-    return {**measured(), "seconds": time.perf_counter() - began, "peak_memory_mb": peak_memory_mb()}
 
 
 def named(metrics: dict[str, float]) -> dict[str, float]:
