@@ -116,7 +116,7 @@ class Measuring:
         return found  # a cache writes nothing, and its teacher's speed is unknown
 
     def _alone(self, name: str, model: Any) -> dict[str, Any]:
-        """What is measured of a model by itself: its answers, or the time that it takes for a text."""
+        """The measurements of a model by itself: its answers, or the time that it takes for a text."""
         found: dict[str, Any] = {}
         if self.task.name == "classification":
             if self._collate is not None and self.args.process_index == 0:

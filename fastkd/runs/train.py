@@ -116,7 +116,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
 
 
 def sequence_level(args: DistillationConfig) -> dict[str, Any]:
-    """What the report says of training data that ``fastkd generate`` wrote: how it was made, and by whom."""
+    """The report's entry on training data that ``fastkd generate`` wrote: how it was made, and by whom."""
     manifest = generated_manifest(args.train_file)
     if manifest is None or not TASKS[args.task].writes_text:
         return {}

@@ -1,4 +1,4 @@
-"""What a reader must know of the figures of a report, in sentences, for the page and the terminal alike."""
+"""Sentences that explain the figures of a report, for the page and the terminal alike."""
 
 from __future__ import annotations
 
