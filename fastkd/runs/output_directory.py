@@ -28,6 +28,9 @@ _NOT_THE_RUN = {
     "report_to",
     "logging_dir",
     "run_name",
+    "eval_answers",
+    "eval_beam",
+    "headline",
 }
 # Files that a run writes into its directory, besides its weights and checkpoints.
 _WRITTEN = (

@@ -129,6 +129,15 @@ def _evaluation(args: DistillationConfig) -> Iterator[Refusal]:
         )
 
 
+def _headline(args: DistillationConfig) -> Iterator[Refusal]:
+    if args.headline in ("bleu", "chrf", "rougeL") and args.eval_answers == 0:
+        yield Refusal(
+            "headline_without_answers",
+            f"headline: {args.headline} is a figure of answers, and eval_answers: 0 has none written",
+            "set eval_answers, for example 200, or leave out headline",
+        )
+
+
 def _reporting(args: DistillationConfig) -> Iterator[Refusal]:
     for name in args.report_to or []:
         if name not in INTEGRATION_TO_CALLBACK:
@@ -167,6 +176,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], Iterator[Refusal]], ...] = (
     _learning,
     _half_precision,
     _evaluation,
+    _headline,
     _reporting,
     _hub,
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,14 +18,16 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fastkd.corpora.rows import load_rows
+from fastkd.corpora.store import generated_manifest
 from fastkd.corpora.tasks import TASKS
 from fastkd.directories import claimed, writing_to
 from fastkd.errors import Diverged
 from fastkd.runs import disk_space, report
+from fastkd.runs.answers import Asked
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import contents
-from fastkd.runs.evaluate import classified
+from fastkd.runs.measuring import Measuring
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.refusals import refuse
@@ -77,34 +78,50 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
     if args.should_save:
         disk_space.require(args, first, disk_space.steps_of(args, data.train))
     record.begin(contents(data.raw, data.tokenizer, shared, first), args.should_save)
-    found = report.about(args, command)
+    found = {**report.about(args, command), **sequence_level(args)}
+    held_out = data.raw["eval_file"]
+    asked = Asked.some_of(held_out, data.tokenizer, args)
+    look = Measuring(args, data.tokenizer, data.held_out, held_out, asked)
+
+    def teacher_of(student: PreTrainedModel) -> Any:
+        return load_teacher(args, student) if command == "distill" and shared is None else shared
 
     def trained(
-        args: DistillationConfig, title: str, student: PreTrainedModel
+        args: DistillationConfig, title: str, student: PreTrainedModel, teacher: Any
     ) -> tuple[dict[str, Any], bool]:
-        teacher = load_teacher(args, student) if command == "distill" and shared is None else shared
         live = report.Live(folder, found, title)
+        rows = data.train, data.held_out, data.tokenizer
         try:
-            return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer, [live])
+            return train_one(args, title, student, teacher, *rows, [live], look)
         except Diverged as error:
             live.failed(str(error))
             raise
 
     name = "model" if command == "train" else "student"
-    found[name], main_process = trained(args, name, first)
-    del first
+    teacher = teacher_of(first)
+    found[name], main_process = trained(args, name, first, teacher)
     if command == "distill":
-        size = shared.num_parameters() if isinstance(shared, nn.Module) else None
-        found["teacher"] = report.teacher_part(found[name]["eval"], size)
-        if args.control:
-            control = control_of(args)
-            found["control"], _ = trained(control, "control", load_student(control))
+        found["teacher"] = look.at_teacher(name, found[name], teacher, first)
+    del first, teacher
+    if command == "distill" and args.control:
+        control = control_of(args)
+        other = load_student(control)
+        found["control"], _ = trained(control, "control", other, teacher_of(other))
+    look.describe(found)
     if main_process:
         path = report.write(folder, found)
-        print(report.table(report.rows(found)))
-        print(report.verdict(found))
+        print(report.text(found))
         print(f"wrote the model and {path}, and the same as a page beside it")
     return found
+
+
+def sequence_level(args: DistillationConfig) -> dict[str, Any]:
+    """The report's entry on training data that ``fastkd generate`` wrote: how it was made, and by whom."""
+    manifest = generated_manifest(args.train_file)
+    if manifest is None or not TASKS[args.task].writes_text:
+        return {}
+    mode, teacher = manifest.made_from.get("generation_mode"), manifest.notes.get("teacher")
+    return {"sequence_level": {"mode": mode, "teacher": teacher}}
 
 
 @dataclass(frozen=True)
@@ -166,8 +183,10 @@ def train_one(
     held_out: Any,
     tokenizer: Any,
     watch: Sequence[TrainerCallback] = (),
+    look: Measuring | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Train and save one model, with a progress bar called ``title`` and the further callbacks ``watch``.
+    """Train, save and measure one model, with a progress bar called ``title`` and the further callbacks
+    ``watch``. ``look`` is how the models of the run are measured; by default only their held-out rows are.
 
     Returns:
         Its part of the report, and whether this is the process that should write it.
@@ -177,6 +196,8 @@ def train_one(
     trainer = DistillationTrainer(
         student, teacher, args, None, train, held_out, tokenizer, callbacks=callbacks
     )
+    look = Measuring(args, tokenizer, held_out) if look is None else look
+    look.watch(trainer)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     if not args.disable_tqdm:
@@ -189,21 +210,14 @@ def train_one(
     trainer.train(resume_from_checkpoint=resume)
     cost = clock.report()
     trainer.save_model()
-    metrics: dict[str, float] = {}
-    if held_out is not None:
-        ended = trainer.state.log_history[-2:]  # the last evaluation comes before the summary of the run
-        done = [e for e in ended if "eval_loss" in e and e["step"] == trainer.state.global_step]
-        metrics = done[0] if done and not args.load_best_model_at_end else trainer.evaluate()
-    found = {
+    found: dict[str, Any] = {
         "parameters": student.num_parameters(),
         "fused_head": trainer.fused,
         "steps": trainer.state.global_step,
         **cost,
-        "eval": {
-            name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")
-        },
+        "eval": {},
         "history": trainer.state.log_history,
     }
-    if held_out is not None and args.task == "classification":
-        found |= classified(trainer)
+    if held_out is not None:
+        found |= look.at(title.strip(), trainer)
     return found, trainer.is_world_process_zero()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments
 
 from fastkd import kd_loss
 from fastkd.corpora.generation import check_generation_kwargs
 from fastkd.trainer import zero
+from fastkd.trainer.field_values import at_home, mapping_of
 from fastkd.trainer.matches import parse_matches
 
 TASKS = ("causal_lm", "seq2seq", "classification")
@@ -27,6 +24,7 @@ CACHE_TAILS = ("renormalize", "bucket")
 REWRITTEN_TURNS = ("split", "last")
 GENERATION_MODES = ("beam", "sample", "interpolate")
 INTERPOLATE_METRICS = ("bleu", "chrf", "rougeL")
+HEADLINES = ("auto", "perplexity", "accuracy", "macro_f1", "bleu", "chrf", "rougeL")
 PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
 CHOICES = {
     "task": TASKS,
@@ -35,6 +33,7 @@ CHOICES = {
     "fused_head": FUSED_HEADS,
     "generation_mode": GENERATION_MODES,
     "interpolate_metric": INTERPOLATE_METRICS,
+    "headline": HEADLINES,
     "cache_kind": CACHE_KINDS,
     "cache_tail": CACHE_TAILS,
     "rewritten_turns": REWRITTEN_TURNS,
@@ -55,8 +54,6 @@ CHAT_ARGUMENTS = (
 
 # Fields that may name a place on this machine, and so may begin with the home directory's ~.
 PLACES = ("model", "teacher", "train_file", "eval_file", "resume_from_checkpoint", "deepspeed", "fsdp_config")
-# Fields whose text, unless it is a mapping, names a JSON file.
-MAPPING_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
 
 
 def plain(choice: Any) -> str:
@@ -259,6 +256,24 @@ class DistillationConfig(TrainingArguments):
     num_beams: int = field(
         default=4, metadata={"help": "Beams of fastkd generate, and of the beam column of fastkd evaluate."}
     )
+    eval_answers: int = field(
+        default=200,
+        metadata={
+            "help": "Held-out prompts, evenly spread, that the models of train and distill answer at the "
+            "end, for BLEU, chrF, ROUGE and samples. 0 leaves them out."
+        },
+    )
+    eval_beam: bool = field(
+        default=False, metadata={"help": "Write those answers with num_beams beams too, not only greedily."}
+    )
+    headline: str = field(
+        default="auto",
+        metadata={
+            "help": "The figure that the report leads with: perplexity, accuracy, macro_f1, bleu, chrf or "
+            "rougeL. auto: accuracy of classifiers; of answers rougeL where the references are summaries "
+            "(a third of their sources or shorter), else bleu; else perplexity."
+        },
+    )
     generation_mode: str = field(
         default="beam",
         metadata={
@@ -294,9 +309,9 @@ class DistillationConfig(TrainingArguments):
         # YAML and dataclass callers may write the switch as a boolean.
         self.fused_head = str(self.fused_head).lower()
         for name in PLACES:
-            setattr(self, name, _at_home(getattr(self, name)))
+            setattr(self, name, at_home(getattr(self, name)))
         for name in self._VALID_DICT_FIELDS:
-            setattr(self, name, _mapping(name, getattr(self, name)))
+            setattr(self, name, mapping_of(name, getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 known = " or ".join(filter(None, allowed))
@@ -317,6 +332,11 @@ class DistillationConfig(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.eval_answers < 0:
+            raise ValueError(f"eval_answers must be a number of rows from 0, not {self.eval_answers}")
+        of_classes = self.headline in ("accuracy", "macro_f1")
+        if self.headline != "auto" and of_classes != (self.task == "classification"):
+            raise ValueError(f"headline: {self.headline} is not a figure of {self.task}")
         for name in ("learning_rate", "num_train_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0, not {getattr(self, name)}")
@@ -364,32 +384,3 @@ class DistillationConfig(TrainingArguments):
             "teacher_temperature": self.teacher_temperature,
             "label_smoothing": self.label_smoothing_factor,
         }
-
-
-def _at_home(place: Any) -> Any:
-    """A path, or a list of them, with ~ replaced by the home directory."""
-    if isinstance(place, list):
-        return [_at_home(one) for one in place]
-    return os.path.expanduser(place) if isinstance(place, str) else place
-
-
-def _mapping(name: str, given: Any) -> Any:
-    """A field that holds a mapping, or the text of one in JSON or YAML.
-
-    Raises:
-        ValueError: the field holds something else, or text that is no mapping and names no file.
-    """
-    if isinstance(given, str):
-        if name in MAPPING_FILES and not given.lstrip().startswith("{"):
-            if not os.path.isfile(given):
-                raise ValueError(f"{name} is {given!r}: give a mapping, or the path of a JSON file")
-            return given
-        text = given
-        try:
-            given = json.loads(text)
-        except ValueError:
-            with contextlib.suppress(yaml.YAMLError):
-                given = yaml.safe_load(text)
-    if isinstance(given, (str, int, float, list)):
-        raise ValueError(f"{name} must be a mapping such as {{name: value}}, not {given!r}")
-    return given

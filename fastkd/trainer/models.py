@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -170,6 +171,24 @@ def multiply_out(distribution: Tensor | HiddenLogits) -> Tensor:
     if distribution.logit_softcap is not None:
         made = distribution.logit_softcap * torch.tanh(made / distribution.logit_softcap)
     return made
+
+
+def known_logits(given: Distribution | None, like: Tensor | HiddenLogits) -> Tensor | None:
+    """``(..., V)`` logits of a teacher; -inf for the columns that a cache does not list. None for a cache of
+    draws, which does not know the likeliest column.
+
+    Args:
+        given: the teacher's distribution, if there is one.
+        like: a student's distribution, which has as many columns.
+    """
+    if not isinstance(given, SparseTeacher):
+        return None if given is None else multiply_out(given)
+    if given.tail == "drop":
+        return None
+    columns = like.shape[-1] if isinstance(like, Tensor) else like.weight.shape[0]
+    made = given.logprobs.new_full((*given.indices.shape[:-1], columns), -math.inf, dtype=torch.float32)
+    # An entry of -inf only fills up the list, and may name a column that another entry names too.
+    return made.scatter_reduce_(-1, given.indices.long(), given.logprobs.float(), "amax")
 
 
 def detach(given: AnyDistribution) -> AnyDistribution:

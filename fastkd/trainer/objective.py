@@ -79,7 +79,8 @@ def measure(
 
     These are ``loss``, ``ce`` (never smoothed) and ``student_entropy``; with a teacher also ``kd``,
     ``teacher_entropy``, ``agreement`` (top-1) and, if the teacher gives every token a probability,
-    ``teacher_ce``; for a classifier also ``accuracy`` and, if the teacher gives logits, ``teacher_accuracy``.
+    ``teacher_ce``, or from a cache's likeliest tokens ``teacher_ce_bound``, the least that it can be; for a
+    classifier also ``accuracy`` and, if the teacher gives logits, ``teacher_accuracy``.
     A multi-label classifier has a target per label. For a regression see
     :func:`fastkd.trainer.regression.measure_squares`.
     """
@@ -110,6 +111,8 @@ def measure(
             del found[name]
     elif not isinstance(teacher, SparseTeacher):
         found["teacher_ce"] = loss(teacher, None, targets, ce_only)
+    elif teacher.tail != "drop" and not classifies:
+        found["teacher_ce_bound"] = _least_cross_entropy(teacher, targets)
     count = metrics.num_valid.float()
     sums = {"tokens": count}
     if classifies:
@@ -122,6 +125,22 @@ def measure(
     for name, value in found.items():
         sums[name] = value.float() * (labelled if name in _WITH_LABELS else count)
     return sums
+
+
+def _least_cross_entropy(teacher: SparseTeacher, targets: Tensor) -> Tensor:
+    """The least cross-entropy that a teacher can have of whose distributions the likeliest tokens are known:
+    any other token is no likelier than the last of them, and than all the others together.
+    """
+    valid = targets != IGNORE_INDEX
+    indices, logprobs = teacher.indices[valid], teacher.logprobs[valid].float()
+    listed = logprobs.masked_fill(indices != targets[valid].unsqueeze(-1), -math.inf).amax(-1)
+    known = logprobs.exp()
+    # The entries were rounded to float16, by at most 2**-11 of each logarithm.
+    rounding = (known * logprobs.masked_fill(known == 0, 0.0).abs()).sum(-1) * 2**-11
+    rest = (1 - known.sum(-1) + rounding).clamp(min=2**-24).log()
+    last = logprobs.masked_fill(known == 0, math.inf).amin(-1)
+    most = torch.where(listed > -math.inf, listed, torch.minimum(last, rest))
+    return -most.sum() / valid.sum().clamp(min=1)
 
 
 def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
@@ -139,8 +158,9 @@ def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
                 del found[name]
     else:
         found["perplexity"] = _perplexity(found["ce"])
-        if "teacher_ce" in found:
-            found["teacher_perplexity"] = _perplexity(found["teacher_ce"])
+        for ending in ("", "_bound"):
+            if f"teacher_ce{ending}" in found:
+                found[f"teacher_perplexity{ending}"] = _perplexity(found[f"teacher_ce{ending}"])
     return {f"{prefix}{name}": value for name, value in found.items()}
 
 

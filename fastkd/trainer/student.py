@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from fastkd.corpora.labels import MULTI_LABEL
 from fastkd.corpora.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.matching import Matching
-from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, forward, multiply_out
+from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, forward, known_logits, multiply_out
 from fastkd.trainer.objective import Sums, loss, measure
 from fastkd.trainer.teachers import Teacher
 
@@ -93,6 +93,7 @@ class DistilledStudent(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
         with_sums: bool = False,
         with_logits: bool = False,
+        with_teacher_logits: bool = False,
         own_samples: bool = False,
         **batch: Any,
     ) -> dict[str, Any]:
@@ -105,12 +106,14 @@ class DistilledStudent(nn.Module):
             with_sums: also return the sums of :func:`fastkd.trainer.objective.measure`. In eval mode they are
                 always returned.
             with_logits: also return the student's logits, as the student itself gives them.
+            with_teacher_logits: also return the teacher's, if it gives every class a probability or at least
+                the likeliest ones.
             own_samples: whether the labels are the student's own samples. The student must not be trained to
                 repeat them, so the loss is the divergence alone, without cross-entropy.
             batch: all other tensors that the task's collator makes.
 
         Returns:
-            ``loss``, and ``sums`` and ``logits`` if requested.
+            ``loss``, and ``sums``, ``logits`` and ``teacher_logits`` if requested.
 
         Raises:
             ValueError: no labels, or no distributions from the teacher although ``kd_ratio`` is above 0.
@@ -166,4 +169,6 @@ class DistilledStudent(nn.Module):
         if with_logits:
             multi_label = self.options.get("problem_type") == MULTI_LABEL
             found["logits"] = scores[..., 1] if multi_label else multiply_out(scores)  # type: ignore[index]
+            if with_teacher_logits and (known := known_logits(soft, scores)) is not None:
+                found["teacher_logits"] = known[..., 1] - known[..., 0] if multi_label else known
         return found

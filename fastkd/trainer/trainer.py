@@ -142,6 +142,8 @@ class DistillationTrainer(GuardedTrainer):
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
         self._measured: set[str] = set()
+        # Whether predictions are pairs: the student's logits, and the teacher's where it has some.
+        self.predicts_teacher = False
         super().__init__(
             model=student,
             args=args,
@@ -306,7 +308,7 @@ class DistillationTrainer(GuardedTrainer):
     ) -> Any:
         inputs = {**inputs, "labels": self._once(inputs.get("labels"))}
         if not prediction_loss_only:
-            inputs["with_logits"] = True
+            inputs |= {"with_logits": True, "with_teacher_logits": self.predicts_teacher}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def _once(self, labels: Tensor | None) -> Tensor | None:

@@ -37,9 +37,12 @@ SETTINGS = {
     "fastkd/trainer/config.py": (
         "fastkd.kd_loss",
         "fastkd.corpora.generation.check_generation_kwargs",
+        "fastkd.trainer.field_values.at_home",
+        "fastkd.trainer.field_values.mapping_of",
         "fastkd.trainer.matches.parse_matches",
         "fastkd.trainer.zero",
     ),
+    "fastkd/trainer/field_values.py": (),
     "fastkd/trainer/matches.py": (),
     "fastkd/corpora/generation.py": (),
     "fastkd/trainer/zero.py": (),

@@ -30,7 +30,7 @@ from transformers import (
 from fastkd.cli import main
 from fastkd.corpora.decode import decode
 from fastkd.corpora.tasks import TASKS
-from fastkd.runs.evaluate import shares
+from fastkd.runs.answers import shares
 
 END = "<|endoftext|>"
 VOCAB = 258

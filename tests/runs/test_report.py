@@ -20,6 +20,7 @@ from fastkd.cli.settings import read_settings
 from fastkd.runs import report
 from fastkd.runs.report.charts import DRAWN, Chart, Line, downsample, figure
 from fastkd.runs.report.curves import charts
+from fastkd.runs.report.texts import LONGEST_MISTAKE
 from fastkd.runs.train import control_of, train_one
 from fastkd.trainer import DistillationConfig
 
@@ -117,11 +118,22 @@ def found(tmp_path: Path) -> dict[str, Any]:
         "samples": [
             {"row": 3, "source": HOSTILE, "reference": "ok", "answers": {"student": {"greedy": HOSTILE}}}
         ],
+        "mistakes": [
+            {
+                "row": 4,
+                "text": HOSTILE * 9,
+                "label": HOSTILE,
+                "prediction": HOSTILE,
+                "probability": 0.93,
+                "teacher": HOSTILE,
+            }
+        ],
     }
 
 
 SECTIONS = [
-    "Results", "Written answers", "Classes", "Curves", "Sample answers", "Time and memory",
+    "Results", "Written answers", "Classes", "Curves", "Misclassified texts", "Sample answers",
+    "Time and memory",
     "Settings that differ from the defaults", "Versions and machine", "Repeat this run",
 ]  # fmt: skip
 
@@ -146,6 +158,8 @@ def test_hostile_text_stays_text(found: dict[str, Any]) -> None:
     assert "<script>alert" not in text and "<img" not in text
     page = Page(text)
     assert page.text.count(HOSTILE) >= 4  # setting, class, source, answer; all unchanged
+    shown = next(cell for table in page.tables for line in table for cell in line if HOSTILE * 2 in cell)
+    assert shown == f"{HOSTILE * 9}"[:LONGEST_MISTAKE] + " ..."
     bare = Page(report.page({**found, "command": HOSTILE, "repeat": HOSTILE, "versions": {HOSTILE: HOSTILE}}))
     assert bare.headings == SECTIONS
     named = dict(found["student"]["history"][0])

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
 from fastkd.divergences import DIVERGENCES
 from fastkd.runs.cache import make_cache
-from fastkd.runs.evaluate import classified
+from fastkd.runs.measuring import Measuring
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.teachers import CachedTeacher, ReorderedTeacher
 
@@ -165,7 +165,9 @@ def test_predictions_of_several_labels(configuration: Configuration) -> None:
     torch.testing.assert_close(torch.tensor(output.predictions).double(), z, rtol=1e-4, atol=1e-5)
     y, guess = torch.tensor(VECTORS), z > 0
     right = (guess == y)[y >= 0].double().mean().item()
-    found = classified(made)
+    look = Measuring(made.args, None, made.eval_dataset)  # type: ignore[arg-type]
+    look.watch(made)
+    found = look.at("model", made)
     assert found["eval"]["accuracy"] == pytest.approx(right)
     whole = [i for i in range(6) if i not in (2, 3)]
     exact = (guess[whole] == y[whole]).all(1).double().mean().item()

@@ -4,9 +4,9 @@ Shards are written whole and renamed into place, and files are checked before th
 ever unpickled, and no file outside the directory is touched.
 """
 
-from fastkd.corpora.store.generated import open_generated
+from fastkd.corpora.store.generated import generated_manifest, open_generated
 from fastkd.corpora.store.manifest import Manifest
 from fastkd.corpora.store.reader import CacheReader
 from fastkd.corpora.store.writer import Writer
 
-__all__ = ["CacheReader", "Manifest", "Writer", "open_generated"]
+__all__ = ["CacheReader", "Manifest", "Writer", "generated_manifest", "open_generated"]

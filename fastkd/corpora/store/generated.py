@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastkd.corpora.local_files import directory_message
 from fastkd.corpora.store.manifest import GENERATED, NAME, Manifest
@@ -38,3 +38,15 @@ def open_generated(field: str, folder: Path) -> Dataset:
         raise ValueError(f"{field}: {error}") from error
     files = [str(folder / shard.name) for shard in manifest.shards]
     return load_dataset("parquet", data_files=files, split="train")
+
+
+def generated_manifest(given: Any) -> Manifest | None:
+    """The manifest of the generated set that ``train_file`` or ``eval_file`` names; None if it names none.
+
+    Raises:
+        ValueError: a manifest that cannot be read.
+    """
+    if not isinstance(given, str) or not (Path(given).expanduser() / NAME).is_file():
+        return None
+    manifest = Manifest.read(Path(given).expanduser())
+    return manifest if manifest.kind == GENERATED else None

@@ -2,9 +2,11 @@
 
 from fastkd.runs.report.files import write
 from fastkd.runs.report.live import Live
+from fastkd.runs.report.notes import notes
 from fastkd.runs.report.page import page
 from fastkd.runs.report.record import about, configuration, settings, untouched, versions
 from fastkd.runs.report.tables import COLUMNS, WRITING, parts, rows, table, teacher_part, writing_rows
+from fastkd.runs.report.terminal import text
 from fastkd.runs.report.verdict import verdict
 
 __all__ = [
@@ -13,12 +15,14 @@ __all__ = [
     "Live",
     "about",
     "configuration",
+    "notes",
     "page",
     "parts",
     "rows",
     "settings",
     "table",
     "teacher_part",
+    "text",
     "untouched",
     "verdict",
     "versions",

@@ -14,6 +14,7 @@ ROLES = {"teacher": "teacher", "student": "student", "model": "student", "contro
 KNOWN = {
     "loss", "kd", "ce", "agreement", "accuracy", "student_entropy", "teacher_entropy", "learning_rate",
     "grad_norm", "epoch", "step", "perplexity", "teacher_perplexity", "teacher_ce", "teacher_accuracy",
+    "teacher_ce_bound", "teacher_perplexity_bound",
     "total_flos", "num_input_tokens_seen", "mse", "teacher_mse",
 }  # fmt: skip
 

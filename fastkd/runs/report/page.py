@@ -14,6 +14,7 @@ import yaml
 
 from fastkd.runs.report.charts import figure
 from fastkd.runs.report.curves import NAMES, ROLES, charts, series
+from fastkd.runs.report.notes import notes
 from fastkd.runs.report.tables import (
     COLUMNS,
     WRITING,
@@ -24,10 +25,9 @@ from fastkd.runs.report.tables import (
     rows,
     writing_rows,
 )
+from fastkd.runs.report.texts import mistakes, samples
 from fastkd.runs.report.verdict import verdict
 
-# Characters of a text that the page shows; the JSON file holds the whole text.
-LONGEST_TEXT = 1500
 # With more classes than this a confusion table is unreadable.
 MOST_CLASSES = 20
 TITLES = {"train": "Training", "distill": "Distillation", "evaluate": "Evaluation", "demo": "Demo"}
@@ -50,7 +50,8 @@ def page(report: dict[str, Any]) -> str:
         _section("Written answers", _writing(report)),
         _section("Classes", _classes(report)),
         _section("Curves", "".join(map(figure, charts(report))), "curves"),
-        _section("Sample answers", _samples(report.get("samples") or []), "samples"),
+        _section("Misclassified texts", mistakes(report.get("mistakes") or [])),
+        _section("Sample answers", samples(report.get("samples") or [])),
         _section("Time and memory", _cost(report)),
         _section("Settings that differ from the defaults", _settings(report)),
         _section("Versions and machine", _versions(report)),
@@ -90,7 +91,8 @@ def _when(report: dict[str, Any]) -> str:
 
 
 def _results(report: dict[str, Any]) -> str:
-    return _table(rows(report), COLUMNS)
+    said = "".join(f"<li>{escape(note)}</li>" for note in notes(report))
+    return _table(rows(report), COLUMNS) + (f'<ul class="notes">{said}</ul>' if said else "")
 
 
 def _writing(report: dict[str, Any]) -> str:
@@ -137,9 +139,8 @@ def _classes(report: dict[str, Any]) -> str:
         '<div class="wide"><table class="numbers"><thead><tr><th scope="col">F1 of the class</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
-    for name in ("student", "model"):
-        if "confusion" in known.get(name, ()) and len(first) <= MOST_CLASSES:
-            made += _confusion(name, known[name])
+    if len(first) <= MOST_CLASSES:
+        made += "".join(_confusion(name, part) for name, part in known.items() if "confusion" in part)
     return made
 
 
@@ -152,29 +153,10 @@ def _confusion(name: str, scores: dict[str, Any]) -> str:
         shown = "".join(f'<td style="--share:{count / total:.2f}">{count}</td>' for count in counts)
         body.append(f'<tr><th scope="row">{escape(str(label))}</th>{shown}</tr>')
     return (
-        f"<h3>Confusion matrix of the {escape(name)}</h3>"
+        f'<h3><i class="{ROLES[name]}"></i>Confusion matrix: {escape(NAMES[name])}</h3>'
         '<div class="wide"><table class="confusion"><thead><tr><th scope="col">label \\ predicted</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def _samples(samples: list[dict[str, Any]]) -> str:
-    made = []
-    for sample in samples:
-        lines = [("source", "", sample["source"]), ("reference", "", sample["reference"])]
-        for name, answers in sample["answers"].items():
-            lines += [(f"{name}, {how}", ROLES.get(name, "other"), text) for how, text in answers.items()]
-        shown = "".join(
-            f'<dt><i class="{role}"></i>{escape(what)}</dt><dd dir="auto">{escape(_cut(text))}</dd>'
-            for what, role, text in lines
-        )
-        made.append(f"<article><h3>row {escape(str(sample['row']))}</h3><dl>{shown}</dl></article>")
-    return "".join(made)
-
-
-def _cut(text: Any) -> str:
-    text = str(text)
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."
 
 
 def _cost(report: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ Column = tuple[str, str, str]
 # key of a row, heading, format
 COLUMNS: tuple[Column, ...] = (
     ("perplexity", "perplexity", "{:.2f}"),
+    ("perplexity_bound", "perplexity at least", "{:.2f}"),
     ("ce", "cross-entropy", "{:.4f}"),
     ("bits_per_byte", "bits/byte", "{:.4f}"),
     ("accuracy", "accuracy", "{:.1%}"),
@@ -24,6 +25,8 @@ COLUMNS: tuple[Column, ...] = (
     ("kd", "kd", "{:.4f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("parameters", "parameters", "{:,}"),
+    ("median_ms", "ms/text", "{:.2f}"),
+    ("rows_per_second", "texts/s", "{:,.0f}"),
     ("seconds_per_step", "s/step", "{:.3f}"),
     ("peak_memory_mb", "peak MB", "{:,.0f}"),
 )
@@ -42,6 +45,11 @@ WRITING: tuple[Column, ...] = (
 # The models that a report may contain, in display order.
 MODELS = ("teacher", "student", "model", "control")
 DECODINGS = ("greedy", "beam")
+# The teacher's scores in a student's evaluation, where their names begin with ``teacher_``.
+OF_TEACHER = (
+    *("perplexity", "perplexity_bound", "ce", "ce_bound", "entropy", "accuracy", "macro_f1", "micro_f1"),
+    *("exact_match", "mse", "mae", "pearson", "spearman"),
+)
 
 Rows = dict[str, dict[str, Any]]
 
@@ -57,7 +65,7 @@ def rows(report: dict[str, Any]) -> Rows:
     found = {}
     for name, part in parts(report).items():
         scores = part.get("eval") or {}
-        row = {**part, **scores}
+        row = {**part, **scores, **(part.get("latency") or {})}
         row["entropy"] = scores.get("entropy", scores.get("student_entropy"))
         found[name] = row
     return found
@@ -82,14 +90,7 @@ def teacher_part(scores: dict[str, float], parameters: int | None = None) -> dic
         parameters: number of the teacher's parameters; None where the teacher was never loaded.
     """
     known = {name.removeprefix("eval_"): value for name, value in scores.items()}
-    names = {
-        "perplexity": "teacher_perplexity",
-        "ce": "teacher_ce",
-        "entropy": "teacher_entropy",
-        "accuracy": "teacher_accuracy",
-        "mse": "teacher_mse",
-    }
-    found = {ours: known[theirs] for ours, theirs in names.items() if theirs in known}
+    found = {ours: known[f"teacher_{ours}"] for ours in OF_TEACHER if f"teacher_{ours}" in known}
     return {"eval": found} if parameters is None else {"parameters": parameters, "eval": found}
 
 

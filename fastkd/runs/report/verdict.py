@@ -7,6 +7,8 @@ from typing import Any
 
 from fastkd.runs.report.tables import Rows, parts, rows
 
+# The figures of answers, with their titles and formats.
+WRITTEN = {"bleu": ("BLEU", "{:.1f}"), "chrf": ("chrF", "{:.1f}"), "rougeL": ("ROUGE-L", "{:.3f}")}
 # Smaller relative differences count as equal.
 LEVEL = 0.005
 
@@ -21,10 +23,20 @@ def verdict(report: dict[str, Any]) -> str:
         return "There is nothing to report yet."
     if (progress := report.get("unfinished")) is not None:
         return f"Not finished: the {progress['title']} is at step {progress['step']} of {progress['of']}."
-    written = _writing(report, name)
+    headline = report.get("headline")
+    written = None if headline == "perplexity" else _writing(report, name)
     if written is not None:
         return written
     row = table[name]
+    if headline == "accuracy" and row.get("accuracy") is not None:
+        return _accuracy(table, name)
+    if headline == "macro_f1" and row.get("macro_f1") is not None:
+        return _score(table, name, "macro_f1", "macro-F1", better="higher")
+    if report.get("sequence_level") is not None and headline != "perplexity":
+        return (
+            f"The {name} was trained on the teacher's answers, and its own were not compared with any "
+            "reference: set eval_answers, and eval_file with prompts and answers."
+        )
     if row.get("micro_f1") is not None:
         return _score(table, name, "micro_f1", "micro-F1", better="higher")
     if row.get("mse") is not None:
@@ -113,13 +125,16 @@ def _writing(report: dict[str, Any], name: str) -> str | None:
         return None
     own = known[name][how]
     manner = "greedily" if how == "greedy" else f"with {own['num_beams']} beams"
-    sentence = f"Decoding {manner}, the {name} reaches BLEU {own['bleu']:.1f}"
+    key = report.get("headline", "bleu")
+    title, form = WRITTEN.get(key, WRITTEN["bleu"])
+    key = key if key in WRITTEN else "bleu"
+    sentence = f"Decoding {manner}, the {name} reaches {title} {form.format(own[key])}"
     if how == "beam" and "greedy" in known[name]:
-        sentence += f" (greedily {known[name]['greedy']['bleu']:.1f})"
+        sentence += f" (greedily {form.format(known[name]['greedy'][key])})"
     teacher = known.get("teacher", {}).get(how)
-    if teacher and own.get("bleu_share") is not None:
-        sentence += f", {own['bleu_share']:.0%} of the teacher's {teacher['bleu']:.1f}"
+    if teacher and teacher.get(key):
+        sentence += f", {own[key] / teacher[key]:.0%} of the teacher's {form.format(teacher[key])}"
     control = known.get("control", {}).get(how)
     if control:
-        sentence += f"; without the teacher it is {control['bleu']:.1f}"
+        sentence += f"; without the teacher it is {form.format(control[key])}"
     return sentence + "."

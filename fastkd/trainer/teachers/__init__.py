@@ -3,6 +3,7 @@
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
+from fastkd.trainer.teachers.remembered import Memory, RememberedTeacher
 from fastkd.trainer.teachers.reordered import ReorderedTeacher, plain_teacher
 from fastkd.trainer.teachers.source import TeacherSource, require_model
 
@@ -10,6 +11,8 @@ __all__ = [
     "BaseTeacher",
     "CachedTeacher",
     "LiveTeacher",
+    "Memory",
+    "RememberedTeacher",
     "ReorderedTeacher",
     "Teacher",
     "TeacherSource",
