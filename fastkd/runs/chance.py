@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from statistics import mean, median
 from typing import Any
 
@@ -133,7 +133,9 @@ def reasons(
         )
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if args.lmbda == 0 and (ends := _did_not_fall(losses)) is not None:
-        found.append(f"the {title}'s training loss did not fall: {ends[0]:.4g} at first, {ends[1]:.4g} at last")
+        found.append(
+            f"the {title}'s training loss did not fall: {ends[0]:.4g} at first, {ends[1]:.4g} at last"
+        )
     return [f"{sentence} ({_causes(history, args)})" for sentence in found]
 
 
@@ -146,7 +148,7 @@ def _did_not_fall(losses: Sequence[float]) -> tuple[float, float] | None:
         return None
     quarter = len(losses) // 4
     first, last = mean(losses[:quarter]), mean(losses[-quarter:])
-    step = median(abs(a - b) for a, b in zip(losses, losses[1:], strict=False))
+    step = median(abs(a - b) for a, b in pairwise(losses))
     # In normal noise of size 1 this median is 0.954; a difference of two means of k values has sqrt(2 / k).
     error = step / 0.954 * math.sqrt(2 / quarter)
     return None if first - last > _ERRORS * error else (first, last)

@@ -1,4 +1,4 @@
-"""Compares the losses between layers with the loss on the logits, as the first step of a run computes them."""
+"""Compares the losses between layers with the loss on the logits, as the first step of a run has them."""
 
 from __future__ import annotations
 

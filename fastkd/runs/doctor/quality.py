@@ -31,8 +31,8 @@ CHANCE = 0.98
 
 
 def quality(case: Case) -> Iterator[Finding]:
-    """A teacher no better than the student or than a guess; a student whose logits are not its head's; matches
-    that drown the loss on the logits.
+    """A teacher no better than the student or than a guess; a student whose logits are not its head's;
+    matches that drown the loss on the logits.
     """
     sample = case.held_out or case.train
     if case.fast or sample is None or not sample.kept or case.troubles:

@@ -92,7 +92,9 @@ def _when(report: dict[str, Any]) -> str:
 
 def _warnings(report: dict[str, Any]) -> str:
     found = report.get("warnings") or []
-    return f'<ul class="notes">{"".join(f"<li>{escape(str(one))}</li>" for one in found)}</ul>' if found else ""
+    return (
+        f'<ul class="notes">{"".join(f"<li>{escape(str(one))}</li>" for one in found)}</ul>' if found else ""
+    )
 
 
 def _results(report: dict[str, Any]) -> str:

@@ -73,8 +73,8 @@ def relation_loss(student: Tensor, teacher: Tensor, segments: Tensor, loss: str)
     """Loss between both models' relations of each token to all tokens of its sequence; the widths may differ.
 
     ``mse``: squared difference of the cosine similarities to those tokens, relative to the square of the
-    teacher's; ``kl``: divergence of the student's ``softmax(sqrt(H') cos)`` over them from the teacher's, with
-    the teacher's width H' on both sides. That is the relation of MiniLM, ``softmax(h h' / sqrt(H))``, of
+    teacher's; ``kl``: divergence of the student's ``softmax(sqrt(H') cos)`` over them from the teacher's,
+    with the teacher's width H' on both sides. That is the relation of MiniLM, ``softmax(h h' / sqrt(H))``, of
     hidden states with a mean square of 1, which a layer norm returns.
 
     Args:
