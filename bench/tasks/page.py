@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.tasks.description import Task
 from bench.tasks.measured import Measured, Value, distinct
@@ -12,9 +12,9 @@ from fastkd.runs.report.tables import COLUMNS, WRITING
 
 _HEAD = """# Results
 
-`python -m bench.tasks {examples} --out {out}` writes this page from the runs' own `report.json`; nothing here
-is typed. A score is the mean over the seeds ± its sample standard deviation; without ± there was one run,
-or all seeds agree. Training time is that of the steps alone: number of steps times the median step.
+`python -m bench.tasks {examples} --out {out}` writes this page from the runs' own `report.json`;
+no number is typed. A score is the mean over the seeds ± its sample standard deviation; without ± there was
+one run, or all seeds agree. Training time is that of the steps alone: their number times the median step.
 """
 # Ways of decoding that a score's place may begin with.
 _DECODED = {"greedy": "greedy", "beam": "beam"}
@@ -27,7 +27,7 @@ def page(tasks: Sequence[tuple[Task, list[Measured], str | None]], examples: str
         tasks: each task with its runs and the file name of its picture.
         examples, out: the folders, as the command names them.
     """
-    return "\n".join([_HEAD.format(examples=examples, out=out), *(_section(*one) for one in tasks)])
+    return "\n".join([_HEAD.format(examples=examples, out=out), *(_section(*one, examples) for one in tasks)])
 
 
 def heading(metric: str) -> tuple[str, str]:
@@ -47,18 +47,18 @@ def shown(value: Value | None, form: str) -> str:
     return text if value.spread is None else f"{text} ± {form.format(value.spread)}"
 
 
-def _section(task: Task, runs: list[Measured], picture: str | None) -> str:
-    lines = [f"## {task.title}", "", f"Data: {task.data}", "", *_table(task, runs), ""]
+def _section(task: Task, runs: list[Measured], picture: str | None, examples: str) -> str:
+    lines = [f"## {task.title}", "", _wrapped(f"Data: {task.data}"), "", *_table(task, runs), ""]
     missing = [one for one in runs if not one.reports]
     if missing:
         named = ", ".join(f"{one.run.title} (`{task.folder.name}/{one.run.report}`)" for one in missing)
-        lines += [f"Missing, because no finished report was found: {named}.", ""]
+        lines += [_wrapped(f"Missing, because no finished report was found: {named}."), ""]
     if picture is not None and task.picture is not None:
         title = heading(task.picture.metric)[0]
         lines += [f"![{task.title}: {title}]({picture})", ""]
     if task.notes.strip():
         lines += [task.notes.strip(), ""]
-    lines += _origin(task, runs)
+    lines += _origin(task, runs, examples)
     return "\n".join(lines)
 
 
@@ -90,20 +90,21 @@ def _speed_title(runs: list[Measured]) -> str:
     return "tokens/s" if writes else "texts/s"
 
 
-def _origin(task: Task, runs: list[Measured]) -> list[str]:
+def _origin(task: Task, runs: list[Measured], examples: str) -> list[str]:
     """The commands that reprint the numbers, and the machine and versions that made them."""
     commands = list(dict.fromkeys(one.command for one in runs if one.command is not None))
-    lines = ["```sh", f"cd examples/{task.folder.name}", task.command, "```", ""]
+    lines = ["```sh", f"cd {examples}/{task.folder.name}", task.command, "```", ""]
     if commands:
         lines += ["which runs, among others:", "", "```sh", *commands, "```", ""]
     for what in ("machine", "versions"):
         for known in distinct(runs, what):
-            lines += [f"{what.capitalize()}: {_facts(known)}.", ""]
+            facts = ", ".join(f"{name} {value}" for name, value in known.items())
+            lines += [_wrapped(f"{what.capitalize()}: {facts}."), ""]
     return lines
 
 
-def _facts(known: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in known.items())
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -59,7 +59,7 @@ def description(**changes: Any) -> dict[str, Any]:
     ]
     return {
         "title": "Sentiment",
-        "data": "Sentences of films (Someone 2013).",
+        "data": "Sentences of films (Someone 2013). " + "The licence allows research. " * 5,
         "metrics": ["eval.accuracy", "eval.macro_f1"],
         "runs": runs,
         "picture": {
