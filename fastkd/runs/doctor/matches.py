@@ -13,7 +13,7 @@ from fastkd.trainer.assembly import distilled
 from fastkd.trainer.matching.balance import drowning
 from fastkd.trainer.objective import means
 from fastkd.trainer.quantized import keep_differentiable
-from fastkd.trainer.sides import padding_token
+from fastkd.trainer.sides import name_padding, padding_token
 
 
 def drowned(case: Case, student: Any, teacher: Any, rows: Sequence[Any]) -> Iterator[Finding]:
@@ -33,12 +33,16 @@ def drowned(case: Case, student: Any, teacher: Any, rows: Sequence[Any]) -> Iter
             model.to(args.device)
     try:
         whole = distilled(student, teacher, args, case.tokenizer, [rows])
-        batch = whole.task.collate(rows, padding_token(student, case.tokenizer))
+        pad = padding_token(student, case.tokenizer)
+        if args.task == "classification":
+            name_padding({"student": student, "teacher": teacher}, pad)
+        batch = whole.task.collate(rows, pad)
         assert whole.matching is not None
+        torch.manual_seed(args.seed)  # for the student's dropout
         whole.train()
         whole.matching.to(student.device)
         batch = {name: value.to(student.device) for name, value in batch.items()}
-        with torch.enable_grad():  # a saliency is a gradient
+        with torch.set_grad_enabled(args.gradient_match_weight > 0):  # a saliency is a gradient
             sums = whole(**batch, with_sums=True)["sums"]
     except ValueError as error:  # a layer that does not exist, or sides that do not fit
         yield Finding("error", "matches", " ".join(str(error).split()))
