@@ -87,7 +87,7 @@ def _of(run: Run, place: Path) -> Measured:
     else:
         whole, seeds = place / "report.json", sorted(place.glob("seed-*/report.json"), key=_seed)
     head = _read(whole)
-    reports = [report for path in seeds if (report := _read(path)) is not None] or [head]
+    reports = [_read(path) for path in seeds] or [head]
     kept = [report for report in reports if report is not None and _is_whole(report, run.model)]
     first = head if head is not None else kept[0] if kept else {}
     command = first.get("repeat")
