@@ -85,7 +85,7 @@ class Task:
     metrics: list[str]
     runs: list[Run]
     picture: Picture | None = None
-    command: str = "sh run.sh"
+    command: str = "bash run.sh"
     notes: str = ""
     order: int = 0
 

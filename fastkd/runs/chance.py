@@ -200,18 +200,29 @@ class Watch(TrainerCallback):
         self.done = bool(found)
 
 
-def warnings(
-    report: Mapping[str, Any], best_guess: Guess | None, settings: Mapping[str, DistillationConfig]
-) -> list[str]:
-    """The sentences of :func:`reasons` on each trained model of a report.
+class Chance:
+    """Compares the models of one run with the best guess, while they train and at the end.
 
     Args:
-        report: the report.
-        best_guess: made by :func:`guess`.
-        settings: the settings of each trained model, by its name in the report.
+        train, held_out: the encoded rows.
+        args: the settings of the run.
     """
-    return [
-        sentence
-        for name, args in settings.items()
-        for sentence in reasons(name, report[name]["eval"], report[name]["history"], best_guess, args)
-    ]
+
+    def __init__(self, train: Any, held_out: Any, args: DistillationConfig) -> None:
+        self.best_guess = guess(train, held_out, args)
+        self.settings: dict[str, DistillationConfig] = {}
+
+    def watch(self, title: str, args: DistillationConfig) -> Watch:
+        """A callback for the training of one model, which the report calls ``title``."""
+        self.settings[title.strip()] = args
+        return Watch(title.strip(), self.best_guess, args)
+
+    def warnings(self, report: Mapping[str, Any]) -> list[str]:
+        """The sentences of :func:`reasons` on each trained model of the report."""
+        return [
+            sentence
+            for name, args in self.settings.items()
+            for sentence in reasons(
+                name, report[name]["eval"], report[name]["history"], self.best_guess, args
+            )
+        ]

@@ -22,7 +22,8 @@ from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import TASKS
 from fastkd.directories import claimed, writing_to
 from fastkd.errors import Diverged
-from fastkd.runs import chance, disk_space, report
+from fastkd.runs import disk_space, report
+from fastkd.runs.chance import Chance
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import contents
@@ -78,14 +79,14 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
         disk_space.require(args, first, disk_space.steps_of(args, data.train))
     record.begin(contents(data.raw, data.tokenizer, shared, first), args.should_save)
     found = report.about(args, command)
-    guess = chance.guess(data.train, data.held_out, args)
+    chance = Chance(data.train, data.held_out, args)
 
     def trained(
         args: DistillationConfig, title: str, student: PreTrainedModel
     ) -> tuple[dict[str, Any], bool]:
         teacher = load_teacher(args, student) if command == "distill" and shared is None else shared
         live = report.Live(folder, found, title)
-        watch = [live, chance.Watch(title, guess, args)]
+        watch = [live, chance.watch(title, args)]
         try:
             return train_one(args, title, student, teacher, data.train, data.held_out, data.tokenizer, watch)
         except Diverged as error:
@@ -93,16 +94,15 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
             raise
 
     name = "model" if command == "train" else "student"
-    settings = {name: args}
     found[name], main_process = trained(args, name, first)
     del first
     if command == "distill":
         size = shared.num_parameters() if isinstance(shared, nn.Module) else None
         found["teacher"] = report.teacher_part(found[name]["eval"], size)
         if args.control:
-            settings["control"] = control = control_of(args)
+            control = control_of(args)
             found["control"], _ = trained(control, "control", load_student(control))
-    found["warnings"] = chance.warnings(found, guess, settings)
+    found["warnings"] = chance.warnings(found)
     if main_process:
         path = report.write(folder, found)
         print(report.table(report.rows(found)))

@@ -108,7 +108,7 @@ def test_means_and_spreads_over_the_seeds(examples: Path) -> None:
     assert (
         "Missing, because no finished report was found: Distilled, few labels (`sentiment/out/few`)." in page
     )
-    for text in ("Sentences of films (Someone 2013).", "cd examples/sentiment\nsh run.sh", "threads 2",
+    for text in ("Sentences of films (Someone 2013).", "cd examples/sentiment\nbash run.sh", "threads 2",
                  "fastkd distill all.yaml", "falls short because", "(results-sentiment.png)"):  # fmt: skip
         assert text in page
 
