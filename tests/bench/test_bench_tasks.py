@@ -186,3 +186,12 @@ def test_a_description_that_cannot_be_read_is_refused(
 def test_a_folder_without_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "has no folder with an example.yaml" in capsys.readouterr().err
+
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*/example.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
+def test_the_examples_are_described(path: Path) -> None:
+    task = read(path)
+    assert task.runs and task.picture is not None

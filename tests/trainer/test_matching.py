@@ -146,7 +146,7 @@ def test_layers_that_do_not_exist_are_refused(match: dict[str, Any], message: st
 
 def test_defaults() -> None:
     (found,) = parse_matches([{"student": 1, "teacher": -1}])
-    assert (found.kind, found.loss, found.weight) == ("hidden", "mse", 1.0)
+    assert (found.kind, found.loss, found.weight) == ("hidden", "mse", 0.1)
 
 
 def trainer_of(args: DistillationConfig, student: Any = None, **options: Any) -> DistillationTrainer:
