@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from support.doctor import look
+import torch
+import transformers
+from support.doctor import look, write_rows
 
 
 def matches(**fields: Any) -> list[dict[str, Any]]:
@@ -39,3 +41,16 @@ def test_quick_checks_and_runs_without_matches_load_nothing(place: Path) -> None
 def test_a_layer_that_does_not_exist(place: Path) -> None:
     finding = look(fast=False, feature_matches=[{"student": 7, "teacher": 1}])["matches"]
     assert finding.severity == "error" and "the student has hidden states from 0 to 1" in finding.found
+
+
+def test_classifiers_are_compared_too(place: Path) -> None:
+    """One of the classifiers is a decoder whose config names no padding token."""
+    write_rows("train.jsonl", [{"text": "w1 w2 w3"[: 2 + 3 * (i % 3)], "label": i % 3} for i in range(12)])
+    for seed, side in enumerate(("student", "teacher")):
+        config = transformers.LlamaConfig.from_pretrained(side, num_labels=3, pad_token_id=None)
+        torch.manual_seed(seed)
+        transformers.LlamaForSequenceClassification(config).save_pretrained(side)
+    given = {"eval_file": None, "task": "classification", "model_init": "pretrained"}
+    found = look(fast=False, feature_matches=matches(weight=1e4), gradient_match_weight=0.1, **given)
+    assert "kind hidden" in found["match_drowns"].found and "saliency" in found["match_losses"].found
+    assert not any(finding.severity == "error" for finding in found.values())
