@@ -24,6 +24,7 @@ from fastkd.directories import claimed, writing_to
 from fastkd.errors import Diverged
 from fastkd.runs import disk_space, report
 from fastkd.runs.answers import Asked
+from fastkd.runs.chance import Chance
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import contents
@@ -79,6 +80,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
         disk_space.require(args, first, disk_space.steps_of(args, data.train))
     record.begin(contents(data.raw, data.tokenizer, shared, first), args.should_save)
     found = {**report.about(args, command), **sequence_level(args)}
+    chance = Chance(data.train, data.held_out, args)
     held_out = data.raw["eval_file"]
     asked = Asked.some_of(held_out, data.tokenizer, args)
     look = Measuring(args, data.tokenizer, data.held_out, held_out, asked)
@@ -90,9 +92,10 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
         args: DistillationConfig, title: str, student: PreTrainedModel, teacher: Any
     ) -> tuple[dict[str, Any], bool]:
         live = report.Live(folder, found, title)
+        watch = [live, chance.watch(title, args)]
         rows = data.train, data.held_out, data.tokenizer
         try:
-            return train_one(args, title, student, teacher, *rows, [live], look)
+            return train_one(args, title, student, teacher, *rows, watch, look)
         except Diverged as error:
             live.failed(str(error))
             raise
@@ -108,9 +111,11 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
         other = load_student(control)
         found["control"], _ = trained(control, "control", other, teacher_of(other))
     look.describe(found)
+    found["warnings"] = chance.warnings(found)
     if main_process:
         path = report.write(folder, found)
         print(report.text(found))
+        print("".join(f"warning: {sentence}\n" for sentence in found["warnings"]), end="")
         print(f"wrote the model and {path}, and the same as a page beside it")
     return found
 

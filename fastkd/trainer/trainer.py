@@ -296,6 +296,9 @@ class DistillationTrainer(GuardedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and (total := self._drain(self._train_sums)) is not None and total["tokens"]:
             known = means(total)
+            matching = self.accelerator.unwrap_model(self.model).matching
+            if matching is not None and self.is_world_process_zero():
+                matching.warn_of_drowning(known)
             logs.update({name: known[name] for name in known if name not in ("loss", "perplexity")})
         super().log(logs, start_time)
 

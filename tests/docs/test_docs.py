@@ -101,7 +101,7 @@ def test_the_map_names_files_that_exist() -> None:
 @every_page
 def test_python_snippets_run(page: Path) -> None:
     snippets = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert snippets or "```yaml" in page.read_text()
+    assert snippets or "```yaml" in page.read_text() or page.name == "results.md"
     if any("fastkd.trainer" in snippet for snippet in snippets):
         pytest.importorskip("transformers")
     scope: dict[str, object] = {}

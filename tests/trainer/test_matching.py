@@ -146,7 +146,10 @@ def test_layers_that_do_not_exist_are_refused(match: dict[str, Any], message: st
 
 def test_defaults() -> None:
     (found,) = parse_matches([{"student": 1, "teacher": -1}])
-    assert (found.kind, found.loss, found.weight) == ("hidden", "mse", 1.0)
+    assert (found.kind, found.loss, found.weight) == ("hidden", "mse", 0.01)
+    for kind, weight in {"attention": 0.1, "relation": 0.001}.items():
+        (found,) = parse_matches([{"student": 1, "teacher": 1, "kind": kind}])
+        assert (found.loss, found.weight) == ("mse", weight)
 
 
 def trainer_of(args: DistillationConfig, student: Any = None, **options: Any) -> DistillationTrainer:

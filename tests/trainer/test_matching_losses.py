@@ -31,7 +31,7 @@ def test_hidden_states_by_hand() -> None:
             expected.append(
                 1 - F.cosine_similarity(mapped, t[b, i], dim=0)
                 if loss == "cosine"
-                else (mapped - t[b, i]).pow(2).sum() / 24
+                else (mapped - t[b, i]).pow(2).sum() / t[b, i].pow(2).sum()
             )
         assert len(expected) == 6 + 4
         found = matched(model, batch)
@@ -56,7 +56,7 @@ def test_attention_by_hand(loss: str, heads: int) -> None:
     for b, i in ((batch["labels"][:, 1:] != -100).nonzero()).tolist():
         for h in range(s.shape[1]):
             q, p = s[b, h, i, : i + 1], t[b, h, i, : i + 1]
-            one = (p - q).pow(2).mean() if loss == "mse" else (p * (p.log() - q.log())).sum()
+            one = (p - q).pow(2).sum() / p.pow(2).sum() if loss == "mse" else (p * (p.log() - q.log())).sum()
             expected = expected + one / s.shape[1]
     torch.testing.assert_close(found, expected)
 
@@ -74,14 +74,15 @@ def test_relations_by_hand(loss: str) -> None:
     for b, i in ((batch["labels"][:, 1:] != -100).nonzero()).tolist():
         tokens = range(int(batch["attention_mask"][b].sum()))
         if loss == "mse":
-            between = [
-                F.cosine_similarity(s[b, i], s[b, j], dim=0) - F.cosine_similarity(t[b, i], t[b, j], dim=0)
-                for j in tokens
-            ]
-            expected = expected + torch.stack(between).pow(2).mean()
+            own, aim = (
+                torch.stack([F.cosine_similarity(x[b, i], x[b, j], dim=0) for j in tokens]) for x in (s, t)
+            )
+            expected = expected + (own - aim).pow(2).sum() / aim.pow(2).sum()
         else:
             q, p = (
-                torch.stack([x[b, i] @ x[b, j] / x.shape[-1] ** 0.5 for j in tokens]).log_softmax(0)
+                torch.stack([F.cosine_similarity(x[b, i], x[b, j], dim=0) for j in tokens])
+                .mul(24**0.5)
+                .log_softmax(0)
                 for x in (s, t)
             )
             expected = expected + (p.exp() * (p - q)).sum()

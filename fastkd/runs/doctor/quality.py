@@ -1,4 +1,6 @@
-"""Checks whether the teacher is better than the student, on a few rows. This theme loads weights."""
+"""Checks whether the teacher is better than the student, and the losses' balance, on a few rows. This theme
+loads weights.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.tasks.classification import is_unlabelled
 from fastkd.runs.classes import check_teacher
+from fastkd.runs.doctor import matches
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.doctor.machine import head_finding
 from fastkd.trainer.classes import named_classes
@@ -28,7 +31,9 @@ CHANCE = 0.98
 
 
 def quality(case: Case) -> Iterator[Finding]:
-    """A teacher no better than the student or than a guess; a student whose logits are not its head's."""
+    """A teacher no better than the student or than a guess; a student whose logits are not its head's;
+    matches that drown the loss on the logits.
+    """
     sample = case.held_out or case.train
     if case.fast or sample is None or not sample.kept or case.troubles:
         return
@@ -57,6 +62,7 @@ def quality(case: Case) -> Iterator[Finding]:
             check_teacher(case.args)
         except ValueError:  # reported with the classes
             return
+    yield from matches.drowned(case, student, teacher, rows[:AT_ONCE])
     own = measured(case, student, rows, "student")
     other = measured(case, teacher, rows, "teacher")
     where = f"on {len(rows)} rows of {sample.field}"

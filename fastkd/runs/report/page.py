@@ -46,6 +46,7 @@ def page(report: dict[str, Any]) -> str:
     title = TITLES.get(str(report.get("command")), "Report")
     subject = (report.get("configuration") or {}).get("output_dir")
     sections = [
+        _section("Warnings", _warnings(report)),
         _section("Results", _results(report)),
         _section("Written answers", _writing(report)),
         _section("Classes", _classes(report)),
@@ -88,6 +89,13 @@ def _when(report: dict[str, Any]) -> str:
     if machine:
         facts += [str(machine.get("device")), f"{machine.get('backend')} backend"]
     return f'<p class="when">{escape(" · ".join(facts))}</p>' if facts else ""
+
+
+def _warnings(report: dict[str, Any]) -> str:
+    found = report.get("warnings") or []
+    return (
+        f'<ul class="notes">{"".join(f"<li>{escape(str(one))}</li>" for one in found)}</ul>' if found else ""
+    )
 
 
 def _results(report: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from transformers import PreTrainedConfig
 from fastkd.corpora.contexts import evaluating
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch
 from fastkd.trainer.matches import FeatureMatch, parse_matches
+from fastkd.trainer.matching.balance import drowning
 from fastkd.trainer.matching.features import attention_loss, hidden_loss, relation_loss, widened
 from fastkd.trainer.matching.saliency import saliency, saliency_loss
 from fastkd.trainer.models import ModelOutput, Requested, detach, forward
 from fastkd.trainer.zero import gathered
+
+logger = logging.getLogger(__name__)
 
 PROJECTIONS = "projections.safetensors"
 
@@ -57,6 +61,7 @@ class Matching(nn.Module):
     ) -> None:
         super().__init__()
         self.gradient_weight, self.vocab_size = gradient_weight, vocab_size
+        self._compared = False
         self.decoder_side = bool(student.config.is_encoder_decoder)
         self.per_text = getattr(student.config, "problem_type", None) is not None
         parsed = parse_matches(matches)
@@ -152,6 +157,17 @@ class Matching(nn.Module):
             s = widened(s)
             s = F.linear(s, projection.weight.to(s.dtype), projection.bias.to(s.dtype))
         return hidden_loss(s, t, match.loss)
+
+    def warn_of_drowning(self, means: Mapping[str, float]) -> None:
+        """Warn of weights that drown the loss on the logits. Only the first call compares anything.
+
+        Args:
+            means: the means of a training step, as they are logged.
+        """
+        if not self._compared:
+            for one in drowning(means, self.matches, self.gradient_weight):
+                logger.warning("%s: %s", one.found, one.remedy)
+        self._compared = True
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         """Write the projections, if there are any, beside the student.

@@ -1,0 +1,38 @@
+"""Writes ``results.md`` and its pictures; see :mod:`bench.tasks`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.tasks.description import tasks_in
+from bench.tasks.measured import measured
+from bench.tasks.page import page, write
+from bench.tasks.picture import draw
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tasks", description=__doc__)
+    parser.add_argument("examples", type=Path, help="folder with a folder for each task")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page (default: docs)")
+    options = parser.parse_args(arguments)
+    try:
+        tasks = [(task, measured(task)) for task in tasks_in(options.examples)]
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    drawn = [(task, runs, draw(task, runs, options.out)) for task, runs in tasks]
+    path = write(options.out, page(drawn, options.examples.as_posix(), options.out.as_posix()))
+    missing = [
+        f"{task.folder.name}/{one.run.report}" for task, runs in tasks for one in runs if not one.reports
+    ]
+    print(f"wrote {path}")
+    if missing:
+        print(f"missing: {', '.join(dict.fromkeys(missing))}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,115 @@
+"""Writes the page of results as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.tasks.description import Task
+from bench.tasks.measured import Measured, Value, distinct
+from fastkd.runs.report.tables import COLUMNS, WRITING
+
+_HEAD = """# Results
+
+`python -m bench.tasks {examples} --out {out}` writes this page from the runs' own `report.json`;
+no number is typed. A score is the mean over the seeds ± its sample standard deviation; without ± there was
+one run, or all seeds agree. Training time is that of the steps alone: their number times the median step.
+"""
+# Ways of decoding that a score's place may begin with.
+_DECODED = {"greedy": "greedy", "beam": "beam"}
+
+
+def page(tasks: Sequence[tuple[Task, list[Measured], str | None]], examples: str, out: str) -> str:
+    """The whole page.
+
+    Args:
+        tasks: each task with its runs and the file name of its picture.
+        examples, out: the folders, as the command names them.
+    """
+    return "\n".join([_HEAD.format(examples=examples, out=out), *(_section(*one, examples) for one in tasks)])
+
+
+def heading(metric: str) -> tuple[str, str]:
+    """A metric's name and its format, as reports show them."""
+    group, _, key = metric.rpartition(".")
+    for known, title, form in WRITING if group in _DECODED else COLUMNS:
+        if known == key:
+            return (f"{title}, {_DECODED[group]}" if group in _DECODED else title), form
+    return key.replace("_", " "), "{:.4g}"
+
+
+def shown(value: Value | None, form: str) -> str:
+    """A value as text, for example ``81.2% ± 0.4%``."""
+    if value is None:
+        return "-"
+    text = form.format(round(value.mean) if form == "{:,}" else value.mean)
+    return text if value.spread is None else f"{text} ± {form.format(value.spread)}"
+
+
+def _section(task: Task, runs: list[Measured], picture: str | None, examples: str) -> str:
+    lines = [f"## {task.title}", "", _wrapped(f"Data: {task.data}"), "", *_table(task, runs), ""]
+    missing = [one for one in runs if not one.reports]
+    if missing:
+        named = ", ".join(f"{one.run.title} (`{task.folder.name}/{one.run.report}`)" for one in missing)
+        lines += [_wrapped(f"Missing, because no finished report was found: {named}."), ""]
+    if picture is not None and task.picture is not None:
+        title = heading(task.picture.metric)[0]
+        lines += [f"![{task.title}: {title}]({picture})", ""]
+    if task.notes.strip():
+        lines += [task.notes.strip(), ""]
+    lines += _origin(task, runs, examples)
+    return "\n".join(lines)
+
+
+def _table(task: Task, runs: list[Measured]) -> list[str]:
+    metrics = [(metric, *heading(metric)) for metric in task.metrics]
+    head = ["run", *(title for _, title, _ in metrics)]
+    head += ["seeds", "parameters", _speed_title(runs), "training, minutes"]
+    lines = [head, ["---", *(["---:"] * (len(head) - 1))]]
+    for one in runs:
+        if not one.reports:
+            lines.append([one.run.title, "missing", *([""] * (len(head) - 2))])
+            continue
+        minutes = one.training_seconds
+        lines.append(
+            [
+                one.run.title,
+                *(shown(one.value(metric), form) for metric, _, form in metrics),
+                str(len(one.reports)),
+                shown(one.value("parameters"), "{:,}"),
+                shown(one.speed and Value(one.speed.mean, None, one.speed.count), "{:,}"),
+                "-" if minutes is None else f"{minutes.mean / 60:.1f}",
+            ]
+        )
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def _speed_title(runs: list[Measured]) -> str:
+    writes = any(one.value("greedy.tokens_per_second") is not None for one in runs)
+    return "tokens/s" if writes else "texts/s"
+
+
+def _origin(task: Task, runs: list[Measured], examples: str) -> list[str]:
+    """The commands that reprint the numbers, and the machine and versions that made them."""
+    commands = list(dict.fromkeys(one.command for one in runs if one.command is not None))
+    lines = ["```sh", f"cd {examples}/{task.folder.name}", task.command, "```", ""]
+    if commands:
+        lines += ["which runs, among others:", "", "```sh", *commands, "```", ""]
+    for what in ("machine", "versions"):
+        for known in distinct(runs, what):
+            facts = ", ".join(f"{name} {value}" for name, value in known.items())
+            lines += [_wrapped(f"{what.capitalize()}: {facts}."), ""]
+    return lines
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 110, break_long_words=False, break_on_hyphens=False)
+
+
+def write(folder: Path, text: str) -> Path:
+    """Write the page and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.md"
+    path.write_text(text.rstrip("\n") + "\n", "utf-8")
+    return path
