@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> int:
     from fastkd.runs.new.request import Request
 
     own = {field.name for field in dataclasses.fields(Request)}
+    for name in options.keys() - own:
+        if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+            raise ValueError(f"there is no option --{name}; did you mean --{near[0]}?")
     request = Request(**{name: given.pop(name) for name in own & options.keys()})
     args = settings_of(given)
     if not folders and args.model is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.new.folder import replacing, require_free
@@ -55,12 +57,24 @@ def make(
             args.task = TASKS_OF[request.architecture][0]
         longest = [getattr(args, name) for name in ("max_length", "max_target_length") if name in given]
         made = from_nothing(request, args, max(longest, default=0))
-    with replacing(folder, _record(request, args, made)) as place:
+    with replacing(folder, _record(request, args, made)) as place, _without_bars():
         made.model.save_pretrained(place)
         if made.tokenizer is not None:
             made.tokenizer.save_pretrained(place)
         _check(place, made, args)
     return made
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hides the bars of `transformers` for files that are written and read again."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _record(request: Request, args: DistillationConfig, made: Made) -> dict[str, Any]:

@@ -57,18 +57,23 @@ def replacing(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
     beside = folder.with_name(f".{folder.name}.partial")
     made, before = beside / "new", beside / "before"
     with claimed(beside, FIELD), writing_to(folder, FIELD):
-        for left in (made, before):  # of a command that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        made.mkdir()
         try:
+            _restore(before, folder)  # a command was killed between the two last steps
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
             yield made
-            digests = {path.name: files.file_digest(path) for path in sorted(made.iterdir())}
+            digests = {path.name: files.file_digest(path) for path in sorted(made.iterdir()) if path.is_file()}
             files.write_json(made / RECORD, {**about, "files": digests})
             if folder.is_dir():
                 os.replace(folder, before)
             os.replace(made, folder)
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
-    shutil.rmtree(beside, ignore_errors=True)
+        finally:
+            _restore(before, folder)
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _restore(before: Path, folder: Path) -> None:
+    """Put the directory that was to be replaced back, unless the new one is in its place."""
+    if before.is_dir() and not folder.exists():
+        os.replace(before, folder)
+    shutil.rmtree(before, ignore_errors=True)

@@ -14,7 +14,7 @@ from fastkd.runs.new.made import Made
 from fastkd.runs.new.per_layer import cut
 from fastkd.runs.new.request import Request
 from fastkd.runs.new.sizes import narrowed
-from fastkd.runs.new.weights import copy_weights, parameters
+from fastkd.runs.new.weights import copy_weights
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import adapter_folder, read_config, teacher_tokenizer
 from fastkd.trainer.loading.configs import init_kwargs, stored_dtype
@@ -65,7 +65,7 @@ def from_teacher(request: Request, args: DistillationConfig) -> Made:
         student.generation_config = settings
     tokenizer = teacher_tokenizer(args)
     copied = [(stack.part, list(layers), stack.length) for stack, layers in kept] if init == "layers" else []
-    return Made(student, tokenizer, parameters(shape), shape, copied)
+    return Made(student, tokenizer, shape, copied)
 
 
 def teacher_config(args: DistillationConfig) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 from fastkd.runs.new.layers import stacks
 from fastkd.runs.new.weights import parameters
 
+_COUNTED = ("parameters", "  of these embeddings")
+
 
 @dataclass(frozen=True)
 class Made:
@@ -17,8 +19,6 @@ class Made:
     Attributes:
         model: the model.
         tokenizer: its tokenizer; None if the teacher has none.
-        teacher_parameters: the teacher's number of parameters, and of those in embeddings and head; None
-            without a teacher.
         teacher: the teacher without data; None without one.
         copied: for each stack of layers its part (``encoder``, ``decoder`` or empty), the teacher's layers
             that were copied, and the number of layers that the teacher has. Empty if all weights are drawn.
@@ -27,7 +27,6 @@ class Made:
 
     model: Any
     tokenizer: Any
-    teacher_parameters: tuple[int, int] | None = None
     teacher: Any = None
     copied: Sequence[tuple[str, list[int], int]] = ()
     remarks: list[str] = field(default_factory=list)
@@ -44,36 +43,30 @@ class Made:
 
     def table(self) -> str:
         """Parameters, layers and widths, beside the teacher's, and the remarks."""
-        rows = [["", "student", *(["teacher", "share"] if self.teacher is not None else [])]]
-        ours = {"parameters": parameters(self.model)[0], "  of these embeddings": parameters(self.model)[1]}
+        ours: dict[str, int] = dict(zip(_COUNTED, parameters(self.model), strict=True)) | _sizes(self.model)
         theirs: dict[str, int] = {}
-        if self.teacher_parameters is not None:
-            theirs = dict(zip(ours, self.teacher_parameters, strict=True))
-        ours |= _sizes(self.model)
         if self.teacher is not None:
-            theirs |= _sizes(self.teacher)
+            theirs = dict(zip(_COUNTED, parameters(self.teacher), strict=True)) | _sizes(self.teacher)
+        rows = [("", "student", "teacher", "share") if theirs else ("", "student", "", "")]
         for name, value in ours.items():
-            beside = []
-            if name in theirs:
-                beside = [f"{theirs[name]:,}", f"{value / theirs[name]:.1%}" if "param" in name or "of" in name else ""]
-            rows.append([name, f"{value:,}", *beside])
-        widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=False))
-            ).rstrip()
-            for row in rows
-        ]
+            other = theirs.get(name)
+            share = f"{value / other:.1%}" if other and name in _COUNTED else ""
+            rows.append((name, f"{value:,}", "" if other is None else f"{other:,}", share))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for title, *cells in rows:
+            aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            lines.append("  ".join([title.ljust(widths[0]), *aligned]).rstrip())
         return "\n".join([*lines, *self._origin(), *self.remarks])
 
     def _origin(self) -> list[str]:
         if not self.copied:
             return ["all weights are drawn at random"]
-        return [
-            f"{part + ' ' if part else ''}layers {', '.join(map(str, layers))} of the teacher's {there} were copied"
-            for part, layers, there in self.copied
-        ] + ["embeddings, final norm and head were copied with them"]
+        said = []
+        for part, layers, there in self.copied:
+            which = f"{part} layers".strip()
+            said.append(f"{which} {', '.join(map(str, layers))} of the teacher's {there} were copied")
+        return [*said, "all weights outside of layers (embeddings, final norm, head) were copied with them"]
 
 
 def _sizes(model: Any) -> dict[str, int]:

@@ -101,7 +101,3 @@ def layer_list(name: str, given: Any) -> list[int]:
         )
     return found
 
-
-def from_options(options: dict[str, Any]) -> Request:
-    """A request from the values of options by name, which YAML has read."""
-    return Request(**options)

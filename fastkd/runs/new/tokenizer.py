@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -168,17 +168,12 @@ def _bart(texts: Iterable[str], size: int, has_messages: bool) -> PreTrainedToke
 
 
 def _t5(texts: Iterable[str], size: int, has_messages: bool) -> PreTrainedTokenizerFast:
-    """A unigram model (Kudo 2018), as T5 has it: white space is one space, and ``</s>`` ends a text."""
-    made = Tokenizer(models.Unigram())
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")]
-    )
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    made.train_from_iterator(
-        texts, trainers.UnigramTrainer(special_tokens=special, unk_token="<unk>", **_options(size))
-    )
+    """The tokens of T5, with its numbers; ``</s>`` ends a text.
+
+    T5's own unigram model is not trained here: `tokenizers` trains another one each time, whatever the seed,
+    and it knows neither line breaks nor characters that the data lacks.
+    """
+    made = _byte_level(texts, size, ["<pad>", "</s>", "<unk>"])
     made.post_processor = _template(made, "$A </s>", "$A </s> $B </s>", ["</s>"])
     return _fast(made, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
