@@ -20,8 +20,8 @@ be given again, and its `model` is DIR. A directory that is not empty is refused
 and nothing in it has changed."""
 # The fields of a run's configuration that this command reads.
 READ = (
-    "teacher", "task", "seed", "train_file", "dataset", "train_split", "column_mapping", "packing", "max_length",
-    "max_target_length", "teacher_model_init_kwargs", "trust_remote_code",
+    "teacher", "task", "seed", "train_file", "dataset", "train_split", "column_mapping", "packing",
+    "max_length", "max_target_length", "teacher_model_init_kwargs", "trust_remote_code",
 )  # fmt: skip
 
 
@@ -64,7 +64,13 @@ def _help() -> str:
     from fastkd.runs.new.request import Request
     from fastkd.trainer.config import DistillationConfig
 
-    lines = ["usage: fastkd new [DIR] [CONFIG.yaml] [--option value ...]", "", ABOUT, "", "Options (default):"]
+    lines = [
+        "usage: fastkd new [DIR] [CONFIG.yaml] [--option value ...]",
+        "",
+        ABOUT,
+        "",
+        "Options (default):",
+    ]
     for field in dataclasses.fields(Request):
         lines += [f"  {field.name} (unset)", f"      {field.metadata['help']}"]
     known = {field.name: field for field in dataclasses.fields(DistillationConfig)}

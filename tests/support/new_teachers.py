@@ -95,7 +95,8 @@ def _config(family: str) -> Any:
 
 _NO_BOUNDS = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 CAUSAL = [
-    "llama", "tied", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "gpt2", "gpt_neo", "qwen3_moe", "mixtral",
+    "llama", "tied", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "gpt2", "gpt_neo", "qwen3_moe",
+    "mixtral",
 ]  # fmt: skip
 SEQ2SEQ = ["t5", "bart", "marian", "m2m_100"]
 ENCODERS = ["bert", "roberta", "modernbert", "distilbert", "albert"]

@@ -23,9 +23,7 @@ from fastkd.trainer.config import DistillationConfig
 __all__ = ["Made", "Request", "make"]
 
 
-def make(
-    folder: Path, request: Request, args: DistillationConfig, given: Collection[str] = ()
-) -> Made:
+def make(folder: Path, request: Request, args: DistillationConfig, given: Collection[str] = ()) -> Made:
     """Make a model, and write it with its tokenizer into a directory, whole or not at all.
 
     With ``architecture`` the model is made from nothing, else from the model that ``args.teacher`` names.
@@ -44,7 +42,9 @@ def make(
     require_free(folder)
     if request.architecture is None:
         if request.vocab_size is not None:
-            raise ValueError("vocab_size is for --architecture: a smaller teacher keeps the teacher's tokenizer")
+            raise ValueError(
+                "vocab_size is for --architecture: a smaller teacher keeps its tokenizer"
+            )
         if args.teacher is None:
             raise ValueError(
                 f"give --teacher, whose layers become the student's, or --architecture ({', '.join(TASKS_OF)})"
@@ -99,4 +99,6 @@ def _check(place: Path, made: Made, args: DistillationConfig) -> None:
     if made.tokenizer is not None:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=args.trust_remote_code)
         if tokenizer.get_vocab() != made.tokenizer.get_vocab():
-            raise RuntimeError("the saved tokenizer has another vocabulary: use another version of transformers")
+            raise RuntimeError(
+                "the saved tokenizer has another vocabulary: use another version of transformers"
+            )

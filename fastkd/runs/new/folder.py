@@ -1,4 +1,4 @@
-"""The directory of a new model: written whole or not at all, and nothing in it that somebody else made is lost."""
+"""The directory of a new model is written whole or not at all, and no file of somebody else is lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _unchanged(path: Path, digests: dict[str, str]) -> bool:
 
 @contextlib.contextmanager
 def replacing(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
-    """An empty directory to write a model into, which becomes ``folder`` when the block ends without an error.
+    """An empty directory to write into, which becomes ``folder`` when the block ends without an error.
 
     Args:
         folder: a directory that :func:`require_free` accepts.
@@ -62,7 +62,9 @@ def replacing(folder: Path, about: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
             yield made
-            digests = {path.name: files.file_digest(path) for path in sorted(made.iterdir()) if path.is_file()}
+            digests = {
+                path.name: files.file_digest(path) for path in sorted(made.iterdir()) if path.is_file()
+            }
             files.write_json(made / RECORD, {**about, "files": digests})
             if folder.is_dir():
                 os.replace(folder, before)

@@ -50,7 +50,9 @@ def from_nothing(request: Request, args: DistillationConfig, longest: int) -> Ma
         raise ValueError("init: layers copies a teacher's layers: leave --architecture or --init out")
     for name in ("layers", "decoder_layers"):
         if isinstance(getattr(request, name), list):
-            raise ValueError(f"{name} is a list of the teacher's layers, and --architecture takes their number")
+            raise ValueError(
+                f"{name} is a list of the teacher's layers, and --architecture takes their number"
+            )
     if request.decoder_layers is not None and kind not in ("t5", "bart"):
         raise ValueError(f"decoder_layers is for t5 and bart, not for {kind}: give --layers")
     tokenizer, remarks = _tokenizer(request, args)
@@ -72,7 +74,9 @@ def _tokenizer(request: Request, args: DistillationConfig) -> tuple[Any, list[st
         return tokenizer, [f"tokenizer: the teacher's, {len(tokenizer):,} tokens"]
     rows = load_rows("train_file", args)
     if rows is None:
-        raise ValueError("a tokenizer is trained on data: set train_file or dataset, or teacher to take its own")
+        raise ValueError(
+            "a tokenizer is trained on data: set train_file or dataset, or teacher to take its own"
+        )
     texts = Texts.of(rows, TASKS[args.task])
     return train(texts, str(request.architecture), request.vocab_size or VOCABULARY)
 

@@ -180,4 +180,3 @@ def _generation_settings(args: DistillationConfig) -> GenerationConfig | None:
         return GenerationConfig.from_pretrained(expanded(str(args.teacher)))
     except (OSError, ValueError):
         return None  # the model's config says how it generates
-

@@ -54,7 +54,9 @@ def _name(config: Any, name: str) -> str:
 def _stack(
     part: str, model: Any, below: str, fields: dict[str, Any], own: str | None, counts: Sequence[str]
 ) -> Stack:
-    names = [name for name in dict.fromkeys(filter(None, (own, *counts))) if isinstance(fields.get(name), int)]
+    names = [
+        name for name in dict.fromkeys(filter(None, (own, *counts))) if isinstance(fields.get(name), int)
+    ]
     if not names:
         what = f"the {part}" if part else "the model"
         raise ValueError(
@@ -85,7 +87,9 @@ def chosen(stack: Stack, wanted: int | Sequence[int] | None) -> list[int]:
         return list(range(n))
     if isinstance(wanted, int):
         if wanted > n:
-            raise ValueError(f"{wanted} layers cannot be chosen from the teacher's {n}{of}: ask for at most {n}")
+            raise ValueError(
+                f"{wanted} layers cannot be chosen from the teacher's {n}{of}: ask for at most {n}"
+            )
         return spread(wanted, n)
     if wrong := [layer for layer in wanted if not -n <= layer < n]:
         raise ValueError(f"the teacher has no layer {wrong[0]}{of}: its layers are 0 to {n - 1}")

@@ -73,7 +73,11 @@ def _sizes(model: Any) -> dict[str, int]:
     """Layers and widths by what the table calls them."""
     config = model.config
     found = {f"{stack.part} layers".strip(): stack.length for stack in stacks(model)}
-    for name, title in (("hidden_size", "width"), ("num_attention_heads", "heads"), ("vocab_size", "vocabulary")):
+    for name, title in (
+        ("hidden_size", "width"),
+        ("num_attention_heads", "heads"),
+        ("vocab_size", "vocabulary"),
+    ):
         if isinstance(value := getattr(config, name, None), int):
             found[title] = value
     return found

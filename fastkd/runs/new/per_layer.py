@@ -16,8 +16,8 @@ _OF_NO_LAYER = ("architectures", "eos_token_id", "keys_to_ignore_at_inference", 
 def cut(fields: dict[str, Any], stack: Stack, kept: Sequence[int]) -> dict[str, Any]:
     """The fields of a config that change when a stack keeps these layers, with their new values.
 
-    A list with an entry for each layer keeps those of the layers that are kept. In a list of layers, which has
-    ``layer`` or ``idx`` in its name, the layers get their new numbers.
+    A list with an entry for each layer keeps those of the layers that are kept. In a list of layers, which
+    has ``layer`` or ``idx`` in its name, the layers get their new numbers.
     """
     place = {layer: i for i, layer in enumerate(kept)}
     found: dict[str, Any] = {name: len(kept) for name in stack.counts}

@@ -96,8 +96,5 @@ def layer_list(name: str, given: Any) -> list[int]:
     except (TypeError, ValueError):
         found = []
     if not found:
-        raise ValueError(
-            f"{name} must be a number of layers, or the layers to copy as 0,3,6, not {given!r}"
-        )
+        raise ValueError(f"{name} must be a number of layers, or the layers to copy as 0,3,6, not {given!r}")
     return found
-

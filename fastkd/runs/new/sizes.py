@@ -21,8 +21,8 @@ _BESIDE = ("word_embed_proj_dim", "pooler_hidden_size")
 def narrowed(config: Any, widths: dict[str, int]) -> dict[str, Any]:
     """The fields of a config that change with the widths that are asked for.
 
-    Heads become fewer and keep their size where the width allows it. The feed-forward layers, those of experts
-    too, shrink in proportion.
+    Heads become fewer and keep their size where the width allows it. The feed-forward layers, those of
+    experts too, shrink in proportion.
 
     Args:
         config: the teacher's.
@@ -74,7 +74,9 @@ def _heads(
     names = [name for name in _HEADS if isinstance(fields.get(name), int)]
     if not names:
         if "num_attention_heads" in widths:
-            raise ValueError("the teacher's config has no num_attention_heads: leave --num-attention-heads out")
+            raise ValueError(
+                "the teacher's config has no num_attention_heads: leave --num-attention-heads out"
+            )
         return found
     before = fields[names[0]]
     # A size of its own, as Qwen3 and Gemma have it, is not that of the hidden states over the heads.

@@ -55,7 +55,9 @@ class Texts:
         there = columns_of(rows)
         layout = task.layout_of(there, field, needs_answer=False)
         names = [name for name in task.columns_read(layout, there) if name not in LABEL_COLUMNS]
-        answers = [last for full in task.layouts if full[:-1] == layout for last in full[-1:] if last in there]
+        answers = [
+            last for full in task.layouts if full[:-1] == layout for last in full[-1:] if last in there
+        ]
         columns = tuple(dict.fromkeys([*names, *(a for a in answers if a not in LABEL_COLUMNS)]))
         first = next(iter(rows), {})
         return cls(rows, columns, any(is_messages(first.get(name)) for name in columns))
@@ -186,9 +188,7 @@ def _bert(texts: Iterable[str], size: int, has_messages: bool) -> PreTrainedToke
     made.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     made.train_from_iterator(texts, trainers.WordPieceTrainer(special_tokens=special, **_options(size)))
-    made.post_processor = _template(
-        made, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ["[CLS]", "[SEP]"]
-    )
+    made.post_processor = _template(made, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ["[CLS]", "[SEP]"])
     return _fast(
         made,
         ("input_ids", "token_type_ids", "attention_mask"),

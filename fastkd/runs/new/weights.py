@@ -1,4 +1,4 @@
-"""Copies the weights of the teacher's chosen layers, and checks that each layer does the same in its new place."""
+"""Copies the teacher's chosen layers, and checks that each of them does the same in its new place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHOOSE_OTHERS = "name the layers with --layers, so that each takes the place of
 
 
 def copy_weights(student: Any, teacher: Any, kept: Kept) -> None:
-    """Give the student the weights of the teacher's layers that it keeps, and all weights outside of layers.
+    """Give the student the layers of the teacher that it keeps, and all weights outside of layers.
 
     Raises:
         ValueError: a layer that has other weights, or does something else, in its new place.

@@ -81,7 +81,7 @@ def test_a_failure_leaves_the_directory_as_it_was(
         (["--decoder-layers", "2"], "decoder_layers is for encoder-decoders"),
         (["--hidden-size", "8", "--init", "layers"], "cannot be copied to another width"),
         (["--hidden-size", "10", "--num-attention-heads", "4"], "give 5 heads, or hidden_size 8"),
-        (["--num-key-value-heads", "3"], "give 2 key-value heads"),
+        (["--num-key-value-heads", "3"], "give 4 key-value heads"),
         (["--vocab-size", "90"], "vocab_size is for --architecture"),
         (["--task", "seq2seq"], "no model of the family 'llama' can be made for seq2seq"),
         (["--init", "layers", "--architecture", "llama"], "leave --architecture or --init out"),

@@ -65,10 +65,13 @@ def test_layers_are_evenly_spread(wanted: int, there: int, layers: list[int]) ->
     assert spread(wanted, there) == layers
 
 
+@pytest.mark.repeats(8)
 @pytest.mark.parametrize("family", new_teachers.FAMILIES)
 def test_layers_are_the_teachers(family: str, tmp_path: Path) -> None:
     teacher = load(new_teachers.save(tmp_path / "teacher", family), family)
-    assert main(["new", str(tmp_path / "small"), "--teacher", str(tmp_path / "teacher"), "--layers", "2"]) == 0
+    assert (
+        main(["new", str(tmp_path / "small"), "--teacher", str(tmp_path / "teacher"), "--layers", "2"]) == 0
+    )
     small = load(tmp_path / "small", family)
     mine, theirs = small.state_dict(), teacher.state_dict()
     expected = {name: name for name in mine}
@@ -161,7 +164,9 @@ def test_a_layer_that_would_change_its_kind_is_refused(
 def test_a_base_encoder_stays_without_a_head(tmp_path: Path) -> None:
     whole = load(new_teachers.save(tmp_path / "whole", "bert"), "bert")
     whole.bert.save_pretrained(tmp_path / "teacher")
-    assert main(["new", str(tmp_path / "small"), "--teacher", str(tmp_path / "teacher"), "--layers", "3"]) == 0
+    assert (
+        main(["new", str(tmp_path / "small"), "--teacher", str(tmp_path / "teacher"), "--layers", "3"]) == 0
+    )
     small, info = AutoModel.from_pretrained(tmp_path / "small", output_loading_info=True)
     assert not info["missing_keys"] | info["unexpected_keys"]
     assert small.config.architectures == ["BertModel"]
