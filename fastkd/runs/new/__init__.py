@@ -42,12 +42,11 @@ def make(folder: Path, request: Request, args: DistillationConfig, given: Collec
     require_free(folder)
     if request.architecture is None:
         if request.vocab_size is not None:
-            raise ValueError(
-                "vocab_size is for --architecture: a smaller teacher keeps its tokenizer"
-            )
+            raise ValueError("vocab_size is for --architecture: a smaller teacher keeps its tokenizer")
         if args.teacher is None:
             raise ValueError(
-                f"give --teacher, whose layers become the student's, or --architecture ({', '.join(TASKS_OF)})"
+                "give --teacher, whose layers become the student's, or "
+                f"--architecture ({', '.join(TASKS_OF)})"
             )
         if "task" not in given:
             args.task = task_of(teacher_config(args))

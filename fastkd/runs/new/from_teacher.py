@@ -89,8 +89,8 @@ def teacher_config(args: DistillationConfig) -> Any:
         )
     if config.get_text_config() is not config:
         raise ValueError(
-            f"teacher {name!r} ({config.model_type}) consists of several models: save its language model in a "
-            "directory of its own, and give that one"
+            f"teacher {name!r} ({config.model_type}) consists of several models: save its language model "
+            "in a directory of its own, and give that one"
         )
     return config
 

@@ -37,8 +37,8 @@ def copy_weights(student: Any, teacher: Any, kept: Kept) -> None:
             raise ValueError(f"the layers {_kept_text(kept)} have no weight for {name}: {_CHOOSE_OTHERS}")
         if given[source].shape != into.shape:
             raise ValueError(
-                f"{source} of the teacher has the shape {tuple(given[source].shape)} and {name} of the student "
-                f"{tuple(into.shape)}: {_CHOOSE_OTHERS}"
+                f"{source} of the teacher has the shape {tuple(given[source].shape)} and {name} of the "
+                f"student {tuple(into.shape)}: {_CHOOSE_OTHERS}"
             )
         taken[name] = given[source]
     left = [name for name in given if _is_kept(name, kept) and _target(name, kept) not in wanted]
@@ -57,8 +57,9 @@ def copy_weights(student: Any, teacher: Any, kept: Kept) -> None:
         list(layers) != list(range(len(layers))) for _, layers in kept
     ):
         raise ValueError(
-            "the teacher divides its attention by the number of each layer (scale_attn_by_inverse_layer_idx), "
-            "so only its first layers keep their meaning: name them with --layers"
+            "the teacher divides its attention by the number of each layer "
+            "(scale_attn_by_inverse_layer_idx), so only its first layers keep their meaning: name them with "
+            "--layers"
         )
 
 

@@ -13,9 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 from fastkd.cli import main
 
 STEP = ["--max-steps", "1", "--use-cpu", "--save-strategy", "no", "--max-length", "32"]
-PAIRS = [
-    {"source": f"{n} cats.", "target": f"{n} kleine Katzen,\n ja {n}! Größe  ü"} for n in range(40)
-]
+PAIRS = [{"source": f"{n} cats.", "target": f"{n} kleine Katzen,\n ja {n}! Größe  ü"} for n in range(40)]
 
 
 def write(path: Path, rows: list[Any]) -> str:
