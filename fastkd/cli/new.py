@@ -36,9 +36,10 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"give one directory and one configuration file at most, not {' '.join(places)}")
     given = _fields(files, options)
     from fastkd.runs.new.request import Request
+    from fastkd.trainer.config import DistillationConfig
 
     own = {field.name for field in dataclasses.fields(Request)}
-    for name in options.keys() - own:
+    for name in options.keys() - own - {field.name for field in dataclasses.fields(DistillationConfig)}:
         if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
             raise ValueError(f"there is no option --{name}; did you mean --{near[0]}?")
     request = Request(**{name: given.pop(name) for name in own & options.keys()})
