@@ -81,7 +81,7 @@ def _tokenizer(request: Request, args: DistillationConfig) -> tuple[Any, list[st
     return train(texts, str(request.architecture), request.vocab_size or VOCABULARY)
 
 
-def _tokens(tokenizer: Any, *names: str) -> dict[str, int]:
+def _tokens(tokenizer: Any, *names: str) -> dict[str, Any]:
     """The fields of a config about the vocabulary; a special token that the tokenizer lacks is that of the
     end of a text.
     """
@@ -129,8 +129,7 @@ def _llama(sizes: _Sizes, tokenizer: Any, longest: int) -> LlamaConfig:
 def _t5(sizes: _Sizes, tokenizer: Any, longest: int) -> T5Config:
     tokens = _tokens(tokenizer, "eos", "pad")
     return T5Config(
-        **tokens,
-        decoder_start_token_id=tokens["pad_token_id"],
+        **tokens | {"decoder_start_token_id": tokens["pad_token_id"]},
         d_model=sizes.hidden,
         d_kv=sizes.hidden // sizes.heads,
         d_ff=sizes.inner or 4 * sizes.hidden,

@@ -59,7 +59,7 @@ class Texts:
             last for full in task.layouts if full[:-1] == layout for last in full[-1:] if last in there
         ]
         columns = tuple(dict.fromkeys([*names, *(a for a in answers if a not in LABEL_COLUMNS)]))
-        first = next(iter(rows), {})
+        first: dict[str, Any] = next(iter(rows), {})
         return cls(rows, columns, any(is_messages(first.get(name)) for name in columns))
 
     def __iter__(self) -> Iterator[str]:
