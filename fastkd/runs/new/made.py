@@ -66,7 +66,7 @@ class Made:
         for part, layers, there in self.copied:
             which = f"{part} layers".strip()
             said.append(f"{which} {', '.join(map(str, layers))} of the teacher's {there} were copied")
-        return [*said, "all weights outside of layers (embeddings, final norm, head) were copied with them"]
+        return [*said, "all weights outside of layers were copied with them"]
 
 
 def _sizes(model: Any) -> dict[str, int]:
