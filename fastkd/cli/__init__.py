@@ -21,6 +21,7 @@ COMMANDS = {
         "fastkd.cli.demo",
         "a whole distillation in minutes on a CPU: teacher, student, control, table, picture",
     ),
+    "new": ("fastkd.cli.new", "a model to start from: a smaller teacher, or a fresh one with a tokenizer"),
     "train": ("fastkd.cli.train", "step one: plain supervised training, of a teacher for example"),
     "distill": ("fastkd.cli.distill", "step two: train a student on a teacher's distributions"),
     "generate": ("fastkd.cli.generate", "sequence-level: the teacher decodes the training inputs"),

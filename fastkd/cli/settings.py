@@ -37,11 +37,21 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
         ValueError: there is no file, it is not a mapping, a field is unknown (the message names the nearest
             known one), or a value has the wrong type.
     """
-    from fastkd.cli.yaml_text import read_file, read_value
+    from fastkd.cli.yaml_text import read_file
 
     path, overrides = _split(argv)
-    given = read_file(Path(path))
-    given.update({name: read_value(text, f"--{name}") for name, text in overrides.items()})
+    return settings_of({**read_file(Path(path)), **read_values(overrides)}, fixed)
+
+
+def read_values(overrides: dict[str, str]) -> dict[str, Any]:
+    """The values of options, whose texts are read as YAML."""
+    from fastkd.cli.yaml_text import read_value
+
+    return {name: read_value(text, f"--{name}") for name, text in overrides.items()}
+
+
+def settings_of(given: dict[str, Any], fixed: dict[str, Any] | None = None) -> DistillationConfig:
+    """The configuration with these values; arguments and errors are those of :func:`read_settings`."""
     # Imported late, since it imports torch and transformers: errors above need not wait for them.
     from fastkd.trainer.config import DistillationConfig
 
@@ -66,6 +76,18 @@ def renamed(argv: list[str], short: str, field: str) -> list[str]:
 
 def _split(argv: list[str]) -> tuple[str, dict[str, str]]:
     """The path of the file, and the text of each override."""
+    paths, overrides = split_options(argv)
+    if not paths:
+        taken = [f"--{name}" for name, value in overrides.items() if value.endswith((".yaml", ".yml"))]
+        why = f": {taken[0]} has taken it as its value" if taken else ""
+        raise ValueError(f"give the configuration file before the fields{why}")
+    if len(paths) > 1:
+        raise ValueError(f"give one configuration file, not {len(paths)} ({', '.join(paths)})")
+    return paths[0], overrides
+
+
+def split_options(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments that belong to no option, and the text of each option by the name of its field."""
     paths: list[str] = []
     overrides: dict[str, str] = {}
     rest = list(argv)
@@ -80,13 +102,7 @@ def _split(argv: list[str]) -> tuple[str, dict[str, str]]:
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         overrides[name.replace("-", "_")] = value
-    if not paths:
-        taken = [f"--{name}" for name, value in overrides.items() if value.endswith((".yaml", ".yml"))]
-        why = f": {taken[0]} has taken it as its value" if taken else ""
-        raise ValueError(f"give the configuration file before the fields{why}")
-    if len(paths) > 1:
-        raise ValueError(f"give one configuration file, not {len(paths)} ({', '.join(paths)})")
-    return paths[0], overrides
+    return paths, overrides
 
 
 def _coerce(name: str, value: Any, hint: Any, optional: bool) -> Any:
