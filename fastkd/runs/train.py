@@ -26,6 +26,7 @@ from fastkd.runs import disk_space, report
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import contents
+from fastkd.runs.control import keep_length, labelled
 from fastkd.runs.evaluate import classified
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
@@ -70,7 +71,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
     data = load_data(args, reads_teacher=command == "distill")
     if command == "distill":
         check_teacher(args)
-        check_control(args, data.train["labels"] if args.task == "classification" else ())
+        check_control(args, labelled(data.train, args))
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
     first = load_student(args)
@@ -98,6 +99,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
         found["teacher"] = report.teacher_part(found[name]["eval"], size)
         if args.control:
             control = control_of(args)
+            keep_length(control, data.train, found[name])
             found["control"], _ = trained(control, "control", load_student(control))
     if main_process:
         path = report.write(folder, found)
