@@ -67,8 +67,8 @@ def plain(label: Any) -> Any:
 
 
 def encode_label(given: Any, settings: LabelSettings) -> int | float | list[int] | list[float]:
-    """A row's label as the loss reads it; see the top of this file. Where there is none, it is ``UNLABELLED``,
-    or NaN for a regression.
+    """A row's label as the loss reads it; see the top of this file. Where there is none, it is
+    ``UNLABELLED``, or NaN for a regression.
 
     Raises:
         ValueError: a label that does not fit the problem, or a class that is not one of ``class_names``.

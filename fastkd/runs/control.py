@@ -18,10 +18,10 @@ def labelled(rows: Any, args: DistillationConfig) -> int:
 def keep_length(control: DistillationConfig, rows: Any, student: dict[str, Any]) -> None:
     """Have the control make as many optimizer steps as the student made, each on a whole batch.
 
-    The trainer leaves out rows without a label, which tell a control nothing: with the student's batches, most
-    of its steps would have few labels or none. So its epochs are shorter, and it makes more of them. All that
-    happens once an epoch of the student happens after as many steps. A control that has a label in every row
-    keeps the settings of the student.
+    The trainer leaves out rows without a label, which tell a control nothing: with the student's batches,
+    most of its steps would have few labels or none. So its epochs are shorter, and it makes more of them.
+    All that happens once an epoch of the student happens after as many steps. A control that has a label in
+    every row keeps the settings of the student.
 
     Args:
         control: the control's settings, which are changed.

@@ -38,9 +38,7 @@ def learnable(rows: Any, args: DistillationConfig, field: str) -> Any:
         ValueError: rows without a label that the loss cannot take, or no label at all for a loss that needs
             one.
     """
-    labels = _labels(rows) if args.task == "classification" else None
-    if not labels:
-        return rows
+    labels = _labels(rows) if args.task == "classification" else []
     missing = [is_unlabelled(label) for label in labels]
     if not any(missing):
         return rows
@@ -74,8 +72,8 @@ def known_labels(labels: Tensor) -> Tensor:
     return labels.masked_fill(missing, IGNORE_INDEX)
 
 
-def _labels(rows: Any) -> list[Any] | None:
-    """The labels of all rows, as plain numbers and lists; None where the rows are not in memory at once."""
+def _labels(rows: Any) -> list[Any]:
+    """The labels of all rows, as plain numbers and lists; none where the rows are not in memory at once."""
     if isinstance(rows, list):
         named = [next((row[name] for name in ("labels", *LABELS) if name in row), None) for row in rows]
         found = None if any(label is None for label in named) else named
@@ -84,4 +82,5 @@ def _labels(rows: Any) -> list[Any] | None:
         found = None if name is None else list(rows.with_format(None)[name])
     else:
         found = None
-    return None if found is None else [x.tolist() if hasattr(x, "tolist") else x for x in found]
+    plain: Any = found or []
+    return [x.tolist() if hasattr(x, "tolist") else x for x in plain]
