@@ -63,10 +63,12 @@ def settled(args: DistillationConfig, rows: Dataset) -> DistillationConfig:
     """The settings with the run's problem and classes, which are those of a distillation on the same data.
 
     Raises:
-        ValueError: data and models that do not go together, or options that a regression does not have.
+        ValueError: data without texts, data and models that do not go together, or options that a regression
+            does not have.
     """
     args = copy.copy(args)
     args.model = args.model or args.teacher
+    TASKS["classification"].layout_of(rows.column_names, "train_file")
     settle_classes(args, rows)
     check_teacher(args)
     if args.problem_type == REGRESSION and (args.generation_mode == "sample" or args.min_probability):
