@@ -168,7 +168,8 @@ class _Labeller:
     def __init__(self, model: PreTrainedModel, tokenizer: Any, args: DistillationConfig) -> None:
         self.args, self.problem = args, args.problem_type
         self.names = list(args.class_names or [])
-        model.config.problem_type = args.problem_type
+        config: Any = model.config
+        config.problem_type = args.problem_type
         self.collate = Collator(TASKS["classification"], padding_token(model, tokenizer))
         name_padding({"teacher": model}, self.collate.pad_token_id)
         self.model = model
