@@ -24,7 +24,7 @@ def learns_from_labels_alone(args: DistillationConfig) -> bool:
 
 def learnable(rows: Any, args: DistillationConfig, field: str) -> Any:
     """The encoded training rows of a classifier from which its run learns: without a teacher's loss, those
-    without a label are left out. Their number is logged, and so is the number of those that are kept.
+    without a label are left out. The log says how many there are.
 
     A stream, or a data set that is no list and none of `datasets`, is returned as it is; :func:`with_labels`
     masks its labels, batch by batch.
@@ -48,11 +48,11 @@ def learnable(rows: Any, args: DistillationConfig, field: str) -> Any:
     alone = learns_from_labels_alone(args)
     if args.process_index == 0:
         logger.warning(
-            "%s: %d of %d texts have no label and %s",
-            *(field, sum(missing), len(labels)),
-            "are left out, since no teacher is learned from"
+            "%s: %s of %s texts have no label and are %s",
+            *(field, f"{sum(missing):,}", f"{len(labels):,}"),
+            "left out: the others alone are learned from, without a teacher"
             if alone
-            else "are learned from the teacher alone, without cross-entropy",
+            else "learned from the teacher alone, without cross-entropy",
         )
     if not alone:
         return rows

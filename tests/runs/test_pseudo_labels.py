@@ -75,7 +75,7 @@ def run(command: str, **fields: Any) -> int:
 
 
 def logits(folder: str, texts: list[str]) -> torch.Tensor:
-    """What the model says of each text, in a batch of its own."""
+    """The logits of each text, in a batch of its own."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     words = tokenizer()
     with torch.no_grad():

@@ -163,7 +163,7 @@ def test_without_a_teacher_they_are_left_out(
     for other in found[1:]:
         for name, value in found[0].items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
-    assert "texts have no label and are left out" in caplog.text
+    assert "4 of 12 texts have no label and are left out" in caplog.text
 
 
 def test_a_batch_without_any_label(configuration: Configuration) -> None:
