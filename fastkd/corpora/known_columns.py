@@ -29,7 +29,7 @@ SYNONYMS = {
     "messages": ("conversation", "conversations", "dialog", "dialogue", "chat"),
     "source": ("src", "input", "document", "article"),
     "target": ("tgt", "summary", "highlights", "output"),
-    "label": ("labels", "class", "category", "sentiment", "target"),
+    "label": ("labels", "class", "category", "intent", "sentiment", "target"),
 }
 
 
@@ -103,20 +103,24 @@ def proposal(columns: Sequence[str], layouts: Sequence[tuple[str, ...]]) -> str:
     """A ``column_mapping`` that gives these columns the names of a layout, as an example for a message."""
     best: dict[str, str] = {}
     for layout in layouts:
-        found = {ours: theirs for ours in layout if (theirs := _near(ours, columns)) is not None}
+        found = {ours: theirs for ours in layout if (theirs := near(ours, columns)) is not None}
         missing = [ours for ours in layout if ours not in found]
         if not missing and (not best or len(layout) > len(best)):
             best = found
+    # A column that has our name already needs no mapping.
+    best = {ours: theirs for ours, theirs in best.items() if ours != theirs}
     if not best:
-        names = layouts[-1]
-        best = {names[0]: columns[0] if columns else "..."}
+        wanted = next((ours for ours in layouts[-1] if ours not in columns), layouts[0][-1])
+        others = [name for name in columns if all(name not in layout for layout in layouts)]
+        best = {wanted: others[0] if others else "..."}
     shown = [
         f"{ours}: {theirs if theirs == theirs.strip() else repr(theirs)}" for ours, theirs in best.items()
     ]
     return "{" + ", ".join(shown) + "}"
 
 
-def _near(ours: str, columns: Sequence[str]) -> str | None:
+def near(ours: str, columns: Sequence[str]) -> str | None:
+    """The column that has our name or one that others give it; None if there is none."""
     if ours in columns:
         return ours
     plain = {name.strip().lower(): name for name in reversed(columns)}

@@ -25,8 +25,10 @@ REGRESSION = "regression"
 
 COLUMNS = ("label", "labels")
 IGNORE_INDEX = -100
-# The label of a row that has none, where the teacher alone is learned from. For regression it is NaN.
+# The label of a row that has none, which only a teacher says something about. For regression it is NaN.
 UNLABELLED = -1
+# Divergences that read the label of each target.
+LABEL_DIVERGENCES = ("decoupled",)
 # With more numbers between 0 and the largest label than this for each label that occurs, the labels are taken
 # for something else, such as identifiers.
 SPARSEST = 50
@@ -40,18 +42,15 @@ class LabelSettings(Protocol):
     Attributes:
         class_names: the classes in the order of their numbers; None where only numbers are known.
         problem_type: one of the three problems; None means ``single_label_classification``.
-        kd_ratio, divergence: those of the loss, which say whether it reads labels at all.
     """
 
     class_names: list[str] | None
     problem_type: str | None
-    kd_ratio: float
-    divergence: str
 
 
 def reads_no_labels(kd_ratio: float, divergence: str) -> bool:
-    """Whether the loss is the teacher's part alone, so that texts without a label can be learned from."""
-    return kd_ratio == 1 and divergence != "decoupled"
+    """Whether the loss is the teacher's part alone, and that part compares no label."""
+    return kd_ratio == 1 and divergence not in LABEL_DIVERGENCES
 
 
 def plain(label: Any) -> Any:
@@ -68,7 +67,8 @@ def plain(label: Any) -> Any:
 
 
 def encode_label(given: Any, settings: LabelSettings) -> int | float | list[int] | list[float]:
-    """A row's label as the loss reads it; see the top of this file.
+    """A row's label as the loss reads it; see the top of this file. Where there is none, it is
+    ``UNLABELLED``, or NaN for a regression.
 
     Raises:
         ValueError: a label that does not fit the problem, or a class that is not one of ``class_names``.
@@ -79,9 +79,7 @@ def encode_label(given: Any, settings: LabelSettings) -> int | float | list[int]
     label = plain(given)
     if problem == REGRESSION:
         return _value(label, settings)
-    if label is None:
-        return _missing(settings)
-    return class_number(label, settings.class_names)
+    return UNLABELLED if label is None else class_number(label, settings.class_names)
 
 
 def class_number(label: Any, names: Sequence[str] | None) -> int:
@@ -146,21 +144,20 @@ def has_names(names: Sequence[str]) -> bool:
     return bool(names) and not all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
 
 
-def _missing(settings: LabelSettings) -> int:
-    return UNLABELLED if reads_no_labels(settings.kd_ratio, settings.divergence) else IGNORE_INDEX
-
-
 def _value(label: Any, settings: LabelSettings) -> float | list[float]:
+    outputs = len(settings.class_names or ())
+    if label is None and outputs > 1:
+        return [math.nan] * outputs
     if isinstance(label, str) and label[0] in _LISTS:
         label = _listed(label)
     if isinstance(label, (list, tuple)):
-        return [_one_value(plain(part), label, settings) for part in label]
-    return _one_value(label, label, settings)
+        return [_one_value(plain(part), label) for part in label]
+    return _one_value(label, label)
 
 
-def _one_value(part: Any, label: Any, settings: LabelSettings) -> float:
+def _one_value(part: Any, label: Any) -> float:
     if part is None:
-        return math.nan if _missing(settings) == UNLABELLED else float(IGNORE_INDEX)
+        return math.nan
     try:
         found = math.nan if isinstance(part, bool) else float(part)
     except (TypeError, ValueError):
@@ -182,7 +179,7 @@ def _vector(given: Any, settings: LabelSettings) -> list[int]:
         return [int(given)]
     label = parts_of(given, names)
     if label is None:
-        return [_missing(settings)] * width
+        return [UNLABELLED] * width
     if _is_vector(label, width):
         return [int(part) for part in label]
     numbers = [part for part in label if not isinstance(part, str)]
@@ -274,6 +271,29 @@ def class_names(labels: Iterable[Any], problem: str = SINGLE_LABEL) -> list[str]
 def label_column(columns: Iterable[str]) -> str | None:
     """The column that holds the labels of raw rows: ``label``, or else ``labels``."""
     return next((name for name in COLUMNS if name in columns), None)
+
+
+def is_masked(label: Any) -> bool:
+    """Whether an encoded label tells the loss to skip the row."""
+    return all(part == IGNORE_INDEX for part in label) if isinstance(label, list) else label == IGNORE_INDEX
+
+
+def is_unlabelled(label: Any) -> bool:
+    """Whether an encoded label says that the row has none, so that only a teacher says something about it."""
+    parts = label if isinstance(label, list) else [label]
+    return not is_masked(label) and all(
+        math.isnan(part) if isinstance(part, float) else part in (UNLABELLED, IGNORE_INDEX) for part in parts
+    )
+
+
+def rows_with_labels(rows: Any) -> int:
+    """The number of raw rows that have a label."""
+    column = label_column(rows.column_names or ())
+    if column is None:
+        return 0
+    if feature_names((rows.features or {}).get(column)) is not None:  # a number below 0 is none
+        return sum(label is not None and (isinstance(label, list) or label >= 0) for label in rows[column])
+    return sum(plain(label) is not None for label in rows[column])
 
 
 def classes_in(rows: Any, problem: str = SINGLE_LABEL) -> list[str] | None:

@@ -19,7 +19,7 @@ class TaskSettings(Protocol):
         rewritten_turns: ``split`` makes rows of the answers that the chat template rewrites when a
             conversation goes on; ``last`` leaves them out.
         problem_type: the problem that a classifier solves, as in :mod:`fastkd.corpora.labels`.
-        kd_ratio, divergence: those of the loss, which say whether it reads labels.
+        kd_ratio, divergence, feature_matches: those of the loss, which say whether it needs labels.
     """
 
     max_length: int
@@ -31,6 +31,7 @@ class TaskSettings(Protocol):
     problem_type: str | None
     kd_ratio: float
     divergence: str
+    feature_matches: Any
 
     @property
     def process_index(self) -> int: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,11 @@ from fastkd.corpora.labels import (
     plain,
     reads_no_labels,
 )
-from fastkd.corpora.tasks.classification import is_unlabelled
 from fastkd.trainer.classes import check_order, class_list, named_classes, settled_problem
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import read_config
 from fastkd.trainer.regression import unread_settings
+from fastkd.trainer.steps import no_step
 from fastkd.trainer.teachers import CachedTeacher, TeacherSource
 
 
@@ -97,16 +96,24 @@ def check_teacher(args: DistillationConfig) -> None:
         )
 
 
-def check_control(args: DistillationConfig, labels: Iterable[Any]) -> None:
-    """Raise a ``ValueError`` if the control of a classification has no label to learn from.
+def check_control(args: DistillationConfig, labelled: int) -> None:
+    """Raise a ``ValueError`` if the control of a classification, which learns from the rows with a label
+    alone, would learn nothing.
 
     Args:
         args: the settings of any task.
-        labels: those of the encoded training rows.
+        labelled: number of training rows with a label.
     """
-    if args.task == "classification" and args.control and all(map(is_unlabelled, labels)):
+    if args.task != "classification" or not args.control:
+        return
+    if labelled == 0:
         raise ValueError(
             "control: true trains the student on the labels alone, and the data has none: set control: false"
+        )
+    if (reason := no_step(args, labelled)) is not None:
+        raise ValueError(
+            f"control: true trains the student on the {labelled:,} rows with a label alone, and "
+            f"{': '.join(reason)}"
         )
 
 

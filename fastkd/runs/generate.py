@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from datasets import Dataset, Value
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -22,19 +21,27 @@ from transformers import PreTrainedModel
 from fastkd.corpora.conversations import conversation, listed_messages
 from fastkd.corpora.decode import Answer, Question, decode, questions
 from fastkd.corpora.languages import languages_of, prepare_model
-from fastkd.corpora.local_files import files_of
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import Manifest, Writer
-from fastkd.corpora.store.fingerprints import ROW_HASH, tokenizer_fingerprint, weights_digest
+from fastkd.corpora.store.fingerprints import tokenizer_fingerprint, weights_digest
 from fastkd.corpora.store.manifest import GENERATED
 from fastkd.corpora.tasks import TASKS, Task
 from fastkd.corpora.turns import as_content
 from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
-from fastkd.files import file_digest
-from fastkd.runs import report
+from fastkd.runs import pseudo_labels, report
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.scores import sentence_scorer
+from fastkd.runs.shards import (
+    REFERENCE,
+    SHARD_ROWS,
+    counted,
+    parquet,
+    refuse_columns,
+    row_hash,
+    seed_of,
+    source,
+)
 from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_teacher_model, load_tokenizer, teacher_tokenizer, with_languages
@@ -42,14 +49,10 @@ from fastkd.trainer.teachers import LiveTeacher, require_model
 
 logger = logging.getLogger(__name__)
 
-SHARD_ROWS = 256
-REFERENCE = "reference"
-# Key in the schema of a shard; its value holds the hash of each input row and counts of the answers.
-_METADATA = b"fastkd"
-
 
 def generate(args: DistillationConfig) -> Manifest:
-    """Write the answers of ``teacher`` to the prompts of ``train_file`` into ``output_dir``.
+    """Write the answers of ``teacher`` to the prompts of ``train_file`` into ``output_dir``; of a classifier,
+    its labels of the texts (:func:`fastkd.runs.pseudo_labels.label_rows`).
 
     The teacher uses its own tokenizer, which need not be the student's.
 
@@ -61,9 +64,10 @@ def generate(args: DistillationConfig) -> Manifest:
             begun with other settings, or that another run writes into.
         OSError: the directory cannot be written.
     """
-    require_model(args.teacher, "only a model can generate text")
-    if args.task == "classification":
-        raise ValueError("a classifier writes no text: fastkd generate is for causal_lm and seq2seq")
+    labels = args.task == "classification"
+    require_model(args.teacher, f"only a model can {'label texts' if labels else 'generate text'}")
+    if labels:
+        pseudo_labels.check_mode(args)
     if args.world_size > 1:
         raise ValueError(f"one process generates, not {args.world_size}: start it without torchrun")
     refuse_inputs(args, checkpoints_too=False)
@@ -73,9 +77,14 @@ def generate(args: DistillationConfig) -> Manifest:
         rows = load_rows("train_file", args)
         if rows is None:
             raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
+        if labels:
+            args = pseudo_labels.settled(args, rows)
         own = teacher_tokenizer(args)
         tokenizer = load_tokenizer(args) if own is None else with_languages(own, args)
-        made = generate_rows(load_teacher_model(args), tokenizer, rows, folder, args)
+        write = pseudo_labels.label_rows if labels else generate_rows
+        made = write(load_teacher_model(args), tokenizer, rows, folder, args)
+    if labels:
+        return made
     cut, empty = made.notes["cut"], made.notes["empty"]
     if cut:
         logger.warning(
@@ -112,15 +121,11 @@ def generate_rows(
     task = TASKS[args.task]
     if task.name == "seq2seq":
         prepare_model(teacher, tokenizer, args)
-    if REFERENCE in rows.column_names:
-        raise ValueError(
-            f"train_file has a column {REFERENCE!r} already, which is where the data's own answers go: "
-            "rename or remove it"
-        )
+    refuse_columns(rows, REFERENCE)
     rows, labelled = _with_answers(rows, task, args)
     layout = task.layout_of(rows.column_names, "train_file")
     asked = questions(rows, task, tokenizer, args, "train_file")
-    hashes = [_row_hash(rows[question.row]) for question in asked]
+    hashes = [row_hash(rows[question.row]) for question in asked]
     model = LiveTeacher(teacher, task, fused=False)
     if (trouble := too_narrow(len(tokenizer), {"teacher": model.columns})) is not None:
         raise ValueError(f"{trouble}: save the teacher's own tokenizer beside it")
@@ -139,7 +144,7 @@ def generate_rows(
     }
     notes = {
         "teacher": args.teacher or teacher.name_or_path,
-        "source": _source(args),
+        "source": source(args),
         "versions": report.versions(),
     }
     bounds = [(i, min(i + shard_rows, len(asked))) for i in range(0, len(asked), shard_rows)]
@@ -163,8 +168,8 @@ def generate_rows(
                 "input_rows": hashes[first:last],
             }
             tokens = sum(len(answer.tokens) for answer in answers)
-            writer.put(number, tokens, _parquet(made, counts))
-    return _counted(writer.manifest)
+            writer.put(number, tokens, parquet(made, counts))
+    return counted(writer.manifest, ("cut", "empty"))
 
 
 def _with_answers(rows: Dataset, task: Task, args: DistillationConfig) -> tuple[Dataset, bool]:
@@ -201,22 +206,6 @@ def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings, default=str)))
 
 
-def _source(args: DistillationConfig) -> dict[str, Any]:
-    if args.train_file is None:
-        return {"dataset": args.dataset, "split": args.train_split}
-    is_set = isinstance(args.train_file, str) and Path(args.train_file).expanduser().is_dir()
-    files = [] if is_set else files_of("train_file", args.train_file)
-    return {
-        "train_file": args.train_file,
-        "sha256": {path.name: file_digest(path) for path in files},
-    }
-
-
-def _row_hash(row: dict[str, Any]) -> str:
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=ROW_HASH).hexdigest()
-
-
 def _answers(
     teacher: PreTrainedModel,
     tokenizer: Any,
@@ -232,8 +221,7 @@ def _answers(
     score = None
     if mode == "interpolate":
         score = sentence_scorer(args.interpolate_metric, [question.reference for question in asked])
-    # Each shard has its own seed, so that a resumed run draws what an uninterrupted one would have.
-    seed = int.from_bytes(hashlib.blake2b(f"{args.seed} {first}".encode(), digest_size=4).digest(), "little")
+    seed = seed_of(args.seed, first)
     found: dict[int, Answer] = {}
     for number, answers in decode(
         teacher,
@@ -300,23 +288,3 @@ def _replaced(
     if isinstance(before.get("content"), list):
         content = [{**dict.fromkeys(before["content"][0]), "type": "text", "text": content}]
     return [*messages[:last], {**dict.fromkeys(before), "role": "assistant", "content": content}]
-
-
-def _parquet(rows: Dataset, counts: dict[str, Any]) -> Callable[[Path], None]:
-    table = rows.data.table
-    metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(counts).encode()}
-    made = table.replace_schema_metadata(metadata)
-    return lambda path: pq.write_table(made, path)
-
-
-def _counted(manifest: Manifest) -> Manifest:
-    """The manifest with counts over all shards, so that they do not depend on where a run was stopped."""
-    totals = {"cut": 0, "empty": 0}
-    for shard in manifest.shards:
-        counts = json.loads(pq.read_schema(manifest.folder / shard.name).metadata[_METADATA])
-        for name in totals:
-            totals[name] += counts[name]
-    if {**manifest.notes, **totals} != manifest.notes:
-        manifest.notes |= totals
-        manifest.write()
-    return manifest

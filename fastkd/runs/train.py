@@ -28,6 +28,7 @@ from fastkd.runs.chance import Chance
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import contents
+from fastkd.runs.control import keep_length, labelled
 from fastkd.runs.measuring import Measuring
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
@@ -72,7 +73,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
     data = load_data(args, reads_teacher=command == "distill")
     if command == "distill":
         check_teacher(args)
-        check_control(args, data.train["labels"] if args.task == "classification" else ())
+        check_control(args, labelled(data.train, args))
     alone = command == "train" or TeacherSource.parse(args.teacher).is_base
     shared = None if alone else load_teacher(args)
     first = load_student(args)
@@ -108,6 +109,7 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
     del first, teacher
     if command == "distill" and args.control:
         control = control_of(args)
+        keep_length(control, data.train, found[name])
         other = load_student(control)
         found["control"], _ = trained(control, "control", other, teacher_of(other))
     look.describe(found)

@@ -26,7 +26,6 @@ from fastkd.corpora.labels import (
     reads_no_labels,
 )
 from fastkd.corpora.listing import listed
-from fastkd.corpora.tasks import Batch
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.regression import unread_settings
 from fastkd.trainer.teachers import ReorderedTeacher, Teacher
@@ -84,14 +83,6 @@ def fit_classes(
     if teacher is None or order is None:
         return teacher
     return _reordered(teacher, order, problem)
-
-
-def label_columns(args: DistillationConfig) -> tuple[Any, ...]:
-    """The functions that a collator calls for the labels of its batches: texts without a label count only
-    where the loss reads no labels.
-    """
-    unread = reads_no_labels(args.kd_ratio, args.divergence) and not args.gradient_match_weight
-    return () if unread or args.task != "classification" else (_labelled_only,)
 
 
 def in_order(teacher: Teacher, names: Sequence[str] | None, problem: str | None) -> Teacher:
@@ -301,10 +292,3 @@ def _wrong(label: Any, problem: str, columns: int) -> str | None:
     if len(parts) != columns or not all(isinstance(x, (int, float)) for x in parts):
         return f"is refused: a regression with {columns} outputs reads {columns} numbers"
     return "is not finite" if any(math.isinf(x) for x in parts) else None
-
-
-def _labelled_only(rows: Sequence[Any], batch: Batch) -> Batch:
-    """A column for a collator: the labels with those masked that say that there is none."""
-    labels: Tensor = batch["labels"]
-    missing = labels.isnan() if labels.is_floating_point() else labels == UNLABELLED
-    return {"labels": labels.masked_fill(missing, IGNORE_INDEX)}

@@ -1,4 +1,13 @@
-"""The loss of a batch from both models' distributions, and the sums that are reported with it."""
+"""The loss of a batch from both models' distributions, and the sums that are reported with it.
+
+Some texts of a classifier may have no label (``UNLABELLED``). With r = ``kd_ratio``, the N targets of the
+whole batch that are not masked, and cross-entropy only at those that have a label,
+
+    L = 1 / N * sum over the targets of (r * D(p, q) + (1 - r) * CE, where there is a label)
+
+so that all texts have the same weight. With r = 0 only targets with a label count. ``decoupled`` compares
+labels inside its divergence, so it takes no text without one.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +18,14 @@ import torch
 from torch import Tensor
 
 from fastkd import SparseTeacher, kd_loss, linear_kd_loss
-from fastkd.corpora.labels import REGRESSION, UNLABELLED, reads_no_labels
+from fastkd.corpora.labels import LABEL_DIVERGENCES, REGRESSION, UNLABELLED
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.trainer.models import Distribution, HiddenLogits, detach
 from fastkd.trainer.regression import measure_squares, squared_loss
 
-# Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens, and
-# a classifier's "labelled" the number of those that have a label.
+# Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens. A
+# classifier also has "labelled", the number of those that have a label, and "counted", the number of those
+# over which the loss is averaged.
 Sums = dict[str, Tensor]
 # The metrics of a classifier that compare with the labels.
 _WITH_LABELS = ("ce", "teacher_ce", "accuracy", "teacher_accuracy", "mse", "teacher_mse")
@@ -38,8 +48,8 @@ def loss(
     if problem == REGRESSION:
         assert isinstance(student, Tensor) and (teacher is None or isinstance(teacher, Tensor))
         return squared_loss(student, teacher, targets, options["kd_ratio"], options.get("num_items"))
-    if problem is not None and teacher is not None:
-        targets = _valid(targets, options)
+    if problem is not None:
+        return _classifier_loss(student, teacher, targets, options)
     if isinstance(student, Tensor):
         return kd_loss(student, teacher, targets, **options)
     return linear_kd_loss(
@@ -54,18 +64,39 @@ def loss(
     )
 
 
-def _valid(targets: Tensor, options: dict[str, Any]) -> Tensor:
-    """The targets with any class where there is no label, if the loss reads none: a target that is not masked
-    counts.
+def _classifier_loss(student: Any, teacher: Any, targets: Tensor, options: dict[str, Any]) -> Any:
+    """:func:`fastkd.kd_loss` of a classifier, some of whose targets may have no label; see the top of this
+    file.
     """
-    if not reads_no_labels(options["kd_ratio"], options["divergence"]):
-        return targets
-    return targets.where(targets != UNLABELLED, 0)
+    ratio = options["kd_ratio"]
+    if _needs_labels(teacher, options):
+        return kd_loss(student, teacher, _labelled(targets), **options)
+    if ratio == 1:
+        return kd_loss(student, teacher, _any_class(targets), **options)
+    if options.get("num_items") is None:
+        options["num_items"] = (targets != IGNORE_INDEX).sum()
+    # The targets without a label have a call of their own, which gives exactly 0 where there is none. The
+    # loss never has to ask whether there is one, for which a GPU would have to be waited for.
+    rest = torch.where(targets == UNLABELLED, 0, IGNORE_INDEX)
+    both = kd_loss(student, teacher, _labelled(targets), **options)
+    return both + ratio * kd_loss(student, teacher, rest, **{**options, "kd_ratio": 1.0})
+
+
+def _needs_labels(teacher: Any, options: dict[str, Any]) -> bool:
+    """Whether a target without a label has no loss at all."""
+    return teacher is None or options["kd_ratio"] == 0 or options["divergence"] in LABEL_DIVERGENCES
 
 
 def _labelled(targets: Tensor) -> Tensor:
     """The targets with those masked that have no label."""
     return targets.where(targets != UNLABELLED, IGNORE_INDEX)
+
+
+def _any_class(targets: Tensor) -> Tensor:
+    """The targets with some class where there is no label, for a loss that counts all of them and reads none
+    of their labels.
+    """
+    return targets.where(targets != UNLABELLED, 0)
 
 
 @torch.no_grad()
@@ -76,6 +107,7 @@ def measure(
     options: dict[str, Any],
 ) -> Sums:
     """The metrics of a batch, as sums over its valid targets, and the number of those, ``tokens``.
+    Metrics that compare with labels are summed over the targets that have one.
 
     These are ``loss``, ``ce`` (never smoothed) and ``student_entropy``; with a teacher also ``kd``,
     ``teacher_entropy``, ``agreement`` (top-1) and, if the teacher gives every token a probability,
@@ -91,10 +123,13 @@ def measure(
     teacher = None if teacher is None else detach(teacher)
     ratio, smoothing = 0.0 if teacher is None else options["kd_ratio"], options["label_smoothing"]
     classifies = isinstance(student, Tensor) and (problem is not None or student.dim() == 2)
-    if classifies and teacher is None:
-        targets = _labelled(targets)
     # The divergence is measured even if it is not part of the loss.
     both = {**options, "label_smoothing": 0.0, "kd_ratio": ratio}
+    if classifies and teacher is not None and options["divergence"] not in LABEL_DIVERGENCES:
+        both["kd_ratio"] = 1.0  # over all targets, with a label or without
+        targets = targets if problem else _any_class(targets)
+    elif classifies:
+        targets = _labelled(targets)
     _, metrics = loss(student, teacher, targets, both, return_metrics=True)
     found = {"kd": metrics.kd, "ce": metrics.ce, "student_entropy": metrics.student_entropy}
     found |= {"teacher_entropy": metrics.teacher_entropy, "agreement": metrics.agreement}
@@ -124,6 +159,9 @@ def measure(
         labelled = count
     for name, value in found.items():
         sums[name] = value.float() * (labelled if name in _WITH_LABELS else count)
+    if classifies:  # its two parts are means over different numbers of targets
+        sums["counted"] = labelled if ratio == 0 else count
+        sums["loss"] = (1 - ratio) * smooth.float() * labelled + (ratio * sums["kd"] if ratio else 0.0)
     return sums
 
 
@@ -150,7 +188,8 @@ def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
     tokens = sums["tokens"]
     found = {name: value / tokens if tokens else math.nan for name, value in sums.items() if name != "tokens"}
     if (labelled := sums.get("labelled")) is not None:  # of a classifier
-        del found["labelled"]
+        del found["labelled"], found["counted"]
+        found["loss"] = sums["loss"] / sums["counted"] if sums["counted"] else math.nan
         for name in found.keys() & set(_WITH_LABELS):
             if labelled:
                 found[name] = sums[name] / labelled

@@ -4,8 +4,8 @@ For one output ``s`` of the student, ``t`` of the teacher and ``y`` of the label
 
     L = kd_ratio * (s - t)^2 + (1 - kd_ratio) * (s - y)^2
 
-averaged over all outputs of all rows. A number has no distribution, so there is neither a divergence to
-choose nor a temperature.
+averaged over all outputs of all rows. A row without a label has the first term alone. A number has no
+distribution, so there is neither a divergence to choose nor a temperature.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def squared_loss(
         student, teacher: ``(batch, outputs)`` numbers; the teacher's may be None if ``kd_ratio`` is 0.
         targets: ``(batch,)`` or ``(batch, outputs)``; -100 is masked, and NaN has no label.
         kd_ratio: the teacher's share of the loss.
-        num_items: number of valid targets in the batch that this one is a part of; None if it is the whole.
+        num_items: number of targets that count in the batch that this one is a part of; None if it is the
+            whole, in which the valid ones count, or with ``kd_ratio`` 0 those with a label.
     """
     student, teacher, labels, valid, known = _aligned(student, teacher, targets)
     total = student.new_zeros(())
@@ -63,7 +64,7 @@ def squared_loss(
         total = total + kd_ratio * _squares(student - teacher, valid)
     if kd_ratio < 1:
         total = total + (1 - kd_ratio) * _squares(student - labels, known)
-    items = valid.sum() if num_items is None else num_items
+    items = (valid if kd_ratio > 0 else known).sum() if num_items is None else num_items
     return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
 
@@ -79,6 +80,7 @@ def measure_squares(
     ratio = 0.0 if teacher is None else kd_ratio
     student, teacher, labels, valid, known = _aligned(student, teacher, targets)
     found = {"tokens": valid.sum().float(), "labelled": known.sum().float()}
+    found["counted"] = found["tokens" if ratio > 0 else "labelled"]
     found["mse"] = _squares(student - labels, known)
     if teacher is not None:
         found["kd"] = _squares(student - teacher, valid)

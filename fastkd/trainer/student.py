@@ -163,7 +163,7 @@ class DistilledStudent(nn.Module):
                 if sums:
                     sums[name] = router.value.detach().float() * mine
         else:
-            found["loss"] = sums["loss"] / sums["tokens"].clamp(min=1)
+            found["loss"] = sums["loss"] / sums.get("counted", sums["tokens"]).clamp(min=1)
         if sums:
             found["sums"] = sums
         if with_logits:

@@ -23,7 +23,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Collator
 from fastkd.trainer import zero
 from fastkd.trainer.assembly import distilled
-from fastkd.trainer.classes import check_labels, label_columns
+from fastkd.trainer.classes import check_labels
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.data_sets import encoded, named_data_sets
 from fastkd.trainer.guarded import GuardedTrainer
@@ -37,6 +37,7 @@ from fastkd.trainer.sides import name_padding, padding_token
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, plain_teacher
+from fastkd.trainer.unlabelled import learnable, learns_from_labels_alone, with_labels
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class DistillationTrainer(GuardedTrainer):
         train_dataset = encoded(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = encoded(eval_dataset, processing_class, args, "eval_dataset")
         if data_collator is None:
-            data_collator = Collator(task, self._pad_token_id, label_columns(args))
+            data_collator = Collator(task, self._pad_token_id)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         models = {"student": model}
@@ -126,6 +127,7 @@ class DistillationTrainer(GuardedTrainer):
         for what, rows in named_data_sets(train_dataset, eval_dataset):
             check_labels(rows, what, model, args.problem_type)
             check_rows(rows, what, task, models, processing_class)
+        train_dataset = learnable(train_dataset, args, "the training data")
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(
                 *(train_dataset, eval_dataset, data_collator),
@@ -278,6 +280,8 @@ class DistillationTrainer(GuardedTrainer):
             epoch_iterator = self._on_policy.resample(
                 epoch_iterator, self.model_wrapped, self.student, self.state.global_step
             )
+        if learns_from_labels_alone(cast(DistillationConfig, self.args)):
+            epoch_iterator = map(with_labels, epoch_iterator)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _drain(self, sums: list[Sums]) -> dict[str, float] | None:

@@ -122,6 +122,11 @@ def test_a_mapping_is_proposed(columns: list[str], proposed: str) -> None:
     assert str(caught.value).endswith(proposed)
 
 
+def test_no_column_is_mapped_to_itself() -> None:
+    with pytest.raises(ValueError, match="for example {text: sentence}$"):
+        TASKS["classification"].layout_of(["sentence", "label"], "train_file")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -20,6 +20,7 @@ from fastkd.corpora.labels import (
     classes_in,
     column_order,
     encode_label,
+    rows_with_labels,
 )
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.tasks import TASKS
@@ -28,10 +29,8 @@ from fastkd.trainer import DistillationConfig
 Configuration = Callable[..., DistillationConfig]
 
 
-def settings(names: list[str] | None, problem: str = SINGLE_LABEL, kd_ratio: float = 0.5) -> Any:
-    return SimpleNamespace(
-        class_names=names, problem_type=problem, kd_ratio=kd_ratio, divergence="forward_kl"
-    )
+def settings(names: list[str] | None, problem: str = SINGLE_LABEL) -> Any:
+    return SimpleNamespace(class_names=names, problem_type=problem)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +75,8 @@ def test_labels_that_are_no_classes(labels: list[Any], message: str) -> None:
         (-1, ["-1", "0", "1"], 0),
         (True, ["False", "True"], 1),
         (False, ["0", "1"], 0),
-        (None, ["neg", "pos"], -100),
-        ("", ["neg", "pos"], -100),
+        (None, ["neg", "pos"], -1),
+        ("", ["neg", "pos"], -1),
     ],
 )
 def test_a_class_by_name_or_number(label: Any, names: list[str], number: int) -> None:
@@ -113,7 +112,7 @@ def test_a_label_that_is_no_class(label: Any, message: str) -> None:
         ("a; c", [1, 0, 1]),
         ("['a', 'c']", [1, 0, 1]),
         ("b", [0, 1, 0]),
-        (None, [-100, -100, -100]),
+        (None, [-1, -1, -1]),
     ],
 )
 def test_several_labels(label: Any, vector: list[int]) -> None:
@@ -150,7 +149,7 @@ def test_the_classes_of_several_labels(labels: list[Any], names: list[str]) -> N
     assert class_names(labels, MULTI_LABEL) == names
 
 
-@pytest.mark.parametrize(("label", "vector"), [(1, [1]), (0.0, [0]), ([1], [1]), (True, [1]), (None, [-100])])
+@pytest.mark.parametrize(("label", "vector"), [(1, [1]), (0.0, [0]), ([1], [1]), (True, [1]), (None, [-1])])
 def test_yes_or_no(label: Any, vector: list[int]) -> None:
     """A head with one sigmoid."""
     assert encode_label(label, settings(["0"], MULTI_LABEL)) == vector
@@ -160,21 +159,14 @@ def test_numbers_to_predict() -> None:
     args = settings(None, REGRESSION)
     assert encode_label("2.5", args) == 2.5 and encode_label(3, args) == 3.0
     assert encode_label([1, 2.5], args) == [1.0, 2.5]
-    assert encode_label(None, args) == -100
-    assert math.isnan(encode_label(None, settings(None, REGRESSION, kd_ratio=1)))  # type: ignore[arg-type]
+    assert math.isnan(encode_label(None, args))  # type: ignore[arg-type]
+    several = encode_label(None, settings(["x", "y"], REGRESSION))
+    assert isinstance(several, list) and [math.isnan(part) for part in several] == [True, True]
     for label in ("much", True, math.inf):
         with pytest.raises(ValueError, match="is not a number"):
             encode_label(label, args)
     with pytest.raises(ValueError, match="-100 means that a row has no label"):
         encode_label(-100, args)
-
-
-def test_a_missing_label_is_learned_from_the_teacher_alone() -> None:
-    assert encode_label(None, settings(["a", "b"], kd_ratio=1)) == -1
-    assert encode_label(None, settings(["a", "b"], MULTI_LABEL, kd_ratio=1)) == [-1, -1]
-    needs_labels = settings(["a", "b"], kd_ratio=1)
-    needs_labels.divergence = "decoupled"
-    assert encode_label(None, needs_labels) == -100
 
 
 def test_the_order_of_classes() -> None:
@@ -197,7 +189,7 @@ def test_a_table_with_a_class_called_none(configuration: Configuration, tmp_path
         1,
         2,
         0,
-        -100,
+        -1,
     ]
 
 
@@ -210,23 +202,25 @@ def test_class_numbers_of_a_data_set_that_names_them(configuration: Configuratio
     assert classes_in(rows) == ["entailment", "contradiction"]
     args = configuration(task="classification", class_names=["CONTRADICTION", "ENTAILMENT"])
     found = TASKS["classification"].tokenize(rows, tokenizer(), args, "train_file")
-    assert list(found["labels"]) == [1, 0, -100]
+    assert list(found["labels"]) == [1, 0, -1]
 
 
-def test_rows_without_labels_are_counted(
-    configuration: Configuration, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_without_labels(configuration: Configuration) -> None:
+    """A teacher can be learned from there; without one, nothing can be if no row has a label."""
     task, words = TASKS["classification"], tokenizer()
     args = configuration(task="classification", class_names=["a", "b"])
     rows = datasets.Dataset.from_dict({"text": ["w1", "w2", "w3"], "label": ["a", None, "b"]})
-    task.tokenize(rows, words, args, "train_file")
-    assert "1 of 3 texts have no label" in caplog.text
-    with pytest.raises(ValueError, match="train_file has no labels.*or set kd_ratio: 1"):
-        task.tokenize(rows.select([1]), words, args, "train_file")
-    with pytest.raises(ValueError, match="train_file has no labels"):
-        task.tokenize(rows.remove_columns("label"), words, args, "train_file")
-    alone = configuration(task="classification", class_names=["a", "b"], kd_ratio=1.0)
-    assert list(task.tokenize(rows.remove_columns("label"), words, alone, "train_file")["labels"]) == [-1] * 3
+    assert list(task.tokenize(rows, words, args, "train_file")["labels"]) == [0, -1, 1]
+    assert rows_with_labels(rows) == 2
+    texts = rows.remove_columns("label")
+    assert list(task.tokenize(texts, words, args, "train_file")["labels"]) == [-1] * 3
+    alone = configuration(task="classification", class_names=["a", "b"], kd_ratio=0.0)
+    with pytest.raises(ValueError, match="train_file has no labels.*: fill in the column label, or distil"):
+        task.tokenize(rows.select([1]), words, alone, "train_file")
+    with pytest.raises(ValueError, match="train_file has no labels.*: add a column label"):
+        task.tokenize(texts, words, alone, "train_file")
+    with pytest.raises(ValueError, match=r"column_mapping: \{label: sentiment\}"):
+        task.tokenize(texts.add_column("sentiment", ["a"] * 3), words, alone, "train_file")
 
 
 @pytest.mark.parametrize(

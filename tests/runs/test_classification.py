@@ -186,7 +186,8 @@ def test_texts_without_labels(capsys: pytest.CaptureFixture[str]) -> None:
         assert run(command, kd_ratio=1.0, control=True, output_dir="other") == 1
         said = capsys.readouterr()
         assert "control: true trains the student on the labels alone" in said.out + said.err
-    assert run("distill", output_dir="other") == 1
+    assert run("distill", output_dir="other") == 0
+    assert run("distill", output_dir="another", kd_ratio=0.0) == 1
     assert "train_file has no labels" in capsys.readouterr().err
 
 

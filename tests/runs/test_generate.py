@@ -309,7 +309,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: An
     assert load_rows("train_file", options(train_file=folder)).num_rows == 24
     capsys.readouterr()
     for arguments, message in (
-        (["--task", "classification"], "a classifier writes no text"),
+        (["--task", "classification"], "but classification reads text+label"),
         (["--teacher", "cache:x"], "but only a model can generate text"),
         (["--teacher", "null"], "teacher is not set"),
         (["--mode=best"], "generation_mode must be beam or sample or interpolate, not 'best'"),

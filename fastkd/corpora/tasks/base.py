@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-# Columns that are not read and are nothing to mention: what `fastkd generate` keeps of the data.
-_KNOWN_EXTRAS = ("reference",)
+# Columns that are not read and are nothing to mention: what `fastkd generate` keeps of the data and writes
+# beside a classifier's labels.
+_KNOWN_EXTRAS = ("reference", "teacher_probabilities", "teacher_prediction")
 
 
 class Task(ABC):
@@ -124,8 +125,14 @@ class Task(ABC):
         """The fields of encoded rows, besides their tokens and labels, that a model reads."""
         return ()
 
-    def check_encoded(self, rows: Dataset, field: str) -> None:  # noqa: B027  most tasks have nothing to check
-        """Look over all encoded rows, and raise a ``ValueError`` if nothing can be learned from them."""
+    def check_encoded(  # noqa: B027  most tasks have nothing to check
+        self, rows: Dataset, args: TaskSettings, field: str, columns: Sequence[str]
+    ) -> None:
+        """Look over all encoded rows, and raise a ``ValueError`` if nothing can be learned from them.
+
+        Args:
+            columns: those of the rows before they were encoded.
+        """
 
     def layout_of(self, columns: Sequence[str], field: str, needs_answer: bool = True) -> tuple[str, ...]:
         """The first layout whose columns all exist; unless answers are needed, also one without its answer.
@@ -216,7 +223,7 @@ class Task(ABC):
                 logger.warning("%s: %d of %d rows %s", field, lost, len(rows), self.why_left_out(layout))
             self.remark(found, args, field)
         found = found.remove_columns(remarks)
-        self.check_encoded(found, field)
+        self.check_encoded(found, args, field, columns)
         return found
 
     def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:

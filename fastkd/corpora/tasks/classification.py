@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +12,30 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from fastkd.corpora.known_columns import columns_of, proposal
-from fastkd.corpora.labels import COLUMNS, UNLABELLED, by_name, encode_label, feature_names, label_column
+from fastkd.corpora.labels import (
+    COLUMNS,
+    by_name,
+    encode_label,
+    feature_names,
+    is_unlabelled,
+    label_column,
+)
 from fastkd.corpora.pairs import PAIRS
 from fastkd.corpora.prompts import text_ids
 from fastkd.corpora.settings import TaskSettings
-from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, pad
+from fastkd.corpora.tasks.base import Batch, Row, Task, pad
+from fastkd.corpora.unlabelled import missing_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 
 class Classification(Task):
     """Reads ``text``, perhaps ``text_pair``, and ``label``, as :mod:`fastkd.corpora.labels` describes it.
 
     There is one distribution per text, or one per text and label of a multi-label model. A text without a
-    label can be learned from a teacher alone.
+    label is learned from a teacher alone.
     """
 
     name = "classification"
@@ -103,22 +107,12 @@ class Classification(Task):
         label = encode_label(row.get(label_column(layout) or ""), args)
         return {**found, "labels": label, "cut": len(found["input_ids"]) < len(whole)}
 
-    def check_encoded(self, rows: Dataset, field: str) -> None:
-        """Raise a ``ValueError`` if no row has a label that the loss needs."""
-        if all(map(is_masked, rows["labels"])):
-            raise ValueError(
-                f"{field} has no labels: name their column with column_mapping, for example "
-                "{label: class}, or set kd_ratio: 1, which learns from the teacher alone"
-            )
-
-    def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:
-        super().remark(found, args, field)
-        if masked := sum(map(is_masked, found["labels"])):
-            logger.warning(
-                "%s: %d of %d texts have no label and are not learned from (kd_ratio: 1 would learn from the "
-                "teacher alone)",
-                *(field, masked, len(found)),
-            )
+    def check_encoded(self, rows: Dataset, args: TaskSettings, field: str, columns: Sequence[str]) -> None:
+        """Raise a ``ValueError`` if the loss needs labels that the rows do not have."""
+        missing = sum(map(is_unlabelled, rows["labels"]))
+        known = len(rows) - missing
+        if (sentence := missing_labels(known, missing, args, field, columns)) is not None:
+            raise ValueError(sentence)
 
     def why_left_out(self, layout: tuple[str, ...]) -> str:
         return super().why_left_out(_texts(layout))
@@ -152,17 +146,6 @@ class Classification(Task):
 def _texts(layout: tuple[str, ...]) -> tuple[str, ...]:
     """The columns of a layout that hold texts."""
     return tuple(name for name in layout if name not in COLUMNS)
-
-
-def is_masked(label: Any) -> bool:
-    """Whether an encoded label tells the loss to skip the row."""
-    return all(part == IGNORE_INDEX for part in label) if isinstance(label, list) else label == IGNORE_INDEX
-
-
-def is_unlabelled(label: Any) -> bool:
-    """Whether an encoded label says that there is none, with a row that is learned from the teacher alone."""
-    parts = label if isinstance(label, list) else [label]
-    return any(math.isnan(x) if isinstance(x, float) else x == UNLABELLED for x in parts)
 
 
 def _tensor(labels: list[Any]) -> Tensor:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
+from fastkd.corpora.labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    column_order,
+    is_masked,
+    is_unlabelled,
+    rows_with_labels,
+)
 from fastkd.corpora.listing import listed
-from fastkd.corpora.tasks.classification import is_masked, is_unlabelled
+from fastkd.corpora.unlabelled import missing_labels
 from fastkd.runs.classes import check_control, check_teacher
 from fastkd.runs.doctor.findings import Case, Check, Finding, count
 from fastkd.trainer.classes import named_classes
@@ -22,22 +29,43 @@ def _labels(case: Case) -> list[Any]:
 
 
 def unlabelled(case: Case) -> Iterator[Finding]:
-    """Texts that only the teacher says something about."""
-    labels = _labels(case)
-    if missing := sum(map(is_unlabelled, labels)):
-        yield Finding(
-            "note",
-            "unlabelled",
-            f"{count(missing, len(labels))} looked at have no label: with kd_ratio: 1 the student learns "
-            "what the teacher says of them",
-        )
+    """Texts without a label, of which only the teacher says something. All rows are counted, since a few
+    labels among many texts would hardly be in a sample.
+    """
+    if case.args.task != "classification":
+        return
+    for sample in (case.train, case.held_out):
+        if sample is None or not (missing := sample.total - (known := rows_with_labels(sample.data))):
+            continue
+        without = f"{count(missing, sample.total)} of {sample.field} have no label"
+        columns = sample.data.column_names
+        if (sentence := missing_labels(known, missing, case.args, sample.field, columns)) is not None:
+            yield Finding("error", "labels_missing", sentence)
+        elif sample is case.held_out:
+            how = f"accuracy and ce are those of the {known:,} others" if known else "there is no accuracy"
+            yield Finding("note", "unlabelled", f"{without}: {how}")
+        elif case.args.kd_ratio == 0 and not case.args.feature_matches:
+            yield Finding(
+                "warning",
+                "unlabelled",
+                f"{without} and are left out: kd_ratio: 0 learns from labels alone",
+                "set kd_ratio above 0, to learn from the teacher there",
+            )
+        else:
+            control = "; the control leaves them out" if case.args.control else ""
+            yield Finding(
+                "note",
+                "unlabelled",
+                f"{without} and are learned from the teacher alone, without cross-entropy; {known:,} have "
+                f"one{control}",
+            )
 
 
 def control(case: Case) -> Iterator[Finding]:
-    """A control without labels to learn from."""
-    if labels := _labels(case):
+    """A control without labels to learn from, or with too few for a batch."""
+    if case.args.task == "classification" and case.train is not None:
         try:
-            check_control(case.args, labels)
+            check_control(case.args, rows_with_labels(case.train.data))
         except ValueError as error:
             yield Finding("error", "control_unlabelled", str(error))
 

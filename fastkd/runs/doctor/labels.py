@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from fastkd.corpora.labels import is_masked
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row, unread_phrase
-from fastkd.corpora.tasks.classification import is_masked
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, percent
 from fastkd.trainer.row_limits import extent, problems, trained_positions, windows
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order
+from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order, is_unlabelled
 from fastkd.corpora.tasks import TASKS
-from fastkd.corpora.tasks.classification import is_unlabelled
 from fastkd.runs.classes import check_teacher
 from fastkd.runs.doctor import matches
 from fastkd.runs.doctor.findings import Case, Check, Finding

@@ -21,6 +21,7 @@ from fastkd.trainer.matching.balance import drowning
 from fastkd.trainer.matching.features import attention_loss, hidden_loss, relation_loss, widened
 from fastkd.trainer.matching.saliency import saliency, saliency_loss
 from fastkd.trainer.models import ModelOutput, Requested, detach, forward
+from fastkd.trainer.unlabelled import known_labels
 from fastkd.trainer.zero import gathered
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Matching(nn.Module):
         if teacher.embeddings is None:
             return teacher
         with torch.enable_grad():
-            found = saliency(teacher, targets, self.vocab_size, create_graph=False)
+            found = saliency(teacher, known_labels(targets), self.vocab_size, create_graph=False)
         return ModelOutput(
             detach(teacher.distribution),
             tuple(hidden.detach() for hidden in teacher.hidden_states),
@@ -116,7 +117,8 @@ class Matching(nn.Module):
         found: dict[str, Tensor] = {}
         with torch.autocast(targets.device.type, enabled=False):
             text = self.per_text or targets.dim() == 1
-            read = _sequences(targets, batch, text, decoder_side=False, source=self.decoder_side)
+            known = known_labels(targets)  # saliency is that of the labels
+            read = _sequences(known, batch, text, decoder_side=False, source=self.decoder_side)
             said = _sequences(targets, batch, text, decoder_side=self.decoder_side) if self.matches else read
             for match, projection in zip(self.matches, self.projections, strict=True):
                 values = self._values(match, projection, student, teacher, said.segments)
@@ -126,7 +128,7 @@ class Matching(nn.Module):
                 found[name] = found.get(name, 0.0) + match.weight * total
             if self.gradient_weight:
                 assert teacher.saliency is not None
-                mine = saliency(student, targets, self.vocab_size, create_graph=torch.is_grad_enabled())
+                mine = saliency(student, known, self.vocab_size, create_graph=torch.is_grad_enabled())
                 distance = saliency_loss(mine, teacher.saliency, read.segments, read.counts)
                 found["saliency"] = self.gradient_weight * distance
         return found

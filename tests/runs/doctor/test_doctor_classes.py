@@ -68,14 +68,14 @@ def test_one_class(classified: Path) -> None:
 
 
 def test_missing_labels(classified: Path) -> None:
-    """They are masked, unless the student learns from the teacher alone."""
+    """They are counted; the teacher is learned from there, and without it they are left out."""
     numbered(0, 1, 2, None)
-    assert look(**TASK)["labels_masked"].found.startswith("7 of 30 rows")
-    found = look(**TASK, kd_ratio=1.0)
-    assert "labels_masked" not in found and found["unlabelled"].found.startswith("7 of 30 rows")
+    for ratio, severity in ((0.5, "note"), (1.0, "note"), (0.0, "warning")):
+        found = look(**TASK, kd_ratio=ratio)["unlabelled"]
+        assert found.severity == severity and found.found.startswith("7 of 30 rows")
     write_rows("train.jsonl", [{"text": f"w{i}"} for i in range(30)])
-    assert look(**TASK)["labels_masked"].severity == "error"
-    assert not [f for f in look(**TASK, kd_ratio=1.0).values() if f.severity == "error"]
+    assert not [f for f in look(**TASK).values() if f.severity == "error"]
+    assert "train_file has no labels" in look(**TASK, kd_ratio=0.0)["labels_missing"].found
 
 
 def test_several_labels_per_text(classified: Path) -> None:

@@ -1,0 +1,79 @@
+"""The parts of a generated set that do not depend on what was generated: digests of its input, its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from fastkd.corpora.local_files import files_of
+from fastkd.corpora.store import Manifest
+from fastkd.corpora.store.fingerprints import ROW_HASH
+from fastkd.files import file_digest
+from fastkd.trainer.config import DistillationConfig
+
+SHARD_ROWS = 256
+# The column that keeps the data's own answer or label.
+REFERENCE = "reference"
+# Key in the schema of a shard; its value holds the hash of each input row and counts of the answers.
+_METADATA = b"fastkd"
+
+
+def row_hash(row: dict[str, Any]) -> str:
+    """A hash of a raw row."""
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=ROW_HASH).hexdigest()
+
+
+def source(args: DistillationConfig) -> dict[str, Any]:
+    """The data that a set was made from, with the digests of its files."""
+    if args.train_file is None:
+        return {"dataset": args.dataset, "split": args.train_split}
+    is_set = isinstance(args.train_file, str) and Path(args.train_file).expanduser().is_dir()
+    files = [] if is_set else files_of("train_file", args.train_file)
+    return {
+        "train_file": args.train_file,
+        "sha256": {path.name: file_digest(path) for path in files},
+    }
+
+
+def seed_of(seed: int, first: int) -> int:
+    """The seed of the shard that begins with this row, so that a resumed run draws what an uninterrupted one
+    would have.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=4).digest(), "little")
+
+
+def refuse_columns(rows: Dataset, *columns: str) -> None:
+    """Raise a ``ValueError`` if the data has a column that the set adds."""
+    for name in columns:
+        if name in rows.column_names:
+            raise ValueError(
+                f"train_file has a column {name!r} already, which fastkd generate writes: rename or remove it"
+            )
+
+
+def parquet(rows: Dataset, counts: dict[str, Any]) -> Callable[[Path], None]:
+    """A function that writes a shard."""
+    table = rows.data.table
+    metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(counts).encode()}
+    made = table.replace_schema_metadata(metadata)
+    return lambda path: pq.write_table(made, path)
+
+
+def counted(manifest: Manifest, names: Sequence[str]) -> Manifest:
+    """The manifest with counts over all shards, so that they do not depend on where a run was stopped."""
+    totals = dict.fromkeys(names, 0)
+    for shard in manifest.shards:
+        counts = json.loads(pq.read_schema(manifest.folder / shard.name).metadata[_METADATA])
+        for name in totals:
+            totals[name] += counts[name]
+    if {**manifest.notes, **totals} != manifest.notes:
+        manifest.notes |= totals
+        manifest.write()
+    return manifest
