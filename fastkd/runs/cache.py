@@ -24,6 +24,7 @@ from fastkd.corpora.languages import prepare_model
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
 from fastkd.corpora.store.fingerprints import data_digest, survey, tokenizer_fingerprint, weights_digest
+from fastkd.corpora.store.held import KEY, Held, read_held
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch, Task
 from fastkd.corpora.tasks.base import Collator
 from fastkd.corpora.vocabulary import too_narrow
@@ -95,7 +96,8 @@ def make_cache(
     An existing directory is resumed; at most its unfinished shard is lost. The settings that matter are
     ``task``, ``cache_kind``, ``cache_top_k``, ``cache_samples``, ``seed`` (of the draws) and
     ``per_device_eval_batch_size``. A ``hidden`` cache also stores the teacher's head, except in a directory
-    called ``eval``, which is read together with ``train``.
+    called ``eval``, which is read together with ``train``. The other kinds note in the manifest how much of
+    the distributions they hold, at temperature 1 and at that of the teacher in the settings.
 
     Args:
         teacher: frozen in place and put into eval mode.
@@ -111,7 +113,7 @@ def make_cache(
     """
     task = TASKS[args.task]
     check_rows(rows, f"the data for {folder}", task, {"teacher": teacher}, tokenizer)
-    source = _Source(teacher, task, args, tokenizer)
+    source = CacheSource(teacher, task, args, tokenizer)
     hashes, targets = survey(rows, task, f"hashing {folder.name}")
     if not targets.sum():
         raise ValueError(f"the rows for {folder} have no target: nothing could be learnt from them")
@@ -140,10 +142,20 @@ def make_cache(
             first, last = bounds[number]
             tokens = int(targets[first:last].sum())
             shard = _Shard(hashes[first:last], tokens, tokens * source.entries_per_token)
-            for part in source.run(rows, first, last, bar):
+            held = Held(cached_temperatures(args))
+            for part in source.run(rows, first, last, held, bar):
                 shard.add(part)
-            writer.put(number, tokens, partial(save_file, shard.tensors()))
+            metadata = None if args.cache_kind == "hidden" else {KEY: held.to_json()}
+            writer.put(number, tokens, partial(save_file, shard.tensors(), metadata=metadata))
+    if (total := read_held([folder / shard.name for shard in writer.manifest.shards])) is not None:
+        writer.note(KEY, total.summary())
     return writer.manifest
+
+
+def cached_temperatures(args: DistillationConfig) -> set[float]:
+    """The temperatures at which the probability that entries hold is counted."""
+    softened = args.teacher_temperature or args.temperature
+    return {1.0, float(softened)} if args.cache_kind == "topk" else {1.0}
 
 
 def _bounds(targets: np.ndarray, bytes_each: float, shard_rows: int) -> list[tuple[int, int]]:
@@ -159,7 +171,7 @@ def _bounds(targets: np.ndarray, bytes_each: float, shard_rows: int) -> list[tup
     return bounds
 
 
-class _Source:
+class CacheSource:
     """A teacher, and the way in which its distributions are encoded."""
 
     def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
@@ -240,8 +252,10 @@ class _Source:
         found = {"weight": factors.weight, "bias": factors.bias}
         return {name: x.detach().cpu().contiguous() for name, x in found.items() if x is not None}
 
-    def run(self, rows: Any, first: int, last: int, bar: Any) -> Iterator[Entries | Tensor]:
-        """The stored form of each row, in order.
+    def run(
+        self, rows: Any, first: int, last: int, held: Held, bar: Any = None
+    ) -> Iterator[Entries | Tensor]:
+        """The stored form of each row, in order; ``held`` counts what the entries hold.
 
         Each shard starts a new batch, so that a resumed run makes the same batches.
         """
@@ -253,10 +267,11 @@ class _Source:
             distribution = self.reader(batch).distribution  # type: ignore[union-attr]
             mask = self.task.targets(batch["labels"]) != IGNORE_INDEX
             for i, number in enumerate(numbers):
-                yield self._stored(_picked(distribution, i, mask), number)
-            bar.update(len(numbers))
+                yield self._stored(_picked(distribution, i, mask), number, held)
+            if bar is not None:
+                bar.update(len(numbers))
 
-    def _stored(self, given: Tensor | HiddenLogits, row: int) -> Entries | Tensor:
+    def _stored(self, given: Tensor | HiddenLogits, row: int, held: Held) -> Entries | Tensor:
         if self.kind == "hidden":
             assert isinstance(given, HiddenLogits)
             _refuse_nan(given.hidden, row)
@@ -275,6 +290,7 @@ class _Source:
                 made.append(top(logits, self.args.cache_top_k))
             else:
                 made.append(drawn(logits, self.args.cache_samples, generator))
+            held.add(logits, made[-1])
         return _joined(made)
 
 

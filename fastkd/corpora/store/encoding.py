@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 
 PAGE = 2**16
+# A row's hash, and the token and entry at which it begins.
+ROW_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Entries:
     def per_token(self) -> np.ndarray:
         """The number of entries of each token, ``(tokens,)`` int64."""
         return self.pages.sum(1, dtype=np.int64)
+
+    @property
+    def bytes(self) -> int:
+        """Size on the disk."""
+        return self.pages.nbytes + self.low.nbytes + self.values.nbytes
 
 
 def top(logits: Tensor, count: int) -> Entries:

@@ -1,0 +1,178 @@
+"""What a cache holds of its teacher's distributions: measured on a few rows, read from a cache, and judged."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastkd.corpora.store import CacheReader, Manifest
+from fastkd.corpora.store.encoding import ROW_BYTES, Entries
+from fastkd.corpora.store.fingerprints import survey
+from fastkd.corpora.store.held import KEY, Held, Mass, masses_at_1, named
+from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks.base import Row
+from fastkd.runs.cache import CacheSource, cached_temperatures
+from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.loading import load_teacher_model
+from fastkd.trainer.loading.adapters import base_name
+from fastkd.trainer.teachers import TeacherSource
+
+# Rows and tokens that are measured: enough for a mean to within some percent, and a second of work.
+ROWS, TOKENS = 64, 2_000
+# The largest weights, in bytes on the disk, that are loaded only to measure what a cache would hold.
+SMALL = 2**30
+# Mean probability below which a warning is given, by the way in which the rest is counted. Without the rest,
+# a student is worse than without a teacher where a third or more is missing; with it, as one more class, it
+# is not, and the teacher's advantage is halved where the entries hold less than half.
+LOW_MASS = {"renormalize": 0.8, "bucket": 0.5}
+
+
+class Advice(NamedTuple):
+    """Why a cache will teach badly, and the settings that mend it."""
+
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a cache of a few rows would hold.
+
+    Attributes:
+        rows, tokens: how many were measured.
+        bytes_per_token: of the shards, without the head of a ``hidden`` cache.
+        held: counts of entries and of the probability that they hold.
+    """
+
+    rows: int
+    tokens: int
+    bytes_per_token: float
+    held: Held
+
+
+def is_small(args: DistillationConfig) -> bool:
+    """Whether the teacher is a model in a directory of this machine, with at most ``SMALL`` bytes of weights."""
+    if not TeacherSource.parse(args.teacher).is_model:
+        return False
+    folder = Path(base_name("teacher", str(args.teacher)))
+    return folder.is_dir() and 0 < sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL
+
+
+def measure(
+    args: DistillationConfig, rows: list[Row], tokenizer: Any, kinds: tuple[str, ...]
+) -> dict[str, Measured]:
+    """Run the teacher over some of the rows, and encode its distributions as each kind of cache would.
+
+    Args:
+        args: the settings; ``teacher`` names a model.
+        rows: encoded rows.
+        tokenizer: the tokenizer that encoded them.
+        kinds: ``topk`` or ``sampled``, or both.
+
+    Raises:
+        ValueError: a teacher that cannot be loaded, or that a cache cannot be made of.
+    """
+    task = TASKS[args.task]
+    rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
+    targets = survey(rows, task)[1]
+    some = rows[: 1 + int(np.searchsorted(targets.cumsum(), TOKENS))]
+    tokens = int(targets[: len(some)].sum())
+    if not tokens:
+        return {}
+    args = copy.copy(args)
+    args.per_device_eval_batch_size = min(args.per_device_eval_batch_size, 8)
+    model = load_teacher_model(args)
+    found = {}
+    for kind in kinds:
+        args.cache_kind = kind
+        source = CacheSource(model, task, args, tokenizer)
+        source.teacher.to(args.device)
+        held = Held(cached_temperatures(args))
+        parts = list(source.run(some, 0, len(some), held))
+        size = len(some) * ROW_BYTES + sum(part.bytes for part in parts if isinstance(part, Entries))
+        found[kind] = Measured(len(some), tokens, size / tokens, held)
+    return found
+
+
+def held_by(reader: CacheReader, temperature: float) -> tuple[Mass, float] | None:
+    """The probability that a ``topk`` cache holds, and the temperature at which it does.
+
+    It is what the manifest states for the temperature, else for temperature 1; and where it states nothing,
+    since an older version wrote it, it is measured on some rows of the cache, whose files must be verified.
+    """
+    if (stated := _stated(reader.manifest, temperature)) is not None:
+        return stated
+    held = Held([1.0])
+    for row in range(0, len(reader), max(1, len(reader) // ROWS)):
+        entries = reader.entries(row)
+        held.tokens += len(entries.pages)
+        held.add_masses(named(1.0), masses_at_1(entries))
+    mass = held.mass(1.0)
+    return None if mass is None else (mass, 1.0)
+
+
+def _stated(made: Manifest, temperature: float) -> tuple[Mass, float] | None:
+    stated = made.notes.get(KEY, {}).get("mass", {})
+    for wanted in (temperature, 1.0):
+        if (one := stated.get(named(wanted))) is not None:
+            return Mass(one["mean"], one["p5"]), wanted
+    return None
+
+
+def advice_on(args: DistillationConfig, made: Manifest) -> Advice | None:
+    """Advice on a cache that has just been made, if it holds too little for these settings."""
+    found = _stated(made, read_at(args)) if made.kind == "topk" else None
+    return None if found is None else judged(args, *found, str(made.folder))
+
+
+def contents(made: Manifest) -> str | None:
+    """A sentence about what a cache holds; None of a ``hidden`` one, which holds everything."""
+    if (stated := made.notes.get(KEY)) is None:
+        return None
+    shown = [
+        f"{one['mean']:.1%} of the probability at temperature {name} (5th percentile {one['p5']:.1%})"
+        for name, one in stated["mass"].items()
+    ]
+    what = "distinct columns" if made.kind == "sampled" else "entries"
+    return f"{stated['entries_per_token']:.1f} {what} per token hold {' and '.join(shown)}"
+
+
+def read_at(args: DistillationConfig) -> float:
+    """The temperature at which the probability in a ``topk`` cache counts.
+
+    ``bucket`` forms its classes at temperature 1 and softens them afterwards; ``renormalize`` takes a softmax
+    over the entries at the teacher's temperature, at which they hold less the higher it is.
+    """
+    return 1.0 if args.cache_tail == "bucket" else float(args.teacher_temperature or args.temperature)
+
+
+def judged(args: DistillationConfig, mass: Mass, temperature: float, where: str) -> Advice | None:
+    """Advice where a ``topk`` cache holds too little; None where it holds enough.
+
+    Args:
+        args: the settings of the run that reads it.
+        mass, temperature: the probability that is held at this temperature.
+        where: names the cache, or the rows that were measured.
+    """
+    least = LOW_MASS[args.cache_tail]
+    if mass.mean >= least:
+        return None
+    does = (
+        "cache_tail: renormalize teaches that nothing else is possible"
+        if args.cache_tail == "renormalize"
+        else "of the rest the student learns only its sum"
+    )
+    remedies = ["raise cache_top_k", "set cache_kind: hidden"]
+    if args.divergence == "forward_kl" and {args.temperature, args.teacher_temperature or 1.0} == {1.0}:
+        remedies.insert(0, "set cache_kind: sampled, which is unbiased")
+    if args.cache_tail == "renormalize":
+        remedies.insert(0, "set cache_tail: bucket")
+    return Advice(
+        f"{where}: the entries of a topk cache hold {mass.mean:.0%} of the teacher's probability at "
+        f"temperature {named(temperature)} (5th percentile {mass.low:.0%}), and {does}",
+        ", or ".join(remedies),
+    )
