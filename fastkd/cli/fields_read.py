@@ -46,7 +46,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "label_smoothing_factor": (*TRAINING, "evaluate", *LOOKING),
     "fast": ("doctor",),
     "processes": ("estimate",),
-    "no_time": ("estimate",),
+    **dict.fromkeys(("no_time", "no_weights"), ("estimate",)),
     "json": LOOKING,
 }  # fmt: skip
 # Commands whose options are fields of the configuration.

@@ -1,4 +1,4 @@
-"""What a cache holds of its teacher's distributions: measured on a few rows, read from a cache, and judged."""
+"""The share of its teacher's distributions that a cache holds: measured on rows, read from it, and judged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastkd.corpora.store.fingerprints import survey
 from fastkd.corpora.store.held import KEY, Held, Mass, masses_at_1, named
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.tasks.base import Row
-from fastkd.runs.cache import CacheSource, cached_temperatures
+from fastkd.runs.cache_source import CacheSource, cached_temperatures
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_teacher_model
 from fastkd.trainer.loading.adapters import base_name
@@ -55,7 +55,7 @@ class Measured:
 
 
 def is_small(args: DistillationConfig) -> bool:
-    """Whether the teacher is a model in a directory of this machine, with at most ``SMALL`` bytes of weights."""
+    """Whether the teacher is a model in a directory here, with at most ``SMALL`` bytes of weights."""
     if not TeacherSource.parse(args.teacher).is_model:
         return False
     folder = Path(base_name("teacher", str(args.teacher)))
@@ -78,6 +78,8 @@ def measure(
     """
     task = TASKS[args.task]
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
+    if args.packing:  # documents, which the run would cut into pieces
+        rows = [{name: value[: args.max_length] for name, value in row.items()} for row in rows]
     targets = survey(rows, task)[1]
     some = rows[: 1 + int(np.searchsorted(targets.cumsum(), TOKENS))]
     tokens = int(targets[: len(some)].sum())
@@ -98,24 +100,25 @@ def measure(
     return found
 
 
-def held_by(reader: CacheReader, temperature: float) -> tuple[Mass, float] | None:
-    """The probability that a ``topk`` cache holds, and the temperature at which it does.
+def measured_mass(reader: CacheReader) -> tuple[Mass, float]:
+    """The probability that a ``topk`` cache holds at temperature 1, measured on some of its rows, and 1.0.
 
-    It is what the manifest states for the temperature, else for temperature 1; and where it states nothing,
-    since an older version wrote it, it is measured on some rows of the cache, whose files must be verified.
+    An older version wrote none into the manifest. The files must be verified.
     """
-    if (stated := _stated(reader.manifest, temperature)) is not None:
-        return stated
     held = Held([1.0])
     for row in range(0, len(reader), max(1, len(reader) // ROWS)):
-        entries = reader.entries(row)
-        held.tokens += len(entries.pages)
-        held.add_masses(named(1.0), masses_at_1(entries))
+        found = masses_at_1(reader.entries(row))
+        held.tokens += len(found)
+        held.add_masses(named(1.0), found)
     mass = held.mass(1.0)
-    return None if mass is None else (mass, 1.0)
+    assert mass is not None  # a cache has targets
+    return mass, 1.0
 
 
-def _stated(made: Manifest, temperature: float) -> tuple[Mass, float] | None:
+def stated_mass(made: Manifest, temperature: float) -> tuple[Mass, float] | None:
+    """The probability that the manifest states for a temperature, or else for 1, and that temperature; None
+    where an older version has written neither.
+    """
     stated = made.notes.get(KEY, {}).get("mass", {})
     for wanted in (temperature, 1.0):
         if (one := stated.get(named(wanted))) is not None:
@@ -125,7 +128,7 @@ def _stated(made: Manifest, temperature: float) -> tuple[Mass, float] | None:
 
 def advice_on(args: DistillationConfig, made: Manifest) -> Advice | None:
     """Advice on a cache that has just been made, if it holds too little for these settings."""
-    found = _stated(made, read_at(args)) if made.kind == "topk" else None
+    found = stated_mass(made, read_at(args)) if made.kind == "topk" else None
     return None if found is None else judged(args, *found, str(made.folder))
 
 

@@ -41,9 +41,13 @@ def masses(logits: Tensor, entries: Entries, temperature: float) -> np.ndarray:
     token = torch.from_numpy(np.repeat(np.arange(len(logits)), entries.per_token())).to(logits.device)
     column = torch.from_numpy(entries.columns()).to(logits.device)
     held = (softened[token, column] - softened.logsumexp(-1)[token]).double().exp()
-    return torch.zeros(len(logits), dtype=torch.float64, device=logits.device).index_add(
-        0, token, held
-    ).clamp(max=1.0).cpu().numpy()
+    return (
+        torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+        .index_add(0, token, held)
+        .clamp(max=1.0)
+        .cpu()
+        .numpy()
+    )
 
 
 def masses_at_1(entries: Entries) -> np.ndarray:

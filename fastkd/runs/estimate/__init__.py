@@ -1,4 +1,7 @@
-"""Estimates memory, time per step and cache sizes of a configuration without loading any weights."""
+"""Estimates memory, time per step and cache sizes of a configuration.
+
+No weights are loaded, except those of a small teacher, where the sizes of its caches are to be measured.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from fastkd.runs.estimate.caches import CacheSize, cache_sizes
+from fastkd.runs.estimate.caches import CacheSize, cache_sizes, measured_rows
 from fastkd.runs.estimate.lengths import Lengths, lengths
 from fastkd.runs.estimate.remedies import Remedy, remedies
 from fastkd.runs.estimate.speed import Machine, measure, seconds_per_step
@@ -68,7 +71,9 @@ class Estimate:
         return found
 
 
-def estimate(args: DistillationConfig, processes: int | None = None, timed: bool = True) -> Estimate:
+def estimate(
+    args: DistillationConfig, processes: int | None = None, timed: bool = True, measured: bool = False
+) -> Estimate:
     """Estimate a configuration.
 
     The estimate counts the memory of tensors (weights, gradients, optimizer state, activations, logits) for
@@ -78,6 +83,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         args: the configuration of ``fastkd distill``, or of ``fastkd train`` without a teacher.
         processes: number of processes that train together; those of this launch if None.
         timed: measure this machine's speed for a second or two, to estimate the time of a step.
+        measured: run a small teacher of this machine on a few rows, to measure what a cache takes.
 
     Raises:
         ValueError: a model or a setting cannot be read.
@@ -113,6 +119,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         machine = measure(torch.device(args.device), dtype, tokens, step.hidden)
         seconds = seconds_per_step(usual, micro_batches, machine)
     targets = None if train.rows is None else train.rows * train.targets
+    process, free = psutil.Process().memory_info().rss, free_bytes(args.device)  # before a teacher is loaded
     return Estimate(
         args.device.type,
         processes,
@@ -124,9 +131,9 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         machine,
         seconds,
         _steps(args, train, processes),
-        _caches(args, step, targets),
-        psutil.Process().memory_info().rss,
-        free_bytes(args.device),
+        _caches(args, step, targets, measured),
+        process,
+        free,
         _generated(args, train),
     )
 
@@ -149,10 +156,13 @@ def _steps(args: DistillationConfig, train: Lengths, processes: int) -> int | No
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
-def _caches(args: DistillationConfig, step: Step, targets: float | None) -> dict[str, CacheSize]:
+def _caches(
+    args: DistillationConfig, step: Step, targets: float | None, measured: bool
+) -> dict[str, CacheSize]:
     if not TeacherSource.parse(args.teacher).is_model:
         return {}
-    return cache_sizes(args, step.teacher_columns, step.teacher_hidden, step.teacher_itemsize, targets)
+    rows = measured_rows(args) if measured else {}
+    return cache_sizes(args, step.teacher_columns, step.teacher_hidden, step.teacher_itemsize, targets, rows)
 
 
 def _generated(args: DistillationConfig, train: Lengths) -> int | None:
