@@ -25,10 +25,9 @@ from fastkd.trainer.teachers import TeacherSource
 ROWS, TOKENS = 64, 2_000
 # The largest weights, in bytes on the disk, that are loaded only to measure what a cache would hold.
 SMALL = 2**30
-# Mean probability below which a warning is given, by the way in which the rest is counted. Without the rest,
-# a student is worse than without a teacher where a third or more is missing; with it, as one more class, it
-# is not, and the teacher's advantage is halved where the entries hold less than half.
-LOW_MASS = {"renormalize": 0.8, "bucket": 0.5}
+# Mean probability, at the teacher's temperature in the loss, below which a student was worse than without a
+# teacher, by the way in which the rest is counted. docs/trainer.md has the table of the measurements.
+LOW_MASS = {"renormalize": 0.8, "bucket": 0.25}
 
 
 class Advice(NamedTuple):
@@ -145,12 +144,10 @@ def contents(made: Manifest) -> str | None:
 
 
 def read_at(args: DistillationConfig) -> float:
-    """The temperature at which the probability in a ``topk`` cache counts.
-
-    ``bucket`` forms its classes at temperature 1 and softens them afterwards; ``renormalize`` takes a softmax
-    over the entries at the teacher's temperature, at which they hold less the higher it is.
+    """The teacher's temperature in the loss. It decides how much of the distribution entries hold: the higher
+    it is, the more probability is in the many columns that a ``topk`` cache leaves out.
     """
-    return 1.0 if args.cache_tail == "bucket" else float(args.teacher_temperature or args.temperature)
+    return float(args.teacher_temperature or args.temperature)
 
 
 def judged(args: DistillationConfig, mass: Mass, temperature: float, where: str) -> Advice | None:
@@ -169,9 +166,13 @@ def judged(args: DistillationConfig, mass: Mass, temperature: float, where: str)
         if args.cache_tail == "renormalize"
         else "of the rest the student learns only its sum"
     )
+    softened = {float(args.temperature), read_at(args)} != {1.0}
     remedies = ["raise cache_top_k", "set cache_kind: hidden"]
-    if args.divergence == "forward_kl" and {args.temperature, args.teacher_temperature or 1.0} == {1.0}:
-        remedies.insert(0, "set cache_kind: sampled, which is unbiased")
+    if args.divergence == "forward_kl":
+        alone = " with temperature: 1" if softened else ""
+        remedies.insert(0, f"set cache_kind: sampled{alone}, which is unbiased")
+    if softened:
+        remedies.insert(0, "set temperature: 1")
     if args.cache_tail == "renormalize":
         remedies.insert(0, "set cache_tail: bucket")
     return Advice(

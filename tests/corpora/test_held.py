@@ -32,10 +32,11 @@ def test_the_largest_entries(scale: float) -> None:
     assert held.distinct == 20 and held.mass(4.0) is None
     for temperature in (1.0, 2.0):
         expected = np.sort(probabilities(logits, temperature), -1)[:, -20:].sum(-1)
+        low = np.percentile(expected, LOW, method="inverted_cdf")
         found = held.mass(temperature)
         assert found is not None
         assert found.mean == pytest.approx(expected.mean(), abs=1e-6)
-        assert found.low == pytest.approx(np.percentile(expected, LOW), abs=1.5 / BINS)
+        assert found.low == pytest.approx(low, abs=1.1 / BINS)
     stored = np.concatenate([masses_at_1(entries) for _, entries in parts])
     np.testing.assert_allclose(stored, np.sort(probabilities(logits, 1.0), -1)[:, -20:].sum(-1), rtol=2e-3)
 

@@ -92,8 +92,10 @@ class Held:
         counts = self.counts.get(name := named(temperature))
         if counts is None or not self.tokens:
             return None
-        below = np.concatenate([[0], np.cumsum(counts)])
-        low = np.interp(LOW / 100 * self.tokens, below, np.arange(BINS + 1) / BINS)
+        # The bin of the token below which LOW percent of the tokens are, and its place within the bin.
+        up_to, wanted = np.cumsum(counts), LOW / 100 * self.tokens
+        place = int(np.searchsorted(up_to, wanted))
+        low = (place + 1 - (up_to[place] - wanted) / counts[place]) / BINS
         return Mass(self.sums[name] / self.tokens, float(low))
 
     def to_json(self) -> str:
