@@ -27,7 +27,7 @@ ROWS, TOKENS = 64, 2_000
 SMALL = 2**30
 # Mean probability, at the teacher's temperature in the loss, below which a student was worse than without a
 # teacher, by the way in which the rest is counted. docs/trainer.md has the table of the measurements.
-LOW_MASS = {"renormalize": 0.8, "bucket": 0.25}
+LOW_MASS = {"renormalize": 0.8, "bucket": 0.2}
 
 
 class Advice(NamedTuple):
