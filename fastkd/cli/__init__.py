@@ -14,6 +14,7 @@ import sys
 import traceback
 
 from fastkd.cli import packages
+from fastkd.cli.fields_read import refuse_foreign
 
 # name -> (module, one line of help)
 COMMANDS = {
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     try:
+        refuse_foreign(name, rest)
         code: int = importlib.import_module(COMMANDS[name][0]).main(rest)
         _leave_process_group()
         return code

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from fastkd.cli.fields_read import refuse_entries
 from fastkd.cli.settings import help_text, read_settings, renamed
 
 ABOUT = """Run the teacher over train_file, and eval_file if set, and store its distributions in
 output_dir/train and output_dir/eval. Then `teacher: cache:output_dir` distils from them without loading it.
+Prints the bytes and entries per token, and how much of the teacher's probability they hold.
 --kind is short for --cache_kind. A run that was stopped resumes when it is started again."""
 
 
@@ -14,12 +16,18 @@ def main(argv: list[str]) -> int:
         print(help_text("cache", ABOUT))
         return 0 if argv else 2
     args = read_settings(renamed(argv, "kind", "cache_kind"))
+    refuse_entries(args, argv)
     from fastkd.runs.cache import make_caches
+    from fastkd.runs.cache_contents import advice_on, contents
 
     for name, made in make_caches(args).items():
         print(
             f"{made.folder}: {made.rows:,} rows ({name}), {made.tokens:,} tokens with a target, "
             f"{made.bytes / made.tokens:.1f} bytes per token ({made.kind}, {made.bytes / 2**20:,.1f} MiB)"
         )
+        if (sentence := contents(made)) is not None:
+            print(f"  {sentence}")
+        if (advice := advice_on(args, made)) is not None:
+            print(f"  warning: {advice.found}\n  -> {advice.remedy}")
     print(f"to distil from it: teacher: cache:{args.output_dir}")
     return 0

@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastkd.cli.fields_read import refuse_tail
 from fastkd.cli.renames import unknown_fields
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def settings_of(given: dict[str, Any], fixed: dict[str, Any] | None = None) -> D
     values = {
         name: _coerce(name, value, hints[name], fields[name].default is None) for name, value in given.items()
     }
-    return DistillationConfig(**{**values, **(fixed or {})})
+    args = DistillationConfig(**{**values, **(fixed or {})})
+    if "cache_tail" in overrides:
+        refuse_tail(args)
+    return args
 
 
 def renamed(argv: list[str], short: str, field: str) -> list[str]:

@@ -305,10 +305,10 @@ class DistillationConfig(TrainingArguments):
     cache_top_k: int = field(default=32, metadata={"help": "Entries per token of a topk cache."})
     cache_samples: int = field(default=50, metadata={"help": "Draws per token of a sampled cache."})
     cache_tail: str = field(
-        default="renormalize",
+        default="bucket",
         metadata={
-            "help": "How a topk cache counts all other tokens: renormalize (not at all), or bucket "
-            "(their probability as one more class)."
+            "help": "How a topk cache is read, as to all other tokens: bucket (their probability is one more "
+            "class), or renormalize (they count as impossible)."
         },
     )
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fastkd.cli import main
+from fastkd.cli.fields_read import READ_BY
 from fastkd.cli.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +61,22 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 SHORT = ["--use-cpu", "--max-steps", "3", "--save-strategy", "no", "--max-completion-length", "4"]
 
 
+def short(command: str) -> list[str]:
+    """The options of ``SHORT`` that a command reads."""
+    return [
+        argument
+        for place, argument in enumerate(SHORT)
+        if command
+        in READ_BY.get(
+            (argument if argument[:2] == "--" else SHORT[place - 1])[2:].replace("-", "_"), [command]
+        )
+    ]
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fastkd ")])
 def test_recipe(workplace: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = shlex.split(command)[1:]
-    status = main([*arguments, *SHORT])
+    status = main([*arguments, *short(arguments[0])])
     printed = capsys.readouterr()
     # The doctor may report findings about a teacher that was never trained.
     assert status == 0 or (arguments[0] == "doctor" and status == 1), printed.err

@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 
 PAGE = 2**16
+# A row's hash, and the token and entry at which it begins.
+ROW_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Entries:
         """The number of entries of each token, ``(tokens,)`` int64."""
         return self.pages.sum(1, dtype=np.int64)
 
+    @property
+    def bytes(self) -> int:
+        """Size on the disk."""
+        return self.pages.nbytes + self.low.nbytes + self.values.nbytes
+
 
 def top(logits: Tensor, count: int) -> Entries:
     """The ``count`` largest log-probabilities of ``(tokens, V)`` logits, or all where ``V`` is less."""
@@ -78,10 +85,10 @@ def drawn(logits: Tensor, draws: int, generator: torch.Generator) -> Entries:
 
 def _packed(columns: Tensor, values: Tensor, each: Tensor, width: int, most: int) -> Entries:
     """Encode entries. ``each``: entries per token, at most ``most``; ``columns`` ascend within a token."""
-    small = np.uint8 if most <= 255 else np.uint16
+    small = np.uint8 if _small(most) == 1 else np.uint16
     where = columns.cpu().numpy()
     token = np.repeat(np.arange(len(each)), each.cpu().numpy())
-    pages = np.zeros((len(each), -(-width // PAGE)), small)
+    pages = np.zeros((len(each), _pages(width)), small)
     np.add.at(pages, (token, where // PAGE), 1)
     found = values.cpu().numpy()
     return Entries(
@@ -98,13 +105,26 @@ def bytes_per_token(kind: str, columns: int, top_k: int, samples: int, hidden: i
         kind: ``topk``, ``sampled`` or ``hidden``.
         columns: the teacher's vocabulary.
         top_k, samples: entries of ``topk``, and draws of ``sampled``. A quarter of the draws are assumed to
-            be distinct, as is typical of language models.
+            be distinct, as is typical of large language models; a teacher that is less sure draws up to
+            three quarters.
         hidden, itemsize: width of the teacher's last hidden state, and bytes of each of its elements.
     """
-    pages = -(-columns // PAGE)
     if kind == "hidden":
         return hidden * itemsize
-    entries = min(columns, top_k if kind == "topk" else -(-samples // 4))
-    most = top_k if kind == "topk" else samples
-    small = 1 if most <= 255 else 2
-    return pages * small + entries * (2 + (2 if kind == "topk" else small))
+    if kind == "sampled":
+        return sampled_bytes(columns, samples, min(columns, -(-samples // 4)))
+    return _pages(columns) * _small(top_k) + min(columns, top_k) * (2 + 2)
+
+
+def sampled_bytes(columns: int, samples: int, distinct: float) -> float:
+    """The bytes per token of a ``sampled`` cache in which a token's draws have so many distinct columns."""
+    return _pages(columns) * _small(samples) + distinct * (2 + _small(samples))
+
+
+def _pages(columns: int) -> int:
+    return -(-columns // PAGE)
+
+
+def _small(most: int) -> int:
+    """The bytes of a number up to ``most``."""
+    return 1 if most <= 255 else 2

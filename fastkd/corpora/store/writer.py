@@ -105,6 +105,12 @@ class Writer:
         self.manifest.head = self._place(HEAD, write)
         self.manifest.write()
 
+    def note(self, name: str, value: Any) -> None:
+        """Add a fact to the manifest's notes."""
+        if self.manifest.notes.get(name) != value:
+            self.manifest.notes[name] = value
+            self.manifest.write()
+
     def _place(self, name: str, write: Write) -> File:
         """Write a file whole or not at all: in a temporary folder, flushed to the disk, then renamed."""
         path = self.manifest.folder / name

@@ -1,4 +1,7 @@
-"""Estimates memory, time per step and cache sizes of a configuration without loading any weights."""
+"""Estimates memory, time per step and cache sizes of a configuration.
+
+No weights are loaded, except those of a small teacher, where the sizes of its caches are to be measured.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import psutil
 import torch
 
 from fastkd.runs.estimate import trial
-from fastkd.runs.estimate.caches import CacheSize, cache_sizes
+from fastkd.runs.estimate.caches import CacheSize, cache_sizes, measured_rows
 from fastkd.runs.estimate.lengths import Lengths, lengths
 from fastkd.runs.estimate.remedies import Remedy, remedies
 from fastkd.runs.estimate.speed import Machine, measure, seconds_per_step
@@ -71,7 +74,9 @@ class Estimate:
         return found
 
 
-def estimate(args: DistillationConfig, processes: int | None = None, timed: bool = True) -> Estimate:
+def estimate(
+    args: DistillationConfig, processes: int | None = None, timed: bool = True, measured: bool = False
+) -> Estimate:
     """Estimate a configuration.
 
     The estimate counts the memory of tensors (weights, gradients, optimizer state, activations, logits) for
@@ -82,6 +87,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         processes: number of processes that train together; those of this launch if None.
         timed: estimate the time of a step: run a few with random weights, or measure this machine's speed for
             a second or two where steps are too large to be tried.
+        measured: run a small teacher of this machine on a few rows, to measure what a cache takes.
 
     Raises:
         ValueError: a model or a setting cannot be read.
@@ -109,6 +115,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
     full_peak = None
     if not train.whole and largest.length < args.max_length:
         full_peak = run_step(args, longer, None, processes).peak
+    process, free = psutil.Process().memory_info().rss, free_bytes(args.device)  # before models are loaded
     machine = seconds = None
     tried = False
     micro_batches = args.gradient_accumulation_steps
@@ -117,7 +124,7 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         tokens = largest.rows * train.usual.length
         machine = measure(torch.device(args.device), dtype, tokens, step.hidden)
         seconds = seconds_per_step(usual, micro_batches, machine)
-        tried = trial.fits(args, step, seconds, processes, free_bytes(args.device))
+        tried = trial.fits(args, step, seconds, processes, free)
         if tried:
             seconds = trial.seconds_per_step(args, train.usual)
     targets = None if train.rows is None else train.rows * train.targets
@@ -133,9 +140,9 @@ def estimate(args: DistillationConfig, processes: int | None = None, timed: bool
         seconds,
         tried,
         _steps(args, train, processes),
-        _caches(args, step, targets),
-        psutil.Process().memory_info().rss,
-        free_bytes(args.device),
+        _caches(args, step, targets, measured),
+        process,
+        free,
         _generated(args, train),
     )
 
@@ -158,10 +165,13 @@ def _steps(args: DistillationConfig, train: Lengths, processes: int) -> int | No
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
-def _caches(args: DistillationConfig, step: Step, targets: float | None) -> dict[str, CacheSize]:
+def _caches(
+    args: DistillationConfig, step: Step, targets: float | None, measured: bool
+) -> dict[str, CacheSize]:
     if not TeacherSource.parse(args.teacher).is_model:
         return {}
-    return cache_sizes(args, step.teacher_columns, step.teacher_hidden, step.teacher_itemsize, targets)
+    rows = measured_rows(args) if measured else {}
+    return cache_sizes(args, step.teacher_columns, step.teacher_hidden, step.teacher_itemsize, targets, rows)
 
 
 def _generated(args: DistillationConfig, train: Lengths) -> int | None:

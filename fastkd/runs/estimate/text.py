@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from fastkd.runs.estimate import Estimate
+from fastkd.runs.estimate.caches import CacheSize
 from fastkd.trainer.config import DistillationConfig
 
 
@@ -79,7 +80,7 @@ def _costs(found: Estimate, args: DistillationConfig) -> list[tuple[str, str]]:
         each = f"{cost.per_token:,.0f} bytes per token"
         head = f" and {size(cost.head)} for the head" if cost.head else ""
         total = "" if cost.total is None else f", {size(cost.total)} for the training data"
-        rows.append((f"cache {kind}", each + head + total))
+        rows.append((f"cache {kind}", each + head + total + _measured(cost)))
     if found.generated_tokens is not None:
         rows.append(
             (
@@ -89,6 +90,18 @@ def _costs(found: Estimate, args: DistillationConfig) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _measured(cost: CacheSize) -> str:
+    """How the bytes are known, and what a cache would hold."""
+    if cost.range is not None:
+        low, high = cost.range
+        return f" (assumed: {low:,.0f} to {high:,.0f} bytes, by how many draws of the teacher are distinct)"
+    if cost.distinct is not None:
+        return f" (measured: {cost.distinct:.1f} distinct columns per token)"
+    if cost.mass is not None:
+        return f" (measured: they hold {cost.mass:.0%} of the probability, 5th percentile {cost.low:.0%})"
+    return ""
 
 
 def _settings(settings: dict[str, Any]) -> str:
