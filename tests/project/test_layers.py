@@ -38,9 +38,11 @@ SETTINGS = {
         "fastkd.kd_loss",
         "fastkd.corpora.generation.check_generation_kwargs",
         "fastkd.trainer.matches.parse_matches",
+        "fastkd.trainer.seeds.parse_seeds",
         "fastkd.trainer.zero",
     ),
     "fastkd/trainer/matches.py": (),
+    "fastkd/trainer/seeds.py": (),
     "fastkd/corpora/generation.py": (),
     "fastkd/trainer/zero.py": (),
 }

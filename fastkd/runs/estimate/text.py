@@ -7,6 +7,7 @@ from typing import Any
 
 from fastkd.runs.estimate import Estimate
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.seeds import seeds_of
 
 
 def text(found: Estimate, args: DistillationConfig) -> str:
@@ -72,6 +73,9 @@ def _costs(found: Estimate, args: DistillationConfig) -> list[tuple[str, str]]:
             line += (
                 f"; {found.steps:,} steps: {duration(low * found.steps)} to {duration(high * found.steps)}"
             )
+            if (runs := len(seeds_of(args.seeds, args.seed))) > 1:
+                low, high = runs * low * found.steps, runs * high * found.steps
+                line += f"; {runs} seeds: {duration(low)} to {duration(high)}"
         rows.append(("time", line))
     for kind, cost in found.caches.items():
         each = f"{cost.per_token:,.0f} bytes per token"

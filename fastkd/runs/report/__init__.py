@@ -4,6 +4,8 @@ from fastkd.runs.report.files import write
 from fastkd.runs.report.live import Live
 from fastkd.runs.report.page import page
 from fastkd.runs.report.record import about, configuration, settings, untouched, versions
+from fastkd.runs.report.seed_tables import outcomes
+from fastkd.runs.report.seeds import shown, summary
 from fastkd.runs.report.tables import COLUMNS, WRITING, parts, rows, table, teacher_part, writing_rows
 from fastkd.runs.report.verdict import verdict
 
@@ -13,10 +15,13 @@ __all__ = [
     "Live",
     "about",
     "configuration",
+    "outcomes",
     "page",
     "parts",
     "rows",
     "settings",
+    "shown",
+    "summary",
     "table",
     "teacher_part",
     "untouched",

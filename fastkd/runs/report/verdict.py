@@ -5,22 +5,43 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fastkd.runs.report.seed_verdict import seed_verdict
 from fastkd.runs.report.tables import Rows, parts, rows
+from fastkd.trainer.seeds import seed_folder
 
-# Smaller relative differences count as equal.
+# Smaller relative differences between two runs are not spoken of as differences.
 LEVEL = 0.005
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Compares the student with the control and the teacher, by the figure that fits the task best."""
+    """Compares the student with the control and the teacher, by the figure that fits the task best.
+
+    The runs of several seeds are compared by :func:`fastkd.runs.report.seed_verdict.seed_verdict`. In one run
+    only accuracy can be judged, by the number of texts; any other difference is stated with the remark that
+    one run cannot tell whether it is chance.
+    """
+    if report.get("seeds"):
+        return seed_verdict(report)
+    said, compared = _of_one_run(report)
+    if not compared:
+        return said
+    remedy = (
+        "; --seeds 3 can" if report.get("command") == "distill" and not _is_one_of_several(report) else ""
+    )
+    return f"{said} One run cannot tell whether another seed would say the same{remedy}."
+
+
+def _of_one_run(report: dict[str, Any]) -> tuple[str, bool]:
+    """The sentence, and whether it compares two models by a difference whose chance is unknown."""
     if (failure := report.get("failed")) is not None:
-        return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}"
+        return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}", False
     table = rows(report)
     name = next((name for name in ("student", "model") if name in table), None)
     if name is None:
-        return "There is nothing to report yet."
+        return "There is nothing to report yet.", False
     if (progress := report.get("unfinished")) is not None:
-        return f"Not finished: the {progress['title']} is at step {progress['step']} of {progress['of']}."
+        where = f"the {progress['title']} is at step {progress['step']} of {progress['of']}"
+        return f"Not finished: {where}.", False
     written = _writing(report, name)
     if written is not None:
         return written
@@ -34,67 +55,74 @@ def verdict(report: dict[str, Any]) -> str:
     if row.get("perplexity") is not None:
         return _perplexity(table, name)
     if row.get("agreement") is not None:  # held-out texts without labels
-        return f"The {name} agrees with the teacher on {row['agreement']:.1%} of the held-out texts."
-    return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data."
+        agreement = f"{row['agreement']:.1%} of the held-out texts"
+        return f"The {name} agrees with the teacher on {agreement}.", False
+    return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data.", False
+
+
+def _is_one_of_several(report: dict[str, Any]) -> bool:
+    """Whether the run is one of several seeds, whose directories have a name of their own."""
+    settings = report.get("configuration") or {}
+    folder = str(settings.get("output_dir"))
+    return folder.endswith(seed_folder("", settings.get("seed", 0)).name)
 
 
 def _value(table: Rows, name: str, key: str) -> float | None:
     return table.get(name, {}).get(key)
 
 
-def _perplexity(table: Rows, name: str) -> str:
+def _perplexity(table: Rows, name: str) -> tuple[str, bool]:
     own, control, teacher = (_value(table, who, "perplexity") for who in (name, "control", "teacher"))
     assert own is not None
     if math.isnan(own):
-        return (
-            f"The {name}'s perplexity is not a number: the held-out data has no labels, or the model is NaN."
-        )
+        why = "the held-out data has no labels, or the model is NaN"
+        return f"The {name}'s perplexity is not a number: {why}.", False
     aside = "" if teacher is None else f" (the teacher's is {teacher:.2f})"
     if control is None or not math.isfinite(own + control):
-        return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
+        return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}.", False
     better = 1 - own / control
     if abs(better) < LEVEL:
-        how = "is that of the same student trained without the teacher"
+        how = f"is within {LEVEL:.1%} of that of the same student trained without the teacher"
     else:
         how = f"is {abs(better):.0%} {'lower' if better > 0 else 'higher'} than without the teacher"
-    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}."
+    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}.", True
 
 
-def _score(table: Rows, name: str, key: str, title: str, better: str) -> str:
+def _score(table: Rows, name: str, key: str, title: str, better: str) -> tuple[str, bool]:
     own, control, teacher = (_value(table, who, key) for who in (name, "control", "teacher"))
     assert own is not None
     aside = "" if teacher is None else f" (the teacher's is {teacher:.3g})"
     if control is None:
-        return f"The {name}'s {title} on held-out texts is {own:.3g}{aside}."
+        return f"The {name}'s {title} on held-out texts is {own:.3g}{aside}.", False
     size = max(abs(own), abs(control))
     if abs(own - control) <= LEVEL * size:
-        how = "is that of the same student trained without the teacher"
+        how = f"is within {LEVEL:.1%} of that of the same student trained without the teacher"
     else:
         how = f"is {'higher' if own > control else 'lower'} than without the teacher"
         how += ", which is better" if (own > control) == (better == "higher") else ", which is worse"
-    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}."
+    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}.", True
 
 
-def _accuracy(table: Rows, name: str) -> str:
+def _accuracy(table: Rows, name: str) -> tuple[str, bool]:
     own, control, teacher = (_value(table, who, "accuracy") for who in (name, "control", "teacher"))
     assert own is not None
     if math.isnan(own):
-        return f"The {name}'s accuracy is not a number: the held-out data has no labels."
+        return f"The {name}'s accuracy is not a number: the held-out data has no labels.", False
     aside = "" if teacher is None else f" (the teacher: {teacher:.1%})"
     if control is None or math.isnan(control):
-        return f"The {name} gets {own:.1%} of the held-out texts right{aside}."
+        return f"The {name} gets {own:.1%} of the held-out texts right{aside}.", False
     points = 100 * (own - control)
     count = _texts(table[name])
     if count and abs(own - control) <= _by_chance(own, control, count):
         return (
             f"The distilled student gets {own:.1%} of the held-out texts right, the same student without the "
             f"teacher {control:.1%}{aside}: the difference is within chance for {count:,} texts."
-        )
+        ), False
     more = "more" if points > 0 else "fewer"
     return (
         f"The distilled student gets {abs(points):.1f} points {more} of the held-out texts right than the "
         f"same student without the teacher: {own:.1%} against {control:.1%}{aside}."
-    )
+    ), not count
 
 
 def _texts(row: dict[str, Any]) -> int:
@@ -106,7 +134,7 @@ def _by_chance(one: float, other: float, count: int) -> float:
     return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / count)
 
 
-def _writing(report: dict[str, Any], name: str) -> str | None:
+def _writing(report: dict[str, Any], name: str) -> tuple[str, bool] | None:
     known = parts(report)
     how = "beam" if "beam" in known[name] else "greedy"
     if how not in known[name]:
@@ -122,4 +150,4 @@ def _writing(report: dict[str, Any], name: str) -> str | None:
     control = known.get("control", {}).get(how)
     if control:
         sentence += f"; without the teacher it is {control['bleu']:.1f}"
-    return sentence + "."
+    return sentence + ".", bool(control)
