@@ -135,7 +135,7 @@ def _text(found: dict[str, Any], path: Path) -> str:
     """The end of the command's output: tables with means and spreads, the verdicts, and the places."""
     with_spreads = report.shown(found)
     ended = found["seeds"]["ended"]
-    lines = [f"\n{named_seeds(ended)}: mean ± standard deviation" if ended else ""]
+    lines = [f"\n{named_seeds(ended)}: mean ± standard deviation" if len(ended) > 1 else ""]
     lines.append(report.table(report.rows(with_spreads)))
     if written := report.writing_rows(with_spreads):
         lines += ["", report.table(written, report.WRITING)]

@@ -60,7 +60,7 @@ def _spreads(held: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         groups: dict[str, Any] = {seed: value for seed, value in values.items() if _is_flat(value)}
         if groups:
             found[key] = _spreads(groups)
-        elif any(_is_number(value) for value in values.values()):
+        elif any(_is_number(value) for value in values.values()) or key in BETTER:
             counted = list(finite(values).values())
             found[key] = {
                 "mean": mean(counted) if counted else None,
