@@ -80,9 +80,9 @@ def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]
                 print(f"seed {run.seed} failed: {error}", flush=True)
         waiting.remove(run.seed)
         if main_process:
-            found = head | _summary(runs, done, failed, waiting)
+            found = _summary(runs, done, failed, waiting) | head
             report.write(folder, found)
-    found = head | _summary(runs, done, failed, waiting)
+    found = _summary(runs, done, failed, waiting) | head
     if main_process:
         path = report.write(folder, found)
         print(_text(found, path))

@@ -115,7 +115,8 @@ def test_every_metric_of_answers_has_a_verdict(key: str, group: str, manner: str
 
 def test_every_quality_of_the_tables_has_a_direction() -> None:
     costs = {"parameters", "seconds_per_step", "peak_memory_mb", "tokens_per_second"}
-    derived = {"bleu_share"}
+    costs |= {"median_ms", "rows_per_second"}
+    derived = {"bleu_share", "perplexity_bound"}
     shown = {key for key, _, _ in (*report.COLUMNS, *report.WRITING)}
     assert shown - costs - derived <= BETTER.keys()
 
@@ -202,3 +203,18 @@ def test_pairs_are_those_that_both_models_have() -> None:
     assert found is not None and found.values == {"1": 1.0, "2": 3.0} and found.mean == 2.0
     assert paired({"1": 3.0}, {"2": 3.0}) is None
     assert spread([3.0]) is None and spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+
+
+def test_a_headline_that_the_reports_name() -> None:
+    found = several("rougeL", [0.5, 0.51], [0.4, 0.41], group="greedy")
+    for name in ("student", "control"):
+        found["seeds"]["metrics"][name]["eval"] = several("perplexity", [8.0, 8.1], [8.0, 8.0])["seeds"][
+            "metrics"
+        ][name]["eval"]
+    assert "perplexity" in report.verdict(found)  # there is no BLEU
+    assert "student's ROUGE-L, greedy is 0.505 ±" in report.verdict({**found, "headline": "rougeL"})
+    reports = {seed: {"model": part(perplexity=8.0), "headline": "perplexity", "n": seed} for seed in (1, 2)}
+    made = report.summary(reports, {})
+    assert made["headline"] == "perplexity" and "n" not in made
+    made |= {"headline": "auto", "sequence_level": {"mode": "beam"}}
+    assert "not compared with any reference" in report.verdict(made)

@@ -94,7 +94,7 @@ def test_each_seed_is_a_run_of_its_own(pair: tuple[Path, DistillationConfig]) ->
     assert whole["seeds"]["ended"] == [42, 43] and whole["configuration"]["seeds"] == 2
     assert whole["teacher"]["eval"] == each[0]["teacher"]["eval"]
     assert "Over 2 seeds" in Page((place / "out" / "report.html").read_text()).text
-    assert "--seeds" not in report.verdict(each[0]) and "--seeds 3 can" in report.verdict(alone)
+    assert "One run cannot tell" in report.verdict(alone)
 
 
 def test_one_seed_is_a_plain_run(place: Path) -> None:
@@ -287,13 +287,13 @@ def test_two_processes(place: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fastkd.cli"]
     before = None
-    for seeds in ("2", "3"):
-        command = [*launcher, "distill", "run.yaml", "--seeds", seeds]
+    for count in ("2", "3"):
+        command = [*launcher, "distill", "run.yaml", "--seeds", count]
         done = subprocess.run(
             command, cwd=place, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"Over {seeds} seeds") == 1
+        assert done.stdout.count(f"Over {count} seeds") == 1
         now = states(place / "out" / "seed-42")
         assert before in (None, now)
         before = now

@@ -39,7 +39,10 @@ def values(report: dict[str, Any]) -> tuple[Rows, Rows]:
         if name == "teacher":
             continue
         for seed in map(str, known["ended"]):
-            row = _of_seed(metrics, seed) | _of_seed(metrics.get("eval", {}), seed)
+            row = _of_seed(metrics, seed)
+            for group, inner in metrics.items():
+                if group not in DECODINGS and "values" not in inner:
+                    row |= _of_seed(inner, seed)
             row["entropy"] = row.get("entropy", row.get("student_entropy"))
             plain[f"{name}, seed {seed}"] = row
             for how in DECODINGS:

@@ -8,7 +8,7 @@ from fastkd.runs.report.seeds import heading
 from fastkd.runs.report.statistics import finite
 from fastkd.trainer.seeds import named_seeds
 
-# The metric that the headline states is the first of these that the student has.
+# The metric that the headline states is the first of these that the student has, unless the reports name one.
 HEADLINES = (
     ("beam", "bleu"),
     ("greedy", "bleu"),
@@ -36,7 +36,8 @@ def chosen(report: dict[str, Any]) -> tuple[str, str] | None:
     """The group and the key of the headline's metric; None without held-out data."""
     metrics = report["seeds"]["metrics"]
     own = metrics.get("student") or metrics.get("model") or {}
-    return next((place for place in HEADLINES if (own.get(place[0]) or {}).get(place[1])), None)
+    named = [(group, str(report.get("headline"))) for group in ("beam", "greedy", "eval")]
+    return next((place for place in (*named, *HEADLINES) if (own.get(place[0]) or {}).get(place[1])), None)
 
 
 def runs(count: int) -> str:
@@ -82,6 +83,11 @@ def _headline(report: dict[str, Any]) -> str:
         return f"Trained with {runs(ended)}; the quality is unknown without held-out data."
     group, key = place
     name = "student" if "student" in metrics else "model"
+    if report.get("sequence_level") and key == "perplexity" and report.get("headline") != "perplexity":
+        return (
+            f"The {name} was trained on the teacher's answers with {runs(ended)}, and its own answers were "
+            "not compared with any reference."
+        )
     found = heading(group, key, metrics[name])
     assert found is not None
     title, form = found

@@ -31,17 +31,20 @@ def summary(reports: Mapping[int, dict[str, Any]], failed: Mapping[int, str]) ->
         failed: the reason for each seed whose training ended with an error.
 
     Returns:
-        For every model its part with means in place of numbers, as in the report of one run; and ``seeds``:
-        ``ended`` and ``failed``; ``metrics``, with ``mean``, ``spread``, ``n`` and ``values`` by seed in
-        place of each number; and ``differences`` between student and control (:func:`differences`).
+        For every model its part with means in place of numbers, as in the report of one run; the entries
+        beside the models that are the same in all reports, lists apart; and ``seeds`` with ``ended``,
+        ``failed``, ``metrics`` (``mean``, ``spread``, ``n`` and ``values`` by seed in place of each number)
+        and ``differences`` between student and control (:func:`differences`).
     """
     models = list(dict.fromkeys(name for report in reports.values() for name in parts(report)))
     metrics, means = {}, {}
     for name in models:
         held = {str(seed): report[name] for seed, report in reports.items() if report.get(name)}
         metrics[name] = _spreads(held)
-        means[name] = _means(metrics[name]) | _common(held)
+        means[name] = _means(metrics[name]) | _equal({seed: _said(part) for seed, part in held.items()})
+    beside = {seed: _beside(report, models) for seed, report in reports.items()}
     return {
+        **(_equal(beside) if beside else {}),
         **means,
         "seeds": {
             "ended": list(reports),
@@ -94,13 +97,22 @@ def _means(metrics: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _common(held: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The entries of the parts that are neither numbers nor groups of them, and equal in all."""
+def _said(part: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a model's part that are neither numbers nor groups of them."""
+    return {key: value for key, value in part.items() if isinstance(value, (bool, str))}
+
+
+def _beside(report: dict[str, Any], models: list[str]) -> dict[str, Any]:
+    return {key: v for key, v in report.items() if key not in models and not isinstance(v, list)}
+
+
+def _equal(held: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    """The entries that all have, with the same value."""
     first, *others = held.values()
     return {
         key: value
         for key, value in first.items()
-        if isinstance(value, (bool, str)) and all(other.get(key) == value for other in others)
+        if all(key in other and other[key] == value for other in others)
     }
 
 

@@ -7,41 +7,25 @@ from typing import Any
 
 from fastkd.runs.report.seed_verdict import seed_verdict
 from fastkd.runs.report.tables import Rows, parts, rows
-from fastkd.trainer.seeds import seed_folder
 
-# Smaller relative differences between two runs are not spoken of as differences.
+# A smaller relative difference between two runs is not called one.
 LEVEL = 0.005
+# The end of a comparison whose chance nothing in one run tells: only accuracy is judged, by the texts.
+ONE_RUN = " One run cannot tell whether another seed would say the same: --seeds repeats it."
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Compares the student with the control and the teacher, by the figure that fits the task best.
-
-    The runs of several seeds are compared by :func:`fastkd.runs.report.seed_verdict.seed_verdict`. In one run
-    only accuracy can be judged, by the number of texts; any other difference is stated with the remark that
-    one run cannot tell whether it is chance.
-    """
+    """Compares the student with the control and the teacher, by the figure that fits the task best."""
     if report.get("seeds"):
         return seed_verdict(report)
-    said, compared = _of_one_run(report)
-    if not compared:
-        return said
-    remedy = (
-        "; --seeds 3 can" if report.get("command") == "distill" and not _is_one_of_several(report) else ""
-    )
-    return f"{said} One run cannot tell whether another seed would say the same{remedy}."
-
-
-def _of_one_run(report: dict[str, Any]) -> tuple[str, bool]:
-    """The sentence, and whether it compares two models by a difference whose chance is unknown."""
     if (failure := report.get("failed")) is not None:
-        return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}", False
+        return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}"
     table = rows(report)
     name = next((name for name in ("student", "model") if name in table), None)
     if name is None:
-        return "There is nothing to report yet.", False
+        return "There is nothing to report yet."
     if (progress := report.get("unfinished")) is not None:
-        where = f"the {progress['title']} is at step {progress['step']} of {progress['of']}"
-        return f"Not finished: {where}.", False
+        return f"Not finished: the {progress['title']} is at step {progress['step']} of {progress['of']}."
     written = _writing(report, name)
     if written is not None:
         return written
@@ -55,74 +39,68 @@ def _of_one_run(report: dict[str, Any]) -> tuple[str, bool]:
     if row.get("perplexity") is not None:
         return _perplexity(table, name)
     if row.get("agreement") is not None:  # held-out texts without labels
-        agreement = f"{row['agreement']:.1%} of the held-out texts"
-        return f"The {name} agrees with the teacher on {agreement}.", False
-    return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data.", False
-
-
-def _is_one_of_several(report: dict[str, Any]) -> bool:
-    """Whether the run is one of several seeds, whose directories have a name of their own."""
-    settings = report.get("configuration") or {}
-    folder = str(settings.get("output_dir"))
-    return folder.endswith(seed_folder("", settings.get("seed", 0)).name)
+        return f"The {name} agrees with the teacher on {row['agreement']:.1%} of the held-out texts."
+    return f"Trained for {row.get('steps', 0)} steps; its quality is unknown without held-out data."
 
 
 def _value(table: Rows, name: str, key: str) -> float | None:
     return table.get(name, {}).get(key)
 
 
-def _perplexity(table: Rows, name: str) -> tuple[str, bool]:
+def _perplexity(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "perplexity") for who in (name, "control", "teacher"))
     assert own is not None
     if math.isnan(own):
-        why = "the held-out data has no labels, or the model is NaN"
-        return f"The {name}'s perplexity is not a number: {why}.", False
+        return (
+            f"The {name}'s perplexity is not a number: the held-out data has no labels, or the model is NaN."
+        )
     aside = "" if teacher is None else f" (the teacher's is {teacher:.2f})"
     if control is None or not math.isfinite(own + control):
-        return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}.", False
+        return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
     better = 1 - own / control
     if abs(better) < LEVEL:
         how = f"is within {LEVEL:.1%} of that of the same student trained without the teacher"
     else:
         how = f"is {abs(better):.0%} {'lower' if better > 0 else 'higher'} than without the teacher"
-    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}.", True
+    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}.{ONE_RUN}"
 
 
-def _score(table: Rows, name: str, key: str, title: str, better: str) -> tuple[str, bool]:
+def _score(table: Rows, name: str, key: str, title: str, better: str) -> str:
     own, control, teacher = (_value(table, who, key) for who in (name, "control", "teacher"))
     assert own is not None
     aside = "" if teacher is None else f" (the teacher's is {teacher:.3g})"
     if control is None:
-        return f"The {name}'s {title} on held-out texts is {own:.3g}{aside}.", False
+        return f"The {name}'s {title} on held-out texts is {own:.3g}{aside}."
     size = max(abs(own), abs(control))
     if abs(own - control) <= LEVEL * size:
         how = f"is within {LEVEL:.1%} of that of the same student trained without the teacher"
     else:
         how = f"is {'higher' if own > control else 'lower'} than without the teacher"
         how += ", which is better" if (own > control) == (better == "higher") else ", which is worse"
-    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}.", True
+    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}.{ONE_RUN}"
 
 
-def _accuracy(table: Rows, name: str) -> tuple[str, bool]:
+def _accuracy(table: Rows, name: str) -> str:
     own, control, teacher = (_value(table, who, "accuracy") for who in (name, "control", "teacher"))
     assert own is not None
     if math.isnan(own):
-        return f"The {name}'s accuracy is not a number: the held-out data has no labels.", False
+        return f"The {name}'s accuracy is not a number: the held-out data has no labels."
     aside = "" if teacher is None else f" (the teacher: {teacher:.1%})"
     if control is None or math.isnan(control):
-        return f"The {name} gets {own:.1%} of the held-out texts right{aside}.", False
+        return f"The {name} gets {own:.1%} of the held-out texts right{aside}."
     points = 100 * (own - control)
     count = _texts(table[name])
     if count and abs(own - control) <= _by_chance(own, control, count):
         return (
             f"The distilled student gets {own:.1%} of the held-out texts right, the same student without the "
             f"teacher {control:.1%}{aside}: the difference is within chance for {count:,} texts."
-        ), False
+        )
     more = "more" if points > 0 else "fewer"
     return (
         f"The distilled student gets {abs(points):.1f} points {more} of the held-out texts right than the "
         f"same student without the teacher: {own:.1%} against {control:.1%}{aside}."
-    ), not count
+        f"{'' if count else ONE_RUN}"
+    )
 
 
 def _texts(row: dict[str, Any]) -> int:
@@ -134,7 +112,7 @@ def _by_chance(one: float, other: float, count: int) -> float:
     return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / count)
 
 
-def _writing(report: dict[str, Any], name: str) -> tuple[str, bool] | None:
+def _writing(report: dict[str, Any], name: str) -> str | None:
     known = parts(report)
     how = "beam" if "beam" in known[name] else "greedy"
     if how not in known[name]:
@@ -150,4 +128,4 @@ def _writing(report: dict[str, Any], name: str) -> tuple[str, bool] | None:
     control = known.get("control", {}).get(how)
     if control:
         sentence += f"; without the teacher it is {control['bleu']:.1f}"
-    return sentence + ".", bool(control)
+    return f"{sentence}.{ONE_RUN if control else ''}"
