@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def open_seeds(args: DistillationConfig) -> list[SeedRun]:
                 f"{folder} holds {named_seeds(held)} of a run with other settings ({', '.join(changed)}): "
                 "give another output_dir, or resume_from_checkpoint: false to start again"
             )
+        if before.get("student") != _student_digest(args):
+            raise ValueError(
+                f"{folder} holds {named_seeds(held)} of a run before the student changed under the same name "
+                f"({args.model}): give another output_dir, or resume_from_checkpoint: false to start again"
+            )
     runs = []
     for seed in seeds_of(args.seeds, args.seed):
         of_seed = copy.deepcopy(args)
@@ -80,8 +86,23 @@ def begin_seeds(args: DistillationConfig) -> None:
     """Write the record of the directory that holds the seeds."""
     folder = Path(str(args.output_dir))
     seeds = sorted({*seeds_in(folder), *seeds_of(args.seeds, args.seed)})
-    files.write_json(folder / RECORD, {"settings": _shared_settings(args), "seeds": seeds})
+    record = {"settings": _shared_settings(args), "student": _student_digest(args), "seeds": seeds}
+    files.write_json(folder / RECORD, record)
 
 
 def _shared_settings(args: DistillationConfig) -> dict[str, object]:
     return {name: value for name, value in settings_of(args).items() if name not in _OF_A_SEED}
+
+
+def _student_digest(args: DistillationConfig) -> str | None:
+    """The digest of the files from which every seed's student starts; None for a model of the hub.
+
+    A run that resumes reads its checkpoint and not these files, so its own record does not know them. Seeds
+    that are added later read them again.
+    """
+    patterns = ["config.json", "adapter_config.json"]
+    if args.model_init != "scratch":
+        patterns += ["*.safetensors", "*.bin"]
+    paths = sorted(path for pattern in patterns for path in Path(str(args.model)).glob(pattern))
+    made = "".join(files.file_digest(path) for path in paths)
+    return hashlib.sha256(made.encode()).hexdigest() if paths else None

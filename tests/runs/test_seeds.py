@@ -209,6 +209,13 @@ def test_data_that_changed_since_a_seed_ended(place: Path) -> None:
     assert not (place / "out" / "seed-2").exists()  # refused before the first seed begins
 
 
+def test_a_student_that_changed_since_a_seed_ended(place: Path) -> None:
+    run(settings(place, seeds=[1], control=False, model_init="pretrained"), "distill")
+    stored.llama(5).save_pretrained(place / "student")
+    with pytest.raises(ValueError, match="before the student changed under the same name"):
+        run(settings(place, seeds=[1, 2], control=False, model_init="pretrained"), "distill")
+
+
 def test_starting_again(place: Path) -> None:
     run(settings(place, seeds=[1], control=False), "distill")
     first = weights(place / "out" / "seed-1")
