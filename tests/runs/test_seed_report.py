@@ -109,7 +109,7 @@ def test_every_metric_of_answers_has_a_verdict(key: str, group: str, manner: str
     swapped = several(key, control, student, group=group)
     assert report.outcomes(swapped).endswith("which is worse")
     if key == "bleu":
-        assert "distilled student's BLEU, " + manner in report.verdict(found)
+        assert f"distilled student's BLEU ({manner}) is" in report.verdict(found)
         assert "30.10 ± 0.26, without the teacher 27.13 ± 0.15: higher by 2.97 ± " in report.verdict(found)
 
 
@@ -212,7 +212,7 @@ def test_a_headline_that_the_reports_name() -> None:
             "metrics"
         ][name]["eval"]
     assert "perplexity" in report.verdict(found)  # there is no BLEU
-    assert "student's ROUGE-L, greedy is 0.505 ±" in report.verdict({**found, "headline": "rougeL"})
+    assert "student's ROUGE-L (greedy) is 0.505 ±" in report.verdict({**found, "headline": "rougeL"})
     reports = {seed: {"model": part(perplexity=8.0), "headline": "perplexity", "n": seed} for seed in (1, 2)}
     made = report.summary(reports, {})
     assert made["headline"] == "perplexity" and "n" not in made

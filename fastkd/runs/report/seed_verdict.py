@@ -90,7 +90,8 @@ def _headline(report: dict[str, Any]) -> str:
         )
     found = heading(group, key, metrics[name])
     assert found is not None
-    title, form = found
+    measure, _, how = found[0].partition(", ")
+    title, form = f"{measure} ({how})" if how else measure, found[1]
     own, control, teacher = (
         (metrics.get(who, {}).get(group) or {}).get(key) or {"mean": None}
         for who in (name, "control", "teacher")
