@@ -6,7 +6,9 @@ from fastkd.cli.settings import help_text, read_settings
 
 ABOUT = """Train a student on a teacher's distributions and on the labels.
 Runs under torchrun and accelerate launch too, for example
-torchrun --nproc_per_node 2 -m fastkd.cli distill CONFIG.yaml"""
+torchrun --nproc_per_node 2 -m fastkd.cli distill CONFIG.yaml
+--seeds 3 repeats the run with three seeds, each in a directory of its own below output_dir; the report
+has the mean and the spread of every metric. The same command goes on where it was stopped."""
 
 
 def main(argv: list[str]) -> int:
@@ -14,7 +16,7 @@ def main(argv: list[str]) -> int:
         print(help_text("distill", ABOUT))
         return 0 if argv else 2
     args = read_settings(argv)
-    from fastkd.runs.train import run
+    from fastkd.runs.seeds import run
 
     run(args, "distill")
     return 0

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     args = read_settings(argv)
     from fastkd.runs import report
     from fastkd.runs.evaluate import evaluate, has_model
+    from fastkd.trainer.seeds import named_seeds, seed_folder, seeds_in
 
     named = any(argument.partition("=")[0] == "--model" for argument in argv)
     output_dir = str(args.output_dir)
@@ -30,6 +31,11 @@ def main(argv: list[str]) -> int:
         # The configuration names the student before training; the trained one is in output_dir.
         args.model = output_dir
     elif not named and not unset:
+        if seeds := seeds_in(Path(output_dir)):
+            raise ValueError(
+                f"output_dir {output_dir!r} holds the runs of {named_seeds(seeds)}: give the model of one of "
+                f"them, such as --model {seed_folder(output_dir, seeds[0])}"
+            )
         if args.model_init == "scratch":
             raise ValueError(
                 f"output_dir {output_dir!r} holds no trained model, and model_init: scratch means that "

@@ -41,7 +41,10 @@ def read_settings(argv: list[str], fixed: dict[str, Any] | None = None) -> Disti
     from fastkd.cli.yaml_text import read_file
 
     path, overrides = _split(argv)
-    return settings_of({**read_file(Path(path)), **read_values(overrides)}, fixed)
+    args = settings_of({**read_file(Path(path)), **read_values(overrides)}, fixed)
+    if "cache_tail" in overrides:
+        refuse_tail(args)
+    return args
 
 
 def read_values(overrides: dict[str, str]) -> dict[str, Any]:
@@ -63,10 +66,7 @@ def settings_of(given: dict[str, Any], fixed: dict[str, Any] | None = None) -> D
     values = {
         name: _coerce(name, value, hints[name], fields[name].default is None) for name, value in given.items()
     }
-    args = DistillationConfig(**{**values, **(fixed or {})})
-    if "cache_tail" in overrides:
-        refuse_tail(args)
-    return args
+    return DistillationConfig(**{**values, **(fixed or {})})
 
 
 def renamed(argv: list[str], short: str, field: str) -> list[str]:

@@ -15,24 +15,31 @@ from fastkd.trainer.teachers import CachedTeacher
 Contents = dict[str, str | None]
 
 
-def contents(raw: Mapping[str, Any], tokenizer: Any, teacher: Any, student: Any) -> Contents:
-    """The digests of the rows, the tokenizer, the teacher, and the weights of the student that are not
-    trained: a checkpoint of an adapter does not hold the model under it.
+def contents(raw: Mapping[str, Any], tokenizer: Any, teacher: Any) -> Contents:
+    """The digests of the rows, the tokenizer and the teacher.
 
     Args:
         raw: the rows of ``train_file`` and ``eval_file`` as they were read.
         tokenizer: the tokenizer that encodes them, with its chat template.
         teacher: a model, a cache, or anything else, whose digest is None.
-        student: a plain model, or one with an adapter.
     """
-    frozen = {name: p for name, p in student.named_parameters() if not p.requires_grad}
     return {
         "the data of train_file": rows_digest(raw.get("train_file")),
         "the data of eval_file": rows_digest(raw.get("eval_file")),
         "the tokenizer": _tokenizer_digest(tokenizer),
         "the teacher": _teacher_digest(teacher),
-        "the model under the adapter": _digest(frozen, "hashing the model"),
     }
+
+
+def student_contents(student: Any) -> Contents:
+    """The digest of the student's weights that are not trained: a checkpoint of an adapter does not hold the
+    model under it.
+
+    Args:
+        student: a plain model, or one with an adapter.
+    """
+    frozen = {name: p for name, p in student.named_parameters() if not p.requires_grad}
+    return {"the model under the adapter": _digest(frozen, "hashing the model")}
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -14,6 +14,7 @@ from fastkd.directories import existing
 from fastkd.runs.estimate.optimizers import optimizer_bytes
 from fastkd.runs.estimate.text import size
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.seeds import seeds_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Need:
         weights, state: bytes of the weights, and of the optimizer's state in each checkpoint. An adapter is
             small and counts as nothing.
         checkpoints: the most of them that are on the disk at a time.
+        runs: number of runs with a result of their own: a control is one, and so is each seed.
         free: bytes that are free for the run, with those of the checkpoints and weights that it replaces.
     """
 
@@ -32,24 +34,29 @@ class Need:
     weights: int
     state: int
     checkpoints: int
+    runs: int
     free: int
 
     @property
     def bytes(self) -> int:
-        return self.weights + self.checkpoints * (self.weights + self.state)
+        return self.runs * (self.weights + self.checkpoints * (self.weights + self.state))
 
     @property
     def sentence(self) -> str:
+        what = f"the model and {self.checkpoints} checkpoints"
+        if self.runs > 1:
+            what = f"{self.runs} runs, each with a model and {self.checkpoints} checkpoints,"
         return (
-            f"the model and {self.checkpoints} checkpoints need {size(self.bytes)} of disk space and "
-            f"{size(self.free)} are free at output_dir {str(self.folder)!r}"
+            f"{what} need {size(self.bytes)} of disk space and {size(self.free)} are free at output_dir "
+            f"{str(self.folder)!r}"
         )
 
     @property
     def remedy(self) -> str:
-        if self.free <= 2 * self.weights + self.state:
+        free = self.free // self.runs
+        if free <= 2 * self.weights + self.state:
             return "give another output_dir"
-        few = (self.free - self.weights) // max(self.weights + self.state, 1) - 1
+        few = (free - self.weights) // max(self.weights + self.state, 1) - 1
         limit = f"set save_total_limit: {few} or " if few >= 1 else "set "
         return f"{limit}save_only_model: true, or give another output_dir"
 
@@ -67,7 +74,8 @@ def needed(args: DistillationConfig, model: nn.Module, steps: int | None) -> Nee
         weights = 4 * sum(p.numel() for p in model.parameters())
         state = 0 if args.save_only_model else optimizer_bytes(plain(args.optim), None, model.parameters())
     folder = Path(str(args.output_dir))
-    return Need(folder, weights, state, _checkpoints(args, steps), free_disk(folder))
+    runs = len(seeds_of(args.seeds, args.seed)) * (2 if args.control else 1)
+    return Need(folder, weights, state, _checkpoints(args, steps), runs, free_disk(folder))
 
 
 def require(args: DistillationConfig, model: nn.Module, steps: int | None) -> None:
@@ -103,10 +111,15 @@ def _checkpoints(args: DistillationConfig, steps: int | None) -> int:
 
 def free_disk(folder: Path) -> int:
     """Free bytes on the disk that holds ``folder``, which need not exist yet, and those of the weights and
-    checkpoints in it, which the run replaces.
+    checkpoints in it, of the control's and of all seeds', which the run replaces.
     """
     disk = shutil.disk_usage(existing(folder))
     if not disk.total:  # a file system that does not know
         return 2**63
-    held = [*folder.glob("*.safetensors"), *folder.glob("checkpoint-*/*")]
+    held = [
+        path
+        for place in ("", "control/", "seed-*/", "seed-*/control/")
+        for what in ("*.safetensors", "checkpoint-*/*")
+        for path in folder.glob(place + what)
+    ]
     return disk.free + sum(path.stat().st_size for path in held if path.is_file())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,21 @@ from fastkd.trainer.trainer import DistillationTrainer
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class TeacherSeen:
+    """The measurements of a teacher that several runs share, since it is the same model in all of them.
+
+    Attributes:
+        memory: its outputs for held-out batches.
+        alone: its answers' scores, or the time that it takes for a text; None before they are measured.
+        answers: its answers, if it writes.
+    """
+
+    memory: Memory = field(default_factory=Memory)
+    alone: dict[str, Any] | None = None
+    answers: Said | None = None
+
+
 class Measuring:
     """The held-out data of a run, and what its models make of it.
 
@@ -35,6 +51,7 @@ class Measuring:
         raw: the same rows as they were read; None if nobody reads them.
         asked: the prompts that every model answers; None for none.
         size: number of bytes of text that the rows predict, for bits per byte; 0 for none.
+        seen: what other runs have measured of the same teacher.
 
     Attributes:
         answers: those of every model, by its name.
@@ -48,12 +65,13 @@ class Measuring:
         raw: Any = None,
         asked: Asked | None = None,
         size: int = 0,
+        seen: TeacherSeen | None = None,
     ) -> None:
         self.args, self.tokenizer, self.encoded, self.raw = args, tokenizer, encoded, raw
         self.asked, self.bytes = asked, size
         self.task = TASKS[args.task]
         self.answers: dict[str, Said] = {}
-        self._memory = Memory()
+        self._seen = seen or TeacherSeen()
         self._keeper: Keeper | None = None
         self._predictions: dict[str, Predictions] = {}
         self._collate: Any = None
@@ -66,7 +84,7 @@ class Measuring:
         if not isinstance(side, (LiveTeacher, BaseTeacher)) or _is_sharded(trainer):
             return
         if not zero.is_sharded(side.model):
-            module.teacher = RememberedTeacher(module.teacher, self._memory)
+            module.teacher = RememberedTeacher(module.teacher, self._seen.memory)
 
     def at(self, name: str, trainer: DistillationTrainer) -> dict[str, Any]:
         """The part of the report of a trainer's model: its ``eval``, and for a classifier its ``classes`` and
@@ -109,11 +127,21 @@ class Measuring:
         if made is not None and made.teacher is not None:
             found |= made.classes(made.teacher)
         if own and not zero.is_sharded(teacher):
-            return found | self._alone("teacher", teacher)
+            return found | self._teacher_alone(teacher)
         if isinstance(teacher, BaseTeacher):
             with model.disable_adapter():
                 return found | self._alone("teacher", model)
         return found  # a cache writes nothing, and its teacher's speed is unknown
+
+    def _teacher_alone(self, teacher: Any) -> dict[str, Any]:
+        """As :meth:`_alone`, once for all runs with this teacher."""
+        seen = self._seen
+        if seen.alone is None:
+            seen.alone = self._alone("teacher", teacher)
+            seen.answers = self.answers.get("teacher")
+        elif seen.answers is not None:
+            self.answers["teacher"] = seen.answers
+        return seen.alone
 
     def _alone(self, name: str, model: Any) -> dict[str, Any]:
         """The measurements of a model by itself: its answers, or the time that it takes for a text."""

@@ -15,6 +15,7 @@ from fastkd.corpora.store.manifest import differences
 from fastkd.runs import report
 from fastkd.trainer import checkpoints
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.seeds import named_seeds, seeds_in
 from fastkd.trainer.teachers import TeacherSource
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,27 @@ class Record:
         if changed and (self.result or self.last is not None):
             raise ValueError(self._refusal(f"of a run with other settings ({', '.join(changed)})"))
 
+    def check_contents(self, contents: dict[str, str | None]) -> list[str]:
+        """Compare what the run reads with what the run before it read.
+
+        Args:
+            contents: the digests, by what they are of.
+
+        Returns:
+            The names of what has changed, where the run was told to go on in spite of it.
+
+        Raises:
+            ValueError: other contents under the same names.
+        """
+        changed: list[str] = []
+        if self.before is not None and self.choice != "false" and (self.result or self.last is not None):
+            changed = differences(self.before.get("contents", {}), contents)
+            if changed and not self.continues:
+                raise ValueError(
+                    self._refusal(f"of a run before {', '.join(changed)} changed under the same name")
+                )
+        return changed
+
     def begin(self, contents: dict[str, str | None], writes: bool) -> None:
         """Write the record of this run, unless what it reads is no longer what the run before it read.
 
@@ -86,14 +108,8 @@ class Record:
         Raises:
             ValueError: other contents under the same names.
         """
-        if self.before is not None and self.choice != "false" and (self.result or self.last is not None):
-            changed = differences(self.before.get("contents", {}), contents)
-            if changed and not self.continues:
-                raise ValueError(
-                    self._refusal(f"of a run before {', '.join(changed)} changed under the same name")
-                )
-            if changed:
-                logger.warning("resuming although %s changed since the run began", ", ".join(changed))
+        if changed := self.check_contents(contents):
+            logger.warning("resuming although %s changed since the run began", ", ".join(changed))
         if self.choice is None and self.last is not None:
             logger.warning("resuming from %s", self.last)
         if not writes:
@@ -132,23 +148,43 @@ def open_record(args: DistillationConfig) -> Record:
         choice = str(choice).lower() if str(choice).lower() in ("true", "false") else str(choice)
     if choice not in (None, "true", "false"):
         checkpoints.require_whole(Path(str(choice)))
-    settings = {k: v for k, v in report.settings(args).items() if k not in _NOT_THE_RUN}
+    if seeds := seeds_in(folder):
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds the runs of {named_seeds(seeds)}: give another output_dir, or "
+            "--seeds to go on with them"
+        )
     record = Record(
         folder,
-        json.loads(json.dumps(settings, default=str)),
-        _read(folder / RECORD),
+        settings_of(args),
+        read_record(folder),
         any(folder.glob("*.safetensors")),
         None if choice == "false" else checkpoints.last_whole(folder),
         choice,
     )
     if record.before is None and not record.continues:
-        _refuse_foreign(args, folder)
+        refuse_foreign(args, folder)
     record.check_settings()
     if choice is None and record.last is not None:
         args.resume_from_checkpoint = "true"
     elif choice == "false":
         args.resume_from_checkpoint = None
     return record
+
+
+def settings_of(args: DistillationConfig) -> dict[str, Any]:
+    """The settings that decide the result of a run, as its record has them."""
+    settings = {k: v for k, v in report.settings(args).items() if k not in _NOT_THE_RUN}
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record in a directory; None if there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return _read(folder / RECORD)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -161,7 +197,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _refuse_foreign(args: DistillationConfig, folder: Path) -> None:
+def refuse_foreign(args: DistillationConfig, folder: Path) -> None:
     """Refuse a directory in which the run would replace files that no run of fastkd wrote."""
     found = [name for name in _WRITTEN if (folder / name).exists()]
     for pattern in ("*.safetensors", "checkpoint-*", *(["control"] if args.control else [])):

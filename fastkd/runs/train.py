@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,9 @@ from fastkd.runs.answers import Asked
 from fastkd.runs.chance import Chance
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
-from fastkd.runs.contents import contents
+from fastkd.runs.contents import Contents, contents, student_contents
 from fastkd.runs.control import keep_length, labelled
-from fastkd.runs.measuring import Measuring
+from fastkd.runs.measuring import Measuring, TeacherSeen
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
 from fastkd.runs.refusals import refuse
@@ -41,13 +43,14 @@ from fastkd.trainer.teachers import Teacher, TeacherSource
 from fastkd.trainer.trainer import DistillationTrainer
 
 
-def run(args: DistillationConfig, command: str) -> dict[str, Any]:
+def run(args: DistillationConfig, command: str, inputs: Inputs | None = None) -> dict[str, Any]:
     """Train, save the model and its tokenizer to ``output_dir``, and write ``report.json`` and
     ``report.html`` beside them.
 
     Args:
         args: the configuration.
         command: ``train`` (no teacher) or ``distill``, as the report names it.
+        inputs: the data and the teacher, where the caller has read them for several runs.
 
     Returns:
         The report.
@@ -57,34 +60,38 @@ def run(args: DistillationConfig, command: str) -> dict[str, Any]:
         Diverged: the weights are no longer finite.
         OSError: ``output_dir`` cannot be written.
     """
+    check(args, command)
+    transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
+    folder = Path(str(args.output_dir))
+    with claimed(folder) if args.should_save else writing_to(folder):
+        return _run(args, command, folder, inputs)
+
+
+def check(args: DistillationConfig, command: str) -> None:
+    """Raise a ``ValueError`` for settings with which no run can work, before anything is read or written."""
     if command == "distill" and args.teacher is None:
         raise ValueError("teacher is not set: give a directory or a hub id (fastkd train trains without one)")
     refuse(args)
     zero.require_launcher(args)
-    transformers_logging.disable_progress_bar()  # brief bars that would interrupt ours
     refuse_inputs(args)
-    folder = Path(str(args.output_dir))
-    with claimed(folder) if args.should_save else writing_to(folder):
-        return _run(args, command, folder)
 
 
-def _run(args: DistillationConfig, command: str, folder: Path) -> dict[str, Any]:
+def _run(args: DistillationConfig, command: str, folder: Path, inputs: Inputs | None) -> dict[str, Any]:
     record = open_record(args)
-    data = load_data(args, reads_teacher=command == "distill")
-    if command == "distill":
-        check_teacher(args)
-        check_control(args, labelled(data.train, args))
-    alone = command == "train" or TeacherSource.parse(args.teacher).is_base
-    shared = None if alone else load_teacher(args)
+    if inputs is None:
+        inputs = load_inputs(args, command)
+    else:
+        settle_classes(args, inputs.data.raw["train_file"])
+    data, shared = inputs.data, inputs.teacher
     first = load_student(args)
     if args.should_save:
         disk_space.require(args, first, disk_space.steps_of(args, data.train))
-    record.begin(contents(data.raw, data.tokenizer, shared, first), args.should_save)
+    record.begin(inputs.contents(first), args.should_save)
     found = {**report.about(args, command), **sequence_level(args)}
     chance = Chance(data.train, data.held_out, args)
     held_out = data.raw["eval_file"]
     asked = Asked.some_of(held_out, data.tokenizer, args)
-    look = Measuring(args, data.tokenizer, data.held_out, held_out, asked)
+    look = Measuring(args, data.tokenizer, data.held_out, held_out, asked, seen=inputs.seen)
 
     def teacher_of(student: PreTrainedModel) -> Any:
         return load_teacher(args, student) if command == "distill" and shared is None else shared
@@ -139,6 +146,43 @@ class Data:
     train: Any
     held_out: Any
     raw: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs that runs with several seeds share, since no run changes them.
+
+    Attributes:
+        data: the encoded rows.
+        teacher: a model or a cache; None without one, and where it is the base of each run's own student.
+        seen: what was measured of the teacher, which no run measures again.
+    """
+
+    data: Data
+    teacher: PreTrainedModel | Teacher | None
+    seen: TeacherSeen = dataclasses.field(default_factory=TeacherSeen)
+
+    @functools.cached_property
+    def _digests(self) -> Contents:
+        return contents(self.data.raw, self.data.tokenizer, self.teacher)
+
+    def contents(self, student: PreTrainedModel) -> Contents:
+        """The digests of what a run with this student reads."""
+        return self._digests | student_contents(student)
+
+
+def load_inputs(args: DistillationConfig, command: str) -> Inputs:
+    """The data and the teacher of a run; it sets the classes of ``args``, as :func:`load_data` does.
+
+    Raises:
+        ValueError: data or a teacher that cannot be read, or that do not fit each other.
+    """
+    data = load_data(args, reads_teacher=command == "distill")
+    if command == "distill":
+        check_teacher(args)
+        check_control(args, labelled(data.train, args))
+    alone = command == "train" or TeacherSource.parse(args.teacher).is_base
+    return Inputs(data, None if alone else load_teacher(args))
 
 
 def load_data(args: DistillationConfig, reads_teacher: bool = True) -> Data:

@@ -15,6 +15,7 @@ from fastkd.corpora.generation import check_generation_kwargs
 from fastkd.trainer import zero
 from fastkd.trainer.field_values import at_home, mapping_of
 from fastkd.trainer.matches import parse_matches
+from fastkd.trainer.seeds import parse_seeds
 
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
@@ -230,6 +231,13 @@ class DistillationConfig(TrainingArguments):
     control: bool = field(
         default=False, metadata={"help": "Also train the same student without the teacher, and report both."}
     )
+    seeds: list[int] | int | str = field(
+        default=1,
+        metadata={
+            "help": "distill and train: 3 repeats the run with seed, seed+1, seed+2, and 1,2,7 with these "
+            "seeds; the report has means, spreads and verdicts."
+        },
+    )
 
     source_language: str | None = field(
         default=None,
@@ -358,6 +366,9 @@ class DistillationConfig(TrainingArguments):
                 f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"
             )
         parse_matches(self.feature_matches or [])
+        self.seeds = parse_seeds(self.seeds)
+        if isinstance(self.seeds, list) and self.seed != type(self).seed:
+            raise ValueError(f"seed is {self.seed} and seeds is a list of seeds: leave out one of the two")
         if isinstance(self.chat_template_kwargs, dict):
             taken = [name for name in CHAT_ARGUMENTS if name in self.chat_template_kwargs]
             if taken:

@@ -40,10 +40,12 @@ SETTINGS = {
         "fastkd.trainer.field_values.at_home",
         "fastkd.trainer.field_values.mapping_of",
         "fastkd.trainer.matches.parse_matches",
+        "fastkd.trainer.seeds.parse_seeds",
         "fastkd.trainer.zero",
     ),
     "fastkd/trainer/field_values.py": (),
     "fastkd/trainer/matches.py": (),
+    "fastkd/trainer/seeds.py": (),
     "fastkd/corpora/generation.py": (),
     "fastkd/trainer/zero.py": (),
 }

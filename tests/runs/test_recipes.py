@@ -82,6 +82,9 @@ def test_recipe(workplace: Path, command: str, capsys: pytest.CaptureFixture[str
     assert status == 0 or (arguments[0] == "doctor" and status == 1), printed.err
     options = dict(itertools.pairwise(arguments))
     folder = Path(options.get("--output-dir", "out-features" if "features.yaml" in command else "out"))
+    if "--seeds" in options:
+        assert {"report.json", "report.html"} <= {path.name for path in folder.iterdir()}
+        folder /= "seed-42"
     if arguments[0] == "distill":
         assert {
             "report.json",

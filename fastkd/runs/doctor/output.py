@@ -9,6 +9,7 @@ from pathlib import Path
 from fastkd.directories import unwritable
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.output_directory import open_record
+from fastkd.runs.seed_records import open_seeds
 from fastkd.trainer.config import plain
 
 
@@ -24,7 +25,7 @@ def place(case: Case) -> Iterator[Finding]:
     if args.teacher is None:  # then the command is fastkd train, which sets these
         args.kd_ratio, args.control = 0.0, False
     try:
-        open_record(args)
+        open_record(args) if args.seeds == 1 else open_seeds(args)
     except ValueError as error:
         found, _, remedy = str(error).rpartition(": ")
         yield Finding("error", "output_taken", found, remedy)

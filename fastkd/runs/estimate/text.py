@@ -8,6 +8,7 @@ from typing import Any
 from fastkd.runs.estimate import Estimate
 from fastkd.runs.estimate.caches import CacheSize
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.seeds import seeds_of
 
 
 def text(found: Estimate, args: DistillationConfig) -> str:
@@ -73,6 +74,9 @@ def _costs(found: Estimate, args: DistillationConfig) -> list[tuple[str, str]]:
             line += (
                 f"; {found.steps:,} steps: {duration(low * found.steps)} to {duration(high * found.steps)}"
             )
+            if (runs := len(seeds_of(args.seeds, args.seed))) > 1:
+                low, high = runs * low * found.steps, runs * high * found.steps
+                line += f"; {runs} seeds: {duration(low)} to {duration(high)}"
         if args.lmbda > 0:
             line += "; the student's own samples take more"
         rows.append(("time", line))

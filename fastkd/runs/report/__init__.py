@@ -5,6 +5,8 @@ from fastkd.runs.report.live import Live
 from fastkd.runs.report.notes import notes
 from fastkd.runs.report.page import page
 from fastkd.runs.report.record import about, configuration, settings, untouched, versions
+from fastkd.runs.report.seed_tables import outcomes
+from fastkd.runs.report.seeds import shown, summary
 from fastkd.runs.report.tables import COLUMNS, WRITING, parts, rows, table, teacher_part, writing_rows
 from fastkd.runs.report.terminal import text
 from fastkd.runs.report.verdict import verdict
@@ -16,10 +18,13 @@ __all__ = [
     "about",
     "configuration",
     "notes",
+    "outcomes",
     "page",
     "parts",
     "rows",
     "settings",
+    "shown",
+    "summary",
     "table",
     "teacher_part",
     "text",

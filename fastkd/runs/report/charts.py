@@ -90,8 +90,8 @@ def figure(chart: Chart) -> str:
     values += [y for _, drawn in lines for _, low, high in drawn.band for y in (low, high)]
     steps = [x for _, drawn in lines for x, _ in drawn.points]
     log = chart.may_be_log and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC_FROM
-    across = _Axis(min(steps), max(steps), LEFT, WIDTH - RIGHT, exact=True)
-    up = _Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, log=log)
+    across = Axis(min(steps), max(steps), LEFT, WIDTH - RIGHT, exact=True)
+    up = Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, log=log)
     axis = f"{chart.axis}, logarithmic" if log else chart.axis
     parts = [_grid(across, up, axis, chart.percent)]
     for _, role, value in levels:
@@ -117,7 +117,7 @@ def figure(chart: Chart) -> str:
     )
 
 
-def _band(line: Line, drawn: Drawn, across: _Axis, up: _Axis) -> str:
+def _band(line: Line, drawn: Drawn, across: Axis, up: Axis) -> str:
     if not drawn.band or line.dashed:
         return ""
     above = [f"{across.place(x):.1f},{up.place(high):.1f}" for x, _, high in drawn.band]
@@ -125,7 +125,7 @@ def _band(line: Line, drawn: Drawn, across: _Axis, up: _Axis) -> str:
     return f'<polygon class="band {line.role}" points="{" ".join(above + below)}"/>'
 
 
-def _drawn(line: Line, points: Points, across: _Axis, up: _Axis) -> str:
+def _drawn(line: Line, points: Points, across: Axis, up: Axis) -> str:
     places = [(across.place(x), up.place(y)) for x, y in points]
     kind = f"{line.role} dashed" if line.dashed else line.role
     # page.js shows the exact values at the pointer.
@@ -148,24 +148,32 @@ def _number(value: float, percent: bool) -> str:
     return f"{value:.1%}" if percent else f"{value:.4g}"
 
 
-def _grid(across: _Axis, up: _Axis, axis: str, percent: bool) -> str:
-    made = []
+def _grid(across: Axis, up: Axis, axis: str, percent: bool) -> str:
+    made = [vertical(up, axis, percent)]
+    made += [below(across.place(value), _short(value)) for value in across.ticks(5) if value == int(value)]
+    return "".join(made) + name_below("step")
+
+
+def vertical(up: Axis, axis: str, percent: bool) -> str:
+    """The vertical axis: its name, and its numbers with a horizontal line for each."""
+    made = [f'<text x="0" y="11">{escape(axis)}</text>']
     for value in up.ticks(5):
         y = up.place(value)
         made.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
         shown = f"{100 * value:.4g}%" if percent else _short(value)
         made.append(f'<text x="{LEFT - 6:g}" y="{y + 3:.1f}" text-anchor="end">{shown}</text>')
-    for value in across.ticks(5):
-        if value == int(value):
-            x = across.place(value)
-            made.append(
-                f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14:g}" text-anchor="middle">{_short(value)}</text>'
-            )
-    made.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4:g}" text-anchor="middle">step</text>'
-    )
-    made.append(f'<text x="0" y="11">{escape(axis)}</text>')
     return "".join(made)
+
+
+def below(x: float, text: str) -> str:
+    """A label of the horizontal axis."""
+    return f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 14:g}" text-anchor="middle">{escape(text)}</text>'
+
+
+def name_below(text: str) -> str:
+    """The name of the horizontal axis."""
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return f'<text x="{middle:g}" y="{HEIGHT - 4:g}" text-anchor="middle">{escape(text)}</text>'
 
 
 def _short(value: float) -> str:
@@ -178,7 +186,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-class _Axis:
+class Axis:
     """Maps values to coordinates in the SVG.
 
     Args:

@@ -14,7 +14,7 @@ for (const button of document.querySelectorAll("button.copy")) {
   });
 }
 // Shows the values at the pointer in the legend.
-for (const figure of document.querySelectorAll("figure")) {
+for (const figure of document.querySelectorAll("figure:not(.dots)")) {
   const svg = figure.querySelector("svg");
   const percent = figure.dataset.percent === "1";
   const lines = [...svg.querySelectorAll("polyline")].map((line) => {

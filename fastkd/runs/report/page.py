@@ -15,6 +15,8 @@ import yaml
 from fastkd.runs.report.charts import figure
 from fastkd.runs.report.curves import NAMES, ROLES, charts, series
 from fastkd.runs.report.notes import notes
+from fastkd.runs.report.seed_tables import section as seeds
+from fastkd.runs.report.seeds import shown
 from fastkd.runs.report.tables import (
     COLUMNS,
     WRITING,
@@ -47,8 +49,9 @@ def page(report: dict[str, Any]) -> str:
     subject = (report.get("configuration") or {}).get("output_dir")
     sections = [
         _section("Warnings", _warnings(report)),
-        _section("Results", _results(report)),
-        _section("Written answers", _writing(report)),
+        _section("Results", _results(shown(report))),
+        _section("Seeds", seeds(report, _table), "seeds"),
+        _section("Written answers", _writing(shown(report))),
         _section("Classes", _classes(report)),
         _section("Curves", "".join(map(figure, charts(report))), "curves"),
         _section("Misclassified texts", mistakes(report.get("mistakes") or [])),

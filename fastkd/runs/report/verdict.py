@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fastkd.runs.report.seed_verdict import seed_verdict
 from fastkd.runs.report.tables import Rows, parts, rows
 
 # The figures of answers, with their titles and formats.
 WRITTEN = {"bleu": ("BLEU", "{:.1f}"), "chrf": ("chrF", "{:.1f}"), "rougeL": ("ROUGE-L", "{:.3f}")}
-# Smaller relative differences count as equal.
+# A smaller relative difference between two runs is not called one.
 LEVEL = 0.005
+# The end of a comparison whose chance nothing in one run tells: only accuracy is judged, by the texts.
+ONE_RUN = " One run cannot tell whether another seed would say the same: --seeds repeats it."
 
 
 def verdict(report: dict[str, Any]) -> str:
     """Compares the student with the control and the teacher, by the figure that fits the task best."""
+    if report.get("seeds"):
+        return seed_verdict(report)
     if (failure := report.get("failed")) is not None:
         return f"Failed: the {failure['title']}'s training ended with an error: {failure['reason']}"
     table = rows(report)
@@ -66,10 +71,10 @@ def _perplexity(table: Rows, name: str) -> str:
         return f"The {name}'s perplexity on held-out data is {own:.2f}{aside}."
     better = 1 - own / control
     if abs(better) < LEVEL:
-        how = "is that of the same student trained without the teacher"
+        how = f"is within {LEVEL:.1%} of that of the same student trained without the teacher"
     else:
         how = f"is {abs(better):.0%} {'lower' if better > 0 else 'higher'} than without the teacher"
-    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}."
+    return f"The distilled student's perplexity {how}: {own:.2f} against {control:.2f}{aside}.{ONE_RUN}"
 
 
 def _score(table: Rows, name: str, key: str, title: str, better: str) -> str:
@@ -80,11 +85,11 @@ def _score(table: Rows, name: str, key: str, title: str, better: str) -> str:
         return f"The {name}'s {title} on held-out texts is {own:.3g}{aside}."
     size = max(abs(own), abs(control))
     if abs(own - control) <= LEVEL * size:
-        how = "is that of the same student trained without the teacher"
+        how = f"is within {LEVEL:.1%} of that of the same student trained without the teacher"
     else:
         how = f"is {'higher' if own > control else 'lower'} than without the teacher"
         how += ", which is better" if (own > control) == (better == "higher") else ", which is worse"
-    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}."
+    return f"The distilled student's {title} {how}: {own:.3g} against {control:.3g}{aside}.{ONE_RUN}"
 
 
 def _accuracy(table: Rows, name: str) -> str:
@@ -106,6 +111,7 @@ def _accuracy(table: Rows, name: str) -> str:
     return (
         f"The distilled student gets {abs(points):.1f} points {more} of the held-out texts right than the "
         f"same student without the teacher: {own:.1%} against {control:.1%}{aside}."
+        f"{'' if count else ONE_RUN}"
     )
 
 
@@ -137,4 +143,4 @@ def _writing(report: dict[str, Any], name: str) -> str | None:
     control = known.get("control", {}).get(how)
     if control:
         sentence += f"; without the teacher it is {form.format(control[key])}"
-    return sentence + "."
+    return f"{sentence}.{ONE_RUN if control else ''}"

@@ -10,6 +10,8 @@ from pathlib import Path
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from fastkd.trainer.seeds import named_seeds, seed_folder, seeds_in
+
 LFS = b"version https://git-lfs"
 INDEX = "model.safetensors.index.json"
 INIT_KWARGS = {"model": "model_init_kwargs", "teacher": "teacher_model_init_kwargs"}
@@ -56,6 +58,11 @@ def trouble_in(folder: Path, field: str, weights: bool = True) -> str | None:
             return f"{path.name} is only the pointer that git-lfs left in its place: run git lfs pull there"
     config = folder / "config.json"
     if not config.is_file():
+        if seeds := seeds_in(folder):
+            one = str(seed_folder(folder, seeds[0]))
+            return (
+                f"it holds the runs of {named_seeds(seeds)}: name the model of one of them, such as {one!r}"
+            )
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
         meant = f"; did you mean {str(folder / inner[0])!r}?" if inner else ""
         return f"the directory has no config.json{meant}"
