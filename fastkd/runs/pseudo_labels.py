@@ -51,7 +51,9 @@ COUNTS = ("labelled", "kept", "unsure", "agreed")
 
 
 def check_mode(args: DistillationConfig) -> None:
-    """Raise a ``ValueError`` if ``generation_mode`` is one of text alone."""
+    """Raise a ``ValueError`` if ``generation_mode`` is one of text alone, or ``min_probability`` is none."""
+    if not 0 <= args.min_probability <= 1:
+        raise ValueError(f"min_probability must be from 0 to 1, not {args.min_probability}")
     if args.generation_mode == "interpolate":
         raise ValueError(
             "generation_mode: interpolate chooses among answers of text: a classifier's labels are beam (the "

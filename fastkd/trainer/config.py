@@ -290,11 +290,7 @@ class DistillationConfig(TrainingArguments):
         },
     )
     min_probability: float = field(
-        default=0.0,
-        metadata={
-            "help": "fastkd generate, classification: a label of the teacher's that is less likely is left "
-            "empty."
-        },
+        default=0.0, metadata={"help": "fastkd generate: a class that is less likely is left empty."}
     )
     interpolate_metric: str = field(
         default="bleu",
@@ -359,8 +355,6 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"lmbda is a share of the steps, from 0 to 1, not {self.lmbda}")
         if not 0 < self.sampling_temperature < math.inf:
             raise ValueError(f"sampling_temperature must be positive, not {self.sampling_temperature}")
-        if not 0 <= self.min_probability <= 1:
-            raise ValueError(f"min_probability must be from 0 to 1, not {self.min_probability}")
         if self.gradient_match_weight < 0:
             raise ValueError(
                 f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"
