@@ -39,7 +39,7 @@ class Advice(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cache of a few rows would hold.
+    """A measurement of a cache of a few rows.
 
     Attributes:
         rows, tokens: how many were measured.

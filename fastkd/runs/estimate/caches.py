@@ -80,7 +80,7 @@ def cache_sizes(
 
 
 def measured_rows(args: DistillationConfig) -> dict[str, Measured]:
-    """What the caches of a few rows of ``train_file`` take, by kind, where the teacher is small and on this
+    """Caches of a few rows of ``train_file``, measured, by kind, where the teacher is small and on this
     machine; nothing where it is not, or where teacher or data cannot be read.
     """
     try:
