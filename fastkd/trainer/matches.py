@@ -36,8 +36,8 @@ class FeatureMatch:
         kind: ``hidden`` (FitNets, Romero et al. 2015; patient KD, Sun et al. 2019), ``attention`` (TinyBERT,
             Jiao et al. 2020) or ``relation`` (relational KD, Park et al. 2019; MiniLM, Wang et al. 2020).
         loss: one of :data:`LOSSES`.
-        weight: factor of this loss in the sum of all losses; :func:`parse_matches` takes that of :data:`WEIGHTS`
-             where none is given. No loss has a unit, so that a weight means the same for all
+        weight: factor of this loss in the sum of all losses; :func:`parse_matches` takes that of
+            :data:`WEIGHTS` where none is given. No loss has a unit, so that a weight means the same for all
             layers and models.
     """
 
