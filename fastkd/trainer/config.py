@@ -167,7 +167,7 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Losses between layers: a list of {student, teacher, kind, loss, weight}; kind is "
-            "hidden, attention or relation (weight, if unset: 0.01, 0.1 or 0.001)."
+            "hidden, attention or relation; weight has a default for each loss."
         },
     )
     gradient_match_weight: float = field(

@@ -17,7 +17,7 @@ from support.tiny import llama, rows
 
 from fastkd.corpora.tasks import TASKS
 from fastkd.trainer import DistillationConfig, DistillationTrainer
-from fastkd.trainer.matches import parse_matches
+from fastkd.trainer.matches import LOSSES, WEIGHTS, parse_matches
 from fastkd.trainer.matching import Matching
 
 Configuration = Callable[..., DistillationConfig]
@@ -147,9 +147,14 @@ def test_layers_that_do_not_exist_are_refused(match: dict[str, Any], message: st
 def test_defaults() -> None:
     (found,) = parse_matches([{"student": 1, "teacher": -1}])
     assert (found.kind, found.loss, found.weight) == ("hidden", "mse", 0.01)
-    for kind, weight in {"attention": 0.1, "relation": 0.001}.items():
-        (found,) = parse_matches([{"student": 1, "teacher": 1, "kind": kind}])
-        assert (found.loss, found.weight) == ("mse", weight)
+    assert {kind: tuple(weights) for kind, weights in WEIGHTS.items()} == LOSSES
+    for kind, loss, weight in (
+        ("hidden", "cosine", 0.1),
+        ("attention", "kl", 0.1),
+        ("relation", "kl", 0.001),
+    ):
+        (found,) = parse_matches([{"student": 1, "teacher": 1, "kind": kind, "loss": loss}])
+        assert found.weight == weight
 
 
 def trainer_of(args: DistillationConfig, student: Any = None, **options: Any) -> DistillationTrainer:
