@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from fastkd import SparseTeacher, kd_loss
 from fastkd.corpora.conversations import why_texts_change
-from fastkd.corpora.labels import SINGLE_LABEL, column_order
+from fastkd.corpora.labels import MULTI_LABEL, SINGLE_LABEL, column_order
 from fastkd.corpora.store import CacheReader
 from fastkd.corpora.store.fingerprints import places, survey, tokenizer_fingerprint
 from fastkd.corpora.store.manifest import NAME
@@ -158,7 +158,11 @@ class CachedTeacher:
             ) from error
 
     def _tail(self, args: DistillationConfig) -> str:
-        return "drop" if self.kind == "sampled" else args.cache_tail
+        if self.kind == "sampled":
+            return "drop"
+        # Where every column is stored there is no rest, and one made of rounding would be softened.
+        width = 2 if self.made_from.get("problem_type") == MULTI_LABEL else self.made_from["columns"]
+        return "renormalize" if self.made_from.get("cache_top_k", 0) >= width else args.cache_tail
 
     def attach(
         self,
