@@ -45,7 +45,7 @@ def test_attention_by_hand(loss: str, heads: int) -> None:
     """Each query covers the keys up to itself; maps are averaged over heads if their numbers differ."""
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     student, teacher = llama(0), gpt2(1, layers=2, heads=heads)
-    match = {"student": 1, "teacher": 2, "kind": "attention", "loss": loss}
+    match = {"student": 1, "teacher": 2, "kind": "attention", "loss": loss, "weight": 1}
     found = matched(distilled(task, student, teacher, [match]), batch)["feature_attention"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     s = student(**inputs, output_attentions=True).attentions[0]
@@ -65,7 +65,7 @@ def test_attention_by_hand(loss: str, heads: int) -> None:
 def test_relations_by_hand(loss: str) -> None:
     task, batch = TASKS["causal_lm"], TASKS["causal_lm"].collate(causal_rows(), 0)
     student, teacher = llama(0), gpt2(1, hidden=24, layers=2)
-    match = {"student": 1, "teacher": 2, "kind": "relation", "loss": loss}
+    match = {"student": 1, "teacher": 2, "kind": "relation", "loss": loss, "weight": 1}
     found = matched(distilled(task, student, teacher, [match]), batch)["feature_relation"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     s = student(**inputs, output_hidden_states=True).hidden_states[1]
