@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -141,7 +142,7 @@ class Measuring:
             seen.answers = self.answers.get("teacher")
         elif seen.answers is not None:
             self.answers["teacher"] = seen.answers
-        return seen.alone
+        return copy.deepcopy(seen.alone)
 
     def _alone(self, name: str, model: Any) -> dict[str, Any]:
         """The measurements of a model by itself: its answers, or the time that it takes for a text."""

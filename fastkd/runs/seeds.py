@@ -108,9 +108,17 @@ def _ended(run: SeedRun, inputs: train.Inputs) -> dict[str, Any] | None:
         found: Any = json.loads((record.folder / "report.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
+    if isinstance(found, dict) and _measures_other(found, run.args):
+        return None
     if not isinstance(found, dict) or "written" not in found or {"failed", "unfinished"} & found.keys():
         return None
     return None if run.args.control and "control" not in found else found
+
+
+def _measures_other(found: dict[str, Any], args: DistillationConfig) -> bool:
+    """Whether a run was measured in another way than is set now, which no record of a run has."""
+    before, now = found.get("settings") or {}, report.settings(args)
+    return any(before.get(name) != now.get(name) for name in ("eval_answers", "eval_beam"))
 
 
 def _with_classes(args: DistillationConfig, inputs: train.Inputs) -> DistillationConfig:
@@ -128,6 +136,11 @@ def _summary(
     found["seeds"]["folders"] = {str(run.seed): str(run.args.output_dir) for run in runs}
     if waiting:
         found["seeds"]["waiting"] = list(waiting)
+    found["warnings"] = [
+        f"seed {run.seed}: {sentence}"
+        for run in runs
+        for sentence in done.get(run.seed, {}).get("warnings") or []
+    ]
     return found
 
 
@@ -136,12 +149,10 @@ def _text(found: dict[str, Any], path: Path) -> str:
     with_spreads = report.shown(found)
     ended = found["seeds"]["ended"]
     lines = [f"\n{named_seeds(ended)}: mean ± standard deviation" if len(ended) > 1 else ""]
-    lines.append(report.table(report.rows(with_spreads)))
-    if written := report.writing_rows(with_spreads):
-        lines += ["", report.table(written, report.WRITING)]
+    lines.append(report.tables_text(with_spreads))
     if verdicts := report.outcomes(found):
         lines += ["", "the student, compared with its control:", verdicts]
-    lines += ["", report.verdict(found), "", "the models:"]
+    lines += ["", report.verdict(found) + report.warnings_text(found), "", "the models:"]
     for seed in ended:
         folder = seed_folder(path.parent, seed)
         aside = f", without the teacher {folder / 'control'}" if "control" in found else ""

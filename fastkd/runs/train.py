@@ -124,7 +124,6 @@ def _run(args: DistillationConfig, command: str, folder: Path, inputs: Inputs | 
     if main_process:
         path = report.write(folder, found)
         print(report.text(found))
-        print("".join(f"warning: {sentence}\n" for sentence in found["warnings"]), end="")
         print(f"wrote the model and {path}, and the same as a page beside it")
     return found
 

@@ -8,7 +8,7 @@ from fastkd.runs.report.record import about, configuration, settings, untouched,
 from fastkd.runs.report.seed_tables import outcomes
 from fastkd.runs.report.seeds import shown, summary
 from fastkd.runs.report.tables import COLUMNS, WRITING, parts, rows, table, teacher_part, writing_rows
-from fastkd.runs.report.terminal import text
+from fastkd.runs.report.terminal import tables_text, text, warnings_text
 from fastkd.runs.report.verdict import verdict
 
 __all__ = [
@@ -26,11 +26,13 @@ __all__ = [
     "shown",
     "summary",
     "table",
+    "tables_text",
     "teacher_part",
     "text",
     "untouched",
     "verdict",
     "versions",
+    "warnings_text",
     "write",
     "writing_rows",
 ]

@@ -11,9 +11,19 @@ from fastkd.runs.report.verdict import verdict
 
 def text(report: dict[str, Any]) -> str:
     """The tables, what a reader must know of them, and the result in a sentence."""
+    return f"{tables_text(report)}\n\n{verdict(report)}{warnings_text(report)}"
+
+
+def tables_text(report: dict[str, Any]) -> str:
+    """The tables, and what a reader must know of them."""
     found = [table(rows(report))]
     if written := writing_rows(report):
         found.append(table(written, WRITING))
     if known := notes(report):
         found.append("\n".join(known))
-    return "\n\n".join([*found, verdict(report)])
+    return "\n\n".join(found)
+
+
+def warnings_text(report: dict[str, Any]) -> str:
+    """The warnings of a report, a line each; empty without any."""
+    return "".join(f"\nwarning: {sentence}" for sentence in report.get("warnings") or [])
