@@ -14,8 +14,8 @@ for divergence in reverse_kl jsd; do
   distilled "$divergence" student.yaml --divergence "$divergence" --seeds "$seeds"
 done
 for kind in topk sampled; do
-  once "out/cache-$kind/train/manifest.json" fastkd cache student.yaml --kind "$kind" --output-dir "out/cache-$kind"
-  distilled "cache-$kind" student.yaml --teacher "cache:out/cache-$kind" --seeds "$seeds"
+  once "out/caches/$kind/train/manifest.json" fastkd cache student.yaml --kind "$kind" --output-dir "out/caches/$kind"
+  distilled "cache-$kind" student.yaml --teacher "cache:out/caches/$kind" --seeds "$seeds"
 done
 
 # As wide as the teacher, with two layers of four: copied from it, or drawn at random.
