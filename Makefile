@@ -54,7 +54,7 @@ $(VENV)/bench.stamp: $(VENV)/fastkd.stamp
 # pytest exits with 5 if ARGS select none of its tests, which is no failure as long as another part has some.
 # The quick tests have one thread in each lane, which saves a third of the processor time; tests of threads
 # choose their own number.
-SECOND := tests/project tests/docs tests/divergences tests/native tests/runs
+SECOND := tests/runs tests/native tests/divergences tests/docs
 both = mkdir -p build; trap 'kill $$second 2>/dev/null' INT TERM; \
   echo "A second process runs the interpreted Triton kernels and $(SECOND); its output comes at the end."; \
   { TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m "$(1) and triton_interpret" $(ARGS); first=$$?; \

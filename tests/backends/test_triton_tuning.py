@@ -174,6 +174,7 @@ def test_without_memory_or_a_place_to_write(
     assert "no memory" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_first_of_several_processes_decides(tmp_path: pathlib.Path) -> None:
     """If processes finish tuning at the same time with different results, all use the first one's."""
     code = """

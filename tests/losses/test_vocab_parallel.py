@@ -50,6 +50,7 @@ def test_ranks_equal_the_whole(size: int, backends: list[str], tmp_path: Path) -
 
 
 @pytest.mark.triton_interpret
+@pytest.mark.slow
 def test_ranks_equal_the_whole_in_triton(tmp_path: Path) -> None:
     run_ranks(2, tmp_path, ["triton"])
 

@@ -61,6 +61,7 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_train_then_distill(workplace: Path) -> None:
     done = fastkd("train", "train.yaml", cwd=workplace)
     assert done.returncode == 0, done.stderr
