@@ -39,7 +39,9 @@ class Estimate:
         remedies: settings that would need less memory, the best first.
         machine: this machine's measured speed; None where the caller asked for no measurement.
         seconds_per_step: lowest and highest estimate; None without ``machine``.
-        tried: whether that range comes from steps that ran, not from the machine's speed.
+        tried_bytes: bytes at the peak of a step of the largest batch that ran here: of the GPU's allocator,
+            or of the whole process. None where the run is too large to be tried; then ``seconds_per_step``
+            comes from the machine's speed.
         steps: optimizer steps of the whole run; None where the number of rows is not known.
         caches: sizes of a teacher cache, by kind.
         process_bytes: memory of Python, torch and transformers besides the tensors (this process now).
@@ -56,7 +58,7 @@ class Estimate:
     remedies: list[Remedy]
     machine: Machine | None
     seconds_per_step: tuple[float, float] | None
-    tried: bool
+    tried_bytes: int | None
     steps: int | None
     caches: dict[str, CacheSize]
     process_bytes: int
@@ -117,16 +119,16 @@ def estimate(
         full_peak = run_step(args, longer, None, processes).peak
     process, free = psutil.Process().memory_info().rss, free_bytes(args.device)  # before models are loaded
     machine = seconds = None
-    tried = False
+    tried_bytes = None
     micro_batches = args.gradient_accumulation_steps
     if timed:
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         tokens = largest.rows * train.usual.length
         machine = measure(torch.device(args.device), dtype, tokens, step.hidden)
         seconds = seconds_per_step(usual, micro_batches, machine)
-        tried = trial.fits(args, step, seconds, processes, free)
-        if tried:
-            seconds = trial.seconds_per_step(args, train.usual)
+        if trial.fits(args, step, seconds, processes, free):
+            tried = trial.tried(args, largest, train.usual, held_shape)
+            seconds, tried_bytes = tried.seconds, tried.peak_bytes
     targets = None if train.rows is None else train.rows * train.targets
     return Estimate(
         args.device.type,
@@ -138,7 +140,7 @@ def estimate(
         [] if step.reason else remedies(args, step, largest, held_shape, processes),
         machine,
         seconds,
-        tried,
+        tried_bytes,
         _steps(args, train, processes),
         _caches(args, step, targets, measured),
         process,

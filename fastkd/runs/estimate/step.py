@@ -214,7 +214,7 @@ class Run:
                 with meter.during("sampling", "sampling"):
                     meter.take("keys and values", key_value_bytes(sides.student.config, tokens))
             if held_out is not None:
-                self._evaluate(self.batch(held_out, "evaluation"))
+                self.evaluate(self.batch(held_out, "evaluation"))
         phases = {name: +counts for name, counts in meter.peaks.items() if name != "setup"}
         return self._found(phases, *(b - a for a, b in zip(before, after, strict=True)))
 
@@ -275,7 +275,7 @@ class Run:
         with meter.during("activations", "backward"):
             out["loss"].backward()
 
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch) -> None:
         self.module.eval()
         with self.meter.during("activations", "evaluation"), torch.no_grad(), self._autocast():
             self.module(**batch)

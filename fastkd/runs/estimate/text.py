@@ -23,10 +23,7 @@ def text(found: Estimate, args: DistillationConfig) -> str:
     others = [f"{name} {size(parts.total())}" for name, parts in step.phases.items() if name != step.phase]
     if others:
         lines.append("  other phases: " + ", ".join(others))
-    lines.append(
-        f"  The process itself (Python, torch, transformers) adds about {size(found.process_bytes)}, the "
-        f"allocator's reserve some percent more. {size(found.free_bytes)} are free."
-    )
+    lines.append(_whole(found))
     if found.at_full_length is not None:
         lines.append(
             f"  Not all rows were looked at: one of {args.max_length} tokens (max_length) would raise the "
@@ -39,6 +36,18 @@ def text(found: Estimate, args: DistillationConfig) -> str:
             [(_settings(r.settings), f"{size(r.peak):>9}  ({r.price})") for r in found.remedies], "  "
         )
     return "\n".join([*lines, "", *_aligned(_costs(found, args))])
+
+
+def _whole(found: Estimate) -> str:
+    """What the process needs in all, measured where a step was tried."""
+    free = f"{size(found.free_bytes)} are free."
+    if found.tried_bytes is None:
+        return (
+            f"  The process itself (Python, torch, transformers) adds about {size(found.process_bytes)}, the "
+            f"allocator's reserve some percent more. {free}"
+        )
+    whose = "The whole process" if found.device == "cpu" else "The device's allocator"
+    return f"  {whose} took {size(found.tried_bytes)} in a step of this batch that was tried here. {free}"
 
 
 def _title(found: Estimate, args: DistillationConfig) -> str:
@@ -69,7 +78,11 @@ def _costs(found: Estimate, args: DistillationConfig) -> list[tuple[str, str]]:
     if found.seconds_per_step is not None and found.machine is not None:
         low, high = found.seconds_per_step
         line = f"{duration(low)} to {duration(high)} per step ({found.step.flops / 1e9:,.1f} GFLOP a batch; "
-        line += "some steps were tried here)" if found.tried else "not tried: the range is wide)"
+        line += (
+            "some steps were tried here)"
+            if found.tried_bytes is not None
+            else "not tried: the range is wide)"
+        )
         if found.steps:
             line += (
                 f"; {found.steps:,} steps: {duration(low * found.steps)} to {duration(high * found.steps)}"

@@ -1,15 +1,17 @@
-"""Times a few steps of a run on this machine, with random weights and made-up rows of the usual length."""
+"""Tries a few steps of a run on this machine, with random weights and made-up rows: their time and memory."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import Trainer
 
+from fastkd.runs.clock import peak_memory_mb, reset_peak_memory
 from fastkd.runs.estimate.models import build
 from fastkd.runs.estimate.step import Run, Shape, Step
 from fastkd.trainer.config import DistillationConfig
@@ -52,35 +54,59 @@ def fits(
     )
 
 
-def seconds_per_step(args: DistillationConfig, usual: Shape) -> tuple[float, float]:
-    """The lowest and highest estimate for one optimizer step of one process, from steps that really run.
+@dataclass(frozen=True)
+class Trial:
+    """The measurements of steps that ran.
 
-    Both models are built from their ``config.json`` with random weights, since the time of a step does not
-    depend on their values.
+    Attributes:
+        seconds: the lowest and highest estimate for one optimizer step of one process.
+        peak_bytes: the peak of a step of the largest batch: of the GPU's allocator, or of the whole process.
+    """
+
+    seconds: tuple[float, float]
+    peak_bytes: int
+
+
+def tried(args: DistillationConfig, largest: Shape, usual: Shape, held_out: Shape | None = None) -> Trial:
+    """Run a step of the largest batch, an evaluation batch, and steps of the usual batch, which are timed.
+
+    Both models are built from their ``config.json`` with random weights, since neither time nor memory of a
+    step depends on their values.
 
     Args:
         args: the configuration.
-        usual: the shape of a usual batch.
+        largest, usual: the shapes of the training batches.
+        held_out: the shape of the largest evaluation batch; None without evaluation data.
     """
     device = torch.device(args.device)
     taken: list[float] = []
+    gc.collect()
+    reset_peak_memory()
     with device:
         run = Run(args, build(args), device, 1)
         optimizer = _optimizer(args, run)
+        _step(args, run, optimizer, largest)
+        if held_out is not None:
+            run.evaluate(run.batch(held_out, "evaluation"))
+        peak = int(peak_memory_mb() * 2**20)
         began = time.perf_counter()
         while len(taken) <= MINIMUM or (len(taken) <= MAXIMUM and time.perf_counter() - began < SECONDS):
             start = time.perf_counter()
-            for _ in range(args.gradient_accumulation_steps):
-                run.backward(run.batch(usual, "train"))
-            optimizer.step()
-            optimizer.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            _step(args, run, optimizer, usual)
             taken.append(time.perf_counter() - start)
     del run, optimizer
     gc.collect()
     middle = statistics.median(taken[1:])
-    return FASTER * middle, SLOWER * middle
+    return Trial((FASTER * middle, SLOWER * middle), peak)
+
+
+def _step(args: DistillationConfig, run: Run, optimizer: Any, shape: Shape) -> None:
+    for _ in range(args.gradient_accumulation_steps):
+        run.backward(run.batch(shape, "train"))
+    optimizer.step()
+    optimizer.zero_grad()
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
 
 
 def _optimizer(args: DistillationConfig, run: Run) -> Any:
