@@ -39,7 +39,7 @@ def text(found: Estimate, args: DistillationConfig) -> str:
 
 
 def _whole(found: Estimate) -> str:
-    """What the process needs in all, measured where a step was tried."""
+    """A line on the memory of the whole process, which was measured where a step was tried."""
     free = f"{size(found.free_bytes)} are free."
     if found.tried_bytes is None:
         return (
