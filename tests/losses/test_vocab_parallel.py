@@ -43,7 +43,12 @@ def run_ranks(size: int, folder: Path, backends: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "backends"), [(2, ["native", "reference"]), pytest.param(4, ["native"], marks=pytest.mark.slow)]
+    ("size", "backends"),
+    [
+        (2, ["native"]),
+        pytest.param(2, ["reference"], marks=pytest.mark.slow),
+        pytest.param(4, ["native"], marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_equal_the_whole(size: int, backends: list[str], tmp_path: Path) -> None:
     run_ranks(size, tmp_path, backends)

@@ -36,6 +36,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "problem_type": "multi_label_classification",
     },
 }
+QUICK = {"live teacher", "bucket", "features", "labels"}
 
 
 @pytest.fixture
@@ -53,7 +54,9 @@ def run(tmp_path: Path, configuration: Configuration) -> Callable[..., Distillat
     return make
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FIELDS]
+)
 def test_steps_of_every_kind_of_run_are_tried(
     name: str, run: Callable[..., DistillationConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
