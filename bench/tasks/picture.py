@@ -15,24 +15,14 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from bench.tasks.description import OVER, Picture, Task
 from bench.tasks.measured import Measured, Value
 from bench.tasks.page import heading
+from fastkd.bench.plot import FAINT, INK, STYLE
 
-INK, FAINT = "#2b2d33", "#d9dbe0"
 COLOURS = ("#0f7b6c", "#d9822b", "#8a5fb0", "#4f7fc0", "#c0504f", "#b59a2d")
 DASHES = ("--", ":", "-.", (0, (1, 3)))
 # Places whose largest is more than this many times the smallest are drawn logarithmically.
 _LOGARITHMIC = 3
 # Share of the axis that a label takes.
 _LABEL = 0.08
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def draw(task: Task, runs: list[Measured], folder: Path) -> str | None:

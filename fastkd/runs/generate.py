@@ -7,7 +7,6 @@ answer, so that the student learns something that is both likely and right.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -15,32 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from fastkd.corpora.conversations import conversation, listed_messages
 from fastkd.corpora.decode import Answer, Question, decode, questions
 from fastkd.corpora.languages import languages_of, prepare_model
 from fastkd.corpora.rows import load_rows
-from fastkd.corpora.store import Manifest, Writer
-from fastkd.corpora.store.fingerprints import tokenizer_fingerprint, weights_digest
-from fastkd.corpora.store.manifest import GENERATED
+from fastkd.corpora.store import Manifest
+from fastkd.corpora.store.fingerprints import tokenizer_fingerprint
 from fastkd.corpora.tasks import TASKS, Task
 from fastkd.corpora.turns import as_content
 from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
-from fastkd.runs import pseudo_labels, report
+from fastkd.runs import pseudo_labels
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.scores import sentence_scorer
 from fastkd.runs.shards import (
     REFERENCE,
     SHARD_ROWS,
     counted,
-    parquet,
     refuse_columns,
     row_hash,
     seed_of,
-    source,
+    write_set,
 )
 from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
@@ -139,37 +135,20 @@ def generate_rows(
         "chat_template_kwargs": args.chat_template_kwargs,
         **languages_of(tokenizer),
         "generation_config": _own_settings(teacher),
-        "teacher_weights": weights_digest(teacher, "hashing the teacher"),
-        "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
     }
-    notes = {
-        "teacher": args.teacher or teacher.name_or_path,
-        "source": source(args),
-        "versions": report.versions(),
-    }
-    bounds = [(i, min(i + shard_rows, len(asked))) for i in range(0, len(asked), shard_rows)]
-    writer = Writer(folder, GENERATED, made_from, bounds, ".parquet", notes)
     model.to(args.device)
-    missing = writer.missing()
-    with tqdm(
-        total=len(asked),
-        initial=len(asked) - sum(bounds[number][1] - bounds[number][0] for number in missing),
-        desc="generating",
-        unit="row",
-        disable=args.disable_tqdm,
-    ) as bar:
-        for number in missing:
-            first, last = bounds[number]
-            answers = _answers(teacher, tokenizer, asked[first:last], first, args, labelled, bar)
-            made = _answered(rows, asked[first:last], answers, layout, labelled, tokenizer, args)
-            counts = {
-                "cut": sum(not answer.complete for answer in answers),
-                "empty": sum(not answer.text.strip() for answer in answers),
-                "input_rows": hashes[first:last],
-            }
-            tokens = sum(len(answer.tokens) for answer in answers)
-            writer.put(number, tokens, parquet(made, counts))
-    return counted(writer.manifest, ("cut", "empty"))
+
+    def shard(first: int, last: int, bar: Any) -> tuple[Dataset, int, dict[str, Any]]:
+        answers = _answers(teacher, tokenizer, asked[first:last], first, args, labelled, bar)
+        made = _answered(rows, asked[first:last], answers, layout, labelled, tokenizer, args)
+        counts = {
+            "cut": sum(not answer.complete for answer in answers),
+            "empty": sum(not answer.text.strip() for answer in answers),
+        }
+        return made, sum(len(answer.tokens) for answer in answers), counts
+
+    written = write_set(folder, made_from, hashes, shard, args, teacher, "generating", shard_rows)
+    return counted(written, ("cut", "empty"))
 
 
 def _with_answers(rows: Dataset, task: Task, args: DistillationConfig) -> tuple[Dataset, bool]:

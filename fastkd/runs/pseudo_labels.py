@@ -8,7 +8,6 @@ teacher's. ``beam`` (the default mode) takes the likeliest class, or each label 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,19 @@ from transformers import PreTrainedModel
 
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, has_names, is_unlabelled, label_column
 from fastkd.corpora.local_files import where
-from fastkd.corpora.store import Manifest, Writer
-from fastkd.corpora.store.fingerprints import tokenizer_fingerprint, weights_digest
-from fastkd.corpora.store.manifest import GENERATED
+from fastkd.corpora.store import Manifest
+from fastkd.corpora.store.fingerprints import tokenizer_fingerprint
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.tasks.base import Collator, Row
-from fastkd.runs import report
 from fastkd.runs.classes import check_teacher, settle_classes
 from fastkd.runs.shards import (
     REFERENCE,
     SHARD_ROWS,
     counted,
-    parquet,
     refuse_columns,
     row_hash,
     seed_of,
-    source,
+    write_set,
 )
 from fastkd.trainer.classes import in_order
 from fastkd.trainer.config import DistillationConfig
@@ -135,33 +131,19 @@ def label_rows(
         "class_names": args.class_names,
         "max_length": args.max_length,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "teacher_weights": weights_digest(teacher, "hashing the teacher"),
-        "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
     }
-    notes = {
-        "teacher": args.teacher or teacher.name_or_path,
-        "source": source(args),
-        "versions": report.versions(),
-    }
-    bounds = [(i, min(i + shard_rows, len(asked))) for i in range(0, len(asked), shard_rows)]
-    writer = Writer(folder, GENERATED, made_from, bounds, ".parquet", notes)
-    missing = writer.missing()
     labeller.to(args.device)
-    with tqdm(
-        total=len(asked),
-        initial=len(asked) - sum(bounds[number][1] - bounds[number][0] for number in missing),
-        desc="labelling",
-        unit="row",
-        disable=args.disable_tqdm,
-    ) as bar:
-        for number in missing:
-            first, last = bounds[number]
-            scores = labeller.scores(asked[first:last], bar)
-            given = [row["labels"] for row in asked[first:last]]
-            part, counts = labeller.shard(made.select(numbers[first:last]), given, scores, first)
-            tokens = sum(len(row["input_ids"]) for row in asked[first:last])
-            writer.put(number, tokens, parquet(part, {**counts, "input_rows": hashes[first:last]}))
-    return counted(writer.manifest, COUNTS)
+
+    def shard(first: int, last: int, bar: Any) -> tuple[Dataset, int, dict[str, Any]]:
+        part = asked[first:last]
+        given = [row["labels"] for row in part]
+        labels, counts = labeller.shard(
+            made.select(numbers[first:last]), given, labeller.scores(part, bar), first
+        )
+        return labels, sum(len(row["input_ids"]) for row in part), counts
+
+    written = write_set(folder, made_from, hashes, shard, args, teacher, "labelling", shard_rows)
+    return counted(written, COUNTS)
 
 
 class _Labeller:

@@ -1,4 +1,4 @@
-"""The parts of a generated set that do not depend on what was generated: digests of its input, its files."""
+"""The parts of a generated set that do not depend on what was generated: shards, and digests of the input."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from fastkd.corpora.local_files import files_of
-from fastkd.corpora.store import Manifest
-from fastkd.corpora.store.fingerprints import ROW_HASH
+from fastkd.corpora.store import Manifest, Writer
+from fastkd.corpora.store.fingerprints import ROW_HASH, weights_digest
+from fastkd.corpora.store.manifest import GENERATED
 from fastkd.files import file_digest
+from fastkd.runs import report
 from fastkd.trainer.config import DistillationConfig
 
 SHARD_ROWS = 256
@@ -64,6 +68,53 @@ def parquet(rows: Dataset, counts: dict[str, Any]) -> Callable[[Path], None]:
     metadata = {**(table.schema.metadata or {}), _METADATA: json.dumps(counts).encode()}
     made = table.replace_schema_metadata(metadata)
     return lambda path: pq.write_table(made, path)
+
+
+def write_set(
+    folder: Path,
+    made_from: dict[str, Any],
+    hashes: Sequence[str],
+    make: Callable[[int, int, Any], tuple[Dataset, int, dict[str, Any]]],
+    args: DistillationConfig,
+    teacher: PreTrainedModel,
+    title: str,
+    shard_rows: int,
+) -> Manifest:
+    """Write the shards of a set that are not there yet, with a progress bar.
+
+    Args:
+        folder: the set's directory; one that was begun is resumed.
+        made_from: the settings that decide the set's content, besides the teacher's weights and the data.
+        hashes: the hash of each input row.
+        make: a function of a shard's first row, the row after its last, and the bar, which it advances. It
+            returns the rows, their number of tokens, and counts.
+        args: the configuration.
+        teacher: the model that makes the set.
+        title: of the bar.
+        shard_rows: number of rows in a shard.
+
+    Raises:
+        ValueError: a directory that was begun with other settings.
+    """
+    digests = {
+        "teacher_weights": weights_digest(teacher, "hashing the teacher"),
+        "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    }
+    notes = {
+        "teacher": args.teacher or teacher.name_or_path,
+        "source": source(args),
+        "versions": report.versions(),
+    }
+    bounds = [(i, min(i + shard_rows, len(hashes))) for i in range(0, len(hashes), shard_rows)]
+    writer = Writer(folder, GENERATED, made_from | digests, bounds, ".parquet", notes)
+    missing = writer.missing()
+    there = len(hashes) - sum(bounds[number][1] - bounds[number][0] for number in missing)
+    with tqdm(total=len(hashes), initial=there, desc=title, unit="row", disable=args.disable_tqdm) as bar:
+        for number in missing:
+            first, last = bounds[number]
+            made, tokens, counts = make(first, last, bar)
+            writer.put(number, tokens, parquet(made, {**counts, "input_rows": hashes[first:last]}))
+    return writer.manifest
 
 
 def counted(manifest: Manifest, names: Sequence[str]) -> Manifest:

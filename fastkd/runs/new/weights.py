@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,19 +65,20 @@ def copy_weights(student: Any, teacher: Any, kept: Kept) -> None:
 
 def _source(name: str, kept: Kept) -> str:
     """The name in the teacher of a weight of the student."""
-    for stack, layers in kept:
-        for top in stack.lists:
-            if (found := _split(name, top)) is not None:
-                return f"{top}.{layers[found[0]]}{found[1]}"
-    return name
+    return _renumbered(name, kept, lambda layers, number: layers[number])
 
 
 def _target(name: str, kept: Kept) -> str:
     """The name in the student of a weight of the teacher, whose layer is kept."""
+    return _renumbered(name, kept, lambda layers, number: list(layers).index(number))
+
+
+def _renumbered(name: str, kept: Kept, number: Callable[[Sequence[int], int], int]) -> str:
+    """The name with another number of its layer, if it is that of a weight in a layer."""
     for stack, layers in kept:
         for top in stack.lists:
             if (found := _split(name, top)) is not None:
-                return f"{top}.{list(layers).index(found[0])}{found[1]}"
+                return f"{top}.{number(layers, found[0])}{found[1]}"
     return name
 
 
