@@ -15,6 +15,6 @@ distilled features features.yaml --seeds "$seeds"
 once out/cache/train/manifest.json fastkd cache student.yaml --kind topk --output-dir out/cache
 distilled cached student.yaml --teacher cache:out/cache --seeds "$seeds"
 
-# The same shape with random weights.
+# The same shape with random weights, from the cache.
 made scratch --task classification --teacher out/encoder --layers 2 --init scratch
-distilled scratch student.yaml --model out/start/scratch --control --seeds "$seeds"
+distilled scratch student.yaml --teacher cache:out/cache --model out/start/scratch --control --seeds "$seeds"

@@ -85,8 +85,8 @@ class Predictions:
 
         Args:
             texts: as :func:`held_out_texts` returns them.
-            labels: their encoded labels. If these are in another order than the predictions, as with
-                ``group_by_length``, nothing is returned.
+            labels: their encoded labels. If these are in another order than the predictions, nothing is
+                returned.
         """
         if self.problem in (REGRESSION, MULTI_LABEL) or self.labels.tolist() != list(labels):
             return []

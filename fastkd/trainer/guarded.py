@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
 from fastkd.corpora.listing import listed
 from fastkd.directories import claimed, writing_to
@@ -109,6 +110,15 @@ class GuardedTrainer(Trainer):
                 checkpoint,
             )
             checkpoints.advance(self.lr_scheduler, self.state.global_step)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        """Evaluation keeps the order of the rows, so that a prediction can be told by its row.
+
+        With ``train_sampling_strategy="group_by_length"``, transformers would group these rows too.
+        """
+        if self.args.world_size > 1 or eval_dataset is None or not has_length(eval_dataset):
+            return None
+        return SequentialSampler(eval_dataset)
 
     # Saving and loading work on the plain student, so that weights are saved without this wrapper's prefix.
 

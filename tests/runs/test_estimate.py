@@ -19,11 +19,13 @@ from support.tiny import llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fastkd.cli import main
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.estimate import Shape, estimate, run_step
 from fastkd.runs.estimate.caches import cache_sizes
+from fastkd.runs.estimate.lengths import lengths
 from fastkd.runs.estimate.optimizers import optimizer_bytes
 from fastkd.runs.estimate.speed import Machine, seconds_per_step
 from fastkd.runs.estimate.text import duration, size
@@ -230,6 +232,25 @@ def test_no_weights_are_needed(workplace: Path) -> None:
     parts = found.step.phases[found.step.phase]
     assert parts["student weights"] == bytes_of([*(model := llama(hidden=16)).parameters(), *model.buffers()])
     assert parts["optimizer state"] == 8 * found.step.trained
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_the_usual_batch_is_that_of_an_epoch(workplace: Path, strategy: str) -> None:
+    """Batches that are grouped by length need less padding, and so less time."""
+    lines = [" ".join(["w1"] * (1 + i * 7 % 31)) for i in range(400)]
+    Path("text.txt").write_text("\n".join(lines))
+    args = settings_of(workplace, train_sampling_strategy=strategy)
+    found = lengths("train_file", args, args.per_device_train_batch_size)
+    encoded = [{"input_ids": list(range(len(line.split()) + 1))} for line in lines]
+    torch.manual_seed(0)
+    order = (
+        list(LengthGroupedSampler(4, dataset=encoded))
+        if strategy == "group_by_length"
+        else torch.randperm(len(encoded)).tolist()
+    )
+    longest = [max(len(encoded[i]["input_ids"]) for i in order[n : n + 4]) for n in range(0, len(order), 4)]
+    assert found is not None
+    assert found.usual.length == pytest.approx(sum(longest) / len(longest), abs=1)
 
 
 @pytest.mark.usefixtures("no_remedies")

@@ -72,7 +72,9 @@ def classifiers() -> None:
         made.save_pretrained(side)
         doctor.tokenizer().save_pretrained(side)
     write("train.jsonl", [{"text": f"w{i} w7", "label": NAMES[i % 3]} for i in range(8)])
-    held_out = [{"text": f"w{i} w{i + 1} {HOSTILE}", "label": NAMES[i * i % 3]} for i in range(9)]
+    held_out = [
+        {"text": f"w{i} w{i + 1} " * (1 + i * 5 % 4) + HOSTILE, "label": NAMES[i * i % 3]} for i in range(9)
+    ]
     write("eval.jsonl", [*held_out[:2], {"text": "", "label": "mid"}, *held_out[2:]])
 
 
@@ -115,7 +117,10 @@ class Passes:
         }
 
 
-@pytest.mark.parametrize("evaluations", [{}, {"eval_strategy": "steps", "eval_steps": 1}])
+@pytest.mark.parametrize(
+    "evaluations",
+    [{}, {"eval_strategy": "steps", "eval_steps": 1}, {"train_sampling_strategy": "group_by_length"}],
+)
 def test_a_classifier_and_its_teacher(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], evaluations: dict[str, Any]
 ) -> None:
@@ -124,7 +129,7 @@ def test_a_classifier_and_its_teacher(
     assert run("distill", task="classification", control=True, **evaluations) == 0
     made = found()
     # Student and control are evaluated as often as asked for, and the teacher's outputs are kept.
-    times = 2 if evaluations else 1
+    times = 2 if "eval_steps" in evaluations else 1
     assert passes.of(doctor.tokenizer()) == {16: {2 * times}, 24: {1}}
 
     rows = [json.loads(line) for line in Path("eval.jsonl").read_text().splitlines()]

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.runs.estimate.step import Shape
 from fastkd.runs.samples import look_at
-from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.config import DistillationConfig, plain
 from fastkd.trainer.loading import load_tokenizer
 
 BATCHES = 200
+# Number of batches that transformers sorts by length together, if there are four times as many.
+GROUPED = 50
+
+# Tokens of a row's input and of its target.
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,8 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
         return Lengths(
             pieces, full, full, share * args.max_length, 0, True, f"packed, from {sample.looked_at}"
         )
-    # Draws batches like those of a shuffled epoch; each batch is padded to its longest row.
-    draw = random.Random(0)
-    batches = [draw.choices(sizes, k=rows) for _ in range(BATCHES)]
-    usual = [round(sum(max(row[i] for row in batch) for batch in batches) / BATCHES) for i in (0, 1)]
+    batches = _drawn(sizes, rows, sample.total, plain(args.train_sampling_strategy) == "group_by_length")
+    usual = [round(sum(max(row[i] for row in batch) for batch in batches) / len(batches)) for i in (0, 1)]
     longest = [max(size[i] for size in sizes) for i in (0, 1)]
     return Lengths(
         sample.becomes,
@@ -80,6 +83,25 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
         len(sample.rows) == sample.total,
         f"the longest of {sample.looked_at}",
     )
+
+
+def _drawn(sizes: list[Size], rows: int, total: int, grouped: bool) -> list[list[Size]]:
+    """Batches like those of a shuffled epoch, each of which is padded to its longest row.
+
+    Args:
+        sizes: lengths of some rows.
+        rows: rows in a batch.
+        total: rows of the whole data set.
+        grouped: whether batches are cut from a sorted part of the epoch, as ``group_by_length`` of
+            transformers does.
+    """
+    draw = random.Random(0)
+    together = max(1, min(total // (4 * rows), GROUPED)) if grouped else 1
+    found: list[list[Size]] = []
+    while len(found) < BATCHES:
+        part = sorted(draw.choices(sizes, k=together * rows)) if grouped else draw.choices(sizes, k=rows)
+        found += [part[start : start + rows] for start in range(0, len(part), rows)]
+    return found
 
 
 def _learned(labels: list[int] | int) -> int:
