@@ -11,15 +11,24 @@ from bench.tasks.description import tasks_in
 from bench.tasks.measured import measured
 from bench.tasks.page import page, write
 from bench.tasks.picture import draw
+from bench.tasks.records import gathered
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tasks", description=__doc__)
     parser.add_argument("examples", type=Path, help="folder with a folder for each task")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the page (default: docs)")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        default=Path("bench/results/tasks"),
+        help="folder in which the numbers of all reports are kept (default: bench/results/tasks)",
+    )
     options = parser.parse_args(arguments)
     try:
-        tasks = [(task, measured(task)) for task in tasks_in(options.examples)]
+        tasks = [
+            (task, measured(task, gathered(task, options.records))) for task in tasks_in(options.examples)
+        ]
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -63,6 +63,36 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A statement about two runs that the page checks: the score of one exceeds that of the other.
+
+    The advantage is the difference of the means, positive if ``run`` is better. It must exceed the sum of the
+    two spreads, or be at least ``at_least``.
+
+    Attributes:
+        title: the statement, without a full stop.
+        run, metric: the score that is judged.
+        against, against_metric: the score that it is compared with; the same metric by default.
+        towards, towards_metric: with these, the advantage is a share: of the way from ``against`` to
+            ``towards``, the part that ``run`` has gone.
+        at_least: the smallest advantage that bears the statement out, in the metric's unit or as a share.
+        lower: whether a lower score is better.
+        note: why the statement does not hold, if it does not, or what else there is to know.
+    """
+
+    title: str
+    run: str
+    metric: str
+    against: str
+    against_metric: str | None = None
+    towards: str | None = None
+    towards_metric: str | None = None
+    at_least: float | None = None
+    lower: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """The content of an ``example.yaml``.
 
@@ -75,6 +105,7 @@ class Task:
         runs: the rows of the table.
         picture: the picture; None for none.
         command: reprints everything, from the task's folder.
+        claims: statements that the page checks.
         notes: Markdown below the table, for example why a number falls short.
         order: place on the page, smallest first.
     """
@@ -86,6 +117,7 @@ class Task:
     runs: list[Run]
     picture: Picture | None = None
     command: str = "bash run.sh"
+    claims: list[Claim] = field(default_factory=list)
     notes: str = ""
     order: int = 0
 
@@ -125,6 +157,10 @@ def read(path: Path) -> Task:
             for i, one in enumerate(_list(drawn["curves"], where))
         ]
         entries["picture"] = Picture(**drawn)
+    entries["claims"] = [
+        Claim(**_checked(Claim, one, f"{where}: claims[{i}]"))
+        for i, one in enumerate(_list(entries.get("claims") or [], where))
+    ]
     task = Task(**entries)
     _check_names(task, where)
     return task
@@ -136,6 +172,11 @@ def _check_names(task: Task, where: str) -> None:
         raise ValueError(f"{where}: two runs have the same name")
     for run in task.runs:
         _known(f"{where}: model of the run {run.name}", run.model, MODELS)
+    for i, claim in enumerate(task.claims):
+        for name in filter(None, (claim.run, claim.against, claim.towards)):
+            _known(f"{where}: claims[{i}]", name, names)
+        if claim.towards is not None and claim.at_least is None:
+            raise ValueError(f"{where}: claims[{i}]: a share needs at_least")
     if (picture := task.picture) is None:
         return
     _known(f"{where}: picture.metric", picture.metric, task.metrics)

@@ -1,16 +1,14 @@
-"""Reads the reports of a task's runs: each score with its mean and its spread over the seeds."""
+"""Reads the records of a task's runs: each score with its mean and its spread over the seeds."""
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.tasks.description import Run, Task
+from bench.tasks.records import Record
 
 # A teacher is the same for every seed. Its scores may differ in their last digits, which is no spread.
 _SAME = 1e-6
@@ -39,11 +37,13 @@ class Measured:
         run: the run.
         reports: one report, or one for each seed; empty if the run is missing.
         command: the command that made them.
+        estimate: what ``fastkd estimate`` had foretold; None if it was not asked.
     """
 
     run: Run
-    reports: list[dict[str, Any]]
+    reports: list[Record]
     command: str | None
+    estimate: dict[str, Any] | None
 
     def value(self, place: str) -> Value | None:
         """The score at a place of the model's part, such as ``eval.accuracy``; None if no report has it."""
@@ -74,54 +74,28 @@ class Measured:
                 return found
         return None
 
+    @property
+    def estimated(self) -> dict[str, Any] | None:
+        """What ``fastkd estimate`` had foretold of the run: ``peak_memory_mb``, ``seconds_per_step``. It
+        speaks of the student, or of the model that ``fastkd train`` trains.
+        """
+        return self.estimate if self.run.model in ("student", "model") else None
 
-def measured(task: Task) -> list[Measured]:
+
+def measured(task: Task, records: dict[str, Record]) -> list[Measured]:
     """The runs of a task, in the order of its description."""
-    return [_of(run, task.folder / run.report) for run in task.runs]
-
-
-def _of(run: Run, place: Path) -> Measured:
-    """A run's reports. Where a run was repeated with several seeds, the summary beside them is not read."""
-    if place.suffix == ".json":
-        whole, seeds = place, []
-    else:
-        whole, seeds = place / "report.json", sorted(place.glob("seed-*/report.json"), key=_seed)
-    head = _read(whole)
-    reports = [_read(path) for path in seeds] or [head]
-    kept = [report for report in reports if report is not None and _is_whole(report, run.model)]
-    first = head if head is not None else kept[0] if kept else {}
-    command = first.get("repeat")
-    return Measured(run, kept, None if command is None else str(command))
-
-
-def _seed(path: Path) -> tuple[int, str]:
-    name = path.parent.name.removeprefix("seed-")
-    return (int(name) if name.isdigit() else 0, name)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is no report")
+    found = []
+    for run in task.runs:
+        record = records.get(run.report, {})
+        reports = [report for report in record.get("reports", []) if run.model in report]
+        found.append(Measured(run, reports, record.get("command"), record.get("estimate")))
     return found
-
-
-def _is_whole(report: dict[str, Any], model: str) -> bool:
-    """Whether the run has ended, and has the model."""
-    ended = "unfinished" not in report and "failed" not in report
-    return ended and isinstance(report.get(model), dict)
 
 
 def _number(part: Any, place: str) -> float | None:
     for name in place.split("."):
         part = part.get(name) if isinstance(part, dict) else None
-    numeric = isinstance(part, (int, float)) and not isinstance(part, bool)
-    return float(part) if numeric and math.isfinite(part) else None
+    return None if part is None else float(part)
 
 
 def distinct(runs: Sequence[Measured], key: str) -> list[dict[str, Any]]:

@@ -6,15 +6,19 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.tasks.claims import Checked, checked
 from bench.tasks.description import Task
 from bench.tasks.measured import Measured, Value, distinct
 from fastkd.runs.report.tables import COLUMNS, WRITING
 
 _HEAD = """# Results
 
-`python -m bench.tasks {examples} --out {out}` writes this page from the runs' own `report.json`;
-no number is typed. A score is the mean over the seeds ± its sample standard deviation; without ± there was
-one run, or all seeds agree. Training time is that of the steps alone: their number times the median step.
+`python -m bench.tasks {examples} --out {out}` writes this page from the runs' own `report.json`, of which
+[`bench/results/tasks`](../bench/results/tasks) keeps the numbers; no number is typed. A score is the mean
+over the seeds ± its sample standard deviation; without ± there was one run, or all seeds agree. Training time
+is that of the steps alone: their number times the median step. Memory is the largest that the process took
+while it trained, and in brackets what `fastkd estimate` had foretold. A statement with "more than the spread"
+holds if the difference exceeds the sum of both standard deviations.
 """
 # Ways of decoding that a score's place may begin with.
 _DECODED = {"greedy": "greedy", "beam": "beam"}
@@ -56,6 +60,8 @@ def _section(task: Task, runs: list[Measured], picture: str | None, examples: st
     if picture is not None and task.picture is not None:
         title = heading(task.picture.metric)[0]
         lines += [f"![{task.title}: {title}]({picture})", ""]
+    if task.claims:
+        lines += [*map(_claim, checked(task.claims, runs)), ""]
     if task.notes.strip():
         lines += [task.notes.strip(), ""]
     lines += _origin(task, runs, examples)
@@ -65,7 +71,7 @@ def _section(task: Task, runs: list[Measured], picture: str | None, examples: st
 def _table(task: Task, runs: list[Measured]) -> list[str]:
     metrics = [(metric, *heading(metric)) for metric in task.metrics]
     head = ["run", *(title for _, title, _ in metrics)]
-    head += ["seeds", "parameters", _speed_title(runs), "training, minutes"]
+    head += ["seeds", "parameters", _speed_title(runs), "training, minutes", "memory, MB"]
     lines = [head, ["---", *(["---:"] * (len(head) - 1))]]
     for one in runs:
         if not one.reports:
@@ -80,9 +86,58 @@ def _table(task: Task, runs: list[Measured]) -> list[str]:
                 shown(one.value("parameters"), "{:,}"),
                 shown(one.speed and Value(one.speed.mean, None, one.speed.count), "{:,}"),
                 "-" if minutes is None else f"{minutes.mean / 60:.1f}",
+                _memory(one),
             ]
         )
     return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def _memory(one: Measured) -> str:
+    peak = one.value("peak_memory_mb")
+    if peak is None:
+        return "-"
+    foretold = one.estimated
+    return f"{peak.mean:,.0f}" + ("" if foretold is None else f" ({foretold['peak_memory_mb']:,.0f})")
+
+
+def _claim(one: Checked) -> str:
+    """A statement as an item of a list, with its numbers and whether it holds."""
+    claim = one.claim
+    form = heading(claim.metric)[1]
+    if one.advantage is None:
+        return f"- **Not measured**: {claim.title}."
+    verdict = "Holds" if one.holds else "Does not hold"
+    said = f"{shown(one.own, form)} against {shown(one.other, form)}"
+    if claim.towards is not None:
+        said += f", on the way to {shown(one.goal, form)}: {one.advantage:.0%} of it"
+        needed = f"at least {one.needed:.0%}"
+    else:
+        said += (
+            f", {_difference(one.advantage, form)} better"
+            if one.advantage >= 0
+            else (f", {_difference(-one.advantage, form)} worse")
+        )
+        needed = (
+            f"more than the spread, {_difference(one.needed, form)}"
+            if claim.at_least is None
+            else f"at least {_difference(one.needed, form)}"
+            if one.needed >= 0
+            else f"at most {_difference(-one.needed, form)} worse"
+        )
+    note = f" {claim.note.strip()}" if claim.note.strip() else ""
+    return textwrap.fill(
+        f"**{verdict}**: {claim.title}. {said} (needed: {needed}).{note}",
+        110,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _difference(amount: float, form: str) -> str:
+    """A difference of two scores; that of percentages in points."""
+    return f"{100 * amount:.1f} points" if form.endswith("%}") else form.format(amount)
 
 
 def _speed_title(runs: list[Measured]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ pytest.importorskip("transformers")
 
 from bench.tasks.__main__ import main
 from bench.tasks.description import read
-from bench.tasks.measured import measured
+from bench.tasks.measured import Measured, measured
+from bench.tasks.records import gathered
 
 ACCURACIES = (0.80, 0.82, 0.81)
 
@@ -27,6 +29,8 @@ def part(accuracy: float, parameters: int = 1000) -> dict[str, Any]:
         "parameters": parameters,
         "steps": 60,
         "seconds_per_step": 2.0,
+        "peak_memory_mb": 1234.0,
+        "history": [{"step": 1, "text": "a line of the training data"}],
     }
 
 
@@ -87,6 +91,11 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent
 
 
+def runs_of(examples: Path, name: str = "sentiment") -> list[Measured]:
+    task = read(examples / name / "example.yaml")
+    return measured(task, gathered(task, Path("records")))
+
+
 def lines_of(page: str) -> dict[str, list[str]]:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "|" in line
@@ -99,10 +108,18 @@ def test_means_and_spreads_over_the_seeds(examples: Path) -> None:
     page = Path("docs/results.md").read_text()
     rows = lines_of(page)
     mean, spread = statistics.fmean(ACCURACIES), statistics.stdev(ACCURACIES)
-    assert rows["run"] == ["accuracy", "macro-F1", "seeds", "parameters", "texts/s", "training, minutes"]
+    assert rows["run"] == [
+        "accuracy",
+        "macro-F1",
+        "seeds",
+        "parameters",
+        "texts/s",
+        "training, minutes",
+        "memory, MB",
+    ]
     assert rows["Distilled"][0] == f"{mean:.1%} ± {spread:.1%}" == "81.0% ± 1.0%"
     assert rows["Distilled"][1:3] == ["0.800 ± 0.010", "3"]
-    assert rows["Distilled"][3] == "1,000" and rows["Distilled"][5] == "2.0"
+    assert rows["Distilled"][3] == "1,000" and rows["Distilled"][5:] == ["2.0", "1,234"]
     assert rows["Teacher"][0] == "90.0%" and rows["Teacher"][3] == "9,000"  # equal but for the last digits
     assert rows["Distilled, few labels"][0] == "missing"
     assert (
@@ -133,10 +150,10 @@ def test_a_picture_needs_a_point(examples: Path) -> None:
 def test_runs_that_have_not_ended_are_missing(examples: Path) -> None:
     for change in ({"unfinished": {"step": 1}}, {"failed": {"reason": "nan"}}, {"student": None}):
         write_report(examples / "sentiment/out/few", **{"student": part(0.5), **change})
-        (*_, few) = measured(read(examples / "sentiment/example.yaml"))
+        few = runs_of(examples)[-1]
         assert few.reports == []
     write_report(examples / "sentiment/out/few", student={**part(0.5), "eval": {"accuracy": float("nan")}})
-    (*_, few) = measured(read(examples / "sentiment/example.yaml"))
+    few = runs_of(examples)[-1]
     assert few.value("eval.accuracy") is None and few.value("parameters") is not None
 
 
@@ -159,13 +176,83 @@ def test_answers_over_sizes(examples: Path) -> None:
     assert main(["examples", "--out", "docs"]) == 0
     page = Path("docs/results.md").read_text()
     assert page.index("## Translation") < page.index("## Sentiment")
-    assert "| run | BLEU, greedy | BLEU, beam | seeds | parameters | tokens/s | training, minutes |" in page
-    assert lines_of(page)["small"] == ["24.50", "24.50", "1", "100,000", "321", "2.0"]
+    assert (
+        "| run | BLEU, greedy | BLEU, beam | seeds | parameters | tokens/s | training, minutes | memory, MB |"
+        in page
+    )
+    assert lines_of(page)["small"] == ["24.50", "24.50", "1", "100,000", "321", "2.0", "1,234"]
+
+
+def test_the_page_needs_no_output_once_it_was_written(examples: Path) -> None:
+    """The numbers are kept, and nothing else: the page can be written where the runs were not made."""
+    assert main(["examples", "--out", "docs"]) == 0
+    page = Path("docs/results.md").read_text()
+    kept = Path("bench/results/tasks/sentiment.json")
+    assert "training data" not in kept.read_text() and str(examples) not in kept.read_text()
+    shutil.rmtree(examples / "sentiment/out")
+    assert main(["examples", "--out", "docs"]) == 0
+    assert Path("docs/results.md").read_text() == page
+
+    # A run that is there again replaces what was kept of it, and the others stay.
+    write_report(examples / "sentiment/out/few", student=part(0.5))
+    assert main(["examples", "--out", "docs"]) == 0
+    rows = lines_of(Path("docs/results.md").read_text())
+    assert rows["Distilled, few labels"][0] == "50.0%" and rows["Distilled"][0] == "81.0% ± 1.0%"
+
+
+def test_memory_beside_its_estimate(examples: Path) -> None:
+    """The estimate is that of the run, so it stands beside the student and not beside its control."""
+    estimates = examples / "sentiment/out/estimates"
+    estimates.mkdir()
+    step = {"peak_bytes": 3 * 2**20}
+    for name, tried in (("all", 2000 * 2**20), ("few", None)):
+        found = {"tried_bytes": tried, "step": step, "process_bytes": 2**20, "seconds_per_step": [1.0, 2.0]}
+        (estimates / f"{name}.json").write_text(json.dumps(found))
+    write_report(examples / "sentiment/out/few", student=part(0.5))
+    assert main(["examples", "--out", "docs"]) == 0
+    rows = lines_of(Path("docs/results.md").read_text())
+    assert rows["Distilled"][-1] == "1,234 (2,000)" and rows["Control"][-1] == "1,234"
+    assert rows["Distilled, few labels"][-1] == "1,234 (4)"
+
+
+def claim(**changes: Any) -> dict[str, Any]:
+    return {"title": "it is better", "run": "kd-all", "metric": "eval.accuracy", "against": "control",
+            **changes}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (claim(), "Holds**: it is better. 81.0% ± 1.0% against 75.0%, 6.0 points better "
+         "(needed: more than the spread, 1.0 points)."),
+        (claim(run="control", against="kd-all", note="It has no teacher."),
+         "Does not hold**: it is better. 75.0% against 81.0% ± 1.0%, 6.0 points worse "
+         "(needed: more than the spread, 1.0 points). It has no teacher."),
+        (claim(against="teacher", at_least=-0.1),
+         "Holds**: it is better. 81.0% ± 1.0% against 90.0%, 9.0 points worse "
+         "(needed: at most 10.0 points worse)."),
+        (claim(lower=True), "Does not hold**: it is better. 81.0% ± 1.0% against 75.0%, 6.0 points worse"),
+        (claim(against_metric="eval.macro_f1"),
+         "Holds**: it is better. 81.0% ± 1.0% against 74.0%, 7.0 points better"),
+        (claim(towards="teacher", at_least=0.5),
+         "Does not hold**: it is better. 81.0% ± 1.0% against 75.0%, on the way to 90.0%: 40% of it "
+         "(needed: at least 50%)."),
+        (claim(towards="teacher", at_least=0.3), "Holds**"),
+        (claim(against="kd-few"), "Not measured**: it is better."),
+        (claim(towards="control", against="teacher", at_least=0.5), "Not measured**: it is better."),
+    ],
+)  # fmt: skip
+def test_claims_are_checked(examples: Path, given: dict[str, Any], said: str) -> None:
+    (examples / "sentiment/example.yaml").write_text(yaml.safe_dump(description(claims=[given])))
+    assert main(["examples", "--out", "docs"]) == 0
+    assert f"- **{said}" in " ".join(Path("docs/results.md").read_text().split())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"claims": [claim(run="kd-al")]}, "claims[0]: unknown name 'kd-al'; did you mean 'kd-all'?"),
+        ({"claims": [claim(towards="teacher")]}, "claims[0]: a share needs at_least"),
         ({"titel": "x"}, "unknown field 'titel'; did you mean 'title'?"),
         ({"runs": [{"name": "a", "title": "a", "report": "out"}]}, "runs[0]: the field 'model' is missing"),
         ({"picture": over_rows("kd-al")},
@@ -188,10 +275,24 @@ def test_a_folder_without_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "has no folder with an example.yaml" in capsys.readouterr().err
 
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*/example.yaml"))
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*/example.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.parent.name)
 def test_the_examples_are_described(path: Path) -> None:
     task = read(path)
     assert task.runs and task.picture is not None
+
+
+def test_the_page_is_that_of_the_numbers_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number of ``docs/results.md`` is typed: it is what the command writes from the committed records."""
+    shutil.copytree(ROOT / "bench/results/tasks", tmp_path / "bench/results/tasks")
+    for path in EXAMPLES:
+        (copy := tmp_path / "examples" / path.parent.name).mkdir(parents=True)
+        shutil.copy(path, copy)
+    monkeypatch.chdir(tmp_path)
+    assert main(["examples", "--out", "docs"]) == 0
+    made = Path("docs")
+    assert (made / "results.md").read_text() == (ROOT / "docs/results.md").read_text()
+    assert all((ROOT / "docs" / picture.name).is_file() for picture in made.glob("*.png"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fastkd.cli import main
 from fastkd.corpora.tasks import TASKS
-from fastkd.runs.estimate import Shape, estimate, run_step
+from fastkd.runs.estimate import Shape, estimate, run_step, trial
 from fastkd.runs.estimate.caches import cache_sizes
 from fastkd.runs.estimate.lengths import lengths
 from fastkd.runs.estimate.optimizers import optimizer_bytes
@@ -251,6 +252,22 @@ def test_the_usual_batch_is_that_of_an_epoch(workplace: Path, strategy: str) -> 
     longest = [max(len(encoded[i]["input_ids"]) for i in order[n : n + 4]) for n in range(0, len(order), 4)]
     assert found is not None
     assert found.usual.length == pytest.approx(sum(longest) / len(longest), abs=1)
+    drawn = [shape.length for shape in found.drawn]
+    assert drawn[0] == pytest.approx(statistics.median(longest), abs=2)
+    assert sorted(drawn[-2:]) == [min(drawn), max(drawn)] and min(drawn) < max(drawn) <= max(longest)
+
+
+@pytest.mark.usefixtures("no_remedies")
+@pytest.mark.parametrize("packing", [True, False])
+def test_batches_of_many_lengths_break_up_the_heap(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    monkeypatch.setattr(trial, "tried", lambda args, *_: trial.Trial((1.0, 2.0), 1000))
+    monkeypatch.setattr("fastkd.runs.estimate.measure", lambda *_: Machine(1e9, 1e9, 1e-6))
+    found = estimate(settings_of(workplace, packing=packing, max_length=16))
+    activations = found.step.phases[found.step.phase]["activations"]
+    assert found.tried_bytes == 1000 + (0 if packing else round(trial.SCATTERED * activations))
+    assert "drawn" not in json.dumps(found.to_dict())
 
 
 @pytest.mark.usefixtures("no_remedies")

@@ -61,7 +61,7 @@ def test_steps_of_every_kind_of_run_are_tried(
     name: str, run: Callable[..., DistillationConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "SECONDS", 0.0)
-    found = trial.tried(run(**FIELDS[name]), Shape(3, 9), Shape(3, 5), Shape(6, 4))
+    found = trial.tried(run(**FIELDS[name]), Shape(3, 9), [Shape(3, 5)], Shape(6, 4))
     low, high = found.seconds
     assert found.peak_bytes > 0 and low > 0 and high == pytest.approx(2 * low)
 
@@ -78,22 +78,23 @@ def test_the_range_is_around_the_median_of_all_steps_but_the_first(
     counted = []
     monkeypatch.setattr(trial.Run, "backward", lambda self, batch: counted.append(batch["input_ids"].shape))
     args = run(gradient_accumulation_steps=5)
-    found = trial.tried(args, Shape(3, 9), Shape(3, 5))
+    found = trial.tried(args, Shape(3, 9), [Shape(3, 5), Shape(3, 4), Shape(3, 6)])
     assert found.seconds == pytest.approx((0.75 * 2.0, 1.5 * 2.0))
-    assert counted == [torch.Size([3, 9])] * 5 + [torch.Size([3, 5])] * 5 * 4
+    # Steps take the usual batches in turn.
+    assert counted == [torch.Size([3, length]) for length in (9, 5, 4, 6, 5) for _ in range(5)]
 
 
-def test_the_largest_batch_decides_the_peak(
+def test_the_peak_is_that_of_all_steps(
     run: Callable[..., DistillationConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peak is read after a step of the largest batch and an evaluation, before the timed steps."""
+    """The largest batch comes first, then an evaluation, then the timed steps; the peak is read last."""
     said: list[Any] = []
     monkeypatch.setattr(trial, "reset_peak_memory", lambda: said.append("reset"))
     monkeypatch.setattr(trial, "peak_memory_mb", lambda: said.append("read") or 2.0)
     monkeypatch.setattr(trial.Run, "backward", lambda self, batch: said.append(batch["input_ids"].shape[1]))
     monkeypatch.setattr(trial.Run, "evaluate", lambda self, batch: said.append("evaluation"))
-    found = trial.tried(run(), Shape(3, 9), Shape(3, 5), Shape(6, 4))
-    assert said[:5] == ["reset", 9, "evaluation", "read", 5]
+    found = trial.tried(run(), Shape(3, 9), [Shape(3, 5)], Shape(6, 4))
+    assert said[:4] == ["reset", 9, "evaluation", 5] and said.count("read") == 1 and said[-1] == "read"
     assert found.peak_bytes == 2 * 2**20
 
 
@@ -112,7 +113,7 @@ def test_weights_and_gradients_change(
 
     monkeypatch.setattr(trial.Run, "__init__", noting)
     monkeypatch.setattr(trial, "SECONDS", 0.0)
-    trial.tried(run(learning_rate=0.1), Shape(3, 9), Shape(3, 9))
+    trial.tried(run(learning_rate=0.1), Shape(3, 9), [Shape(3, 9)])
     assert seen and any(not torch.equal(a, b) for a, b in zip(before, seen[0].trained, strict=True))
 
 

@@ -73,6 +73,8 @@ class Estimate:
             "peak_phase": self.step.phase,
             "phases": {name: dict(parts) for name, parts in self.step.phases.items()},
         }
+        for part in filter(None, (found["train"], found["held_out"])):
+            del part["drawn"]
         return found
 
 
@@ -127,8 +129,11 @@ def estimate(
         machine = measure(torch.device(args.device), dtype, tokens, step.hidden)
         seconds = seconds_per_step(usual, micro_batches, machine)
         if trial.fits(args, step, seconds, processes, free):
-            tried = trial.tried(args, largest, train.usual, held_shape)
+            shapes = [_with_samples(shape, train, args) for shape in train.drawn or (train.usual,)]
+            tried = trial.tried(args, largest, shapes, held_shape)
             seconds, tried_bytes = tried.seconds, tried.peak_bytes
+            if args.device.type == "cpu" and len(set(shapes)) > 1:
+                tried_bytes += round(trial.SCATTERED * step.phases[step.phase].get("activations", 0))
     targets = None if train.rows is None else train.rows * train.targets
     return Estimate(
         args.device.type,

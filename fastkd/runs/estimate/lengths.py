@@ -13,6 +13,8 @@ from fastkd.trainer.config import DistillationConfig, plain
 from fastkd.trainer.loading import load_tokenizer
 
 BATCHES = 200
+# Number of those whose shapes are kept.
+DRAWN = 13
 # Number of batches that transformers sorts by length together, if there are four times as many.
 GROUPED = 50
 
@@ -27,6 +29,7 @@ class Lengths:
     Attributes:
         rows: number of rows (of packed pieces with ``packing``); None where the data could not be read.
         longest, usual: shape of the largest batch, and of a batch of mean padded length.
+        drawn: shapes of some batches as an epoch has them, the middle one first, the extremes last.
         targets: mean number of labels of a row.
         prompt: tokens of the longest prompt.
         whole: whether no row can be longer than ``longest``.
@@ -40,6 +43,7 @@ class Lengths:
     prompt: int
     whole: bool
     source: str
+    drawn: tuple[Shape, ...] = ()
 
 
 def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
@@ -72,7 +76,8 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
             pieces, full, full, share * args.max_length, 0, True, f"packed, from {sample.looked_at}"
         )
     batches = _drawn(sizes, rows, sample.total, plain(args.train_sampling_strategy) == "group_by_length")
-    usual = [round(sum(max(row[i] for row in batch) for batch in batches) / len(batches)) for i in (0, 1)]
+    padded = sorted((max(row[0] for row in batch), max(row[1] for row in batch)) for batch in batches)
+    usual = [round(sum(size[i] for size in padded) / len(padded)) for i in (0, 1)]
     longest = [max(size[i] for size in sizes) for i in (0, 1)]
     return Lengths(
         sample.becomes,
@@ -82,7 +87,15 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
         max(size[0] - _learned(row["labels"]) for size, row in zip(sizes, sample.kept, strict=True)),
         len(sample.rows) == sample.total,
         f"the longest of {sample.looked_at}",
+        tuple(Shape(rows, max(length, 1), target) for length, target in _from_the_middle(padded)),
     )
+
+
+def _from_the_middle(padded: list[Size]) -> list[Size]:
+    """Some of the sorted lengths, at equal distances, the middle one first and the extremes last."""
+    last, middle = len(padded) - 1, (DRAWN - 1) / 2
+    order = sorted(range(DRAWN), key=lambda i: abs(i - middle))
+    return [padded[round(i * last / (DRAWN - 1))] for i in order]
 
 
 def _drawn(sizes: list[Size], rows: int, total: int, grouped: bool) -> list[list[Size]]:

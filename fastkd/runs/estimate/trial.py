@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ MINIMUM, MAXIMUM = 2, 12
 # The range is the median of the timed steps times these factors: batches differ in length, and other work on
 # the machine comes and goes.
 FASTER, SLOWER = 0.75, 1.5
+
+# Over a run, the heap of a process on the CPU grows beyond the peak of a few steps where batches differ in
+# length, because a freed block seldom fits the next batch. bench/NOTES.md has the measurements: it grew by
+# this share of the activations, or somewhat more or less.
+SCATTERED = 0.6
 
 # A larger run is not tried: bytes at the peak as a share of what is free, parameters to be drawn at random,
 # and seconds of a step by the machine's speed.
@@ -60,22 +66,25 @@ class Trial:
 
     Attributes:
         seconds: the lowest and highest estimate for one optimizer step of one process.
-        peak_bytes: the peak of a step of the largest batch: of the GPU's allocator, or of the whole process.
+        peak_bytes: the peak of all steps: of the GPU's allocator, or of the whole process.
     """
 
     seconds: tuple[float, float]
     peak_bytes: int
 
 
-def tried(args: DistillationConfig, largest: Shape, usual: Shape, held_out: Shape | None = None) -> Trial:
-    """Run a step of the largest batch, an evaluation batch, and steps of the usual batch, which are timed.
+def tried(
+    args: DistillationConfig, largest: Shape, usual: Sequence[Shape], held_out: Shape | None = None
+) -> Trial:
+    """Run a step of the largest batch, an evaluation batch, and steps of usual batches, which are timed.
 
     Both models are built from their ``config.json`` with random weights, since neither time nor memory of a
     step depends on their values.
 
     Args:
         args: the configuration.
-        largest, usual: the shapes of the training batches.
+        largest: the shape of the largest training batch.
+        usual: the shapes of some training batches, one for each step in turn.
         held_out: the shape of the largest evaluation batch; None without evaluation data.
     """
     device = torch.device(args.device)
@@ -88,12 +97,14 @@ def tried(args: DistillationConfig, largest: Shape, usual: Shape, held_out: Shap
         _step(args, run, optimizer, largest)
         if held_out is not None:
             run.evaluate(run.batch(held_out, "evaluation"))
-        peak = int(peak_memory_mb() * 2**20)
         began = time.perf_counter()
         while len(taken) <= MINIMUM or (len(taken) <= MAXIMUM and time.perf_counter() - began < SECONDS):
+            shape = usual[len(taken) % len(usual)]
             start = time.perf_counter()
-            _step(args, run, optimizer, usual)
+            _step(args, run, optimizer, shape)
             taken.append(time.perf_counter() - start)
+        # The steps after the largest one count too, because batches of other lengths break up the heap.
+        peak = int(peak_memory_mb() * 2**20)
     del run, optimizer
     gc.collect()
     middle = statistics.median(taken[1:])
