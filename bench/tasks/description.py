@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 NAME = "example.yaml"
-MODELS = ("teacher", "student", "control", "model")
+MODELS = ("teacher", "student", "control", "model", "lead")
 # Quantities that a curve may be drawn over.
 OVER = {"parameters": "parameters", "rows": "labelled rows"}
 
@@ -25,8 +25,8 @@ class Run:
         title: as the table shows it.
         report: the directory of its ``report.json``, relative to the task's folder. With ``--seeds`` it holds
             the directories ``seed-N``, each with a report of its own.
-        model: the part of the report: ``teacher``, ``student``, ``control``, or ``model`` for
-            ``fastkd train``.
+        model: the part of the report: ``teacher``, ``student``, ``control``, ``model`` for ``fastkd train``,
+            or ``lead``, the baseline of summaries.
         rows: number of labelled rows, if a curve is drawn over them.
     """
 

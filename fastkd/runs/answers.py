@@ -118,6 +118,15 @@ class Asked:
         )
         return ratios[len(ratios) // 2] >= SUMMARISED
 
+    def lead(self) -> dict[str, Any]:
+        """The scores of a summary that any model should exceed: the first words of each source, as many as
+        the references have in the median (``words``). They are ``greedy``, as a model's would be.
+        """
+        lengths = sorted(len(asked.reference.split()) for asked in self.questions)
+        words = lengths[len(lengths) // 2]
+        said = [" ".join(asked.source.split()[:words]) for asked in self.questions]
+        return {"words": words, "greedy": scores.texts(said, [asked.reference for asked in self.questions])}
+
     def headline(self, tokenizer: Any, args: DistillationConfig) -> str:
         """The figure that the report leads with, among those that ``headline`` may name."""
         if args.headline != "auto":

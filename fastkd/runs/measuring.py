@@ -161,6 +161,8 @@ class Measuring:
         if self.asked is not None and self.answers:
             self.asked.describe(found, self.answers, self.args.per_device_eval_batch_size)
             found["headline"] = self.asked.headline(self.tokenizer, self.args)
+            if self.asked.summarises(self.tokenizer):
+                found["lead"] = self.asked.lead()
         name = "student" if "student" in self._predictions else "model"
         if self.raw is not None and (made := self._predictions.get(name)) is not None:
             found["mistakes"] = made.mistakes(held_out_texts(self.raw), self.encoded["labels"])

@@ -291,6 +291,28 @@ def test_summaries_are_known_by_their_length() -> None:
     assert asked(1).headline(stored.tokenizer(), args) == "chrf"
 
 
+def test_summaries_stand_beside_their_lead(capsys: pytest.CaptureFixture[str]) -> None:
+    """The baseline is the first words of the sources, as many as the references have in the median."""
+    writers()
+    sources = ["ab cd ef gh ij kl mn op qr", "b a b a b a b a b a b", "kl kl kl kl kl kl kl kl kl kl"]
+    references = ["ab cd x", "a b", "kl"]
+    write("eval.jsonl", [{"source": s, "target": r} for s, r in zip(sources, references, strict=True)])
+    assert run("distill", task="seq2seq", max_length=64) == 0
+    made = found()
+    lead = made["lead"]
+    assert lead["words"] == 2 and made["headline"] == "rougeL"
+    # Unigrams: ab cd of ab cd x; b a of a b, in another order; kl kl of kl.
+    expected = [2 * (2 / 2) * (2 / 3) / (2 / 2 + 2 / 3), 1.0, 2 * (1 / 2) * 1 / (1 / 2 + 1)]
+    assert lead["greedy"]["rouge1"] == pytest.approx(sum(expected) / 3)
+    said = f"the first 2 words of each source, which reach ROUGE-1 {lead['greedy']['rouge1']:.3f}"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in Path("out/report.html").read_text()
+
+    writers()
+    assert run("distill", task="seq2seq", output_dir="translations") == 0
+    assert "lead" not in found("translations")
+
+
 def test_a_headline_of_answers_needs_answers() -> None:
     args = DistillationConfig(task="seq2seq", headline="bleu", eval_answers=0)
     assert "headline_without_answers" in {refusal.name for refusal in refusals(args)}

@@ -25,6 +25,15 @@ def notes(report: dict[str, Any]) -> list[str]:
         )  # fmt: skip
         size = report["answers"]["batch_size"]
         found.append(f"BLEU, chrF, ROUGE and tokens/s are of the answers to {which}, in batches of {size}.")
+    if (lead := report.get("lead")) is not None:
+        reached = ", ".join(
+            f"{title} {lead['greedy'][key]:.3f}"
+            for key, title in (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L"))
+        )
+        found.append(
+            f"The references are summaries: a model should exceed the first {lead['words']} words of each "
+            f"source, which reach {reached} (the lead baseline)."
+        )
     if any("perplexity_bound" in (part.get("eval") or {}) for part in known.values()):
         found.append(
             "The cache holds the teacher's likeliest tokens alone, so only a lower bound of its perplexity "
