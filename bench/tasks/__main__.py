@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.tasks.description import tasks_in
+from bench.tasks.gradients import NAME, section
 from bench.tasks.measured import measured
 from bench.tasks.page import page, write
 from bench.tasks.picture import draw
@@ -33,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     drawn = [(task, runs, draw(task, runs, options.out)) for task, runs in tasks]
-    path = write(options.out, page(drawn, options.examples.as_posix(), options.out.as_posix()))
+    text = page(drawn, options.examples.as_posix(), options.out.as_posix())
+    if (gradients := options.records / NAME).is_file():
+        text = "\n".join([text, *section(json.loads(gradients.read_text("utf-8")))])
+    path = write(options.out, text)
     missing = [
         f"{task.folder.name}/{one.run.report}" for task, runs in tasks for one in runs if not one.reports
     ]

@@ -102,37 +102,33 @@ def _memory(one: Measured) -> str:
 
 def _claim(one: Checked) -> str:
     """A statement as an item of a list, with its numbers and whether it holds."""
-    claim = one.claim
-    form = heading(claim.metric)[1]
-    if one.advantage is None:
-        return f"- **Not measured**: {claim.title}."
-    verdict = "Holds" if one.holds else "Does not hold"
-    said = f"{shown(one.own, form)} against {shown(one.other, form)}"
-    if claim.towards is not None:
-        said += f", on the way to {shown(one.goal, form)}: {one.advantage:.0%} of it"
-        needed = f"at least {one.needed:.0%}"
-    else:
-        said += (
-            f", {_difference(one.advantage, form)} better"
-            if one.advantage >= 0
-            else (f", {_difference(-one.advantage, form)} worse")
-        )
-        needed = (
-            f"more than the spread, {_difference(one.needed, form)}"
-            if claim.at_least is None
-            else f"at least {_difference(one.needed, form)}"
-            if one.needed >= 0
-            else f"at most {_difference(-one.needed, form)} worse"
-        )
-    note = f" {claim.note.strip()}" if claim.note.strip() else ""
     return textwrap.fill(
-        f"**{verdict}**: {claim.title}. {said} (needed: {needed}).{note}",
+        " ".join(f"{_verdict(one)} {one.claim.note}".split()),
         110,
         initial_indent="- ",
         subsequent_indent="  ",
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _verdict(one: Checked) -> str:
+    claim, form = one.claim, heading(one.claim.metric)[1]
+    if one.advantage is None:
+        return f"**Not measured**: {claim.title}."
+    said = f"{shown(one.own, form)} against {shown(one.other, form)}"
+    needed = f"at least {_difference(one.needed, form)}"
+    if claim.towards is not None:
+        said += f", on the way to {shown(one.goal, form)}: {one.advantage:.0%} of it"
+        needed = f"at least {one.needed:.0%}"
+    else:
+        better = "better" if one.advantage >= 0 else "worse"
+        said += f", {_difference(abs(one.advantage), form)} {better}"
+        if claim.at_least is None:
+            needed = f"more than the spread, {_difference(one.needed, form)}"
+        elif one.needed < 0:
+            needed = f"at most {_difference(-one.needed, form)} worse"
+    return f"**{'Holds' if one.holds else 'Does not hold'}**: {claim.title}. {said} (needed: {needed})."
 
 
 def _difference(amount: float, form: str) -> str:

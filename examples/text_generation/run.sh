@@ -22,5 +22,5 @@ done
 made layers student.yaml --layers 2
 made scratch student.yaml --layers 2 --init scratch
 for start in layers scratch; do
-  distilled "$start" student.yaml --model "out/start/$start" --control --seeds "$seeds"
+  distilled "$start" student.yaml --model "out/start/$start" --seeds "$seeds"
 done
