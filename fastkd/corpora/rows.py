@@ -58,6 +58,9 @@ def _mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
         rows = rows.flatten()  # `translation.de` is the field `de` of the column `translation`
     for ours, theirs in mapping.items():
         if theirs not in rows.column_names:
+            # One of the two files may already have our name, and rows to train on need no label.
+            if ours in rows.column_names or (ours == "label" and field == "train_file"):
+                continue
             raise ValueError(
                 f"{field}: column_mapping names {theirs!r}, but the columns are "
                 f"{', '.join(rows.column_names)}"

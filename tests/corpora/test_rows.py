@@ -72,6 +72,26 @@ def test_columns_can_be_mapped(configuration: Configuration, tmp_path: Path) -> 
         load_rows("train_file", configuration(train_file=path, column_mapping={"text": "page"}))
 
 
+def test_the_columns_of_two_files_need_not_have_the_same_names(
+    configuration: Configuration, tmp_path: Path
+) -> None:
+    """A mapping is for both files: one of them may have our name already, or no label to train on."""
+    for name, row in {"train": {"text": "a"}, "eval": {"body": "b", "intent": "x"}}.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    args = configuration(
+        task="classification",
+        train_file=str(tmp_path / "train.jsonl"),
+        eval_file=str(tmp_path / "eval.jsonl"),
+        column_mapping={"text": "body", "label": "intent"},
+    )
+    train, held_out = (load_rows(field, args) for field in ("train_file", "eval_file"))
+    assert train is not None and train[:] == {"text": ["a"]}
+    assert held_out is not None and held_out[:] == {"text": ["b"], "label": ["x"]}
+    args.eval_file = args.train_file
+    with pytest.raises(ValueError, match="eval_file: column_mapping names 'intent'"):
+        load_rows("eval_file", args)
+
+
 def test_packing_loses_no_token(configuration: Configuration, tokenizer: Any, tmp_path: Path) -> None:
     args = configuration(packing=True, max_length=5, train_file=str(write(tmp_path, "jsonl")))
     found = encoded(args, tokenizer)

@@ -82,6 +82,8 @@ def test_a_student_may_lack_the_classification_head(
     args = configuration(**fields, class_names=["bad", "fair", "good"])
     assert load_student(args).config.num_labels == 3
     assert "no trained classification head: classifier.bias, classifier.weight" in caplog.text
+    load_student(args)
+    assert caplog.text.count("no trained classification head") == 1  # a run loads its student several times
     for load in (load_teacher_model, lambda args: load_student(args, trained=True)):
         with pytest.raises(ValueError, match=r"classifier\.weight.*train the model for this task first"):
             load(args)

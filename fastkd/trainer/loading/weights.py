@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from fastkd.corpora.listing import listed
 from fastkd.trainer.loading.names import INIT_KWARGS, expanded, reason, refusal
 
 logger = logging.getLogger(__name__)
+
+# Models whose missing head has been mentioned: a run loads its student several times, and says it once.
+_said: set[tuple[str, str]] = set()
 
 # Errors that `from_pretrained` raises about its arguments, a model's files, or the memory for them.
 ERRORS = (
@@ -64,7 +68,8 @@ def load_weights(
     unexpected = sorted(info["unexpected_keys"])
     if lost := [key for key in missing if key not in set(fresh)]:
         raise ValueError(_lost(field, name, model, lost, unexpected))
-    if fresh:
+    if fresh and (field, (place := os.path.abspath(expanded(name)))) not in _said:
+        _said.add((field, place))
         logger.warning("%s %r has no trained classification head: %s drawn anew", field, name, listed(fresh))
     # Heads for another task are left out as a matter of course.
     if spare := [key for key in unexpected if not _of_head(model, key)]:
