@@ -16,8 +16,32 @@ once() {
 }
 
 # trained NAME ARGUMENTS...: fastkd train, into out/NAME. distilled NAME ARGUMENTS...: fastkd distill likewise.
-trained() { once "out/$1/report.json" fastkd train "${@:2}" --output-dir "out/$1"; }
-distilled() { once "out/$1/report.json" fastkd distill "${@:2}" --output-dir "out/$1"; }
+trained() {
+  estimated "$@"
+  once "out/$1/report.json" fastkd train "${@:2}" --output-dir "out/$1"
+}
+distilled() {
+  estimated "$@"
+  once "out/$1/report.json" fastkd distill "${@:2}" --output-dir "out/$1"
+}
+# estimated NAME ARGUMENTS...: what the run will need, into out/estimates; only with ESTIMATE=1.
+estimated() {
+  [ -n "${ESTIMATE:-}" ] && [ ! -e "out/estimates/$1.json" ] || return 0
+  local file="out/estimates/$1.json" name=$1 arguments=()
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --control) ;;
+      --seeds) shift ;;
+      *) arguments+=("$1") ;;
+    esac
+    shift
+  done
+  echo "+ fastkd estimate ${arguments[*]}"
+  mkdir -p out/estimates
+  fastkd estimate "${arguments[@]}" --output-dir "out/$name" --json > "$file.part"
+  mv "$file.part" "$file"
+}
 # made NAME ARGUMENTS...: fastkd new, into out/start/NAME.
 made() { once "out/start/$1/config.json" fastkd new "out/start/$1" "${@:2}"; }
 

@@ -16,4 +16,4 @@ distilled sequence-token student.yaml --train-file out/answers --seeds "$seeds"
 
 # The same shape from the teacher's layers: as wide as the teacher, with one layer of two.
 made layers student.yaml --layers 1
-distilled layers student.yaml --model out/start/layers --control --seeds "$seeds"
+distilled layers student.yaml --model out/start/layers --seeds "$seeds"

@@ -339,6 +339,9 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(
 
     monkeypatch.setattr(adapters, "hf_hub_download", unreachable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    # Answers hold for five minutes of the clock: neither its ticking nor an earlier test's answer matters.
+    monkeypatch.setattr(adapters, "_REMEMBERED", float("inf"))
+    adapters._asked.cache_clear()
     args = configuration(model="studnet")
     for load in (load_tokenizer, load_student):
         with pytest.raises(ValueError, match="did you mean 'student'.*, and the hub cannot be reached"):
