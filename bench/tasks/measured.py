@@ -76,8 +76,8 @@ class Measured:
 
     @property
     def estimated(self) -> dict[str, Any] | None:
-        """What ``fastkd estimate`` had foretold of the run: ``peak_memory_mb``, ``seconds_per_step``. It
-        speaks of the student, or of the model that ``fastkd train`` trains.
+        """The estimate of ``fastkd estimate``: ``peak_memory_mb`` and ``seconds_per_step``. It speaks of the
+        student, or of the model that ``fastkd train`` trains.
         """
         return self.estimate if self.run.model in ("student", "model") else None
 
