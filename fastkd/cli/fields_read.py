@@ -19,7 +19,7 @@ TEACHING = ("distill", "evaluate", *LOOKING)
 # The commands that read a field, or an option of their own. What is not here is read by every command.
 READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("cache_kind", "cache_top_k", "cache_samples"), ("cache", *LOOKING)),
-    "kind": ("cache",),
+    **dict.fromkeys(("kind", "from", "cache_from", "write_rows"), ("cache",)),
     "cache_tail": TEACHING,
     **dict.fromkeys(("generation_mode", "mode", "interpolate_metric"), ("generate",)),
     "min_probability": ("generate",),

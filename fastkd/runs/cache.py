@@ -18,11 +18,13 @@ from transformers import PreTrainedModel
 from fastkd.corpora.conversations import why_texts_change
 from fastkd.corpora.store import Manifest, Writer
 from fastkd.corpora.store.encoding import Entries
-from fastkd.corpora.store.fingerprints import data_digest, survey, weights_digest
+from fastkd.corpora.store.fingerprints import data_digest, survey
 from fastkd.corpora.store.held import KEY, Held, read_held
 from fastkd.corpora.tasks import TASKS, Batch
 from fastkd.directories import claimed
-from fastkd.runs.cache_source import CacheSource, cached_temperatures
+from fastkd.runs import cache_file
+from fastkd.runs.cache_file import FileSource, open_files
+from fastkd.runs.cache_source import CacheSource
 from fastkd.runs.classes import check_teacher
 from fastkd.runs.output_directory import refuse_inputs
 from fastkd.runs.train import load_data
@@ -51,15 +53,18 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
             directory that was begun with other settings, or that another run writes into.
         OSError: the directory cannot be written.
     """
-    require_model(args.teacher, "a cache is made by a model")
     if args.world_size > 1:
         raise ValueError(f"a cache is made by one process, not {args.world_size}: start it without torchrun")
     args = copy.copy(args)
+    if args.cache_from is None:
+        require_model(args.teacher, "a cache is made by a model")
     zero.leave(args)
     args.model = args.model or args.teacher  # for its tokenizer
     refuse_inputs(args, checkpoints_too=False)
     folder = Path(str(args.output_dir))
     with claimed(folder):
+        if args.cache_from is not None:
+            return _cached_files(args, folder)
         data = load_data(args)
         check_teacher(args)
         model = load_teacher_model(args)
@@ -69,6 +74,50 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
             for name, rows in parts.items()
             if rows is not None
         }
+
+
+def _cached_files(args: DistillationConfig, folder: Path) -> dict[str, Manifest]:
+    """The caches of log-probabilities that are in files. Held-out rows may be in none of them."""
+    if args.cache_kind != "topk":
+        raise ValueError(f"cache_from makes a topk cache, and cache_kind is {args.cache_kind}: leave it out")
+    if args.task != "causal_lm":
+        raise ValueError(
+            f"cache_from has log-probabilities of prompts, which need task: causal_lm, not {args.task}"
+        )
+    data = load_data(args, reads_teacher=False)
+    source = FileSource(open_files(args), TASKS[args.task], args, data.tokenizer)
+    parts = {"train": (data.train, "train_file"), "eval": (data.held_out, "eval_file")}
+    found = {}
+    for name, (rows, field) in parts.items():
+        if rows is None:
+            continue
+        if source.holds(rows, field, needed=name == "train"):
+            found[name] = _write(source, rows, folder / name, args, data.tokenizer)
+        else:
+            logger.warning("no row of eval_file is in cache_from: there will be no cache for evaluation")
+    return found
+
+
+def write_rows(args: DistillationConfig, path: Path) -> int:
+    """Write the tokens of all rows that a cache would hold into a file, for another program to run the
+    teacher on them.
+
+    Args:
+        args: as for :func:`make_caches`.
+        path: the file of JSON lines, each with ``prompt_token_ids``.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ValueError: data that cannot be read, or a file that is there already.
+    """
+    args = copy.copy(args)
+    args.model = args.model or args.teacher  # for its tokenizer
+    if path.exists():
+        raise ValueError(f"{path} is there already: give another file, or delete it")
+    data = load_data(args, reads_teacher=False)
+    return cache_file.write_rows({"train": data.train, "eval": data.held_out}, args.task, path)
 
 
 def make_cache(
@@ -102,23 +151,35 @@ def make_cache(
     task = TASKS[args.task]
     check_rows(rows, f"the data for {folder}", task, {"teacher": teacher}, tokenizer)
     source = CacheSource(teacher, task, args, tokenizer)
-    hashes, targets = survey(rows, task, f"hashing {folder.name}")
+    return _write(source, rows, folder, args, tokenizer, shard_rows)
+
+
+def _write(
+    source: CacheSource | FileSource,
+    rows: Any,
+    folder: Path,
+    args: DistillationConfig,
+    tokenizer: Any,
+    shard_rows: int = SHARD_ROWS,
+) -> Manifest:
+    hashes, targets = survey(rows, source.task, f"hashing {folder.name}")
     if not targets.sum():
         raise ValueError(f"the rows for {folder} have no target: nothing could be learnt from them")
     made_from = {
         **source.description,
-        "teacher_weights": weights_digest(source.teacher.model, "hashing the teacher"),
+        **source.origin(),
         "data": data_digest(hashes),
     }
     bounds = _bounds(targets, source.bytes_per_token, shard_rows)
-    notes = {"teacher": args.teacher or teacher.name_or_path}
+    notes = {"teacher": args.teacher or source.name}
     writer = Writer(
         folder, args.cache_kind, made_from, bounds, ".safetensors", notes, why_texts_change(tokenizer)
     )
     if args.cache_kind == "hidden" and folder.name != "eval" and writer.manifest.head is None:
+        assert isinstance(source, CacheSource)
         writer.put_head(partial(save_file, source.head()))
     missing = writer.missing()
-    source.teacher.to(args.device)
+    source.start()
     with tqdm(
         total=len(rows),
         initial=len(rows) - sum(bounds[number][1] - bounds[number][0] for number in missing),
@@ -130,7 +191,7 @@ def make_cache(
             first, last = bounds[number]
             tokens = int(targets[first:last].sum())
             shard = _Shard(hashes[first:last], tokens, tokens * source.entries_per_token)
-            held = Held(cached_temperatures(args))
+            held = Held(source.temperatures)
             for part in source.run(rows, first, last, held, bar):
                 shard.add(part)
             metadata = None if args.cache_kind == "hidden" else {KEY: held.to_json()}

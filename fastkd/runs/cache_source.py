@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
 from fastkd.corpora.languages import prepare_model
 from fastkd.corpora.store.encoding import Entries, bytes_per_token, drawn, top
-from fastkd.corpora.store.fingerprints import tokenizer_fingerprint
+from fastkd.corpora.store.fingerprints import tokenizer_fingerprint, weights_digest
 from fastkd.corpora.store.held import Held
 from fastkd.corpora.tasks import IGNORE_INDEX, Task
 from fastkd.corpora.tasks.base import Collator
@@ -43,6 +43,8 @@ class CacheSource:
 
     def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
         self.task, self.args = task, args
+        self.temperatures = cached_temperatures(args)
+        self.name = str(model.name_or_path)
         if task.name == "seq2seq":
             prepare_model(model, tokenizer, args)
         self.kind = args.cache_kind
@@ -110,6 +112,14 @@ class CacheSource:
             0 if width is None else width.in_features,
             model.dtype.itemsize,
         )
+
+    def origin(self) -> dict[str, Any]:
+        """A digest of the teacher's weights, for the manifest."""
+        return {"teacher_weights": weights_digest(self.teacher.model, "hashing the teacher")}
+
+    def start(self) -> None:
+        """Move the teacher to its device."""
+        self.teacher.to(self.args.device)
 
     def head(self) -> dict[str, Tensor]:
         """The head's tensors, as :class:`CachedTeacher` reads them."""

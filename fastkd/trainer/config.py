@@ -307,6 +307,13 @@ class DistillationConfig(TrainingArguments):
         },
     )
     cache_top_k: int = field(default=32, metadata={"help": "Entries per token of a topk cache."})
+    cache_from: str | list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "fastkd cache: JSON lines with the prompt_logprobs of vLLM, in place of running the "
+            "teacher."
+        },
+    )
     cache_samples: int = field(default=50, metadata={"help": "Draws per token of a sampled cache."})
     cache_tail: str = field(
         default="bucket",

@@ -16,7 +16,7 @@ from fastkd.trainer import DistillationConfig
 FOREIGN = [
     (command, field) for field, readers in READ_BY.items() for command in COMMANDS if command not in readers
 ]
-OPTIONS = {"kind", "mode", "fast", "processes", "no_time", "no_weights", "json"}
+OPTIONS = {"kind", "mode", "fast", "processes", "no_time", "no_weights", "json", "from", "write_rows"}
 
 
 def test_the_table_names_fields_and_commands() -> None:

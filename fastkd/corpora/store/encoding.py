@@ -69,7 +69,7 @@ def top(logits: Tensor, count: int) -> Entries:
     columns = logprobs.topk(min(count, logits.shape[-1]), sorted=False).indices.sort(-1).values
     values = logprobs.gather(-1, columns).half()
     each = torch.full((len(logits),), columns.shape[-1])
-    return _packed(columns.flatten(), values.flatten(), each, logits.shape[-1], count)
+    return packed(columns.flatten(), values.flatten(), each, logits.shape[-1], count)
 
 
 def drawn(logits: Tensor, draws: int, generator: torch.Generator) -> Entries:
@@ -80,11 +80,19 @@ def drawn(logits: Tensor, draws: int, generator: torch.Generator) -> Entries:
     keys = found + torch.arange(tokens, device=found.device)[:, None] * width
     distinct, counts = torch.unique(keys, return_counts=True)
     each = torch.bincount(distinct // width, minlength=tokens)
-    return _packed(distinct % width, counts, each, width, draws)
+    return packed(distinct % width, counts, each, width, draws)
 
 
-def _packed(columns: Tensor, values: Tensor, each: Tensor, width: int, most: int) -> Entries:
-    """Encode entries. ``each``: entries per token, at most ``most``; ``columns`` ascend within a token."""
+def packed(columns: Tensor, values: Tensor, each: Tensor, width: int, most: int) -> Entries:
+    """Encode the entries of some tokens.
+
+    Args:
+        columns: ``(entries,)``, which ascend within a token.
+        values: ``(entries,)`` float16 log-probabilities, or counts.
+        each: ``(tokens,)``, entries per token, at most ``most``.
+        width: the teacher's vocabulary.
+        most: the largest number that a token's entries or counts can have.
+    """
     small = np.uint8 if _small(most) == 1 else np.uint16
     where = columns.cpu().numpy()
     token = np.repeat(np.arange(len(each)), each.cpu().numpy())
