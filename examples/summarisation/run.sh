@@ -3,13 +3,13 @@
 # Usage: bash run.sh [DATA]   DATA holds train.jsonl and validation.jsonl: rows of source and target.
 cd "$(dirname "$0")"
 . ../steps.sh
-if [ $# -gt 0 ]; then ln -sfn "$(realpath "$1")" data; else once data/train.jsonl fastkd demo --docstrings data; fi
+if [ $# -gt 0 ]; then ln -sfn "$(realpath "$1")" data; else once data fastkd demo --docstrings data; fi
 
 made teacher teacher.yaml --architecture bart --hidden-size 256 --layers 2 --vocab-size 8000
 trained teacher teacher.yaml
 made student student.yaml --hidden-size 128 --layers 1
 distilled token student.yaml --control --seeds "$seeds"
-once out/answers/manifest.json fastkd generate student.yaml --mode beam --output-dir out/answers
+once answers fastkd generate student.yaml --mode beam --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
 # The distilled student goes on: it writes summaries itself, and the teacher judges every token of them.
 distilled on-policy student.yaml --model out/token/seed-42 --lmbda 1 --divergence reverse_kl --max-steps 150 \

@@ -14,7 +14,7 @@ for divergence in reverse_kl jsd; do
   distilled "$divergence" student.yaml --divergence "$divergence" --seeds "$seeds"
 done
 for kind in topk sampled; do
-  once "out/caches/$kind/train/manifest.json" fastkd cache student.yaml --kind "$kind" --output-dir "out/caches/$kind"
+  once "caches-$kind" fastkd cache student.yaml --kind "$kind" --output-dir "out/caches/$kind"
   distilled "cache-$kind" student.yaml --teacher "cache:out/caches/$kind" --seeds "$seeds"
 done
 

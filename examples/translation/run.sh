@@ -10,7 +10,7 @@ trained teacher teacher.yaml
 made student student.yaml --hidden-size 128 --layers 1
 
 distilled token student.yaml --control --seeds "$seeds"
-once out/answers/manifest.json fastkd generate student.yaml --mode beam --max-completion-length 64 --output-dir out/answers
+once answers fastkd generate student.yaml --mode beam --max-completion-length 64 --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
 distilled sequence-token student.yaml --train-file out/answers --seeds "$seeds"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -76,3 +77,38 @@ def test_pages_and_their_links(path: Path) -> None:
     for place in re.findall(r"\]\(([^)#]+)", text):
         assert (path.parent / place).exists(), place
     assert not [line for line in text.splitlines() if len(line) > 110 and not line.startswith("|")]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_step_that_was_stopped_is_run_again(tmp_path: Path) -> None:
+    """A step counts once its command has ended well, whatever it had written before."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin/fastkd"
+    fake.write_text(
+        '#!/bin/bash\necho "$@" >> calls\nmkdir -p out/few; touch out/few/report.json\n[ ! -e broken ]\n'
+    )
+    fake.chmod(0o755)
+    script = f"""
+        . {ROOT}/examples/steps.sh
+        trained teacher t.yaml
+        distilled few s.yaml --control --seeds "$seeds"
+    """
+
+    def run(**environment: str) -> tuple[int, list[str]]:
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path, **environment}, check=False
+        )
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").write_text("")
+        return done.returncode, calls
+
+    (tmp_path / "broken").touch()
+    assert run() == (1, ["train t.yaml --output-dir out/teacher"])
+    (tmp_path / "broken").unlink()
+    distilled = "distill s.yaml --control --seeds 3 --output-dir out/few"
+    assert run() == (0, ["train t.yaml --output-dir out/teacher", distilled])
+    assert run() == (0, [])
+    assert run(ESTIMATE="1") == (0, ["estimate t.yaml --output-dir out/teacher --json",
+                                     "estimate s.yaml --output-dir out/few --json"])  # fmt: skip
+    assert (tmp_path / "out/estimates/few.json").is_file()
