@@ -52,7 +52,10 @@ def shown(value: Value | None, form: str) -> str:
 
 
 def _section(task: Task, runs: list[Measured], picture: str | None, examples: str) -> str:
-    lines = [f"## {task.title}", "", _wrapped(f"Data: {task.data}"), "", *_table(task, runs), ""]
+    lines = [f"## {task.title}", "", _wrapped(f"Data: {task.data}"), ""]
+    if not any(one.reports for one in runs):
+        return "\n".join([*lines, "Not run yet.", "", *_origin(task, runs, examples)])
+    lines += [*_table(task, runs), ""]
     missing = [one for one in runs if not one.reports]
     if missing:
         named = ", ".join(f"{one.run.title} (`{task.folder.name}/{one.run.report}`)" for one in missing)

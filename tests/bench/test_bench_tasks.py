@@ -147,6 +147,13 @@ def test_a_picture_needs_a_point(examples: Path) -> None:
     assert not list(Path("docs").glob("*.png")) and "![" not in Path("docs/results.md").read_text()
 
 
+def test_a_task_without_any_report_says_so(examples: Path) -> None:
+    shutil.rmtree(examples / "sentiment/out")
+    assert main(["examples", "--out", "docs"]) == 0
+    page = Path("docs/results.md").read_text()
+    assert "Not run yet.\n\n```sh\ncd examples/sentiment\nbash run.sh" in page and "| run |" not in page
+
+
 def test_runs_that_have_not_ended_are_missing(examples: Path) -> None:
     for change in ({"unfinished": {"step": 1}}, {"failed": {"reason": "nan"}}, {"student": None}):
         write_report(examples / "sentiment/out/few", **{"student": part(0.5), **change})
