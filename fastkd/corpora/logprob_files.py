@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,27 +58,18 @@ class LogprobFiles:
     def __init__(self, paths: Sequence[Path], progress: bool = False) -> None:
         self.paths = list(paths)
         self._places: dict[bytes, tuple[Path, int]] = {}
-        counts: list[int] = []
-        sums: list[float] = []
+        entries: float = math.inf
+        least = math.inf
         for path in self.paths:
-            try:
-                with path.open("rb") as file:
-                    offset = 0
-                    for number, line in enumerate(
-                        tqdm(file, f"reading {path}", unit="row", disable=not progress)
-                    ):
-                        if line.strip():
-                            ids, positions = _parsed(line, f"{path}, line {number + 1}")
-                            self._places.setdefault(_key(ids), (path, offset))
-                            counts += [len(one.columns) for one in positions]
-                            sums += [float(np.exp(one.logprobs).sum()) for one in positions]
-                        offset += len(line)
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-        if not counts:
+            for offset, where, line in _lines(path, progress):
+                ids, positions = _parsed(line, where)
+                self._places.setdefault(_key(ids), (path, offset))
+                entries = min([entries, *(len(one.columns) for one in positions)])
+                least = min([least, *(float(np.exp(one.logprobs).sum()) for one in positions)])
+        if math.isinf(entries):
             raise ValueError(f"{', '.join(map(str, self.paths))}: no log-probabilities in it")
-        self.entries = min(counts)
-        self.renormalised = min(sums) > 1 - _RENORMALISED
+        self.entries = int(entries)
+        self.renormalised = least > 1 - _RENORMALISED
 
     def __len__(self) -> int:
         return len(self._places)
@@ -99,6 +90,19 @@ class LogprobFiles:
     def digest(self) -> str:
         """A digest of all files."""
         return hashlib.sha256("".join(map(file_digest, self.paths)).encode()).hexdigest()
+
+
+def _lines(path: Path, progress: bool) -> Iterator[tuple[int, str, bytes]]:
+    """The lines of a file that are not blank: their place in it, their name for messages, and their bytes."""
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(tqdm(file, f"reading {path}", unit="row", disable=not progress), 1):
+                if line.strip():
+                    yield offset, f"{path}, line {number}", line
+                offset += len(line)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _key(ids: Sequence[int]) -> bytes:
