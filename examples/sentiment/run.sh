@@ -24,4 +24,4 @@ head -n 500 data/train.jsonl > out/data/500.jsonl
 tail -n +501 data/train.jsonl | sed -E 's/, *"label": *[^,}]*//' > out/data/without-500.jsonl
 trained teacher-500 teacher.yaml --train-file out/data/500.jsonl --max-steps 150
 distilled few student.yaml --teacher out/teacher-500 --train-file "[out/data/500.jsonl, out/data/without-500.jsonl]" \
-  --max-steps 217 --control --seeds "$seeds"
+  --control --seeds "$seeds"
