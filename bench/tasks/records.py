@@ -44,10 +44,13 @@ def gathered(task: Task, folder: Path) -> dict[str, Record]:
             found[name] = made if made["reports"] else known[name]
             if (estimate := _estimate(task.folder / name)) is not None:
                 found[name]["estimate"] = estimate
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
     if found:
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", "utf-8")
-    return found
+        kept.write_text(text, "utf-8")
+    # As it will be read the next time, so that the page is the same.
+    same: dict[str, Record] = json.loads(text)
+    return same
 
 
 def _record(place: Path) -> Record:
