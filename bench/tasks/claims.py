@@ -29,13 +29,13 @@ class Checked:
 
     @property
     def holds(self) -> bool | None:
+        """None if a score is missing, or if the spread is asked for and each side has one run."""
         if self.advantage is None:
             return None
-        return (
-            self.advantage >= self.needed
-            if self.claim.at_least is not None
-            else (self.advantage > self.needed)
-        )
+        if self.claim.at_least is not None:
+            return self.advantage >= self.needed
+        known = max(value.count for value in (self.own, self.other) if value is not None) > 1
+        return self.advantage > self.needed if known else None
 
 
 def checked(claims: Sequence[Claim], runs: Sequence[Measured]) -> list[Checked]:

@@ -131,6 +131,8 @@ def _verdict(one: Checked) -> str:
             needed = f"more than the spread, {_difference(one.needed, form)}"
         elif one.needed < 0:
             needed = f"at most {_difference(-one.needed, form)} worse"
+    if one.holds is None:
+        return f"**Not decided**: {claim.title}. {said}; one run of each has no spread."
     return f"**{'Holds' if one.holds else 'Does not hold'}**: {claim.title}. {said} (needed: {needed})."
 
 

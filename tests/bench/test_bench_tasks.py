@@ -246,11 +246,17 @@ def claim(**changes: Any) -> dict[str, Any]:
          "(needed: at least 50%)."),
         (claim(towards="teacher", at_least=0.3), "Holds**"),
         (claim(against="kd-few"), "Not measured**: it is better."),
+        (claim(run="one", against="other"), "Not decided**: it is better. 60.0% against 50.0%, 10.0 points "
+         "better; one run of each has no spread."),
         (claim(towards="control", against="teacher", at_least=0.5), "Not measured**: it is better."),
     ],
 )  # fmt: skip
 def test_claims_are_checked(examples: Path, given: dict[str, Any], said: str) -> None:
-    (examples / "sentiment/example.yaml").write_text(yaml.safe_dump(description(claims=[given])))
+    task = description(claims=[given])
+    for name, accuracy in (("one", 0.6), ("other", 0.5)):
+        write_report(examples / "sentiment/out" / name, student=part(accuracy))
+        task["runs"].append({"name": name, "title": name, "report": f"out/{name}", "model": "student"})
+    (examples / "sentiment/example.yaml").write_text(yaml.safe_dump(task))
     assert main(["examples", "--out", "docs"]) == 0
     assert f"- **{said}" in " ".join(Path("docs/results.md").read_text().split())
 
