@@ -28,6 +28,37 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(yaml|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TRAINER = BLOCK.findall((DOCS / "trainer.md").read_text("utf-8"))
+ASK = re.search(
+    r"^```python notest\n# ask\.py\n(.*?)^```$", (DOCS / "trainer.md").read_text("utf-8"), re.M | re.S
+)
+# Has the parts of vLLM that the page's ask.py calls, so that the script runs where vLLM is not installed.
+VLLM = """
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+class SamplingParams:
+    def __init__(self, max_tokens, prompt_logprobs):
+        self.prompt_logprobs = prompt_logprobs
+
+
+class LLM:
+    def __init__(self, model, max_logprobs):
+        self.model = AutoModelForCausalLM.from_pretrained(model)
+
+    def generate(self, prompts, asked):
+        for prompt in prompts:
+            ids = prompt["prompt_token_ids"]
+            with torch.no_grad():
+                logprobs = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            known = [None]
+            for token, row in zip(ids[1:], logprobs):
+                columns = dict.fromkeys([*row.topk(asked.prompt_logprobs).indices.tolist(), token])
+                known.append({i: SimpleNamespace(logprob=float(row[i])) for i in columns})
+            yield SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=known)
+"""
 COMMANDS = [line for kind, text in TRAINER if kind == "sh" for line in text.strip().splitlines()]
 
 
@@ -49,6 +80,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for kind, text in TRAINER:
         if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
             (folder / name[1]).write_text(text)
+    assert ASK is not None
+    (folder / "ask.py").write_text(ASK[1])
+    (folder / "vllm.py").write_text(VLLM)
     before, threads = Path.cwd(), torch.get_num_threads()
     os.chdir(folder)
     torch.set_num_threads(1)
@@ -73,9 +107,12 @@ def short(command: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fastkd ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("fastkd ", "python "))])
 def test_recipe(workplace: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = shlex.split(command)[1:]
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "python":
+        subprocess.run([sys.executable, *arguments], cwd=workplace, check=True, timeout=300)
+        return
     status = main([*arguments, *short(arguments[0])])
     printed = capsys.readouterr()
     # The doctor may report findings about a teacher that was never trained.
