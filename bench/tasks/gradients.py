@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     teacher.requires_grad_(False)
     found = {
-        "text": options.text.name,
+        "text": options.text.as_posix(),
+        "student": Path(options.student).as_posix(),
+        "teacher": Path(options.teacher).as_posix(),
         "batches": len(batches),
         "rows": ROWS,
         "temperature": _by_temperature(student, teacher, batches),
@@ -65,8 +67,12 @@ def section(found: dict[str, Any]) -> list[str]:
     lines = [
         "## Temperature and accumulation",
         "",
-        f"Means over {found['batches']} batches of {found['rows']} passages of `{found['text']}`, with the",
-        "models of the text generation example (`python -m bench.tasks.gradients --help`).",
+        f"Means over {found['batches']} batches of {found['rows']} passages:",
+        "",
+        "```sh",
+        f"python -m bench.tasks.gradients --student {found['student']} --teacher {found['teacher']} \\",
+        f"  --text {found['text']}",
+        "```",
         "",
         "The gradient of forward KL at the student's logits, as a multiple of that of the cross-entropy.",
         "Hinton et al. (2015, section 2) multiply by T², because the gradient fades with the temperature and",

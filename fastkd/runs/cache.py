@@ -92,7 +92,7 @@ def _cached_files(args: DistillationConfig, folder: Path) -> dict[str, Manifest]
         if rows is None:
             continue
         if source.holds(rows, field, needed=name == "train"):
-            found[name] = _write(source, rows, folder / name, args, data.tokenizer)
+            found[name] = _write(source, rows, folder / name)
         else:
             logger.warning("no row of eval_file is in cache_from: there will be no cache for evaluation")
     return found
@@ -151,17 +151,13 @@ def make_cache(
     task = TASKS[args.task]
     check_rows(rows, f"the data for {folder}", task, {"teacher": teacher}, tokenizer)
     source = CacheSource(teacher, task, args, tokenizer)
-    return _write(source, rows, folder, args, tokenizer, shard_rows)
+    return _write(source, rows, folder, shard_rows)
 
 
 def _write(
-    source: CacheSource | FileSource,
-    rows: Any,
-    folder: Path,
-    args: DistillationConfig,
-    tokenizer: Any,
-    shard_rows: int = SHARD_ROWS,
+    source: CacheSource | FileSource, rows: Any, folder: Path, shard_rows: int = SHARD_ROWS
 ) -> Manifest:
+    """Store a source's distributions at all targets of the rows; resume the directory if it was begun."""
     hashes, targets = survey(rows, source.task, f"hashing {folder.name}")
     if not targets.sum():
         raise ValueError(f"the rows for {folder} have no target: nothing could be learnt from them")
@@ -171,11 +167,11 @@ def _write(
         "data": data_digest(hashes),
     }
     bounds = _bounds(targets, source.bytes_per_token, shard_rows)
-    notes = {"teacher": args.teacher or source.name}
+    notes = {"teacher": source.teacher_name}
     writer = Writer(
-        folder, args.cache_kind, made_from, bounds, ".safetensors", notes, why_texts_change(tokenizer)
+        folder, source.kind, made_from, bounds, ".safetensors", notes, why_texts_change(source.tokenizer)
     )
-    if args.cache_kind == "hidden" and folder.name != "eval" and writer.manifest.head is None:
+    if source.kind == "hidden" and folder.name != "eval" and writer.manifest.head is None:
         assert isinstance(source, CacheSource)
         writer.put_head(partial(save_file, source.head()))
     missing = writer.missing()
@@ -185,7 +181,7 @@ def _write(
         initial=len(rows) - sum(bounds[number][1] - bounds[number][0] for number in missing),
         desc=f"caching {folder.name}",
         unit="row",
-        disable=args.disable_tqdm,
+        disable=source.args.disable_tqdm,
     ) as bar:
         for number in missing:
             first, last = bounds[number]
@@ -194,7 +190,7 @@ def _write(
             held = Held(source.temperatures)
             for part in source.run(rows, first, last, held, bar):
                 shard.add(part)
-            metadata = None if args.cache_kind == "hidden" else {KEY: held.to_json()}
+            metadata = None if source.kind == "hidden" else {KEY: held.to_json()}
             writer.put(number, tokens, partial(save_file, shard.tensors(), metadata=metadata))
     if (total := read_held([folder / shard.name for shard in writer.manifest.shards])) is not None:
         writer.note(KEY, total.summary())

@@ -19,6 +19,7 @@ from fastkd.corpora.store.fingerprints import encoded_rows, tokenizer_fingerprin
 from fastkd.corpora.store.held import Held, masses_at_1, named
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Task
 from fastkd.directories import writing_to
+from fastkd.files import write_parts
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading.names import expanded
 
@@ -41,8 +42,8 @@ class FileSource:
     temperatures = frozenset({1.0})
 
     def __init__(self, files: LogprobFiles, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
-        self.files, self.task = files, task
-        self.name = ", ".join(path.name for path in files.paths)
+        self.files, self.task, self.args, self.tokenizer = files, task, args, tokenizer
+        self.teacher_name = args.teacher or ", ".join(path.name for path in files.paths)
         self.columns = _columns(args)
         self.entries_per_token = min(files.entries, self.columns)
         if files.renormalised and files.entries < self.columns:
@@ -139,12 +140,17 @@ def write_rows(parts: dict[str, Any], task: str, path: Path) -> int:
         path: the file.
     """
     count = 0
-    with writing_to(path.parent), path.open("w", encoding="utf-8") as file:
+
+    def lines() -> Iterator[str]:
+        nonlocal count
         for name, rows in parts.items():
             for number, row in enumerate(() if rows is None else encoded_rows(rows, TASKS[task])):
                 line = {"part": name, "row": number, "prompt_token_ids": row["input_ids"].tolist()}
-                file.write(json.dumps(line) + "\n")
+                yield json.dumps(line) + "\n"
                 count += 1
+
+    with writing_to(path.parent):
+        write_parts(path, lines())
     return count
 
 

@@ -42,9 +42,9 @@ class CacheSource:
     """A teacher, and the way in which its distributions are encoded."""
 
     def __init__(self, model: PreTrainedModel, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
-        self.task, self.args = task, args
+        self.task, self.args, self.tokenizer = task, args, tokenizer
         self.temperatures = cached_temperatures(args)
-        self.name = str(model.name_or_path)
+        self.teacher_name = args.teacher or str(model.name_or_path)
         if task.name == "seq2seq":
             prepare_model(model, tokenizer, args)
         self.kind = args.cache_kind
