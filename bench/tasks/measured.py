@@ -38,12 +38,14 @@ class Measured:
         reports: one report, or one for each seed; empty if the run is missing.
         command: the command that made them.
         estimate: what ``fastkd estimate`` had foretold; None if it was not asked.
+        cache: what the teacher's cache holds; None where the teacher was a model.
     """
 
     run: Run
     reports: list[Record]
     command: str | None
     estimate: dict[str, Any] | None
+    cache: dict[str, Any] | None = None
 
     def value(self, place: str) -> Value | None:
         """The score at a place of the model's part, such as ``eval.accuracy``; None if no report has it."""
@@ -88,7 +90,9 @@ def measured(task: Task, records: dict[str, Record]) -> list[Measured]:
     for run in task.runs:
         record = records.get(run.report, {})
         reports = [report for report in record.get("reports", []) if run.model in report]
-        found.append(Measured(run, reports, record.get("command"), record.get("estimate")))
+        found.append(
+            Measured(run, reports, record.get("command"), record.get("estimate"), record.get("cache"))
+        )
     return found
 
 

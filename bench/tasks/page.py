@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.tasks.claims import Checked, checked
 from bench.tasks.description import Task
@@ -63,6 +64,8 @@ def _section(task: Task, runs: list[Measured], picture: str | None, examples: st
     if picture is not None and task.picture is not None:
         title = heading(task.picture.metric)[0]
         lines += [f"![{task.title}: {title}]({picture})", ""]
+    if caches := list(dict.fromkeys(_cache(one.cache) for one in runs if one.cache is not None)):
+        lines += [_wrapped(f"Caches: {'; '.join(caches)}."), ""]
     if task.claims:
         lines += [*map(_claim, checked(task.claims, runs)), ""]
     if task.notes.strip():
@@ -101,6 +104,14 @@ def _memory(one: Measured) -> str:
         return "-"
     foretold = one.estimated
     return f"{peak.mean:,.0f}" + ("" if foretold is None else f" ({foretold['peak_memory_mb']:,.0f})")
+
+
+def _cache(made: dict[str, Any]) -> str:
+    """A cache with its size, for example ``out/cache (topk): 131.0 bytes per token, ...``."""
+    text = f"`{made['folder']}` ({made['kind']}): {made['bytes_per_token']:.1f} bytes per token"
+    if made["entries"] is not None and made["mass"] is not None:
+        text += f", {made['entries']:.1f} entries that hold {made['mass']:.1%} of the probability"
+    return text
 
 
 def _claim(one: Checked) -> str:

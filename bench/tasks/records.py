@@ -19,6 +19,8 @@ _FACTS = ("parameters", "steps", "seconds_per_step", "peak_memory_mb")
 _MACHINE = ("device", "threads", "processes", "backend")
 # Directory of the estimates, below the directory that holds the runs.
 _ESTIMATES = "estimates"
+# What the teacher of a run is called that reads a cache.
+_CACHED = "cache:"
 
 Record = dict[str, Any]
 
@@ -39,7 +41,7 @@ def gathered(task: Task, folder: Path) -> dict[str, Record]:
     known: dict[str, Record] = _read(kept) or {}
     found = {}
     for name in dict.fromkeys(run.report for run in task.runs):
-        made = _record(task.folder / name)
+        made = _record(task.folder, name)
         if made["reports"] or name in known:
             found[name] = made if made["reports"] else known[name]
             if (estimate := _estimate(task.folder / name)) is not None:
@@ -53,13 +55,37 @@ def gathered(task: Task, folder: Path) -> dict[str, Record]:
     return same
 
 
-def _record(place: Path) -> Record:
+def _record(task: Path, name: str) -> Record:
     """Where a run was repeated with several seeds, the summary beside their reports is not kept."""
+    place = task / name
     head = _read(place / "report.json")
     seeds = [_read(path) for path in sorted(place.glob("seed-*/report.json"), key=_seed)] or [head]
     whole = [report for report in seeds if report is not None and _has_ended(report)]
     first = head if head is not None else whole[0] if whole else {}
-    return {"command": first.get("repeat"), "reports": [_reduced(report) for report in whole]}
+    record: Record = {"command": first.get("repeat"), "reports": [_reduced(report) for report in whole]}
+    if whole and (cache := _cache(task, whole[0])) is not None:
+        record["cache"] = cache
+    return record
+
+
+def _cache(task: Path, report: Record) -> Record | None:
+    """What the cache of a run's teacher holds, by its manifest; None where the teacher was a model."""
+    teacher = str((report.get("configuration") or {}).get("teacher"))
+    if not teacher.startswith(_CACHED):
+        return None
+    folder = teacher.removeprefix(_CACHED)
+    made = _read(task / folder / "train" / "manifest.json")
+    if made is None:
+        return None
+    held = (made.get("notes") or {}).get("held") or {}
+    entries, at_1 = held.get("entries_per_token"), (held.get("mass") or {}).get("1") or {}
+    return {
+        "folder": folder,
+        "kind": made["kind"],
+        "bytes_per_token": made["bytes_per_token"],
+        "entries": entries,
+        "mass": at_1.get("mean"),
+    }
 
 
 def _reduced(report: Record) -> Record:

@@ -8,7 +8,7 @@ from typing import Any
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
-from fastkd.corpora.tasks.base import Row
+from fastkd.corpora.tasks.base import IGNORE_INDEX, Row
 
 MOST = 2_000
 
@@ -58,6 +58,17 @@ class Sample:
     @property
     def kept(self) -> list[Row]:
         return [row for row in self.encoded if row is not None]
+
+    def rows_of_batches(self, args: TaskSettings) -> list[Row]:
+        """The encoded rows as batches will hold them: with ``packing``, pieces of ``max_length`` tokens."""
+        if not args.packing:
+            return self.kept
+        pieces = [
+            {name: row[name][start : start + args.max_length] for name in ("input_ids", "labels")}
+            for row in self.kept
+            for start in range(0, len(row["input_ids"]), args.max_length)
+        ]
+        return [piece for piece in pieces if any(label != IGNORE_INDEX for label in piece["labels"][1:])]
 
 
 def look(

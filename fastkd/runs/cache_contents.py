@@ -77,8 +77,6 @@ def measure(
     """
     task = TASKS[args.task]
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
-    if args.packing:  # documents, which the run would cut into pieces
-        rows = [{name: value[: args.max_length] for name, value in row.items()} for row in rows]
     targets = survey(rows, task)[1]
     some = rows[: 1 + int(np.searchsorted(targets.cumsum(), TOKENS))]
     tokens = int(targets[: len(some)].sum())

@@ -222,6 +222,24 @@ def test_memory_beside_its_estimate(examples: Path) -> None:
     assert rows["Distilled, few labels"][-1] == "1,234 (4)"
 
 
+def test_caches_are_named_with_their_size(examples: Path) -> None:
+    held = {"entries_per_token": 23.0, "mass": {"1": {"mean": 0.576, "p5": 0.2}}}
+    made = {"kind": "topk", "bytes_per_token": 93.27, "notes": {"held": held}}
+    folder = examples / "sentiment/out/topk/train"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(made))
+    report = {"student": part(0.5), "configuration": {"teacher": "cache:out/topk"}}
+    write_report(examples / "sentiment/out/few", **report)
+    for _ in range(2):  # the second time from what was kept of the run
+        assert main(["examples", "--out", "docs"]) == 0
+        said = " ".join(Path("docs/results.md").read_text().split())
+        assert (
+            "Caches: `out/topk` (topk): 93.3 bytes per token, 23.0 entries that hold 57.6% of the "
+            "probability."
+        ) in said
+        shutil.rmtree(examples / "sentiment/out", ignore_errors=True)
+
+
 def claim(**changes: Any) -> dict[str, Any]:
     return {"title": "it is better", "run": "kd-all", "metric": "eval.accuracy", "against": "control",
             **changes}  # fmt: skip

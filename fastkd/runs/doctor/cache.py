@@ -68,7 +68,7 @@ def would_hold(case: Case) -> Iterator[Finding]:
     if case.args.problem_type == REGRESSION or case.args.cache_kind != "topk" or not is_small(case.args):
         return
     try:
-        measured = measure(case.args, sample.kept, case.tokenizer, ("topk", "sampled"))
+        measured = measure(case.args, sample.rows_of_batches(case.args), case.tokenizer, ("topk", "sampled"))
     except (ValueError, OSError, RuntimeError):  # reported with the teacher's quality
         return
     if not measured:

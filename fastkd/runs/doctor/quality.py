@@ -52,7 +52,8 @@ def quality(case: Case) -> Iterator[Finding]:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         yield Finding("error", "teacher", " ".join(str(error).split()))
         return
-    rows = sample.kept[:: max(1, len(sample.kept) // ROWS)][:ROWS]
+    rows = sample.rows_of_batches(case.args)
+    rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
     if case.args.task == "classification":
         rows = [row for row in rows if not is_unlabelled(row["labels"])]
         if not rows:

@@ -90,7 +90,7 @@ def measured_rows(args: DistillationConfig) -> dict[str, Measured]:
         sample = look_at("train_file", args, tokenizer)
         if sample is None:
             return {}
-        return measure(args, sample.kept, tokenizer, ("topk", "sampled"))
+        return measure(args, sample.rows_of_batches(args), tokenizer, ("topk", "sampled"))
     except (ValueError, OSError, RuntimeError) as error:
         logger.warning("the size of a cache is assumed, since the teacher was not run: %s", error)
         return {}

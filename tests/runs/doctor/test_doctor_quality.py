@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from support.doctor import learned, look, row, write_rows
+from support.tiny import llama
 
 
 def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
@@ -25,6 +26,20 @@ def test_a_teacher_that_has_nothing_to_teach(place: Path) -> None:
     finding = look(fast=False, model_init="pretrained", kd_ratio=0.9)["teacher_no_better"]
     assert finding.severity == "warning" and "kd_ratio: 0.9" in finding.found
     assert "set kd_ratio: 0" in finding.remedy
+
+
+def test_a_packed_text_is_tried_in_pieces(place: Path) -> None:
+    """A text file is one document, which no model could read as a whole; the run cuts it into pieces."""
+    Path("plays.txt").write_text("\n".join(f"w{i % 45} w{i * 7 % 45}" for i in range(1500)))
+    files = {"train_file": "plays.txt", "eval_file": "plays.txt"}
+    flat = llama(1, hidden=24, tied=False)
+    with torch.no_grad():
+        flat.lm_head.weight.mul_(0.1)
+    flat.save_pretrained("teacher")
+    found = look(fast=False, packing=True, cache_top_k=4, **files)
+    judged = [finding for name, finding in found.items() if name.startswith("teacher_")]
+    assert ["on 64 rows of eval_file" in finding.found for finding in judged] == [True], found
+    assert "of train_file" in found["cache_would_hold_little"].found
 
 
 def test_prompts_alone_say_nothing_of_a_teacher(place: Path) -> None:
