@@ -1,5 +1,5 @@
 # Except for gpu, targets set up what they need in $(VENV), given Python 3.10+, make and a C++17 compiler.
-#   make test   make test-matrix   make demo   make bench   make lint   make gpu   make clean
+#   make test   make test-served   make test-matrix   make demo   make bench   make lint   make gpu   make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
 # MATRIX (the versions that test-matrix tests).
 
@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-matrix demo bench lint clean help
+.PHONY: test test-slow test-long test-served test-matrix demo bench lint clean help
 
 help:
 	@sed -n '1,4s/^# *//p' Makefile
@@ -65,13 +65,21 @@ both = mkdir -p build; trap 'kill $$second 2>/dev/null' INT TERM; \
   case "$$main $$(cat build/test-second.status)" in "5 5 5"|*[!05\ ]*) false;; esac
 
 test: $(VENV)/fastkd.stamp
-	@$(call both,not slow and not long,OMP_NUM_THREADS=1)
+	@$(call both,not slow and not long and not served,OMP_NUM_THREADS=1)
 
 test-slow: $(VENV)/fastkd.stamp
 	@$(call both,slow)
 
 test-long: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "long" $(ARGS)
+
+# Tests a served teacher against a real server of vLLM (its CPU build), which is installed in build/vllm.
+VLLM ?= build/vllm
+
+test-served: $(VENV)/fastkd.stamp
+	@echo "[setup] vLLM in $(VLLM) (a few minutes, 6 GB)"
+	@mkdir -p $(dir $(VLLM)) && bash tests/served/serve.sh $(VLLM)
+	FASTKD_VLLM=$(abspath $(VLLM)) $(RUN) -m pytest tests/served -m served $(ARGS)
 
 # Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
 # tests/project/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,

@@ -39,3 +39,8 @@ def cache_directory() -> Path | None:
         return (Path(base) if base else Path.home() / ".cache") / "fastkd"
     except RuntimeError:
         return None
+
+
+def named_variable(name: str) -> str | None:
+    """A variable that the caller names, such as that of a server's key; None if it is unset or blank."""
+    return os.environ.get(name, "").strip() or None

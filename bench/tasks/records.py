@@ -19,7 +19,7 @@ _FACTS = ("parameters", "steps", "seconds_per_step", "peak_memory_mb")
 _MACHINE = ("device", "threads", "processes", "backend")
 # Directory of the estimates, below the directory that holds the runs.
 _ESTIMATES = "estimates"
-# What the teacher of a run is called that reads a cache.
+# The name of a cached teacher begins with this.
 _CACHED = "cache:"
 
 Record = dict[str, Any]

@@ -12,7 +12,5 @@ distilled token student.yaml --control --seeds "$seeds"
 once answers fastkd generate student.yaml --mode beam --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
 # The distilled student goes on: it writes summaries itself, and the teacher judges every token of them.
-distilled on-policy student.yaml --model out/token/seed-42 --lmbda 1 --divergence reverse_kl --max-steps 150 \
+distilled on-policy student.yaml --model out/token/seed-42 --lmbda 1 --divergence reverse_kl --max-steps 100 \
   --learning-rate 2e-4 --warmup-steps 10 --seeds "$seeds"
-made layers student.yaml --layers 1
-distilled layers student.yaml --model out/start/layers --seeds "$seeds"

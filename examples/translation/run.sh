@@ -12,8 +12,3 @@ made student student.yaml --hidden-size 128 --layers 1
 distilled token student.yaml --control --seeds "$seeds"
 once answers fastkd generate student.yaml --mode beam --max-completion-length 64 --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
-distilled sequence-token student.yaml --train-file out/answers --seeds "$seeds"
-
-# The same shape from the teacher's layers: as wide as the teacher, with one layer of two.
-made layers student.yaml --layers 1
-distilled layers student.yaml --model out/start/layers --seeds "$seeds"

@@ -33,6 +33,14 @@ READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("temperature", "teacher_temperature"), (*TEACHING, "cache")),
     "teacher": (*TEACHING, "generate", "cache"),
     "teacher_model_init_kwargs": (*TEACHING, "generate", "cache"),
+    "teacher_top_k": TEACHING,
+    **dict.fromkeys(
+        (
+            "teacher_served_name", "teacher_key_variable", "teacher_key_file", "teacher_requests",
+            "teacher_timeout", "teacher_patience",
+        ),
+        (*TEACHING, "cache"),
+    ),
     **dict.fromkeys(("lmbda", "feature_matches", "gradient_match_weight", "control"), ("distill", *LOOKING)),
     **dict.fromkeys(("fused_head", "model_init", "model_init_kwargs"), (*TRAINING, "evaluate", *LOOKING)),
     "eval_file": (*TRAINING, "evaluate", "cache", *LOOKING),
@@ -75,7 +83,10 @@ def refuse_tail(args: DistillationConfig) -> None:
     from fastkd.corpora.store.manifest import NAME
     from fastkd.trainer.teachers import TeacherSource
 
-    folder = TeacherSource.parse(args.teacher).cache
+    source = TeacherSource.parse(args.teacher)
+    if source.is_served:
+        return
+    folder = source.cache
     if folder is None:
         raise ValueError(
             f"--cache_tail says how a topk cache is read, and teacher is {args.teacher or 'unset'}: "

@@ -1,10 +1,6 @@
 """Reads a teacher's log-probabilities from JSON lines, as vLLM gives them for the tokens of a prompt.
 
-A line is an object with ``prompt_token_ids`` and ``prompt_logprobs``, at its top (``RequestOutput``) or in
-the first of its ``choices`` (completions of the OpenAI-compatible server). ``prompt_logprobs`` has an entry
-for each token: null for the first, and for each other an object from token ids to log-probabilities at
-temperature 1 over the whole vocabulary, given all tokens before it. A log-probability is a number, or an
-object with ``logprob``. Besides the K largest there may be that of the token itself.
+A line is an answer as :func:`fastkd.corpora.logprobs.parsed` reads it.
 """
 
 from __future__ import annotations
@@ -13,29 +9,13 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from fastkd.corpora.logprobs import RENORMALISED, Position, parsed
 from fastkd.files import file_digest
-
-# vLLM writes this, or a lower number, for minus infinity, which JSON does not have.
-FLOOR = -9999.0
-# By how much probabilities may exceed 1 in sum, as rounding.
-_ROUNDING = 1e-3
-# How near to 1 every sum is where a server has renormalised the probabilities of its largest logits.
-_RENORMALISED = 1e-4
-
-
-@dataclass(frozen=True)
-class Position:
-    """The log-probabilities that are known of one token, largest first."""
-
-    columns: np.ndarray
-    logprobs: np.ndarray
 
 
 class LogprobFiles:
@@ -62,14 +42,14 @@ class LogprobFiles:
         least = math.inf
         for path in self.paths:
             for offset, where, line in _lines(path, progress):
-                ids, positions = _parsed(line, where)
+                ids, positions = _read(line, where)
                 self._places.setdefault(_key(ids), (path, offset))
                 entries = min([entries, *(len(one.columns) for one in positions)])
                 least = min([least, *(float(np.exp(one.logprobs).sum()) for one in positions)])
         if math.isinf(entries):
             raise ValueError(f"{', '.join(map(str, self.paths))}: no log-probabilities in it")
         self.entries = int(entries)
-        self.renormalised = least > 1 - _RENORMALISED
+        self.renormalised = least > 1 - RENORMALISED
 
     def __len__(self) -> int:
         return len(self._places)
@@ -83,9 +63,8 @@ class LogprobFiles:
         path, offset = self._places[_key(ids)]
         with path.open("rb") as file:
             file.seek(offset)
-            _, positions = _parsed(file.readline(), str(path))
-        # The token itself comes on top of the K largest, and is no larger than any of them.
-        return [Position(one.columns[: self.entries], one.logprobs[: self.entries]) for one in positions]
+            _, positions = _read(file.readline(), str(path))
+        return [one.cut(self.entries) for one in positions]
 
     def digest(self) -> str:
         """A digest of all files."""
@@ -109,44 +88,9 @@ def _key(ids: Sequence[int]) -> bytes:
     return hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=16).digest()
 
 
-def _parsed(line: bytes, where: str) -> tuple[list[int], list[Position]]:
+def _read(line: bytes, where: str) -> tuple[list[int], list[Position]]:
     try:
         given = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{where} is no JSON: {error}") from error
-    ids, logprobs = _found(given, "prompt_token_ids", where), _found(given, "prompt_logprobs", where)
-    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-        raise ValueError(f"{where}: prompt_token_ids must be a list of numbers")
-    if len(logprobs) != len(ids):
-        raise ValueError(f"{where}: {len(ids)} tokens have {len(logprobs)} entries in prompt_logprobs")
-    return ids, [_position(one, f"{where}, token {i + 1}") for i, one in enumerate(logprobs[1:], 1)]
-
-
-def _found(given: Any, name: str, where: str) -> list[Any]:
-    choices = given.get("choices") if isinstance(given, dict) else None
-    for part in (given, choices[0] if isinstance(choices, list) and choices else None):
-        if isinstance(part, dict) and isinstance(part.get(name), list):
-            return list(part[name])
-    raise ValueError(f"{where} has no list {name}: ask vLLM for prompt_logprobs, and for its token ids")
-
-
-def _position(given: Any, where: str) -> Position:
-    if not isinstance(given, dict) or not given:
-        raise ValueError(f"{where} has no log-probabilities")
-    found: dict[int, float] = {}
-    for name, value in given.items():
-        number = value.get("logprob") if isinstance(value, dict) else value
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or math.isnan(number):
-            raise ValueError(f"{where}: {number!r} is no log-probability")
-        if not str(name).isdigit():
-            raise ValueError(f"{where}: {name!r} is no token id")
-        found[int(name)] = float(number) if number > FLOOR else -math.inf
-    columns = np.fromiter(found, np.int64)
-    logprobs = np.fromiter(found.values(), np.float64)
-    if (total := float(np.exp(logprobs).sum())) > 1 + _ROUNDING:
-        raise ValueError(
-            f"{where}: the probabilities sum to {total:.3f}, more than 1: these are not log-probabilities at "
-            "temperature 1"
-        )
-    order = np.argsort(-logprobs, kind="stable")
-    return Position(columns[order], logprobs[order])
+    return parsed(given, where)

@@ -24,6 +24,8 @@ from fastkd.corpora.tasks import TASKS, Batch
 from fastkd.directories import claimed
 from fastkd.runs import cache_file
 from fastkd.runs.cache_file import FileSource, open_files
+from fastkd.runs.cache_positions import PositionSource
+from fastkd.runs.cache_served import ServedSource
 from fastkd.runs.cache_source import CacheSource
 from fastkd.runs.classes import check_teacher
 from fastkd.runs.output_directory import refuse_inputs
@@ -32,7 +34,7 @@ from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_teacher_model
 from fastkd.trainer.row_limits import check_rows
-from fastkd.trainer.teachers import require_model
+from fastkd.trainer.teachers import ServedTeacher, TeacherSource, require_model
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +58,11 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
     if args.world_size > 1:
         raise ValueError(f"a cache is made by one process, not {args.world_size}: start it without torchrun")
     args = copy.copy(args)
-    if args.cache_from is None:
+    served = args.cache_from is None and TeacherSource.parse(args.teacher).is_served
+    if args.cache_from is None and not served:
         require_model(args.teacher, "a cache is made by a model")
+    if served and args.model is None:
+        raise ValueError("model is not set: a served teacher's cache needs the student's tokenizer")
     zero.leave(args)
     args.model = args.model or args.teacher  # for its tokenizer
     refuse_inputs(args, checkpoints_too=False)
@@ -65,6 +70,8 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
     with claimed(folder):
         if args.cache_from is not None:
             return _cached_files(args, folder)
+        if served:
+            return _cached_answers(args, folder)
         data = load_data(args)
         check_teacher(args)
         model = load_teacher_model(args)
@@ -74,6 +81,21 @@ def make_caches(args: DistillationConfig) -> dict[str, Manifest]:
             for name, rows in parts.items()
             if rows is not None
         }
+
+
+def _cached_answers(args: DistillationConfig, folder: Path) -> dict[str, Manifest]:
+    """The caches of what a server answers."""
+    if args.cache_kind != "topk":
+        raise ValueError(
+            f"a served teacher gives its most likely tokens, which make a topk cache, and cache_kind is "
+            f"{args.cache_kind}: leave it out"
+        )
+    args.teacher_top_k = args.cache_top_k
+    teacher = ServedTeacher(args)
+    data = load_data(args, reads_teacher=False)
+    source = ServedSource(teacher, TASKS[args.task], args, data.tokenizer)
+    parts = {"train": data.train, "eval": data.held_out}
+    return {name: _write(source, rows, folder / name) for name, rows in parts.items() if rows is not None}
 
 
 def _cached_files(args: DistillationConfig, folder: Path) -> dict[str, Manifest]:
@@ -155,7 +177,7 @@ def make_cache(
 
 
 def _write(
-    source: CacheSource | FileSource, rows: Any, folder: Path, shard_rows: int = SHARD_ROWS
+    source: CacheSource | PositionSource, rows: Any, folder: Path, shard_rows: int = SHARD_ROWS
 ) -> Manifest:
     """Store a source's distributions at all targets of the rows; resume the directory if it was begun."""
     hashes, targets = survey(rows, source.task, f"hashing {folder.name}")

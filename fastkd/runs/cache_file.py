@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import AutoConfig
 
 from fastkd.corpora.local_files import files_of
-from fastkd.corpora.logprob_files import LogprobFiles, Position
-from fastkd.corpora.store.encoding import Entries, bytes_per_token, packed
-from fastkd.corpora.store.fingerprints import encoded_rows, tokenizer_fingerprint
-from fastkd.corpora.store.held import Held, masses_at_1, named
-from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Task
+from fastkd.corpora.logprob_files import LogprobFiles
+from fastkd.corpora.logprobs import Position
+from fastkd.corpora.store.fingerprints import encoded_rows
+from fastkd.corpora.tasks import TASKS, Task
 from fastkd.directories import writing_to
 from fastkd.files import write_parts
+from fastkd.runs.cache_positions import PositionSource
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading.names import expanded
 
 logger = logging.getLogger(__name__)
 
 
-class FileSource:
-    """Distributions of rows that are in files, as a :class:`CacheSource` has them of a model that is run.
+class FileSource(PositionSource):
+    """Distributions of rows that are in files.
 
     Args:
         files: the files' log-probabilities.
@@ -38,14 +36,10 @@ class FileSource:
         ValueError: a model without a configuration.
     """
 
-    kind = "topk"
-    temperatures = frozenset({1.0})
-
     def __init__(self, files: LogprobFiles, task: Task, args: DistillationConfig, tokenizer: Any) -> None:
-        self.files, self.task, self.args, self.tokenizer = files, task, args, tokenizer
-        self.teacher_name = args.teacher or ", ".join(path.name for path in files.paths)
-        self.columns = _columns(args)
-        self.entries_per_token = min(files.entries, self.columns)
+        self.files = files
+        name = args.teacher or ", ".join(path.name for path in files.paths)
+        super().__init__(task, args, tokenizer, _columns(args), files.entries, name, "cache_from")
         if files.renormalised and files.entries < self.columns:
             logger.warning(
                 "the %d probabilities of every token sum to 1: if the server has renormalised them "
@@ -53,36 +47,14 @@ class FileSource:
                 "token is possible; ask for raw_logprobs",
                 files.entries,
             )
-        self.bytes_per_token = bytes_per_token("topk", self.columns, self.entries_per_token, 0, 0, 0)
-        self.description = {
-            "task": task.name,
-            "positions": "logits at i predict label i + 1",
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "columns": self.columns,
-            "cache_top_k": self.entries_per_token,
-            "temperature": 1.0,
-        }
 
     def origin(self) -> dict[str, Any]:
         """A digest of the files, for the manifest."""
         return {"logprobs": self.files.digest()}
 
-    def start(self) -> None: ...
-
-    def run(self, rows: Any, first: int, last: int, held: Held, bar: Any = None) -> Iterator[Entries]:
-        """The stored form of each row, in order; ``held`` counts what the entries hold."""
-        for row in encoded_rows(rows, self.task, first, last):
-            positions = self.files.find(row["input_ids"].tolist())
-            mask = self.task.targets(torch.tensor(row["labels"])[None])[0] != IGNORE_INDEX
-            # The last token has no target.
-            pairs = zip(positions, mask.tolist()[:-1], strict=True)
-            made = self._encoded([one for one, wanted in pairs if wanted])
-            held.tokens += len(made.pages)
-            held.entries += len(made.low)
-            held.add_masses(named(1.0), masses_at_1(made))
-            yield made
-            if bar is not None:
-                bar.update(1)
+    def found(self, rows: Iterator[Any]) -> Iterator[tuple[Any, Sequence[Position]]]:
+        """Each row, and its distributions in the files."""
+        return ((row, self.files.find(row["input_ids"].tolist())) for row in rows)
 
     def holds(self, rows: Any, field: str, needed: bool) -> bool:
         """Whether the files hold the rows.
@@ -104,22 +76,6 @@ class FileSource:
             f"first of them row {known.index(False)} (counted from 0): it must have exactly the tokens that "
             "fastkd cache --write-rows FILE writes"
         )
-
-    def _encoded(self, positions: list[Position]) -> Entries:
-        columns, values = [], []
-        for one in positions:
-            kept = np.sort(one.columns), one.logprobs[np.argsort(one.columns, kind="stable")]
-            if len(kept[0]) and kept[0][-1] >= self.columns:
-                raise ValueError(
-                    f"cache_from has token {kept[0][-1]}, and the teacher's vocabulary is {self.columns}: "
-                    "it is another model's, or teacher names another"
-                )
-            columns.append(kept[0])
-            values.append(kept[1])
-        each = torch.tensor([len(part) for part in columns], dtype=torch.long)
-        found = torch.from_numpy(np.concatenate([*columns, np.empty(0, np.int64)]))
-        logprobs = torch.from_numpy(np.concatenate([*values, np.empty(0)])).half()
-        return packed(found, logprobs, each, self.columns, self.entries_per_token)
 
 
 def open_files(args: DistillationConfig) -> LogprobFiles:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fastkd.corpora.store.fingerprints import rows_digest, tensors_digest, tokenizer_fingerprint
-from fastkd.trainer.teachers import CachedTeacher
+from fastkd.trainer.teachers import CachedTeacher, ServedTeacher
 
 # The digests by what they are of; None where there is nothing, or nothing that can be read twice.
 Contents = dict[str, str | None]
@@ -48,7 +48,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _teacher_digest(teacher: Any) -> str | None:
-    if isinstance(teacher, CachedTeacher):
+    if isinstance(teacher, (CachedTeacher, ServedTeacher)):
         return teacher.digest()
     return (
         _digest(teacher.state_dict(), "hashing the teacher") if isinstance(teacher, PreTrainedModel) else None

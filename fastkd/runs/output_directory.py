@@ -252,7 +252,7 @@ def _inputs(args: DistillationConfig) -> Iterator[tuple[str, str, str]]:
     if args.model is not None:
         yield "model", args.model, args.model
     teacher = TeacherSource.parse(args.teacher)
-    if teacher.name:
+    if teacher.name and not teacher.is_served:
         yield "teacher", str(args.teacher), teacher.name
     if teacher.cache is not None:
         for part in ("train", "eval"):

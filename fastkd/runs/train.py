@@ -39,8 +39,11 @@ from fastkd.runs.samples import needs_answer
 from fastkd.trainer import checkpoints, zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
-from fastkd.trainer.teachers import Teacher, TeacherSource
+from fastkd.trainer.teachers import ServedTeacher, Teacher, TeacherSource
 from fastkd.trainer.trainer import DistillationTrainer
+
+# A run mentions that the student waited for its teacher from this many seconds and this share of its time.
+_WAITED, _WAITED_SHARE = 5.0, 0.1
 
 
 def run(args: DistillationConfig, command: str, inputs: Inputs | None = None) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def _run(args: DistillationConfig, command: str, folder: Path, inputs: Inputs | 
         other = load_student(control)
         found["control"], _ = trained(control, "control", other, teacher_of(other))
     look.describe(found)
-    found["warnings"] = chance.warnings(found)
+    found["warnings"] = [*chance.warnings(found), *waiting(found[name])]
     if main_process:
         path = report.write(folder, found)
         print(report.text(found))
@@ -135,6 +138,17 @@ def sequence_level(args: DistillationConfig) -> dict[str, Any]:
         return {}
     mode, teacher = manifest.made_from.get("generation_mode"), manifest.notes.get("teacher")
     return {"sequence_level": {"mode": mode, "teacher": teacher}}
+
+
+def waiting(part: dict[str, Any]) -> list[str]:
+    """A warning where the student has waited for a served teacher for a tenth of its time or more."""
+    waited = part.get("waited_seconds", 0.0)
+    if waited <= max(_WAITED, _WAITED_SHARE * part["steps"] * (part.get("seconds_per_step") or 0.0)):
+        return []
+    return [
+        f"the student waited {waited:,.0f} seconds for its teacher's server: raise teacher_requests, make a "
+        "cache of the teacher (fastkd cache), or give the server more machines"
+    ]
 
 
 @dataclass(frozen=True)
@@ -257,6 +271,7 @@ def train_one(
         folder = str(args.output_dir)
         last = checkpoints.last_whole(Path(folder))
         resume = None if last is None else str(last)
+    waited = getattr(teacher, "waited", 0.0)
     trainer.train(resume_from_checkpoint=resume)
     cost = clock.report()
     trainer.save_model()
@@ -268,6 +283,8 @@ def train_one(
         "eval": {},
         "history": trainer.state.log_history,
     }
+    if isinstance(teacher, ServedTeacher):
+        found["waited_seconds"] = teacher.waited - waited
     if held_out is not None:
         found |= look.at(title.strip(), trainer)
     return found, trainer.is_world_process_zero()

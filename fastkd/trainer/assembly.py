@@ -14,7 +14,7 @@ from fastkd.trainer.loading import check_tokens_of
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher
+from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, ServedTeacher, Teacher
 
 
 def distilled(
@@ -47,6 +47,8 @@ def distilled(
     side = teacher_side(model, teacher, task, fused=head is not None)
     if isinstance(side, LiveTeacher):
         check_tokens_of(side.model, tokenizer, args)
+    if isinstance(side, ServedTeacher):
+        side.check(args, tokenizer)
     vocab_size = common_columns(model, side, tokenizer, task)
     beside = side
     if args.task == "classification":
@@ -56,7 +58,7 @@ def distilled(
         if not isinstance(side, (LiveTeacher, BaseTeacher)):
             raise ValueError(
                 "feature_matches and gradient_match_weight compare layers of the teacher: "
-                "give a model, not a cache"
+                "give a model, not a cache or a server"
             )
         matching = Matching(
             model, side.model, args.feature_matches or [], args.gradient_match_weight, vocab_size

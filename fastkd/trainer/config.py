@@ -110,13 +110,40 @@ class DistillationConfig(TrainingArguments):
     teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Teacher: a directory, a hub id, cache:DIR (what fastkd cache wrote), or base "
-            "(the student without its adapter)."
+            "help": "Teacher: a directory, a hub id, cache:DIR (what fastkd cache wrote), "
+            "http://HOST:PORT/v1 (a server of vLLM), or base (the student without its adapter)."
         },
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Keywords of from_pretrained for the teacher (dtype, quantization_config, ...)."},
+    )
+    teacher_served_name: str | None = field(
+        default=None,
+        metadata={"help": "Name of the model on the teacher's server; if unset, the only one there."},
+    )
+    teacher_top_k: int = field(
+        default=20,
+        metadata={
+            "help": "Entries per token that a served teacher is asked for; the server allows --max-logprobs."
+        },
+    )
+    teacher_key_variable: str | None = field(
+        default=None,
+        metadata={"help": "Environment variable with the key of the teacher's server."},
+    )
+    teacher_key_file: str | None = field(
+        default=None, metadata={"help": "File with the key of the teacher's server."}
+    )
+    teacher_requests: int = field(
+        default=16, metadata={"help": "Most requests to the teacher's server at a time."}
+    )
+    teacher_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds after which a request to the teacher counts as lost."}
+    )
+    teacher_patience: float = field(
+        default=600.0,
+        metadata={"help": "Seconds for which a run waits for a teacher's server that does not answer."},
     )
 
     trust_remote_code: bool = field(
@@ -318,8 +345,8 @@ class DistillationConfig(TrainingArguments):
     cache_tail: str = field(
         default="bucket",
         metadata={
-            "help": "How a topk cache is read, as to all other tokens: bucket (their probability is one more "
-            "class), or renormalize (they count as impossible)."
+            "help": "How a topk cache or a served teacher is read, as to all other tokens: bucket (their "
+            "probability is one more class), or renormalize (they count as impossible)."
         },
     )
 
@@ -344,6 +371,8 @@ class DistillationConfig(TrainingArguments):
             "num_beams",
             "cache_top_k",
             "cache_samples",
+            "teacher_top_k",
+            "teacher_requests",
             "gradient_accumulation_steps",
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
@@ -362,6 +391,13 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"lmbda is a share of the steps, from 0 to 1, not {self.lmbda}")
         if not 0 < self.sampling_temperature < math.inf:
             raise ValueError(f"sampling_temperature must be positive, not {self.sampling_temperature}")
+        for name in ("teacher_timeout", "teacher_patience"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a number of seconds above 0, not {getattr(self, name)}")
+        if self.teacher_key_variable is not None and self.teacher_key_file is not None:
+            raise ValueError(
+                "teacher_key_variable and teacher_key_file both name a key: leave out one of them"
+            )
         if self.gradient_match_weight < 0:
             raise ValueError(
                 f"gradient_match_weight must not be negative, but is {self.gradient_match_weight}"

@@ -36,7 +36,7 @@ from fastkd.trainer.row_limits import check_rows
 from fastkd.trainer.sides import name_padding, padding_token
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, plain_teacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, ServedTeacher, plain_teacher
 from fastkd.trainer.unlabelled import learnable, learns_from_labels_alone, with_labels
 
 logger = logging.getLogger(__name__)
@@ -140,6 +140,8 @@ class DistillationTrainer(GuardedTrainer):
         if self._on_policy is not None and can_look:
             some = [train_dataset[i] for i in range(min(len(train_dataset), _LOOKED_AT))]
             self._on_policy.prompts(data_collator(some))  # raises an error if there are none
+        if isinstance(self._teacher, ServedTeacher):
+            data_collator = self._teacher.attach(data_collator, args)
         prepare_processes(args, student)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []

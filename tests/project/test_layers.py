@@ -19,12 +19,13 @@ Rule = Callable[[str, str], Iterator[str]]
 
 # The parts that each part of fastkd must not import: imports only go inwards.
 COMMANDS = ("cli", "demo", "bench")
-OUTERMOST = ("corpora", "trainer", "runs", *COMMANDS)
+OUTERMOST = ("corpora", "served", "trainer", "runs", *COMMANDS)
 MIDDLE = ("losses", "modules", "teachers")
 FORBIDDEN = {
     "runs": COMMANDS,
     "trainer": ("runs", *COMMANDS),
-    "corpora": ("trainer", "runs", *COMMANDS),
+    "served": ("trainer", "runs", *COMMANDS),
+    "corpora": ("served", "trainer", "runs", *COMMANDS),
     "files": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
     "directories": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
     "divergences": ("backends", "ops", *MIDDLE, *OUTERMOST),
@@ -268,6 +269,7 @@ def test_make_gpu_finds_the_files_with_cases_for_a_gpu() -> None:
         (import_direction, "fastkd/trainer/x.py", "def f():\n    from fastkd import runs"),
         (import_direction, "fastkd/corpora/tasks/x.py", "from fastkd.trainer.config import A"),
         (import_direction, "fastkd/losses/x.py", "from fastkd.corpora import rows"),
+        (import_direction, "fastkd/served/x.py", "from fastkd.trainer.config import A"),
         (import_direction, "fastkd/files.py", "from fastkd.losses import kd_loss"),
         (plain_settings, "fastkd/trainer/config.py", "from fastkd.trainer.matching import Matching"),
         (plain_settings, "fastkd/trainer/config.py", "def f():\n    from fastkd.corpora import tasks"),

@@ -12,6 +12,7 @@ from fastkd.runs.doctor import (
     machine,
     output,
     quality,
+    served,
     settings,
     vocabulary,
     weights,
@@ -24,7 +25,19 @@ __all__ = ["Finding", "examine", "examined"]
 
 ORDER = ("error", "warning", "note")
 # Checks that load weights run last: they are skipped if an earlier check could not read its input.
-THEMES = (output, settings, weights, vocabulary, labels, classes, conversations, cache, machine, quality)
+THEMES = (
+    output,
+    settings,
+    weights,
+    vocabulary,
+    labels,
+    classes,
+    conversations,
+    cache,
+    served,
+    machine,
+    quality,
+)
 
 
 def examine(args: DistillationConfig, fast: bool = False) -> list[Finding]:

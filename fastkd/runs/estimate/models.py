@@ -68,6 +68,9 @@ def build(args: DistillationConfig) -> Sides:
         base = BaseTeacher(student, task, fused=False)
         base.head = head if isinstance(head, LinearHead) else None
         return Sides(student, student_bytes, head, base, [], 0, columns)
+    if source.is_served:
+        few = ServedStandIn(columns, min(columns, args.teacher_top_k), args.cache_tail)
+        return Sides(student, student_bytes, head, few, [], 0, columns)
     if source.cache is not None:
         stored = StoredTeacher(source.cache, args, columns, hidden_size(student))
         weights = [] if stored.weight is None else [stored.weight]
@@ -169,10 +172,32 @@ class StoredTeacher:
         if self.weight is not None:
             hidden = torch.ones(*shape, self.weight.shape[1], dtype=self.weight.dtype)
             return ModelOutput(HiddenLogits(hidden, self.weight))
-        # Columns that exist, since a step may also run on real tensors.
-        indices = torch.arange(self.entries).expand(*shape, self.entries).contiguous()
-        half = torch.full(indices.shape, -math.log(2 * self.entries))
-        return ModelOutput(SparseTeacher(indices, half, self.tail))
+        return ModelOutput(_few(tuple(shape), self.entries, self.tail))
+
+
+class ServedStandIn:
+    """A served teacher whose answers hold no data.
+
+    Args:
+        columns: the size of the vocabulary.
+        entries, tail: as in :class:`SparseTeacher`.
+    """
+
+    live = True
+
+    def __init__(self, columns: int, entries: int, tail: str) -> None:
+        self.columns, self.entries, self.tail = columns, entries, tail
+
+    def to(self, device: torch.device) -> None: ...
+
+    def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput:
+        return ModelOutput(_few(tuple(batch["labels"].shape), self.entries, self.tail))
+
+
+def _few(shape: tuple[int, ...], entries: int, tail: str) -> SparseTeacher:
+    """Entries of columns that exist, since a step may also run on real tensors."""
+    indices = torch.arange(entries).expand(*shape, entries).contiguous()
+    return SparseTeacher(indices, torch.full(indices.shape, -math.log(2 * entries)), tail)
 
 
 def _stored_dtype(path: Path) -> torch.dtype:

@@ -24,7 +24,7 @@ from fastkd.trainer.loading.adapters import (
 from fastkd.trainer.loading.configs import init_kwargs, read_config, require_name, stored_dtype
 from fastkd.trainer.loading.weights import ERRORS, explained, load_weights
 from fastkd.trainer.precision import save_as
-from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, Teacher, TeacherSource
+from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, ServedTeacher, Teacher, TeacherSource
 
 # Keywords that a model built from its configuration takes beside the fields of that configuration.
 _OF_BUILDING = ("dtype", "attn_implementation", "experts_implementation")
@@ -94,12 +94,14 @@ def build_student(args: DistillationConfig) -> PreTrainedModel:
 
 
 def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedModel | Teacher:
-    """The teacher that ``teacher`` names: a model, loaded with ``teacher_model_init_kwargs``; a cache; or the
-    student's own base.
+    """The teacher that ``teacher`` names: a model, loaded with ``teacher_model_init_kwargs``; a cache; a
+    server; or the student's own base.
     """
     source = TeacherSource.parse(args.teacher)
     if source.cache is not None:
         return CachedTeacher(source.cache)
+    if source.is_served:
+        return ServedTeacher(args)
     if source.is_base:
         return BaseTeacher(student, TASKS[args.task], args.fused_head != "false")
     return load_teacher_model(args)

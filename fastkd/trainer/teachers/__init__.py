@@ -1,10 +1,11 @@
-"""The sources of a batch's soft targets: a model, the student's own base, or a cache on disk."""
+"""The sources of a batch's soft targets: a model, a server, the student's own base, or a cache on disk."""
 
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
 from fastkd.trainer.teachers.remembered import Memory, RememberedTeacher
 from fastkd.trainer.teachers.reordered import ReorderedTeacher, plain_teacher
+from fastkd.trainer.teachers.served import ServedTeacher
 from fastkd.trainer.teachers.source import TeacherSource, require_model
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Memory",
     "RememberedTeacher",
     "ReorderedTeacher",
+    "ServedTeacher",
     "Teacher",
     "TeacherSource",
     "plain_teacher",

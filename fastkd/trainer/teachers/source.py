@@ -1,4 +1,4 @@
-"""The field ``teacher``: nothing, a model, a cache, or the student's own base."""
+"""The field ``teacher``: nothing, a model, a cache, a server, or the student's own base."""
 
 from __future__ import annotations
 
@@ -13,28 +13,36 @@ class TeacherSource:
 
     Attributes:
         kind: ``none`` (the field is unset), ``base`` (the student without its adapter), ``cache`` (what
-            ``fastkd cache`` wrote) or ``model`` (a directory or a hub id).
-        name: the directory of a cache, or the name of a model; empty for the other kinds.
+            ``fastkd cache`` wrote), ``served`` (a URL) or ``model`` (a directory or a hub id).
+        name: the directory of a cache, the URL of a server, or the name of a model; empty for the other
+            kinds.
     """
 
-    kind: Literal["none", "base", "cache", "model"]
+    kind: Literal["none", "base", "cache", "served", "model"]
     name: str = ""
 
     @classmethod
     def parse(cls, given: str | None) -> TeacherSource:
-        """The source that ``base``, ``cache:DIR``, a model's name, or None means."""
+        """The source that ``base``, ``cache:DIR``, a URL, a model's name, or None means."""
         if given is None:
             return cls("none")
         if given == "base":
             return cls("base")
         if given.startswith("cache:"):
             return cls("cache", given.removeprefix("cache:"))
+        if given.startswith(("http://", "https://")):
+            return cls("served", given)
         return cls("model", given)
 
     @property
     def is_model(self) -> bool:
         """Whether it is a model of its own, which can be loaded."""
         return self.kind == "model"
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is a model behind a URL."""
+        return self.kind == "served"
 
     @property
     def is_base(self) -> bool:
