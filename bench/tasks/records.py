@@ -69,7 +69,7 @@ def _record(task: Path, name: str) -> Record:
 
 
 def _cache(task: Path, report: Record) -> Record | None:
-    """What the cache of a run's teacher holds, by its manifest; None where the teacher was a model."""
+    """The contents of the cache that a run read, by its manifest; None where the teacher was a model."""
     teacher = str((report.get("configuration") or {}).get("teacher"))
     if not teacher.startswith(_CACHED):
         return None
