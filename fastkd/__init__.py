@@ -3,7 +3,7 @@
 from fastkd import backends
 from fastkd.backends.registry import available_backends
 from fastkd.errors import BackendUnavailable
-from fastkd.losses import KDMetrics, kd_loss, linear_kd_loss, token_logprobs
+from fastkd.losses import KDMetrics, kd_loss, linear_kd_loss, sampled_kd_loss, token_logprobs
 from fastkd.modules import KDLoss, LinearKDLoss
 from fastkd.teachers import HiddenTeacher, SparseTeacher
 
@@ -19,5 +19,6 @@ __all__ = [
     "backends",
     "kd_loss",
     "linear_kd_loss",
+    "sampled_kd_loss",
     "token_logprobs",
 ]

@@ -42,6 +42,9 @@ READ_BY: dict[str, tuple[str, ...]] = {
         (*TEACHING, "cache"),
     ),
     **dict.fromkeys(("lmbda", "feature_matches", "gradient_match_weight", "control"), ("distill", *LOOKING)),
+    **dict.fromkeys(
+        ("objective", "sampled_estimator", "sampled_advantage_clip"), ("distill", *LOOKING)
+    ),
     **dict.fromkeys(("fused_head", "model_init", "model_init_kwargs"), (*TRAINING, "evaluate", *LOOKING)),
     "eval_file": (*TRAINING, "evaluate", "cache", *LOOKING),
     "eval_split": (*TRAINING, "evaluate", "cache", *LOOKING),

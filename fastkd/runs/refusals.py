@@ -74,6 +74,36 @@ def _on_policy(args: DistillationConfig) -> Iterator[Refusal]:
         )
 
 
+def _sampled(args: DistillationConfig) -> Iterator[Refusal]:
+    if args.objective != "sampled":
+        return
+    if args.lmbda != 1:
+        yield Refusal(
+            "sampled_without_samples",
+            "objective: sampled learns from the student's own tokens, and lmbda is "
+            f"{args.lmbda}, so that some steps have the data's",
+            "set lmbda: 1, or objective: full",
+        )
+    if args.divergence not in ("forward_kl", "reverse_kl") or args.temperature != 1:
+        yield Refusal(
+            "sampled_divergence",
+            "objective: sampled estimates the reverse KL at temperature 1",
+            "leave out divergence and temperature, or set objective: full",
+        )
+    if args.sampling_temperature != 1 or args.generation_kwargs:
+        yield Refusal(
+            "sampled_from_another",
+            "objective: sampled needs tokens that are drawn as the student's probabilities say",
+            "leave out sampling_temperature and generation_kwargs",
+        )
+    if args.feature_matches or args.gradient_match_weight:
+        yield Refusal(
+            "sampled_with_matches",
+            "objective: sampled reads no layers of the teacher",
+            "leave out feature_matches and gradient_match_weight",
+        )
+
+
 def _insides(args: DistillationConfig) -> Iterator[Refusal]:
     inside = args.feature_matches or args.gradient_match_weight
     if inside and not (source := TeacherSource.parse(args.teacher)).is_model and not source.is_base:
@@ -170,6 +200,7 @@ def _hub(args: DistillationConfig) -> Iterator[Refusal]:
 
 _CHECKS: tuple[Callable[[DistillationConfig], Iterator[Refusal]], ...] = (
     _on_policy,
+    _sampled,
     _insides,
     _adapter,
     _fused_classifier,

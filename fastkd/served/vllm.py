@@ -65,7 +65,7 @@ class Vllm:
 
         Args:
             ids: the tokens.
-            entries: K, how many log-probabilities of each.
+            entries: K, how many log-probabilities of each; 0 for that of the token itself alone.
             sampling: settings of sampling in place of those above.
         """
         content = {"model": self.name, "prompt": list(ids), "prompt_logprobs": entries, **_PLAIN, **sampling}
@@ -96,7 +96,7 @@ class Vllm:
             raise ValueError(
                 f"{where} has {fewest} log-probabilities of a token, and {entries} were asked for"
             )
-        return [one.cut(entries) for one in found]
+        return [one.cut(max(entries, 1)) for one in found]
 
     def tokens_of(self, text: str) -> list[int] | None:
         """The server's tokens of a text, without those that begin or end every text; None where the server

@@ -12,6 +12,7 @@ from fastkd.trainer.classes import fit_classes
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens_of
 from fastkd.trainer.matching import Matching
+from fastkd.trainer.sampled import SampledObjective
 from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, ServedTeacher, Teacher
@@ -66,4 +67,7 @@ def distilled(
     if args.packing:
         check_documents_are_apart(model, task)
     options = {**args.loss_options(), "vocab_size": vocab_size, "problem_type": args.problem_type}
-    return DistilledStudent(model, task, head, beside, options, matching)
+    sampled = None
+    if args.objective == "sampled":
+        sampled = SampledObjective(args.sampled_estimator, args.sampled_advantage_clip, vocab_size)
+    return DistilledStudent(model, task, head, beside, options, matching, sampled)

@@ -20,6 +20,8 @@ from fastkd.trainer.seeds import parse_seeds
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
 FUSED_HEADS = ("auto", "true", "false")
+OBJECTIVES = ("full", "sampled")
+ESTIMATORS = ("k1", "k2", "k3")
 CACHE_KINDS = ("topk", "sampled", "hidden")
 CACHE_TAILS = ("renormalize", "bucket")
 REWRITTEN_TURNS = ("split", "last")
@@ -32,6 +34,8 @@ CHOICES = {
     "problem_type": PROBLEM_TYPES,
     "model_init": MODEL_INITS,
     "fused_head": FUSED_HEADS,
+    "objective": OBJECTIVES,
+    "sampled_estimator": ESTIMATORS,
     "generation_mode": GENERATION_MODES,
     "interpolate_metric": INTERPOLATE_METRICS,
     "headline": HEADLINES,
@@ -182,6 +186,23 @@ class DistillationConfig(TrainingArguments):
     lmbda: float = field(
         default=0.0,
         metadata={"help": "Share of the steps on the student's own samples (on-policy, as in GKD)."},
+    )
+    objective: str = field(
+        default="full",
+        metadata={
+            "help": "full: the divergence between the distributions; sampled: the reverse KL from the "
+            "teacher's probabilities of the student's own tokens alone (needs lmbda: 1)."
+        },
+    )
+    sampled_estimator: str = field(
+        default="k1",
+        metadata={"help": "objective: sampled: k1, k2 or k3, as in fastkd.sampled_kd_loss."},
+    )
+    sampled_advantage_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "objective: sampled: largest log-ratio of a token's probabilities; unset: no limit."
+        },
     )
     max_completion_length: int = field(
         default=256, metadata={"help": "Longest sampled or generated answer, in tokens."}
@@ -391,6 +412,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"lmbda is a share of the steps, from 0 to 1, not {self.lmbda}")
         if not 0 < self.sampling_temperature < math.inf:
             raise ValueError(f"sampling_temperature must be positive, not {self.sampling_temperature}")
+        if self.sampled_advantage_clip is not None and not 0 < self.sampled_advantage_clip < math.inf:
+            raise ValueError(f"sampled_advantage_clip must be positive, not {self.sampled_advantage_clip}")
         for name in ("teacher_timeout", "teacher_patience"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a number of seconds above 0, not {getattr(self, name)}")

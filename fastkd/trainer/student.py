@@ -17,6 +17,8 @@ One training step calls, in this order:
    the head's input, and ``LinearHead.factors`` pairs it with the head's weight.
 8. ``objective.measure`` sums kd, ce and agreement, if ``with_sums`` is set or the model is in eval mode.
 9. ``objective.loss`` calls ``kd_loss`` on logits, or ``linear_kd_loss`` on hidden states and their head.
+   (On the student's own samples with ``objective: sampled``, :class:`SampledObjective` takes the place of
+   steps 5, 8 and 9.)
    ``Matching.forward`` adds the feature losses, and a mixture of experts has losses of its routers.
 10. ``DistillationTrainer.compute_loss`` keeps the sums until the next log line, and ``Trainer`` runs the
     backward pass.
@@ -32,8 +34,17 @@ from torch import Tensor, nn
 from fastkd.corpora.labels import MULTI_LABEL
 from fastkd.corpora.tasks import IGNORE_INDEX, Task
 from fastkd.trainer.matching import Matching
-from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, forward, known_logits, multiply_out
+from fastkd.trainer.models import (
+    NOTHING_MORE,
+    HiddenLogits,
+    LinearHead,
+    ModelOutput,
+    forward,
+    known_logits,
+    multiply_out,
+)
 from fastkd.trainer.objective import Sums, loss, measure
+from fastkd.trainer.sampled import SampledObjective
 from fastkd.trainer.teachers import Teacher
 
 
@@ -52,6 +63,7 @@ class DistilledStudent(nn.Module):
         options: keywords of :func:`fastkd.kd_loss`, and a classifier's ``problem_type``. In training, the
             teacher runs only if ``kd_ratio`` is above 0, or if ``matching`` or the log needs it.
         matching: further losses between the intermediate tensors of both models; None for none.
+        sampled: the objective on the student's own samples; None for the divergence between distributions.
     """
 
     # Makes `Trainer` count the valid labels of the whole (accumulated, distributed) batch and pass the count.
@@ -65,6 +77,7 @@ class DistilledStudent(nn.Module):
         teacher: Teacher | None,
         options: dict[str, Any],
         matching: Matching | None = None,
+        sampled: SampledObjective | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -73,6 +86,7 @@ class DistilledStudent(nn.Module):
         self.teacher = teacher
         self.options = options
         self.matching = matching
+        self.sampled = sampled
 
     @property
     def _hf_peft_config_loaded(self) -> bool:
@@ -126,6 +140,8 @@ class DistilledStudent(nn.Module):
         targets = self.task.targets(labels)
         if self.options.get("problem_type") == MULTI_LABEL:
             targets = targets.long()
+        if own_samples and self.sampled is not None and self.teacher is not None and self.training:
+            return self._on_tokens(self.sampled, self.teacher, batch, targets, num_items_in_batch, with_sums)
         options = {**self.options, "kd_ratio": 1.0} if own_samples else self.options
         matching = self.matching if self.training else None
         requested = NOTHING_MORE if matching is None else matching.requested
@@ -148,20 +164,13 @@ class DistilledStudent(nn.Module):
                     "the teacher has no distributions for this batch: its rows are not in the cache"
                 )
             found["loss"] = loss(scores, soft, targets, options, num_items=num_items_in_batch)
-            mine = (targets != IGNORE_INDEX).sum()
-            items = mine if num_items_in_batch is None else num_items_in_batch
-            items = torch.as_tensor(items, device=targets.device).clamp(min=1)
             if matching is not None and teacher is not None:
+                items = _items(targets, num_items_in_batch)
                 for name, value in matching(student, teacher, targets, batch).items():
                     found["loss"] = found["loss"] + value / items
                     if sums:
                         sums[name] = value.detach().float()
-            for name, router in student.router_losses.items():
-                # A mean over the batch's tokens. The batch counts for as much as its share of the targets,
-                # so that the loss does not grow with the number of micro-batches or processes.
-                found["loss"] = found["loss"] + router.weight * router.value * (mine / items)
-                if sums:
-                    sums[name] = router.value.detach().float() * mine
+            found["loss"] = found["loss"] + _of_routers(student, targets, num_items_in_batch, sums)
         else:
             found["loss"] = sums["loss"] / sums.get("counted", sums["tokens"]).clamp(min=1)
         if sums:
@@ -172,3 +181,42 @@ class DistilledStudent(nn.Module):
             if with_teacher_logits and (known := known_logits(soft, scores)) is not None:
                 found["teacher_logits"] = known[..., 1] - known[..., 0] if multi_label else known
         return found
+
+    def _on_tokens(
+        self,
+        objective: SampledObjective,
+        teacher: Teacher,
+        batch: dict[str, Any],
+        targets: Tensor,
+        num_items: Tensor | int | None,
+        with_sums: bool,
+    ) -> dict[str, Any]:
+        """The loss of the student's own samples from the probabilities of their tokens."""
+        given = objective.of_teacher(teacher, batch, targets)
+        student = forward(self.student, self.head, self.task.model_inputs(self.student, batch), NOTHING_MORE)
+        loss, sums = objective(student.distribution, given, targets, num_items)  # type: ignore[arg-type]
+        loss = loss + _of_routers(student, targets, num_items, sums)
+        return {"loss": loss, "sums": sums} if with_sums else {"loss": loss}
+
+
+def _items(targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """The number of targets in the whole batch, at least 1."""
+    items = (targets != IGNORE_INDEX).sum() if num_items is None else num_items
+    return torch.as_tensor(items, device=targets.device).clamp(min=1)
+
+
+def _of_routers(
+    student: ModelOutput, targets: Tensor, num_items: Tensor | int | None, sums: Sums
+) -> Tensor | float:
+    """The weighted losses of a mixture of experts, 0 without one; ``sums`` gets each, if any sums are kept.
+
+    A router's loss is a mean over the batch's tokens. The batch counts for as much as its share of the
+    targets, so that the loss does not grow with the number of micro-batches or processes.
+    """
+    total: Tensor | float = 0.0
+    for name, router in student.router_losses.items():
+        mine = (targets != IGNORE_INDEX).sum()
+        total = total + router.weight * router.value * (mine / _items(targets, num_items))
+        if sums:
+            sums[name] = router.value.detach().float() * mine
+    return total

@@ -194,6 +194,8 @@ class DistillationTrainer(GuardedTrainer):
         """A plain student with its teacher and its loss, which becomes the one that this trainer trains."""
         if self._trains:
             check_trainable(model, args)
+            if args.objective == "sampled" and args.lmbda != 1:
+                raise ValueError("objective: sampled learns from the student's own tokens: set lmbda: 1")
             keep_differentiable(model)
             if args.gradient_match_weight and isinstance(self._given_teacher, nn.Module):
                 keep_differentiable(self._given_teacher)

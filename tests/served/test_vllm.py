@@ -33,6 +33,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenize": ("/tokenize", {"model": "teacher", "prompt": "abc d", "add_special_tokens": False}),
     "prompt": ("/v1/completions", {"prompt": [5, 7, 9, 47], "prompt_logprobs": 3}),
     "the token among the largest": ("/v1/completions", {"prompt": [5, 7, 9], "prompt_logprobs": 20}),
+    "the token alone": ("/v1/completions", {"prompt": [5, 7, 9], "prompt_logprobs": 0}),
     "too many": ("/v1/completions", {"prompt": [5, 7], "prompt_logprobs": 21}),
     "unknown token": ("/v1/completions", {"prompt": [5, 48], "prompt_logprobs": 3}),
     "too long": ("/v1/completions", {"prompt": [5] * 128, "prompt_logprobs": 3}),

@@ -85,7 +85,7 @@ class Stub:
         logprobs = logits.log_softmax(-1)
         found: list[Any] = [None]
         for row, token in zip(logprobs[:-1], ids[1:], strict=True):
-            values, columns = row.topk(min(most, len(row)))
+            values, columns = row.topk(min(most, len(row)))  # most is 0 for the token alone
             if self.mode == "renormalised":
                 values = values.log_softmax(-1)
             if self.mode == "top_p":

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from fastkd import SparseTeacher
@@ -35,6 +36,7 @@ class ServedTeacher:
 
     Attributes:
         ahead: the distributions that are asked for.
+        tokens_ahead: likewise, the log-probabilities of the tokens themselves.
         columns: the size of the vocabulary, once :meth:`check` has run.
         waited: seconds for which the student has waited.
 
@@ -52,10 +54,11 @@ class ServedTeacher:
         self.columns = 0
         self.tail = args.cache_tail
         self.ahead = Ahead(self.model, args.teacher_top_k)
+        self.tokens_ahead = Ahead(self.model, 0)
 
     @property
     def waited(self) -> float:
-        return self.ahead.waited
+        return self.ahead.waited + self.tokens_ahead.waited
 
     def digest(self) -> str:
         """A digest of the model's name, by which a resumed run knows it again at another address."""
@@ -116,6 +119,20 @@ class ServedTeacher:
         device = batch["input_ids"].device
         columns, values = (torch.from_numpy(part).to(device) for part in (indices, logprobs))
         return ModelOutput(SparseTeacher(columns, values, self.tail))
+
+    def token_logprobs(self, batch: Batch) -> Tensor:
+        """``(rows, length)`` log-probability of each target; 0 where there is none."""
+        wanted = self._wanted(batch)
+        documents = list(self._documents(batch))
+        for _, _, ids in documents:
+            self.tokens_ahead.ask(ids)
+        found = np.zeros(wanted.shape, np.float32)
+        for row, start, ids in documents:
+            for place, one in enumerate(self.tokens_ahead.take(ids), start):
+                # With no other entries asked for, the only one is that of the token itself.
+                found[row, place] = one.logprobs[0]
+        found[~wanted] = 0.0
+        return torch.from_numpy(found).to(batch["input_ids"].device)
 
     def _documents(self, batch: Batch) -> Iterator[tuple[int, int, list[int]]]:
         """The row, the first position and the tokens of each text that has a target and is read by itself: a

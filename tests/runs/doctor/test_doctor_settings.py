@@ -21,6 +21,8 @@ FOUR_BITS = {"quantization_config": {"load_in_4bit": True}}
 
 FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "weight": 1.0}]
 
+SAMPLED = {"objective": "sampled", "lmbda": 1.0}
+
 
 @pytest.mark.parametrize(
     ("fields", "name", "severity", "words"),
@@ -39,6 +41,12 @@ FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "wei
         ({"lmbda": 0.5, "teacher": None}, "lmbda_without_teacher", "error", "teacher"),
         ({"lmbda": 0.5, "kd_ratio": 0.0}, "lmbda_without_kd", "warning", "50 %"),
         ({"lmbda": 0.5, "packing": True}, "lmbda_with_packing", "error", "packing"),
+        ({"objective": "sampled", "lmbda": 0.5}, "sampled_without_samples", "error", "lmbda is 0.5"),
+        ({**SAMPLED, "divergence": "jsd"}, "sampled_divergence", "error", "reverse KL"),
+        ({**SAMPLED, "temperature": 2.0}, "sampled_divergence", "error", "temperature 1"),
+        ({**SAMPLED, "sampling_temperature": 0.7}, "sampled_from_another", "error", "drawn"),
+        ({**SAMPLED, "generation_kwargs": {"top_k": 5}}, "sampled_from_another", "error", "drawn"),
+        ({**SAMPLED, "gradient_match_weight": 0.1}, "sampled_with_matches", "error", "no layers"),
         ({"feature_matches": FEATURES, "teacher": "cache:c"}, "insides_without_model", "error", "cache:c"),
         (
             {"gradient_match_weight": 1.0, "teacher": None, "kd_ratio": 0.0},
