@@ -39,7 +39,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
             "teacher_served_name", "teacher_key_variable", "teacher_key_file", "teacher_requests",
             "teacher_timeout", "teacher_patience",
         ),
-        (*TEACHING, "cache"),
+        (*TEACHING, "cache", "generate"),
     ),
     **dict.fromkeys(("lmbda", "feature_matches", "gradient_match_weight", "control"), ("distill", *LOOKING)),
     **dict.fromkeys(

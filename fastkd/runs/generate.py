@@ -7,7 +7,6 @@ answer, so that the student learns something that is both likely and right.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ from datasets import Dataset, Value
 from transformers import PreTrainedModel
 
 from fastkd.corpora.conversations import conversation, listed_messages
-from fastkd.corpora.decode import Answer, Question, decode, questions
+from fastkd.corpora.decode import Answer, Question, questions
 from fastkd.corpora.languages import languages_of, prepare_model
 from fastkd.corpora.rows import load_rows
 from fastkd.corpora.store import Manifest
 from fastkd.corpora.store.fingerprints import tokenizer_fingerprint
 from fastkd.corpora.tasks import TASKS, Task
 from fastkd.corpora.turns import as_content
-from fastkd.corpora.vocabulary import too_narrow
 from fastkd.directories import claimed
 from fastkd.runs import pseudo_labels
 from fastkd.runs.output_directory import refuse_inputs
@@ -35,13 +33,13 @@ from fastkd.runs.shards import (
     counted,
     refuse_columns,
     row_hash,
-    seed_of,
     write_set,
 )
+from fastkd.runs.written import ModelWriter, ServedWriter, Writer, longest
 from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import load_teacher_model, load_tokenizer, teacher_tokenizer, with_languages
-from fastkd.trainer.teachers import LiveTeacher, require_model
+from fastkd.trainer.teachers import ServedTeacher, TeacherSource, require_model
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +59,11 @@ def generate(args: DistillationConfig) -> Manifest:
         OSError: the directory cannot be written.
     """
     labels = args.task == "classification"
-    require_model(args.teacher, f"only a model can {'label texts' if labels else 'generate text'}")
+    served = TeacherSource.parse(args.teacher).is_served
+    if not served:
+        require_model(args.teacher, f"only a model can {'label texts' if labels else 'generate text'}")
+    elif args.model is None:
+        raise ValueError("model is not set: the answers of a served teacher need the student's tokenizer")
     if labels:
         pseudo_labels.check_mode(args)
     if args.world_size > 1:
@@ -75,17 +77,18 @@ def generate(args: DistillationConfig) -> Manifest:
             raise ValueError("train_file is not set: give a json, jsonl, csv or parquet file with prompts")
         if labels:
             args = pseudo_labels.settled(args, rows)
+        teacher = ServedTeacher(args) if served else None
         own = teacher_tokenizer(args)
         tokenizer = load_tokenizer(args) if own is None else with_languages(own, args)
-        write = pseudo_labels.label_rows if labels else generate_rows
-        made = write(load_teacher_model(args), tokenizer, rows, folder, args)
+        write: Callable[..., Manifest] = pseudo_labels.label_rows if labels else generate_rows
+        made = write(teacher or load_teacher_model(args), tokenizer, rows, folder, args)
     if labels:
         return made
     cut, empty = made.notes["cut"], made.notes["empty"]
     if cut:
         logger.warning(
             "%d of %d answers were cut at %d tokens: raise max_completion_length (and max_target_length)",
-            *(cut, made.rows, _longest(args)),
+            *(cut, made.rows, longest(args)),
         )
     if empty:
         logger.warning("%d of %d answers are empty and will not be trained on", empty, made.rows)
@@ -93,7 +96,7 @@ def generate(args: DistillationConfig) -> Manifest:
 
 
 def generate_rows(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | ServedTeacher,
     tokenizer: Any,
     rows: Dataset,
     folder: Path,
@@ -107,7 +110,7 @@ def generate_rows(
     the data's own (if the data has answers), and all other columns are kept.
 
     Args:
-        teacher: frozen in place and put into eval mode.
+        teacher: a model, frozen in place and put into eval mode, or one behind a URL.
         shard_rows: number of rows in a shard.
 
     Raises:
@@ -115,31 +118,32 @@ def generate_rows(
             other settings.
     """
     task = TASKS[args.task]
-    if task.name == "seq2seq":
+    if isinstance(teacher, PreTrainedModel) and task.name == "seq2seq":
         prepare_model(teacher, tokenizer, args)
     refuse_columns(rows, REFERENCE)
     rows, labelled = _with_answers(rows, task, args)
     layout = task.layout_of(rows.column_names, "train_file")
     asked = questions(rows, task, tokenizer, args, "train_file")
     hashes = [row_hash(rows[question.row]) for question in asked]
-    model = LiveTeacher(teacher, task, fused=False)
-    if (trouble := too_narrow(len(tokenizer), {"teacher": model.columns})) is not None:
-        raise ValueError(f"{trouble}: save the teacher's own tokenizer beside it")
+    writer: Writer
+    if isinstance(teacher, ServedTeacher):
+        writer = ServedWriter(teacher, tokenizer, args)
+    else:
+        writer = ModelWriter(teacher, tokenizer, args)
     made_from = {
         "task": task.name,
         "generation_mode": args.generation_mode,
         **_decoding(args),
         "max_length": args.max_length,
-        "max_completion_length": _longest(args),
+        "max_completion_length": longest(args),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template_kwargs": args.chat_template_kwargs,
         **languages_of(tokenizer),
-        "generation_config": _own_settings(teacher),
+        **writer.settings,
     }
-    model.to(args.device)
 
     def shard(first: int, last: int, bar: Any) -> tuple[Dataset, int, dict[str, Any]]:
-        answers = _answers(teacher, tokenizer, asked[first:last], first, args, labelled, bar)
+        answers = _answers(writer, asked[first:last], first, args, bar)
         made = _answered(rows, asked[first:last], answers, layout, labelled, tokenizer, args)
         counts = {
             "cut": sum(not answer.complete for answer in answers),
@@ -147,7 +151,7 @@ def generate_rows(
         }
         return made, sum(len(answer.tokens) for answer in answers), counts
 
-    written = write_set(folder, made_from, hashes, shard, args, teacher, "generating", shard_rows)
+    written = write_set(folder, made_from, hashes, shard, args, writer.made_by, "generating", shard_rows)
     return counted(written, ("cut", "empty"))
 
 
@@ -163,12 +167,6 @@ def _with_answers(rows: Dataset, task: Task, args: DistillationConfig) -> tuple[
     return rows, True
 
 
-def _longest(args: DistillationConfig) -> int:
-    """The longest answer in tokens; for seq2seq, one that training would not cut."""
-    longest = args.max_completion_length
-    return min(longest, args.max_target_length) if args.task == "seq2seq" else longest
-
-
 def _decoding(args: DistillationConfig) -> dict[str, Any]:
     """The settings that ``generation_mode`` uses."""
     options = {"generation_kwargs": args.generation_kwargs} if args.generation_kwargs else {}
@@ -179,43 +177,15 @@ def _decoding(args: DistillationConfig) -> dict[str, Any]:
     return {"num_beams": args.num_beams, **options}
 
 
-def _own_settings(model: PreTrainedModel) -> dict[str, Any]:
-    settings = model.generation_config.to_diff_dict()
-    settings.pop("transformers_version", None)
-    return dict(json.loads(json.dumps(settings, default=str)))
-
-
 def _answers(
-    teacher: PreTrainedModel,
-    tokenizer: Any,
-    asked: Sequence[Question],
-    first: int,
-    args: DistillationConfig,
-    labelled: bool,
-    bar: Any,
+    writer: Writer, asked: Sequence[Question], first: int, args: DistillationConfig, bar: Any
 ) -> list[Answer]:
     """One answer to each question of a shard; ``first`` is the number of its first question among all."""
-    mode = args.generation_mode
-    sampled = mode == "sample"
     score = None
-    if mode == "interpolate":
+    if args.generation_mode == "interpolate":
         score = sentence_scorer(args.interpolate_metric, [question.reference for question in asked])
-    seed = seed_of(args.seed, first)
     found: dict[int, Answer] = {}
-    for number, answers in decode(
-        teacher,
-        TASKS[args.task],
-        tokenizer,
-        [question.ids for question in asked],
-        num_beams=1 if sampled else args.num_beams,
-        do_sample=sampled,
-        temperature=args.sampling_temperature,
-        max_new_tokens=_longest(args),
-        num_return_sequences=args.num_beams if score else 1,
-        batch_size=args.per_device_eval_batch_size,
-        seed=seed if sampled else None,
-        generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]
-    ):
+    for number, answers in writer.answers(asked, first, several=score is not None):
         best = 0 if score is None else nearest(answers, asked[number].reference, score)
         found[number] = answers[best]
         bar.update()

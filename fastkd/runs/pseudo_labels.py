@@ -28,6 +28,7 @@ from fastkd.runs.classes import check_teacher, settle_classes
 from fastkd.runs.shards import (
     REFERENCE,
     SHARD_ROWS,
+    MadeBy,
     counted,
     refuse_columns,
     row_hash,
@@ -142,7 +143,8 @@ def label_rows(
         )
         return labels, sum(len(row["input_ids"]) for row in part), counts
 
-    written = write_set(folder, made_from, hashes, shard, args, teacher, "labelling", shard_rows)
+    made_by = MadeBy.model(teacher, args)
+    written = write_set(folder, made_from, hashes, shard, args, made_by, "labelling", shard_rows)
     return counted(written, COUNTS)
 
 

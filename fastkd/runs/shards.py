@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ def source(args: DistillationConfig) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class MadeBy:
+    """A teacher, as the manifest of a set names it.
+
+    Attributes:
+        name: for the reader.
+        digests: entries by which a resumed run knows it again.
+    """
+
+    name: str
+    digests: dict[str, str]
+
+    @classmethod
+    def model(cls, teacher: PreTrainedModel, args: DistillationConfig) -> MadeBy:
+        """A model on this machine."""
+        weights = weights_digest(teacher, "hashing the teacher")
+        return cls(args.teacher or str(teacher.name_or_path), {"teacher_weights": weights})
+
+
 def seed_of(seed: int, first: int) -> int:
     """The seed of the shard that begins with this row, so that a resumed run draws what an uninterrupted one
     would have.
@@ -76,7 +96,7 @@ def write_set(
     hashes: Sequence[str],
     make: Callable[[int, int, Any], tuple[Dataset, int, dict[str, Any]]],
     args: DistillationConfig,
-    teacher: PreTrainedModel,
+    made_by: MadeBy,
     title: str,
     shard_rows: int,
 ) -> Manifest:
@@ -89,7 +109,7 @@ def write_set(
         make: a function of a shard's first row, the row after its last, and the bar, which it advances. It
             returns the rows, their number of tokens, and counts.
         args: the configuration.
-        teacher: the model that makes the set.
+        made_by: the teacher that makes the set.
         title: of the bar.
         shard_rows: number of rows in a shard.
 
@@ -97,11 +117,11 @@ def write_set(
         ValueError: a directory that was begun with other settings.
     """
     digests = {
-        "teacher_weights": weights_digest(teacher, "hashing the teacher"),
+        **made_by.digests,
         "data": hashlib.sha256("".join(hashes).encode()).hexdigest(),
     }
     notes = {
-        "teacher": args.teacher or teacher.name_or_path,
+        "teacher": made_by.name,
         "source": source(args),
         "versions": report.versions(),
     }

@@ -42,11 +42,12 @@ def probe(model: Vllm, tokenizer: Any, entries: int, longest: int) -> None:
             f"{longest}: set it to {model.longest - 1}, or start the server with a larger --max-model-len"
         )
     if tokenizer is not None:
-        _compare_tokens(model, tokenizer)
+        compare_tokens(model, tokenizer)
     _compare_probabilities(model, tokenizer, entries)
 
 
-def _compare_tokens(model: Vllm, tokenizer: Any) -> None:
+def compare_tokens(model: Vllm, tokenizer: Any) -> None:
+    """Raise a ``ValueError`` if the server cuts a text or the special tokens in another way."""
     url = model.client.server.url
     specials = "".join(dict.fromkeys(map(str, tokenizer.all_special_tokens)))
     for text, what in ((_TEXT, "a text"), (specials, "the special tokens")):

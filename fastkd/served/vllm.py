@@ -98,6 +98,45 @@ class Vllm:
             )
         return [one.cut(max(entries, 1)) for one in found]
 
+    def write_later(
+        self, ids: Sequence[int], longest: int, **decoding: Any
+    ) -> concurrent.futures.Future[Any]:
+        """Ask for the answer to a prompt; :meth:`answers_in` reads it.
+
+        Args:
+            ids: the tokens of the prompt.
+            longest: the most tokens of the answer.
+            decoding: how it is chosen, for example ``temperature`` and ``seed``.
+        """
+        content = {
+            "model": self.name,
+            "prompt": list(ids),
+            **_PLAIN,
+            "max_tokens": longest,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+            **decoding,
+        }
+        return self.client.post_later(f"{self.client.server.url.rstrip('/')}/completions", content)
+
+    def answers_in(self, answer: Any) -> list[tuple[list[int], bool]]:
+        """The tokens of the answers, the best first, and whether the model ended them itself.
+
+        Raises:
+            ValueError: an answer without tokens.
+        """
+        found = []
+        for choice in answer.get("choices") or [] if isinstance(answer, dict) else []:
+            if not isinstance(choice.get("token_ids"), list):
+                break
+            found.append((list(choice["token_ids"]), choice.get("finish_reason") == "stop"))
+        if not found:
+            raise ValueError(
+                f"{self.client.server.url} does not give the tokens of its answers (return_token_ids): "
+                "a newer vLLM does"
+            )
+        return found
+
     def tokens_of(self, text: str) -> list[int] | None:
         """The server's tokens of a text, without those that begin or end every text; None where the server
         has no ``/tokenize``.

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from support import stored
 from support.served import Stub, serving
@@ -102,6 +103,28 @@ def test_a_server_that_cannot_teach_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         trained(vllm.url, tmp_path, "run", **fields)
+
+
+@pytest.mark.parametrize("options", [["--num-beams", "1"], ["--num-beams", "3"], ["--mode", "sample"]])
+def test_answers(vllm: Vllm, tmp_path: Path, options: list[str]) -> None:
+    """The greedy answers are those of the same model here; beam searches differ in how they end."""
+    given = {**stored.workplace(tmp_path, 12), "teacher": vllm.url}
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(given))
+    said = ["generate", str(config), *options, "--output-dir"]
+    assert main([*said, str(tmp_path / "served")]) == 0
+    assert main([*said, str(tmp_path / "live"), "--teacher", str(vllm.folder)]) == 0
+    served, live = (
+        [
+            row["completion"]
+            for path in sorted((tmp_path / name).glob("*.parquet"))
+            for row in pq.read_table(path).to_pylist()
+        ]
+        for name in ("served", "live")
+    )
+    assert len(served) == 12 and all(served)
+    if options[-1] == "1":
+        assert served == live
 
 
 def test_another_tokenizer_is_refused(vllm: Vllm, tmp_path: Path) -> None:

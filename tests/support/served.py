@@ -61,6 +61,8 @@ class Stub:
             return 404, {"detail": "Not Found"}
         if content["model"] != self.name:
             return 404, _error(f"The model `{content['model']}` does not exist.", 404)
+        if "prompt_logprobs" not in content:
+            return 200, {"id": "cmpl-1", "object": "text_completion", "choices": self._answers(content)}
         ids, most = content["prompt"], content["prompt_logprobs"]
         if most > self.max_logprobs:
             message = (
@@ -76,6 +78,31 @@ class Stub:
         if self.mode == "plain":
             choice["prompt_logprobs"] = None
         return 200, {"id": "cmpl-1", "object": "text_completion", "choices": [choice]}
+
+    def _answers(self, content: dict[str, Any]) -> list[dict[str, Any]]:
+        """The choices of an answer: greedy, sampled or with beams."""
+        beams = content.get("n", 1) if content.get("use_beam_search") else 1
+        sampled = content["temperature"] > 0
+        options: dict[str, Any] = {"do_sample": sampled, "num_beams": beams, "num_return_sequences": beams}
+        if sampled:
+            options |= {"temperature": content["temperature"], "top_k": 0}
+            torch.manual_seed(content["seed"])
+        ids = torch.tensor([content["prompt"]])
+        end = self.tokenizer.eos_token_id
+        found = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=content["max_tokens"],
+            pad_token_id=end,
+            **options,
+        )
+        choices = []
+        for i, row in enumerate(found[:, ids.shape[1] :].tolist()):
+            ended = end in row
+            tokens = row[: row.index(end) + 1] if ended else row
+            reason = "stop" if ended else "length"
+            choices.append({"index": i, "text": "?", "token_ids": tokens, "finish_reason": reason})
+        return choices
 
     def _logprobs(self, ids: list[int], most: int, content: dict[str, Any]) -> list[Any]:
         with torch.no_grad():

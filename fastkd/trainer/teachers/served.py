@@ -19,6 +19,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch
 from fastkd.corpora.tasks.base import Collator, Row
 from fastkd.served import Ahead, Client, Server, Vllm, probe
 from fastkd.served.client import read_key
+from fastkd.served.probe import compare_tokens
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.models import NOTHING_MORE, ModelOutput, Requested
 from fastkd.trainer.teachers.source import TeacherSource
@@ -79,6 +80,10 @@ class ServedTeacher:
             # Where every column is known there is no rest.
             if self.ahead.entries >= self.columns:
                 self.tail = "renormalize"
+
+    def compare_tokens(self, tokenizer: Any) -> None:
+        """Raise a ``ValueError`` if the server's model has another tokenizer."""
+        compare_tokens(self.model, tokenizer)
 
     def to(self, device: torch.device) -> None:
         """Nothing to move: the answers follow the batch."""
