@@ -33,7 +33,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("temperature", "teacher_temperature"), (*TEACHING, "cache")),
     "teacher": (*TEACHING, "generate", "cache"),
     "teacher_model_init_kwargs": (*TEACHING, "generate", "cache"),
-    "teacher_top_k": TEACHING,
+    **dict.fromkeys(("teachers", "teacher_column", "teacher_weights", "teacher_top_k"), TEACHING),
     **dict.fromkeys(
         (
             "teacher_served_name", "teacher_key_variable", "teacher_key_file", "teacher_requests",

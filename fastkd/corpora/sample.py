@@ -8,7 +8,7 @@ from typing import Any
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
-from fastkd.corpora.tasks.base import IGNORE_INDEX, Row
+from fastkd.corpora.tasks.base import IGNORE_INDEX, Row, routes
 
 MOST = 2_000
 
@@ -88,6 +88,8 @@ def look(
     unread = task.unread(layout, data.column_names)
     step = max(1, -(-len(data) // MOST))
     read = task.columns_read(layout, data.column_names)
+    if routes(args, field, data.column_names):
+        unread = [name for name in unread if name != args.teacher_column]
     some = task.prepared(data.select(range(0, len(data), step)).select_columns(read))
     rows, encoded, error, more = list(some), [], None, 0
     for number, row in enumerate(rows):

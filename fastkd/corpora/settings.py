@@ -19,6 +19,8 @@ class TaskSettings(Protocol):
         rewritten_turns: ``split`` makes rows of the answers that the chat template rewrites when a
             conversation goes on; ``last`` leaves them out.
         problem_type: the problem that a classifier solves, as in :mod:`fastkd.corpora.labels`.
+        routes: names of the teachers of which each row has one; empty with one teacher, or with a mixture.
+        teacher_column: the column that names a row's teacher.
         kd_ratio, divergence, feature_matches: those of the loss, which say whether it needs labels.
     """
 
@@ -29,6 +31,8 @@ class TaskSettings(Protocol):
     chat_template_kwargs: dict[str, Any] | str | None
     rewritten_turns: str
     problem_type: str | None
+    routes: list[str]
+    teacher_column: str
     kd_ratio: float
     divergence: str
     feature_matches: Any

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fastkd.corpora.store.fingerprints import rows_digest, tensors_digest, tokenizer_fingerprint
-from fastkd.trainer.teachers import CachedTeacher, ServedTeacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, MixedTeachers, RoutedTeachers, ServedTeacher
 
 # The digests by what they are of; None where there is nothing, or nothing that can be read twice.
 Contents = dict[str, str | None]
@@ -48,6 +48,11 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _teacher_digest(teacher: Any) -> str | None:
+    if isinstance(teacher, (RoutedTeachers, MixedTeachers)):
+        digests = {name: _teacher_digest(one) for name, one in teacher.teachers.items()}
+        return hashlib.sha256(repr(digests).encode()).hexdigest()
+    if isinstance(teacher, LiveTeacher):
+        teacher = teacher.model
     if isinstance(teacher, (CachedTeacher, ServedTeacher)):
         return teacher.digest()
     return (

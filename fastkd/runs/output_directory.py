@@ -252,8 +252,11 @@ def _inputs(args: DistillationConfig) -> Iterator[tuple[str, str, str]]:
     if args.model is not None:
         yield "model", args.model, args.model
     teacher = TeacherSource.parse(args.teacher)
-    if teacher.name and not teacher.is_served:
-        yield "teacher", str(args.teacher), teacher.name
+    several = args.teachers if isinstance(args.teachers, dict) else {"": args.teacher}
+    for name, one in several.items():
+        source = TeacherSource.parse(one)
+        if source.name and not source.is_served and not source.is_several:
+            yield f"teacher {name}".strip(), str(one), source.name
     if teacher.cache is not None:
         for part in ("train", "eval"):
             yield "teacher", str(args.teacher), str(teacher.cache / part)

@@ -96,6 +96,12 @@ def _sampled(args: DistillationConfig) -> Iterator[Refusal]:
             "objective: sampled needs tokens that are drawn as the student's probabilities say",
             "leave out sampling_temperature and generation_kwargs",
         )
+    if args.routes:
+        yield Refusal(
+            "sampled_with_several",
+            "objective: sampled has one teacher, and rows have several",
+            "set teacher, or objective: full",
+        )
     if args.feature_matches or args.gradient_match_weight:
         yield Refusal(
             "sampled_with_matches",

@@ -16,6 +16,7 @@ from fastkd.trainer.sampled import SampledObjective
 from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, ServedTeacher, Teacher
+from fastkd.trainer.teachers.several import each_of
 
 
 def distilled(
@@ -46,10 +47,11 @@ def distilled(
     if isinstance(teacher, BaseTeacher) and teacher.model is not model:
         teacher = BaseTeacher(model, task, fused=head is not None)
     side = teacher_side(model, teacher, task, fused=head is not None)
-    if isinstance(side, LiveTeacher):
-        check_tokens_of(side.model, tokenizer, args)
-    if isinstance(side, ServedTeacher):
-        side.check(args, tokenizer)
+    for one in each_of(side).values():
+        if isinstance(one, LiveTeacher):
+            check_tokens_of(one.model, tokenizer, args)
+        if isinstance(one, ServedTeacher):
+            one.check(args, tokenizer)
     vocab_size = common_columns(model, side, tokenizer, task)
     beside = side
     if args.task == "classification":
@@ -59,7 +61,7 @@ def distilled(
         if not isinstance(side, (LiveTeacher, BaseTeacher)):
             raise ValueError(
                 "feature_matches and gradient_match_weight compare layers of the teacher: "
-                "give a model, not a cache or a server"
+                "give one model, not a cache or a server"
             )
         matching = Matching(
             model, side.model, args.feature_matches or [], args.gradient_match_weight, vocab_size

@@ -16,6 +16,7 @@ from fastkd.trainer import zero
 from fastkd.trainer.field_values import at_home, mapping_of
 from fastkd.trainer.matches import parse_matches
 from fastkd.trainer.seeds import parse_seeds
+from fastkd.trainer.teacher_names import check_teachers, named
 
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
@@ -83,6 +84,8 @@ class DistillationConfig(TrainingArguments):
         *TrainingArguments._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "teacher_model_init_kwargs",
+        "teachers",
+        "teacher_weights",
         "column_mapping",
         "chat_template_kwargs",
         "peft_config",
@@ -121,6 +124,22 @@ class DistillationConfig(TrainingArguments):
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Keywords of from_pretrained for the teacher (dtype, quantization_config, ...)."},
+    )
+    teachers: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers by name, each as in `teacher` (no caches): every row names its own in "
+            "teacher_column, or teacher_weights mixes them."
+        },
+    )
+    teacher_column: str = field(
+        default="teacher", metadata={"help": "teachers: the column that names the teacher of each row."}
+    )
+    teacher_weights: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "teachers: the weights of a mixture of their probabilities, for example {a: 1, b: 3}."
+        },
     )
     teacher_served_name: str | None = field(
         default=None,
@@ -378,6 +397,12 @@ class DistillationConfig(TrainingArguments):
             setattr(self, name, at_home(getattr(self, name)))
         for name in self._VALID_DICT_FIELDS:
             setattr(self, name, mapping_of(name, getattr(self, name)))
+        check_teachers(self.teachers, self.teacher, self.teacher_weights, self.task, self.packing)
+        # The names that rows may give, in the order of their numbers.
+        self.routes: list[str] = []
+        if isinstance(self.teachers, dict):
+            self.teacher = named(self.teachers)
+            self.routes = [] if self.teacher_weights else list(self.teachers)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 known = " or ".join(filter(None, allowed))

@@ -191,6 +191,14 @@ def known_logits(given: Distribution | None, like: Tensor | HiddenLogits) -> Ten
     return made.scatter_reduce_(-1, given.indices.long(), given.logprobs.float(), "amax")
 
 
+def distributions_of(given: Distribution, rows: Tensor) -> Tensor | HiddenLogits:
+    """The distributions of some rows of a batch."""
+    if isinstance(given, HiddenLogits):
+        return replace(given, hidden=given.hidden[rows])
+    assert isinstance(given, Tensor)
+    return given[rows]
+
+
 def detach(given: AnyDistribution) -> AnyDistribution:
     """The same distribution without its graph. Entries from a cache have none."""
     made: Any = given

@@ -20,6 +20,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import output_width
+from fastkd.trainer.teachers.several import NUMBERS
 
 # A checkpoint's own limits on answers are overridden too, since the student must be trained on what it would
 # write by itself.
@@ -87,6 +88,8 @@ class OnPolicy:
             ):
                 completions = self.sample(student, prompts, device, sharded)
             made = self.task.collate(self.rows(prompts, completions), self.pad_token_id)
+            if NUMBERS in batch:
+                made[NUMBERS] = batch[NUMBERS][self.prompt_ends(batch) > 0]
             yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
 
     def prompts(self, batch: Batch) -> list[list[int]]:
@@ -98,21 +101,24 @@ class OnPolicy:
         Raises:
             ValueError: no row has a prompt, or the rows are packed.
         """
-        ids: Tensor = batch["input_ids"]
-        if self.task.name == "seq2seq":
-            ends = batch["attention_mask"].sum(1)
-        else:
-            if "position_ids" in batch:
-                raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
-            said = batch["labels"] != IGNORE_INDEX
-            ends = torch.where(said.any(1), said.int().argmax(1), batch["attention_mask"].sum(1))
-        prompts = [row[:end] for row, end in zip(ids.tolist(), ends.tolist(), strict=True) if end]
+        ends = self.prompt_ends(batch).tolist()
+        prompts = [row[:end] for row, end in zip(batch["input_ids"].tolist(), ends, strict=True) if end]
         if not prompts:
             raise ValueError(
                 "lmbda has the student answer prompts, and this data has none: "
                 "give prompt and completion columns, or messages, or set lmbda: 0"
             )
         return prompts
+
+    def prompt_ends(self, batch: Batch) -> Tensor:
+        """``(rows,)`` number of tokens in each row's prompt; 0 for none."""
+        if self.task.name == "seq2seq":
+            found: Tensor = batch["attention_mask"].sum(1)
+            return found
+        if "position_ids" in batch:
+            raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
+        said = batch["labels"] != IGNORE_INDEX
+        return torch.where(said.any(1), said.int().argmax(1), batch["attention_mask"].sum(1))
 
     def rows(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[dict[str, Any]]:
         """Rows as the task encodes them. Only the tokens that the student generated are labels."""

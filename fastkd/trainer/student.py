@@ -39,13 +39,15 @@ from fastkd.trainer.models import (
     HiddenLogits,
     LinearHead,
     ModelOutput,
+    distributions_of,
     forward,
     known_logits,
     multiply_out,
 )
 from fastkd.trainer.objective import Sums, loss, measure
 from fastkd.trainer.sampled import SampledObjective
-from fastkd.trainer.teachers import Teacher
+from fastkd.trainer.teachers import RoutedTeachers, Teacher
+from fastkd.trainer.teachers.several import rows_of
 
 
 class DistilledStudent(nn.Module):
@@ -146,6 +148,9 @@ class DistilledStudent(nn.Module):
         matching = self.matching if self.training else None
         requested = NOTHING_MORE if matching is None else matching.requested
         distils = options["kd_ratio"] > 0 or matching is not None or not self.training or with_sums
+        if isinstance(self.teacher, RoutedTeachers) and distils:
+            routed = self.teacher.parts(batch)
+            return self._with_several(routed, batch, targets, options, num_items_in_batch, with_sums)
         # The teacher runs first, so that its activations are freed before those of the student are kept.
         teacher = self.teacher(batch, requested) if self.teacher is not None and distils else None
         if matching is not None and teacher is not None:
@@ -181,6 +186,39 @@ class DistilledStudent(nn.Module):
             if with_teacher_logits and (known := known_logits(soft, scores)) is not None:
                 found["teacher_logits"] = known[..., 1] - known[..., 0] if multi_label else known
         return found
+
+    def _with_several(
+        self,
+        routed: list[tuple[Teacher, Tensor]],
+        batch: dict[str, Any],
+        targets: Tensor,
+        options: dict[str, Any],
+        num_items: Tensor | int | None,
+        with_sums: bool,
+    ) -> dict[str, Any]:
+        """The loss of a batch whose rows have different teachers: the sum over the teachers, each of which
+        divides by the targets of the whole batch.
+        """
+        given = [(rows, teacher(rows_of(batch, rows))) for teacher, rows in routed]
+        student = forward(self.student, self.head, self.task.model_inputs(self.student, batch), NOTHING_MORE)
+        items = _items(targets, num_items)
+        total: Tensor | float = 0.0
+        parts: list[Sums] = []
+        for rows, teacher in given:
+            scores, soft = distributions_of(student.distribution, rows), None
+            soft = None if teacher is None else teacher.distribution
+            if with_sums or not self.training:
+                parts.append(measure(scores, soft, targets[rows], options))
+            if self.training:
+                total = total + loss(scores, soft, targets[rows], options, num_items=items)
+        # Not every teacher gives every token a probability, and a mean is over all tokens.
+        shared = set.intersection(*(set(part) for part in parts)) if parts else set()
+        sums = {name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in sorted(shared)}
+        if not self.training:
+            total = sums["loss"] / sums["tokens"].clamp(min=1)
+        else:
+            total = total + _of_routers(student, targets, num_items, sums)
+        return {"loss": total, "sums": sums} if sums else {"loss": total}
 
     def _on_tokens(
         self,

@@ -36,7 +36,8 @@ from fastkd.trainer.row_limits import check_rows
 from fastkd.trainer.sides import name_padding, padding_token
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, ServedTeacher, plain_teacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, RoutedTeachers, ServedTeacher, plain_teacher
+from fastkd.trainer.teachers.several import each_of, route_numbers
 from fastkd.trainer.unlabelled import learnable, learns_from_labels_alone, with_labels
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class DistillationTrainer(GuardedTrainer):
             ``model`` would be. A checkpoint holds this model, and beside it the projections that
             ``feature_matches`` learned, if any. It may be None with ``model_init``.
         teacher: a model with the same tokenizer, frozen in place, another
-            :class:`~fastkd.trainer.teachers.Teacher`, or a name as in the field ``teacher``; None needs
+            :class:`~fastkd.trainer.teachers.Teacher`, or a name as in the field ``teacher``; several of these
+            by name, of which each row has that in its column ``teacher``; None needs
             ``kd_ratio=0`` (plain supervised training). With a teacher and ``kd_ratio=0``, the student is
             compared with the teacher's distributions but not trained on them.
         args: a :class:`DistillationConfig`; its ``task`` is the task of both models.
@@ -122,8 +124,9 @@ class DistillationTrainer(GuardedTrainer):
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
             args.remove_unused_columns = False
         models = {"student": model}
-        if isinstance(self._teacher, LiveTeacher):
-            models["teacher"] = self._teacher.model
+        for name, one in each_of(self._teacher).items():
+            if isinstance(one, LiveTeacher):
+                models[f"teacher {name}".strip()] = one.model
         for what, rows in named_data_sets(train_dataset, eval_dataset):
             check_labels(rows, what, model, args.problem_type)
             check_rows(rows, what, task, models, processing_class)
@@ -142,6 +145,11 @@ class DistillationTrainer(GuardedTrainer):
             self._on_policy.prompts(data_collator(some))  # raises an error if there are none
         if isinstance(self._teacher, ServedTeacher):
             data_collator = self._teacher.attach(data_collator, args)
+        if isinstance(self._teacher, RoutedTeachers):
+            if not isinstance(data_collator, Collator):
+                raise ValueError("several teachers need fastkd's own collator: leave data_collator unset")
+            more = (*data_collator.more, route_numbers)
+            data_collator = Collator(data_collator.task, data_collator.pad_token_id, more)
         prepare_processes(args, student)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []

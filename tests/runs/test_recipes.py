@@ -70,13 +70,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     bpe = Tokenizer(models.BPE(tokens, []))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    for name, hidden, layers in (("teacher", 24, 2), ("student", 16, 1)):
+    for name, hidden, layers in (("teacher", 24, 2), ("other-teacher", 32, 1), ("student", 16, 1)):
         PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>").save_pretrained(folder / name)
         llama(hidden, hidden=hidden, vocab=len(tokens), layers=layers, positions=320).save_pretrained(
             folder / name
         )
     chats = [{"prompt": f"{i} plus {i}? ", "completion": str(2 * i)} for i in range(24)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    routed = [{**chat, "teacher": ("math", "chat")[i % 2]} for i, chat in enumerate(chats)]
+    (folder / "routed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in routed))
     for kind, text in TRAINER:
         if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
             (folder / name[1]).write_text(text)

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 # Columns that are not read and are nothing to mention: what `fastkd generate` keeps of the data and writes
 # beside a classifier's labels.
+# A row's number among several teachers, in encoded rows.
+ROUTE = "teacher"
 _KNOWN_EXTRAS = ("reference", "teacher_probabilities", "teacher_prediction")
 
 
@@ -193,6 +195,9 @@ class Task(ABC):
         layout = self.layout_of(columns, field, needs_answer)
         read = self.columns_read(layout, columns)
         fields = ("input_ids", "labels", *self.further_fields(layout))
+        numbered = routes(args, field, columns)
+        if numbered:
+            read, fields = [*dict.fromkeys([*read, args.teacher_column])], (*fields, ROUTE)
         remarks = [*self.remarks, "row"]
         rows = self.prepared(rows)
 
@@ -204,11 +209,16 @@ class Task(ABC):
                     made = self.read(row, layout, tokenizer, args, needs_answer)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
-                kept += [{**encoded, "row": number} for encoded in made]
+                further = {"row": number}
+                if numbered:
+                    further[ROUTE] = route(row[args.teacher_column], numbered, where(field, number, args))
+                kept += [{**encoded, **further} for encoded in made]
             columns = {name: [row[name] for row in kept] for name in fields}
             return columns | {name: [int(row.get(name, 0)) for row in kept] for name in remarks}
 
-        if args.process_index == 0 and (unread := self.unread(layout, columns)):
+        if args.process_index == 0 and (
+            unread := [name for name in self.unread(layout, columns) if name not in read]
+        ):
             logger.warning("%s is read as %s; %s", field, "+".join(read), unread_phrase(unread))
         options: dict[str, Any] = {"batched": True, "with_indices": True, "remove_columns": columns}
         if not hasattr(rows, "__len__"):
@@ -242,6 +252,32 @@ class Task(ABC):
 
     @abstractmethod
     def what_was_cut(self, args: TaskSettings) -> str: ...
+
+
+def routes(args: TaskSettings, field: str, columns: Sequence[str]) -> dict[str, int]:
+    """The numbers of several teachers by name; empty where rows need not name theirs.
+
+    Raises:
+        ValueError: data without the column that names each row's teacher.
+    """
+    if args.routes and args.teacher_column not in columns:
+        raise ValueError(
+            f"{field} has no column {args.teacher_column}, which names the teacher of each row "
+            f"({', '.join(args.routes)}): add it, or name it with teacher_column; with teacher_weights all "
+            "teachers are mixed"
+        )
+    return {name: number for number, name in enumerate(args.routes)}
+
+
+def route(name: Any, numbers: dict[str, int], place: str) -> int:
+    """The number of the teacher that a row names.
+
+    Raises:
+        ValueError: a name that is none of theirs.
+    """
+    if name not in numbers:
+        raise ValueError(f"{place} names the teacher {name!r}, and there are {', '.join(numbers)}")
+    return numbers[name]
 
 
 class Collator:

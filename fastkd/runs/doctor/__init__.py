@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections import Counter
 
 from fastkd.runs.doctor import (
     cache,
@@ -20,6 +22,7 @@ from fastkd.runs.doctor import (
 from fastkd.runs.doctor.findings import Case, Finding
 from fastkd.trainer import zero
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.loading import settings_of_each
 
 __all__ = ["Finding", "examine", "examined"]
 
@@ -57,6 +60,8 @@ def examined(args: DistillationConfig, fast: bool = False) -> tuple[list[Finding
     """The findings of :func:`examine`, and a phrase that states how many rows were examined."""
     args = copy.copy(args)
     zero.leave(args)
+    if isinstance(args.teachers, dict):
+        return _of_each_teacher(args, fast)
     case = Case(args, fast)
     found = [finding for theme in THEMES for check in theme.CHECKS for finding in check(case)]
     # A model that cannot be read is met by several checks, in the same words.
@@ -65,3 +70,20 @@ def examined(args: DistillationConfig, fast: bool = False) -> tuple[list[Finding
     samples = [sample for sample in (case.train, case.held_out) if sample is not None]
     looked_at = ", ".join(f"{sample.looked_at} of {sample.field}" for sample in samples)
     return sorted(whole, key=lambda finding: ORDER.index(finding.severity)), looked_at
+
+
+def _of_each_teacher(args: DistillationConfig, fast: bool) -> tuple[list[Finding], str]:
+    """The findings with each of several teachers; what all of them share is said once."""
+    found: dict[str, list[Finding]] = {}
+    looked_at = ""
+    for name, one in settings_of_each(args):
+        one.routes = args.routes  # which the rows are read with
+        found[name], looked_at = examined(one, fast)
+    counts = Counter((finding.severity, finding.found) for part in found.values() for finding in part)
+    whole: dict[tuple[str, str], Finding] = {}
+    for name, part in found.items():
+        for finding in part:
+            shared = counts[finding.severity, finding.found] == len(found)
+            text = finding.found if shared else f"teacher {name}: {finding.found}"
+            whole.setdefault((finding.severity, text), dataclasses.replace(finding, found=text))
+    return sorted(whole.values(), key=lambda finding: ORDER.index(finding.severity)), looked_at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastkd.corpora.store.manifest import HEAD, NAME, Manifest
 from fastkd.corpora.tasks import TASKS, Batch, Task
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import declared_head, output_width
-from fastkd.trainer.loading import adapter_folder, build_student, read_config
+from fastkd.trainer.loading import adapter_folder, build_student, read_config, settings_of_each
 from fastkd.trainer.loading.adapters import untrained_copy
 from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, ModelOutput, Requested
 from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher, TeacherSource
@@ -51,6 +51,8 @@ def build(args: DistillationConfig) -> Sides:
     Raises:
         ValueError: a configuration cannot be read.
     """
+    if isinstance(args.teachers, dict):
+        return _with_several(args)
     task = TASKS[args.task]
     student = build_student(args)
     own = [*student.parameters(), *student.buffers()]
@@ -88,6 +90,17 @@ def build(args: DistillationConfig) -> Sides:
         weights,
         _kept_bytes(model, weights, args.teacher_model_init_kwargs),
         columns,
+    )
+
+
+def _with_several(args: DistillationConfig) -> Sides:
+    """The sides of a run with several teachers: the weights of all, and a step with the largest."""
+    each = [build(one) for _, one in settings_of_each(args)]
+    largest = max(each, key=lambda sides: sides.teacher_bytes)
+    return replace(
+        largest,
+        teacher_weights=[weight for sides in each for weight in sides.teacher_weights],
+        teacher_bytes=sum(sides.teacher_bytes for sides in each),
     )
 
 

@@ -8,6 +8,7 @@ from fastkd.trainer.loading.models import (
     load_student,
     load_teacher,
     load_teacher_model,
+    settings_of_each,
 )
 from fastkd.trainer.loading.names import trouble_in
 from fastkd.trainer.loading.tokenizers import (
@@ -32,6 +33,7 @@ __all__ = [
     "load_tokenizer",
     "own_tokenizer",
     "read_config",
+    "settings_of_each",
     "teacher_tokenizer",
     "trouble_in",
     "with_languages",

@@ -6,6 +6,7 @@ Weights are read from safetensors alone, unless the keywords of ``from_pretraine
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,16 @@ from fastkd.trainer.loading.adapters import (
 from fastkd.trainer.loading.configs import init_kwargs, read_config, require_name, stored_dtype
 from fastkd.trainer.loading.weights import ERRORS, explained, load_weights
 from fastkd.trainer.precision import save_as
-from fastkd.trainer.teachers import BaseTeacher, CachedTeacher, ServedTeacher, Teacher, TeacherSource
+from fastkd.trainer.teachers import (
+    BaseTeacher,
+    CachedTeacher,
+    LiveTeacher,
+    MixedTeachers,
+    RoutedTeachers,
+    ServedTeacher,
+    Teacher,
+    TeacherSource,
+)
 
 # Keywords that a model built from its configuration takes beside the fields of that configuration.
 _OF_BUILDING = ("dtype", "attn_implementation", "experts_implementation")
@@ -95,9 +105,11 @@ def build_student(args: DistillationConfig) -> PreTrainedModel:
 
 def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedModel | Teacher:
     """The teacher that ``teacher`` names: a model, loaded with ``teacher_model_init_kwargs``; a cache; a
-    server; or the student's own base.
+    server; the student's own base; or several of these.
     """
     source = TeacherSource.parse(args.teacher)
+    if source.is_several:
+        return _several(args, student)
     if source.cache is not None:
         return CachedTeacher(source.cache)
     if source.is_served:
@@ -105,6 +117,38 @@ def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedMod
     if source.is_base:
         return BaseTeacher(student, TASKS[args.task], args.fused_head != "false")
     return load_teacher_model(args)
+
+
+def _several(args: DistillationConfig, student: Any) -> Teacher:
+    assert isinstance(args.teachers, dict)
+    return several_of({name: load_teacher(one, student) for name, one in settings_of_each(args)}, args)
+
+
+def several_of(teachers: Mapping[str, PreTrainedModel | Teacher], args: DistillationConfig) -> Teacher:
+    """Teachers by name, as one: routed, or mixed with ``teacher_weights``.
+
+    Raises:
+        ValueError: a cache among them.
+    """
+    made: dict[str, Teacher] = {}
+    for name, teacher in teachers.items():
+        if isinstance(teacher, CachedTeacher):
+            raise ValueError(f"teacher {name} is a cache, and several teachers must be models or servers")
+        if isinstance(teacher, PreTrainedModel):
+            teacher = LiveTeacher(teacher, TASKS[args.task], args.fused_head != "false")
+        made[name] = teacher
+    if isinstance(args.teacher_weights, dict):
+        return MixedTeachers(made, args.teacher_weights)
+    return RoutedTeachers(made)
+
+
+def settings_of_each(args: DistillationConfig) -> Iterator[tuple[str, DistillationConfig]]:
+    """The name of each of several teachers, and the settings of a run with that one alone."""
+    assert isinstance(args.teachers, dict)
+    for name, source in args.teachers.items():
+        one = copy.copy(args)
+        one.teacher, one.teachers, one.teacher_weights, one.routes = source, None, None, []
+        yield name, one
 
 
 def load_teacher_model(args: DistillationConfig) -> PreTrainedModel:
@@ -137,6 +181,13 @@ def load_sides(model: Any, teacher: Any, args: DistillationConfig) -> tuple[Any,
     if isinstance(teacher, str):
         named.teacher = teacher
         teacher = load_teacher(named, model)
+    elif isinstance(teacher, dict):
+        sides = {}
+        for name, one in teacher.items():
+            named.teacher = one if isinstance(one, str) else None
+            sides[name] = load_teacher(named, model) if isinstance(one, str) else one
+        args.routes = [] if args.teacher_weights else list(teacher)
+        teacher = several_of(sides, args)
     return model, teacher
 
 

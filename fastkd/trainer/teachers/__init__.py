@@ -6,6 +6,7 @@ from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
 from fastkd.trainer.teachers.remembered import Memory, RememberedTeacher
 from fastkd.trainer.teachers.reordered import ReorderedTeacher, plain_teacher
 from fastkd.trainer.teachers.served import ServedTeacher
+from fastkd.trainer.teachers.several import MixedTeachers, RoutedTeachers
 from fastkd.trainer.teachers.source import TeacherSource, require_model
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "CachedTeacher",
     "LiveTeacher",
     "Memory",
+    "MixedTeachers",
     "RememberedTeacher",
     "ReorderedTeacher",
+    "RoutedTeachers",
     "ServedTeacher",
     "Teacher",
     "TeacherSource",

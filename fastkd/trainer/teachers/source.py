@@ -1,10 +1,12 @@
-"""The field ``teacher``: nothing, a model, a cache, a server, or the student's own base."""
+"""The field ``teacher``: nothing, a model, a cache, a server, several of these, or the student's own base."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from fastkd.trainer.teacher_names import SEVERAL
 
 
 @dataclass(frozen=True)
@@ -13,12 +15,13 @@ class TeacherSource:
 
     Attributes:
         kind: ``none`` (the field is unset), ``base`` (the student without its adapter), ``cache`` (what
-            ``fastkd cache`` wrote), ``served`` (a URL) or ``model`` (a directory or a hub id).
-        name: the directory of a cache, the URL of a server, or the name of a model; empty for the other
-            kinds.
+            ``fastkd cache`` wrote), ``served`` (a URL), ``several`` (those of the field ``teachers``) or
+            ``model`` (a directory or a hub id).
+        name: the directory of a cache, the URL of a server, the name of a model, or those of several
+            teachers; empty for the other kinds.
     """
 
-    kind: Literal["none", "base", "cache", "served", "model"]
+    kind: Literal["none", "base", "cache", "served", "several", "model"]
     name: str = ""
 
     @classmethod
@@ -30,9 +33,16 @@ class TeacherSource:
             return cls("base")
         if given.startswith("cache:"):
             return cls("cache", given.removeprefix("cache:"))
+        if given.startswith(SEVERAL):
+            return cls("several", given.removeprefix(SEVERAL))
         if given.startswith(("http://", "https://")):
             return cls("served", given)
         return cls("model", given)
+
+    @property
+    def is_several(self) -> bool:
+        """Whether there are several teachers."""
+        return self.kind == "several"
 
     @property
     def is_model(self) -> bool:
