@@ -7,10 +7,11 @@ if [ $# -gt 0 ]; then ln -sfn "$(realpath "$1")" data; else once data fastkd dem
 
 made teacher teacher.yaml --architecture bart --hidden-size 256 --layers 2 --vocab-size 8000
 trained teacher teacher.yaml
-made student student.yaml --hidden-size 128 --layers 1
+made student student.yaml --layers 1
+
 distilled token student.yaml --control --seeds "$seeds"
 once answers fastkd generate student.yaml --mode beam --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
 # The distilled student goes on: it writes summaries itself, and the teacher judges every token of them.
-distilled on-policy student.yaml --model out/token/seed-42 --lmbda 1 --divergence reverse_kl --max-steps 100 \
+distilled on-policy student.yaml --model out/token/seed-42 --lmbda 1 --divergence reverse_kl --max-steps 75 \
   --learning-rate 2e-4 --warmup-steps 10 --seeds "$seeds"

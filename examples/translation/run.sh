@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 
 made teacher teacher.yaml --architecture bart --hidden-size 256 --layers 2 --vocab-size 6000
 trained teacher teacher.yaml
-made student student.yaml --hidden-size 128 --layers 1
+made student student.yaml --layers 1
 
 distilled token student.yaml --control --seeds "$seeds"
 once answers fastkd generate student.yaml --mode beam --max-completion-length 64 --output-dir out/answers

@@ -9,6 +9,7 @@ from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Row, routes
+from fastkd.corpora.teacher_prompts import check_columns, columns_in
 
 MOST = 2_000
 
@@ -90,6 +91,9 @@ def look(
     read = task.columns_read(layout, data.column_names)
     if routes(args, field, data.column_names):
         unread = [name for name in unread if name != args.teacher_column]
+    if args.teacher_prompt is not None:
+        check_columns(args.teacher_prompt, data.column_names, field)
+        unread = [name for name in unread if name not in columns_in(args.teacher_prompt)]
     some = task.prepared(data.select(range(0, len(data), step)).select_columns(read))
     rows, encoded, error, more = list(some), [], None, 0
     for number, row in enumerate(rows):

@@ -21,6 +21,8 @@ class TaskSettings(Protocol):
         problem_type: the problem that a classifier solves, as in :mod:`fastkd.corpora.labels`.
         routes: names of the teachers of which each row has one; empty with one teacher, or with a mixture.
         teacher_column: the column that names a row's teacher.
+        teacher_prompt: a template of the prompt that the teacher reads in place of the row's own; None for
+            the same prompt.
         kd_ratio, divergence, feature_matches: those of the loss, which say whether it needs labels.
     """
 
@@ -33,6 +35,7 @@ class TaskSettings(Protocol):
     problem_type: str | None
     routes: list[str]
     teacher_column: str
+    teacher_prompt: str | None
     kd_ratio: float
     divergence: str
     feature_matches: Any

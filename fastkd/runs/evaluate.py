@@ -74,8 +74,8 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
     if has_model(control):
         del student
         other = load_model(args, str(control))
-        is_base = TeacherSource.parse(args.teacher).is_base
-        beside = load_teacher(args, other) if is_base else teacher
+        source = TeacherSource.parse(args.teacher)
+        beside = load_teacher(args, other) if source.is_base or source.is_self else teacher
         found["control"] = _part(look, "control", other, beside)
     look.describe(found)
     if args.process_index == 0:

@@ -74,6 +74,38 @@ def _on_policy(args: DistillationConfig) -> Iterator[Refusal]:
         )
 
 
+def _own_prompt(args: DistillationConfig) -> Iterator[Refusal]:
+    source = TeacherSource.parse(args.teacher)
+    if source.is_self and args.teacher_prompt is None and args.self_weights == "live" and args.kd_ratio > 0:
+        yield Refusal(
+            "self_without_difference",
+            "teacher: self with live weights and the same prompt has nothing to teach",
+            "set teacher_prompt, or self_weights: ema",
+        )
+    if args.teacher_prompt is None:
+        return
+    if source.kind in ("none", "cache"):
+        yield Refusal(
+            "prompt_without_reader",
+            "teacher_prompt is for a teacher that reads it, and there is "
+            f"{'no teacher' if source.kind == 'none' else 'a cache'}",
+            "set teacher to a model, a server or self, or leave out teacher_prompt",
+        )
+    if args.task == "classification" or args.packing:
+        yield Refusal(
+            "prompt_without_prompts",
+            "teacher_prompt takes the place of a prompt, and "
+            f"{'packed texts have' if args.packing else 'classification has'} none",
+            "leave out teacher_prompt",
+        )
+    if args.feature_matches or args.gradient_match_weight:
+        yield Refusal(
+            "prompt_with_matches",
+            "teacher_prompt gives both sides other tokens, whose layers cannot be compared",
+            "leave out feature_matches and gradient_match_weight",
+        )
+
+
 def _sampled(args: DistillationConfig) -> Iterator[Refusal]:
     if args.objective != "sampled":
         return
@@ -206,6 +238,7 @@ def _hub(args: DistillationConfig) -> Iterator[Refusal]:
 
 _CHECKS: tuple[Callable[[DistillationConfig], Iterator[Refusal]], ...] = (
     _on_policy,
+    _own_prompt,
     _sampled,
     _insides,
     _adapter,

@@ -167,7 +167,7 @@ class Inputs:
 
     Attributes:
         data: the encoded rows.
-        teacher: a model or a cache; None without one, and where it is the base of each run's own student.
+        teacher: a model or a cache; None without one, and where it is each run's own student, or its base.
         seen: what was measured of the teacher, which no run measures again.
     """
 
@@ -194,7 +194,8 @@ def load_inputs(args: DistillationConfig, command: str) -> Inputs:
     if command == "distill":
         check_teacher(args)
         check_control(args, labelled(data.train, args))
-    alone = command == "train" or TeacherSource.parse(args.teacher).is_base
+    source = TeacherSource.parse(args.teacher)
+    alone = command == "train" or source.is_base or source.is_self
     return Inputs(data, None if alone else load_teacher(args))
 
 

@@ -7,15 +7,29 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from fastkd.corpora.tasks import TASKS
+from fastkd.corpora.tasks import TASKS, Task
 from fastkd.trainer.classes import fit_classes
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens_of
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.sampled import SampledObjective
-from fastkd.trainer.sides import check_documents_are_apart, common_columns, student_head, teacher_side
+from fastkd.trainer.sides import (
+    check_documents_are_apart,
+    common_columns,
+    padding_token,
+    student_head,
+    teacher_side,
+)
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, ServedTeacher, Teacher
+from fastkd.trainer.teachers import (
+    BaseTeacher,
+    LiveTeacher,
+    PromptedTeacher,
+    RoutedTeachers,
+    SelfTeacher,
+    ServedTeacher,
+    Teacher,
+)
 from fastkd.trainer.teachers.several import each_of
 
 
@@ -46,6 +60,8 @@ def distilled(
     head = student_head(model, args)
     if isinstance(teacher, BaseTeacher) and teacher.model is not model:
         teacher = BaseTeacher(model, task, fused=head is not None)
+    if isinstance(teacher, SelfTeacher) and teacher.student is not model:
+        teacher = SelfTeacher(model, task, head is not None, teacher.weights, teacher.decay)
     side = teacher_side(model, teacher, task, fused=head is not None)
     for one in each_of(side).values():
         if isinstance(one, LiveTeacher):
@@ -69,7 +85,20 @@ def distilled(
     if args.packing:
         check_documents_are_apart(model, task)
     options = {**args.loss_options(), "vocab_size": vocab_size, "problem_type": args.problem_type}
+    if args.teacher_prompt is not None and beside is not None:
+        beside = _prompted(beside, task, padding_token(model, tokenizer))
     sampled = None
     if args.objective == "sampled":
         sampled = SampledObjective(args.sampled_estimator, args.sampled_advantage_clip, vocab_size)
     return DistilledStudent(model, task, head, beside, options, matching, sampled)
+
+
+def _prompted(teacher: Teacher, task: Task, pad_token_id: int) -> Teacher:
+    """The teacher with prompts of its own; of several, each."""
+    if not teacher.live:
+        raise ValueError("teacher_prompt needs a teacher that reads: a cache has read the student's prompts")
+    if isinstance(teacher, RoutedTeachers):
+        return RoutedTeachers(
+            {name: _prompted(one, task, pad_token_id) for name, one in teacher.teachers.items()}
+        )
+    return PromptedTeacher(teacher, task, pad_token_id)

@@ -21,6 +21,7 @@ from fastkd.trainer.teacher_names import check_teachers, named
 TASKS = ("causal_lm", "seq2seq", "classification")
 MODEL_INITS = ("pretrained", "scratch")
 FUSED_HEADS = ("auto", "true", "false")
+SELF_WEIGHTS = ("live", "initial", "ema")
 OBJECTIVES = ("full", "sampled")
 ESTIMATORS = ("k1", "k2", "k3")
 CACHE_KINDS = ("topk", "sampled", "hidden")
@@ -36,6 +37,7 @@ CHOICES = {
     "model_init": MODEL_INITS,
     "fused_head": FUSED_HEADS,
     "objective": OBJECTIVES,
+    "self_weights": SELF_WEIGHTS,
     "sampled_estimator": ESTIMATORS,
     "generation_mode": GENERATION_MODES,
     "interpolate_metric": INTERPOLATE_METRICS,
@@ -118,7 +120,8 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Teacher: a directory, a hub id, cache:DIR (what fastkd cache wrote), "
-            "http://HOST:PORT/v1 (a server of vLLM), or base (the student without its adapter)."
+            "http://HOST:PORT/v1 (a server of vLLM), base (the student without its adapter), or self (the "
+            "student, with another prompt or other weights)."
         },
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
@@ -140,6 +143,23 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "teachers: the weights of a mixture of their probabilities, for example {a: 1, b: 3}."
         },
+    )
+    teacher_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "The prompt that the teacher reads in place of the student's, with columns in braces: "
+            "'{prompt} The solution is {solution}.'; a conversation gets it as its system message."
+        },
+    )
+    self_weights: str = field(
+        default="live",
+        metadata={
+            "help": "teacher: self: live (the student's weights of now), initial (a copy of the first ones), "
+            "or ema (a moving average)."
+        },
+    )
+    self_decay: float = field(
+        default=0.999, metadata={"help": "self_weights: ema: the share of itself that each step keeps."}
     )
     teacher_served_name: str | None = field(
         default=None,
@@ -437,6 +457,8 @@ class DistillationConfig(TrainingArguments):
             raise ValueError(f"lmbda is a share of the steps, from 0 to 1, not {self.lmbda}")
         if not 0 < self.sampling_temperature < math.inf:
             raise ValueError(f"sampling_temperature must be positive, not {self.sampling_temperature}")
+        if not 0 <= self.self_decay < 1:
+            raise ValueError(f"self_decay must be from 0 to below 1, not {self.self_decay}")
         if self.sampled_advantage_clip is not None and not 0 < self.sampled_advantage_clip < math.inf:
             raise ValueError(f"sampled_advantage_clip must be positive, not {self.sampled_advantage_clip}")
         for name in ("teacher_timeout", "teacher_patience"):

@@ -20,6 +20,7 @@ from fastkd.trainer import checkpoints, precision, saving
 from fastkd.trainer.config import plain
 from fastkd.trainer.finite import FiniteWatch, require_finite_weights
 from fastkd.trainer.loading.weights import lost
+from fastkd.trainer.teachers import SelfTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class GuardedTrainer(Trainer):
             saving.generation_settings_kept(student, folder),
         ):
             # A checkpoint keeps the weights exactly, so that a resumed run continues from them.
-            is_result = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is None
+            is_result = not _is_checkpoint(folder)
             dtype = precision.saved_dtype(student) if is_result and self.args.should_save else None
             if dtype is not None:
                 whole = student.state_dict() if state_dict is None else state_dict
@@ -157,6 +158,8 @@ class GuardedTrainer(Trainer):
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
             matching.save(folder, learned)
+        if isinstance(self._teacher, SelfTeacher) and _is_checkpoint(folder) and self.args.should_save:
+            self._teacher.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if model is not None or self.is_fsdp_enabled:  # FSDP saves and loads the wrapped module
@@ -166,6 +169,8 @@ class GuardedTrainer(Trainer):
         matching = self.accelerator.unwrap_model(self.model).matching
         if matching is not None:
             matching.load(Path(resume_from_checkpoint))
+        if isinstance(self._teacher, SelfTeacher):
+            self._teacher.load(Path(resume_from_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint that lacks weights. The second name of a tied weight is in no checkpoint."""
@@ -183,3 +188,8 @@ class GuardedTrainer(Trainer):
             return super()._load_best_model()
         with self._plain_student():
             super()._load_best_model()
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a directory is that of a checkpoint, and not that of the result."""
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name) is not None

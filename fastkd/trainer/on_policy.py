@@ -20,6 +20,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import output_width
+from fastkd.trainer.teachers.prompted import LENGTHS, PROMPTS
 from fastkd.trainer.teachers.several import NUMBERS
 
 # A checkpoint's own limits on answers are overridden too, since the student must be trained on what it would
@@ -88,8 +89,8 @@ class OnPolicy:
             ):
                 completions = self.sample(student, prompts, device, sharded)
             made = self.task.collate(self.rows(prompts, completions), self.pad_token_id)
-            if NUMBERS in batch:
-                made[NUMBERS] = batch[NUMBERS][self.prompt_ends(batch) > 0]
+            asked = self.prompt_ends(batch) > 0
+            made |= {name: batch[name][asked] for name in (NUMBERS, PROMPTS, LENGTHS) if name in batch}
             yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
 
     def prompts(self, batch: Batch) -> list[list[int]]:

@@ -12,7 +12,7 @@ from fastkd import SparseTeacher, kd_loss, sampled_kd_loss, token_logprobs
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch
 from fastkd.trainer.models import Distribution, HiddenLogits
 from fastkd.trainer.objective import Sums
-from fastkd.trainer.teachers import Teacher
+from fastkd.trainer.teachers import PromptedTeacher, Teacher
 
 
 @runtime_checkable
@@ -43,8 +43,13 @@ class SampledObjective:
         Raises:
             ValueError: a teacher that knows only its likeliest tokens.
         """
-        if isinstance(teacher, TokenTeacher):
-            return teacher.token_logprobs(batch)
+        inner = teacher.teacher if isinstance(teacher, PromptedTeacher) else teacher
+        if isinstance(inner, TokenTeacher):
+            if not isinstance(teacher, PromptedTeacher):
+                return inner.token_logprobs(batch)
+            theirs, places = teacher.moved(batch)
+            given = inner.token_logprobs(theirs)
+            return given if places is None else given.gather(1, places)
         found = teacher(batch)
         if found is None or isinstance(found.distribution, SparseTeacher):
             raise ValueError("objective: sampled needs a teacher that knows the probability of every token")

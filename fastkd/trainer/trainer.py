@@ -36,7 +36,16 @@ from fastkd.trainer.row_limits import check_rows
 from fastkd.trainer.sides import name_padding, padding_token
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, RoutedTeachers, ServedTeacher, plain_teacher
+from fastkd.trainer.teachers import (
+    CachedTeacher,
+    LiveTeacher,
+    RoutedTeachers,
+    SelfTeacher,
+    ServedTeacher,
+    plain_teacher,
+)
+from fastkd.trainer.teachers.own import Follow
+from fastkd.trainer.teachers.prompted import prompts_of_teacher
 from fastkd.trainer.teachers.several import each_of, route_numbers
 from fastkd.trainer.unlabelled import learnable, learns_from_labels_alone, with_labels
 
@@ -143,13 +152,7 @@ class DistillationTrainer(GuardedTrainer):
         if self._on_policy is not None and can_look:
             some = [train_dataset[i] for i in range(min(len(train_dataset), _LOOKED_AT))]
             self._on_policy.prompts(data_collator(some))  # raises an error if there are none
-        if isinstance(self._teacher, ServedTeacher):
-            data_collator = self._teacher.attach(data_collator, args)
-        if isinstance(self._teacher, RoutedTeachers):
-            if not isinstance(data_collator, Collator):
-                raise ValueError("several teachers need fastkd's own collator: leave data_collator unset")
-            more = (*data_collator.more, route_numbers)
-            data_collator = Collator(data_collator.task, data_collator.pad_token_id, more)
+        data_collator = self._with_teachers_columns(data_collator, args)
         prepare_processes(args, student)
         self._train_sums: list[Sums] = []
         self._eval_sums: list[Sums] = []
@@ -166,6 +169,10 @@ class DistillationTrainer(GuardedTrainer):
             **kwargs,
         )
         self.model_init = model_init
+        if isinstance(self._teacher, SelfTeacher) and self._teacher.weights == "ema":
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("self_weights: ema needs whole weights on each process: use DDP, or live")
+            self.add_callback(Follow(self._teacher))
         if args.gradient_match_weight and self.is_fsdp_enabled:
             raise ValueError(
                 "gradient_match_weight differentiates inside the forward, which FSDP does not allow: use DDP"
@@ -195,6 +202,25 @@ class DistillationTrainer(GuardedTrainer):
         if (reason := no_step(self.args, rows)) is not None:
             raise ValueError(": ".join(reason))
         return loader
+
+    def _with_teachers_columns(self, collator: Any, args: DistillationConfig) -> Any:
+        """The collator, which adds what the teacher needs of a row, and asks a server ahead."""
+        prompted = args.teacher_prompt is not None
+        if isinstance(self._teacher, ServedTeacher) and not prompted:
+            return self._teacher.attach(collator, args)
+        routed = isinstance(self._teacher, RoutedTeachers)
+        if not routed and not prompted:
+            return collator
+        if not isinstance(collator, Collator):
+            raise ValueError(
+                "several teachers and teacher_prompt need fastkd's own collator: leave data_collator unset"
+            )
+        more = [
+            *collator.more,
+            *([route_numbers] if routed else []),
+            *([prompts_of_teacher] if prompted else []),
+        ]
+        return Collator(collator.task, collator.pad_token_id, more)
 
     # Making students.
 

@@ -16,6 +16,7 @@ from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row as Row, unpadded
 from fastkd.corpora.tasks.forms import check_values
+from fastkd.corpora.teacher_prompts import TEACHER_PROMPT, check_columns, columns_in, prompted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,6 +107,23 @@ class Task(ABC):
         prompt = layout[:-1] if len(layout) > 1 and layout in self.layouts else layout
         made = self.encode_prompt(*self.canonical(row, prompt, tokenizer), tokenizer, args)
         return [] if made is None else [made]
+
+    def prompt_of_teacher(
+        self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
+    ) -> list[int]:
+        """The tokens of the prompt that the teacher reads in place of the row's own (``teacher_prompt``).
+
+        Raises:
+            ValueError: a row without a prompt, or a conversation with several answers.
+        """
+        if layout == ("text",):
+            raise ValueError("teacher_prompt takes the place of a prompt, and this text has none")
+        column = layout[0]
+        other = prompted(row, str(args.teacher_prompt), column)
+        made = self.encode_prompt(*self.canonical(other, (column,), tokenizer), tokenizer, args)
+        if made is None:
+            raise ValueError("teacher_prompt makes an empty prompt")
+        return list(made["input_ids"])
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], pad_token_id: int) -> Batch:
@@ -198,6 +216,9 @@ class Task(ABC):
         numbered = routes(args, field, columns)
         if numbered:
             read, fields = [*dict.fromkeys([*read, args.teacher_column])], (*fields, ROUTE)
+        if (template := args.teacher_prompt) is not None:
+            check_columns(template, columns, field)
+            read, fields = [*dict.fromkeys([*read, *columns_in(template)])], (*fields, TEACHER_PROMPT)
         remarks = [*self.remarks, "row"]
         rows = self.prepared(rows)
 
@@ -209,9 +230,14 @@ class Task(ABC):
                     made = self.read(row, layout, tokenizer, args, needs_answer)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
-                further = {"row": number}
+                further: Row = {"row": number}
                 if numbered:
                     further[ROUTE] = route(row[args.teacher_column], numbered, where(field, number, args))
+                if template is not None and made:
+                    try:
+                        further[TEACHER_PROMPT] = self.prompt_of_teacher(row, layout, tokenizer, args)
+                    except ValueError as error:
+                        raise ValueError(f"{where(field, number, args)}: {error}") from error
                 kept += [{**encoded, **further} for encoded in made]
             columns = {name: [row[name] for row in kept] for name in fields}
             return columns | {name: [int(row.get(name, 0)) for row in kept] for name in remarks}

@@ -19,7 +19,7 @@ from fastkd.trainer.heads import declared_head, output_width
 from fastkd.trainer.loading import adapter_folder, build_student, read_config, settings_of_each
 from fastkd.trainer.loading.adapters import untrained_copy
 from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, ModelOutput, Requested
-from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, Teacher, TeacherSource
+from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, SelfTeacher, Teacher, TeacherSource
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ def build(args: DistillationConfig) -> Sides:
     source = TeacherSource.parse(args.teacher)
     if source.kind == "none":
         return Sides(student, student_bytes, head, None, [], 0, columns)
+    if source.is_self:
+        mirror = SelfTeacher(student, task, fused=False)
+        mirror.head = head if isinstance(head, LinearHead) else None
+        copied = 0 if args.self_weights == "live" else student_bytes
+        return Sides(student, student_bytes, head, mirror, [], copied, columns)
     if source.is_base:
         base = BaseTeacher(student, task, fused=False)
         base.head = head if isinstance(head, LinearHead) else None

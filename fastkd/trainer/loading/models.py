@@ -31,6 +31,7 @@ from fastkd.trainer.teachers import (
     LiveTeacher,
     MixedTeachers,
     RoutedTeachers,
+    SelfTeacher,
     ServedTeacher,
     Teacher,
     TeacherSource,
@@ -114,6 +115,9 @@ def load_teacher(args: DistillationConfig, student: Any = None) -> PreTrainedMod
         return CachedTeacher(source.cache)
     if source.is_served:
         return ServedTeacher(args)
+    if source.is_self:
+        fused = args.fused_head != "false"
+        return SelfTeacher(student, TASKS[args.task], fused, args.self_weights, args.self_decay)
     if source.is_base:
         return BaseTeacher(student, TASKS[args.task], args.fused_head != "false")
     return load_teacher_model(args)

@@ -3,6 +3,8 @@
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
+from fastkd.trainer.teachers.own import SelfTeacher
+from fastkd.trainer.teachers.prompted import PromptedTeacher
 from fastkd.trainer.teachers.remembered import Memory, RememberedTeacher
 from fastkd.trainer.teachers.reordered import ReorderedTeacher, plain_teacher
 from fastkd.trainer.teachers.served import ServedTeacher
@@ -15,9 +17,11 @@ __all__ = [
     "LiveTeacher",
     "Memory",
     "MixedTeachers",
+    "PromptedTeacher",
     "RememberedTeacher",
     "ReorderedTeacher",
     "RoutedTeachers",
+    "SelfTeacher",
     "ServedTeacher",
     "Teacher",
     "TeacherSource",

@@ -12,11 +12,12 @@ from fastkd import SparseTeacher
 from fastkd.corpora.tasks import Batch
 from fastkd.trainer.models import NOTHING_MORE, Distribution, ModelOutput, Requested
 from fastkd.trainer.teachers.base import Teacher
+from fastkd.trainer.teachers.prompted import PromptedTeacher
 
 
 def plain_teacher(teacher: Teacher | None) -> Teacher | None:
-    """The teacher itself, without the order in which its classes are read."""
-    return teacher.teacher if isinstance(teacher, ReorderedTeacher) else teacher
+    """The teacher itself, without the order in which its classes are read and the prompts that it reads."""
+    return teacher.teacher if isinstance(teacher, (ReorderedTeacher, PromptedTeacher)) else teacher
 
 
 class ReorderedTeacher:

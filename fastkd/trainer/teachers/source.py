@@ -14,14 +14,15 @@ class TeacherSource:
     """The teacher that a configuration's field ``teacher`` names. No other code reads the field's text.
 
     Attributes:
-        kind: ``none`` (the field is unset), ``base`` (the student without its adapter), ``cache`` (what
+        kind: ``none`` (the field is unset), ``base`` (the student without its adapter), ``self`` (the student
+            with its weights of now or of before), ``cache`` (what
             ``fastkd cache`` wrote), ``served`` (a URL), ``several`` (those of the field ``teachers``) or
             ``model`` (a directory or a hub id).
         name: the directory of a cache, the URL of a server, the name of a model, or those of several
             teachers; empty for the other kinds.
     """
 
-    kind: Literal["none", "base", "cache", "served", "several", "model"]
+    kind: Literal["none", "base", "self", "cache", "served", "several", "model"]
     name: str = ""
 
     @classmethod
@@ -31,6 +32,8 @@ class TeacherSource:
             return cls("none")
         if given == "base":
             return cls("base")
+        if given == "self":
+            return cls("self")
         if given.startswith("cache:"):
             return cls("cache", given.removeprefix("cache:"))
         if given.startswith(SEVERAL):
@@ -48,6 +51,11 @@ class TeacherSource:
     def is_model(self) -> bool:
         """Whether it is a model of its own, which can be loaded."""
         return self.kind == "model"
+
+    @property
+    def is_self(self) -> bool:
+        """Whether it is the student itself."""
+        return self.kind == "self"
 
     @property
     def is_served(self) -> bool:

@@ -47,6 +47,15 @@ SAMPLED = {"objective": "sampled", "lmbda": 1.0}
         ({**SAMPLED, "sampling_temperature": 0.7}, "sampled_from_another", "error", "drawn"),
         ({**SAMPLED, "generation_kwargs": {"top_k": 5}}, "sampled_from_another", "error", "drawn"),
         ({**SAMPLED, "gradient_match_weight": 0.1}, "sampled_with_matches", "error", "no layers"),
+        ({"teacher": "self"}, "self_without_difference", "error", "nothing to teach"),
+        ({"teacher": "cache:c", "teacher_prompt": "{prompt}"}, "prompt_without_reader", "error", "a cache"),
+        ({"teacher_prompt": "{prompt}", "packing": True}, "prompt_without_prompts", "error", "packed"),
+        (
+            {"teacher_prompt": "{prompt}", "gradient_match_weight": 1.0},
+            "prompt_with_matches",
+            "error",
+            "layers",
+        ),
         ({"feature_matches": FEATURES, "teacher": "cache:c"}, "insides_without_model", "error", "cache:c"),
         (
             {"gradient_match_weight": 1.0, "teacher": None, "kd_ratio": 0.0},
