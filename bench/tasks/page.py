@@ -95,7 +95,9 @@ def _table(task: Task, runs: list[Measured]) -> list[str]:
                 _memory(one),
             ]
         )
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    # A column that no run has a value for is left out.
+    kept = [i for i in range(len(head)) if i == 0 or any(line[i] not in ("-", "") for line in lines[2:])]
+    return [f"| {' | '.join(line[i].replace('|', chr(92) + '|') for i in kept)} |" for line in lines]
 
 
 def _memory(one: Measured) -> str:
