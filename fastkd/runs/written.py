@@ -108,6 +108,11 @@ class ServedWriter:
     def __init__(self, teacher: ServedTeacher, tokenizer: Any, args: DistillationConfig) -> None:
         if args.generation_kwargs:
             raise ValueError("generation_kwargs are options of transformers, which a server does not have")
+        if not teacher.model.has_beams and args.generation_mode != "sample" and args.num_beams > 1:
+            raise ValueError(
+                f"a server of {teacher.model.server_name} has no beam search: set num_beams: 1, or "
+                "generation_mode: sample"
+            )
         teacher.compare_tokens(tokenizer)
         self.teacher, self.tokenizer, self.args = teacher, tokenizer, args
 

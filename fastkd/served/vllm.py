@@ -31,10 +31,15 @@ class Vllm:
         name: the model's name, as the server calls it.
         root: the directory or hub id that the server says it loaded; the name where it does not say.
         longest: the most tokens of a prompt and its answer; None where the server does not say.
+        server_name: what the server is.
+        has_beams: whether it searches with beams.
 
     Raises:
         ValueError: the server is not there, has not the model, or has several and none is named.
     """
+
+    server_name = "vLLM"
+    has_beams = True
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -90,7 +95,14 @@ class Vllm:
                 f"{where} has no prompt_logprobs: only a server of vLLM gives them, and its model must be a "
                 "language model"
             )
-        found = positions(given, tokens, where)
+        return self.cut(positions(given, tokens, where), entries, where)
+
+    def cut(self, found: list[Position], entries: int, where: str) -> list[Position]:
+        """The ``entries`` largest of each position.
+
+        Raises:
+            ValueError: a position has fewer.
+        """
         fewest = min((len(one.columns) for one in found), default=entries)
         if fewest < entries:
             raise ValueError(

@@ -120,8 +120,8 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Teacher: a directory, a hub id, cache:DIR (what fastkd cache wrote), "
-            "http://HOST:PORT/v1 (a server of vLLM), base (the student without its adapter), or self (the "
-            "student, with another prompt or other weights)."
+            "http://HOST:PORT/v1 (a server of vLLM or SGLang), base (the student without its adapter), or "
+            "self (the student, with another prompt or other weights)."
         },
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(

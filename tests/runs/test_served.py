@@ -118,6 +118,27 @@ def test_answers_of_a_server_are_those_of_its_model(config: Path, tmp_path: Path
     ]
 
 
+def test_answers_of_sglang(
+    config: Path, stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub.is_sglang = True
+    said = ["generate", str(config), "--output-dir"]
+    assert main([*said, str(tmp_path / "beams")]) == 1
+    assert "a server of SGLang has no beam search" in capsys.readouterr().err
+    greedy = ["--num-beams", "1"]
+    assert main([*said, str(tmp_path / "served"), *greedy]) == 0
+    assert main([*said, str(tmp_path / "live"), *greedy, "--teacher", str(tmp_path / "teacher")]) == 0
+    served, live = (
+        [
+            row
+            for path in sorted((tmp_path / name).glob("*.parquet"))
+            for row in pq.read_table(path).to_pylist()
+        ]
+        for name in ("served", "live")
+    )
+    assert len(served) == 40 and served == live
+
+
 def test_samples_of_a_server(config: Path, stub: Stub, tmp_path: Path) -> None:
     """They have their own seeds, so that a set that is made again is the same."""
     said = ["generate", str(config), "--mode", "sample", "--output-dir"]

@@ -31,6 +31,7 @@ class Stub:
         key: what requests must send; None for nothing.
         has_tokenize: whether there is ``/tokenize``.
         prompts: those that were asked for, in order.
+        is_sglang: whether it answers as SGLang does.
     """
 
     model: Any
@@ -46,6 +47,7 @@ class Stub:
     key: str | None = None
     has_tokenize: bool = True
     prompts: list[list[int]] = field(default_factory=list)
+    is_sglang: bool = False
     url: str = ""
 
     def answer(self, method: str, path: str, content: dict[str, Any]) -> tuple[int, Any]:
@@ -57,6 +59,8 @@ class Stub:
             ids = self.tokenizer(content["prompt"], add_special_tokens=content["add_special_tokens"])
             tokens = ids["input_ids"]
             return 200, {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": tokens}
+        if self.is_sglang:
+            return self._native(path, content)
         if path != "/v1/completions":
             return 404, {"detail": "Not Found"}
         if content["model"] != self.name:
@@ -78,6 +82,34 @@ class Stub:
         if self.mode == "plain":
             choice["prompt_logprobs"] = None
         return 200, {"id": "cmpl-1", "object": "text_completion", "choices": [choice]}
+
+    def _native(self, path: str, content: dict[str, Any]) -> tuple[int, Any]:
+        """SGLang's ``/get_model_info`` and ``/generate``, in the form of its documentation."""
+        if path == "/get_model_info":
+            return 200, {"model_path": self.root, "tokenizer_path": self.root, "is_generation": True}
+        if path != "/generate":
+            return 404, {"detail": "Not Found"}
+        ids, params = content["input_ids"], content["sampling_params"]
+        if max(ids) >= self.model.config.vocab_size:
+            return 400, {"error": {"message": f"token id {max(ids)} is out of vocabulary"}}
+        if not content.get("return_logprob"):
+            asked = {"prompt": ids, "max_tokens": params["max_new_tokens"], "seed": 0, **params}
+            choice = self._answers(asked)[0]
+            meta = {"finish_reason": {"type": choice["finish_reason"]}}
+            return 200, {"text": "?", "output_ids": choice["token_ids"], "meta_info": meta}
+        self.prompts.append(ids)
+        most = content["top_logprobs_num"]
+        found = self._logprobs(ids, most, {"temperature": params["temperature"]})
+        own = [[None, ids[0], None]]
+        own += [
+            [one[str(token)]["logprob"], token, None] for one, token in zip(found[1:], ids[1:], strict=False)
+        ]
+        top: list[Any] = [None]
+        for one in found[1:]:
+            largest = sorted(((entry["logprob"], int(token)) for token, entry in one.items()), reverse=True)
+            top.append([[logprob, token, None] for logprob, token in largest[:most]])
+        meta = {"input_token_logprobs": own, "input_top_logprobs": top if most else None}
+        return 200, {"text": "?", "output_ids": [0], "meta_info": meta}
 
     def _answers(self, content: dict[str, Any]) -> list[dict[str, Any]]:
         """The choices of an answer: greedy, sampled or with beams."""
@@ -165,7 +197,10 @@ def serving(stub: Stub, port: int = 0) -> Iterator[Stub]:
             elif stub.key is not None and self.headers.get("Authorization") != f"Bearer {stub.key}":
                 status, found = 401, {"error": "Unauthorized"}
             else:
-                status, found = stub.answer(self.command, self.path, json.loads(given or "{}"))
+                try:
+                    status, found = stub.answer(self.command, self.path, json.loads(given or "{}"))
+                except Exception as error:  # a fault of the stub, which must not look like one that passes
+                    status, found = 400, _error(f"the stub failed: {error!r}", 400)
             said = json.dumps(found).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

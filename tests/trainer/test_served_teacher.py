@@ -22,6 +22,7 @@ pytest.importorskip("httpx")
 
 from fastkd import SparseTeacher
 from fastkd.corpora.tasks import TASKS
+from fastkd.served import Sglang
 from fastkd.served.client import read_key
 from fastkd.trainer import DistillationTrainer
 from fastkd.trainer.teachers import ServedTeacher
@@ -53,6 +54,28 @@ def test_the_loss_is_that_of_the_teacher_beside_the_student(
         for name in ("loss", "kd", "ce", "eval_loss", "eval_kd"):
             if name in theirs:
                 assert ours[name] == pytest.approx(theirs[name], abs=1e-5), name
+
+
+def test_a_server_of_sglang(stub: Stub, tmp_path: Path) -> None:
+    """Its native form, for distributions and for tokens alone."""
+    stub.is_sglang = True
+    beside = TopK(stub.model, TASKS["causal_lm"], fused=False)
+    live, served = (trained(one, tmp_path, name) for one, name in ((beside, "live"), (stub.url, "served")))
+    assert [one["loss"] for one in served[:5]] == pytest.approx([one["loss"] for one in live[:5]], abs=1e-5)
+    args = settings(output_dir=str(tmp_path), max_length=24, teacher=stub.url, teacher_top_k=TOP_K)
+    teacher = ServedTeacher(args)
+    teacher.check(args, stored.tokenizer())
+    assert isinstance(teacher.model, Sglang)
+    batch = TASKS["causal_lm"].collate(rows(6), 0)
+    found = teacher.token_logprobs(batch)
+    with torch.no_grad():
+        logits = stub.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    labels = TASKS["causal_lm"].targets(batch["labels"])
+    wanted = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(found, wanted.masked_fill(labels < 0, 0.0), rtol=1e-4, atol=1e-5)
+    stub.mode = "short"
+    with pytest.raises(ValueError, match="entries in prompt_logprobs"):
+        teacher(batch)
 
 
 def test_packed_texts_are_asked_for_one_by_one(stub: Stub, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fastkd import SparseTeacher
 from fastkd.corpora.logprobs import Position
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Batch
 from fastkd.corpora.tasks.base import Collator, Row
-from fastkd.served import Ahead, Client, Server, Vllm, probe
+from fastkd.served import Ahead, Client, Server, model_of, probe
 from fastkd.served.client import read_key
 from fastkd.served.probe import compare_tokens
 from fastkd.trainer.config import DistillationConfig
@@ -50,7 +50,7 @@ class ServedTeacher:
     def __init__(self, args: DistillationConfig) -> None:
         if args.task != "causal_lm":
             raise ValueError(f"a served teacher reads texts, and needs task: causal_lm, not {args.task}")
-        self.model = Vllm(Client(server_of(args)))
+        self.model = model_of(Client(server_of(args)))
         self.task = TASKS[args.task]
         self.columns = 0
         self.tail = args.cache_tail
