@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 . ../steps.sh
 if [ $# -gt 0 ]; then ln -sfn "$(realpath "$1")" data; else once data fastkd demo --docstrings data; fi
 
-made teacher teacher.yaml --architecture bart --hidden-size 256 --layers 2 --vocab-size 8000
+made teacher teacher.yaml --architecture bart --hidden-size 192 --layers 2 --vocab-size 3000
 trained teacher teacher.yaml
 made student student.yaml --layers 1
 
