@@ -89,6 +89,14 @@ def test_packed_texts_are_asked_for_one_by_one(stub: Stub, tmp_path: Path) -> No
     assert max(map(len, stub.prompts[3:])) <= 20
 
 
+def test_tokens_that_are_masked_between_others(stub: Stub, tmp_path: Path) -> None:
+    args = settings(output_dir=str(tmp_path), max_length=24, teacher=stub.url, teacher_top_k=TOP_K)
+    batch = TASKS["causal_lm"].collate([{"input_ids": [3, 4, 5, 6]}], 0)
+    batch["attention_mask"][0, 1] = 0
+    with pytest.raises(ValueError, match="masks tokens between others"):
+        ServedTeacher(args)(batch)
+
+
 def test_samples_of_the_student_are_judged(stub: Stub, tmp_path: Path) -> None:
     """On-policy steps ask for texts that nobody could have asked for ahead."""
     data = [{"prompt": "abc", "completion": "d"}, {"prompt": "hello", "completion": "you"}] * 4

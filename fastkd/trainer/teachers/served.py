@@ -142,6 +142,9 @@ class ServedTeacher:
     def _documents(self, batch: Batch) -> Iterator[tuple[int, int, list[int]]]:
         """The row, the first position and the tokens of each text that has a target and is read by itself: a
         row without its padding, or each of the texts that are packed into it.
+
+        Raises:
+            ValueError: tokens that are masked between others, which a server could not leave out.
         """
         wanted = self._wanted(batch)
         positions = batch.get("position_ids")
@@ -152,6 +155,10 @@ class ServedTeacher:
             else:
                 text = batch["attention_mask"][row].nonzero().flatten().tolist()
                 bounds = [(text[0], text[-1] + 1)] if text else []
+                if text and text[-1] + 1 - text[0] != len(text):
+                    raise ValueError(
+                        "a served teacher reads whole texts, and a row masks tokens between others"
+                    )
             for start, end in bounds:
                 if wanted[row, start : end - 1].any():
                     yield row, start, tokens[start:end]
