@@ -13,7 +13,7 @@ import yaml
 NAME = "example.yaml"
 MODELS = ("teacher", "student", "control", "model", "lead")
 # Quantities that a curve may be drawn over.
-OVER = {"parameters": "parameters", "rows": "labelled rows"}
+OVER = {"parameters": "parameters", "rows": "labelled rows", "runs": ""}
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ class Picture:
 
     Attributes:
         metric: one of the task's metrics.
-        over: ``parameters`` or ``rows``.
+        over: ``parameters``, ``rows``, or ``runs``, which sets the curves side by side.
         curves: the curves; a curve of one run is a point.
         lines: runs that are drawn as horizontal lines, for example the teacher and the control.
+        beside: a second metric of the same unit, drawn with open markers; None for none.
     """
 
     metric: str
     over: str
     curves: list[Curve]
     lines: list[str] = field(default_factory=list)
+    beside: str | None = None
 
 
 @dataclass(frozen=True)

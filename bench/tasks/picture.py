@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,22 @@ def draw(task: Task, runs: list[Measured], folder: Path) -> str | None:
             return None
         for i, name in enumerate(picture.lines):
             _line(axes, known[name], picture.metric, i)
-        if places[-1] > _LOGARITHMIC * places[0] > 0:
+        if picture.over != "runs" and places[-1] > _LOGARITHMIC * places[0] > 0:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(_apart(places), [f"{x:,.0f}" for x in _apart(places)])
+        if picture.over == "runs":
+            titles = [curve.title for curve in picture.curves]
+            axes.set_xticks(range(len(titles)), [textwrap.fill(title, 16) for title in titles])
+            axes.set_xlim(-0.6, len(titles) - 0.4)
+        else:
+            axes.set_xticks(_apart(places), [f"{x:,.0f}" for x in _apart(places)])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: form.format(y)))
         axes.set_xlabel(OVER[picture.over])
-        axes.set_ylabel(title)
+        axes.set_ylabel(title if picture.beside is None else title.partition(",")[0])
         axes.set_title(task.title, loc="left")
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        axes.legend(frameon=False, fontsize=9)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=9)
         name = f"results-{task.folder.name}.png"
         folder.mkdir(parents=True, exist_ok=True)
         # Without the version in the file, equal reports give equal bytes.
@@ -75,26 +82,47 @@ def _apart(places: list[float]) -> list[float]:
 
 def _curve(axes: Any, known: dict[str, Measured], picture: Picture, i: int) -> list[float]:
     """Draw one curve, and return the places of its points. Missing runs leave a gap."""
+    found: list[float] = []
+    for metric in filter(None, (picture.metric, picture.beside)):
+        points = _points(known, picture, metric, i)
+        if points:
+            open_marker = (
+                {"markerfacecolor": "white", "linestyle": "none"} if metric == picture.beside else {}
+            )
+            axes.errorbar(
+                [x for x, _ in points],
+                [y.mean for _, y in points],
+                yerr=[y.spread or 0.0 for _, y in points],
+                color=COLOURS[i % len(COLOURS)],
+                marker="o",
+                markersize=5,
+                capsize=3,
+                label=_label(picture, metric, i),
+                **open_marker,
+            )
+        found += [x for x, _ in points]
+    return found
+
+
+def _points(known: dict[str, Measured], picture: Picture, metric: str, i: int) -> list[tuple[float, Value]]:
+    """The places and the scores of a curve, from left to right."""
     points: list[tuple[float, Value]] = []
     for name in picture.curves[i].runs:
         one = known[name]
         x = one.value("parameters") if picture.over == "parameters" else None
-        place = one.run.rows if picture.over == "rows" else None if x is None else x.mean
-        if (y := one.value(picture.metric)) is not None and place is not None:
+        place = None if x is None else x.mean
+        if picture.over != "parameters":
+            place = one.run.rows if picture.over == "rows" else i
+        if (y := one.value(metric)) is not None and place is not None:
             points.append((float(place), y))
-    if points:
-        points.sort(key=lambda point: point[0])
-        axes.errorbar(
-            [x for x, _ in points],
-            [y.mean for _, y in points],
-            yerr=[y.spread or 0.0 for _, y in points],
-            color=COLOURS[i % len(COLOURS)],
-            marker="o",
-            markersize=5,
-            capsize=3,
-            label=picture.curves[i].title,
-        )
-    return [x for x, _ in points]
+    return sorted(points, key=lambda point: point[0])
+
+
+def _label(picture: Picture, metric: str, i: int) -> str | None:
+    """The curve's entry in the legend. Curves that stand side by side are named below the axis."""
+    if picture.over != "runs":
+        return picture.curves[i].title if metric == picture.metric else None
+    return heading(metric)[0] if picture.beside is not None and i == 0 else None
 
 
 def _line(axes: Any, one: Measured, metric: str, i: int) -> None:

@@ -222,6 +222,20 @@ def test_memory_beside_its_estimate(examples: Path) -> None:
     assert rows["Distilled, few labels"][-1] == "1,234 (4)"
 
 
+def test_curves_side_by_side(examples: Path) -> None:
+    """Runs of one size stand side by side, with a second metric beside the first."""
+    both = {"metric": "eval.accuracy", "beside": "eval.macro_f1", "over": "runs"}
+    curves = [{"title": name, "runs": [name]} for name in ("control", "kd-all", "kd-few")]
+    task = description(picture={**both, "curves": curves})
+    (examples / "sentiment/example.yaml").write_text(yaml.safe_dump(task))
+    assert main(["examples", "--out", "docs"]) == 0
+    whole = Path("docs/results-sentiment.png").read_bytes()
+    task["picture"].pop("beside")
+    (examples / "sentiment/example.yaml").write_text(yaml.safe_dump(task))
+    assert main(["examples", "--out", "docs"]) == 0
+    assert len(whole) > 5_000 and Path("docs/results-sentiment.png").read_bytes() != whole
+
+
 def test_caches_are_named_with_their_size(examples: Path) -> None:
     held = {"entries_per_token": 23.0, "mass": {"1": {"mean": 0.576, "p5": 0.2}}}
     made = {"kind": "topk", "bytes_per_token": 93.27, "notes": {"held": held}}
