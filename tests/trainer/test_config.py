@@ -48,6 +48,6 @@ def test_a_configuration_is_read_without_the_trainer() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     loaded = {name for name in done.stdout.split() if name.split(".")[1] in ("trainer", "corpora", "runs")}
-    settings = ("config", "field_values", "matches", "seeds", "zero")
+    settings = ("config", "field_values", "matches", "seeds", "teacher_names", "zero")
     own = {"fastkd.trainer", *(f"fastkd.trainer.{name}" for name in settings)}
     assert loaded == {*own, "fastkd.corpora", "fastkd.corpora.generation"}

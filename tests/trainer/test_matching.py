@@ -258,5 +258,5 @@ def test_matching_makes_the_models_alike(configuration: Configuration) -> None:
 
 
 def test_a_match_needs_a_live_teacher(configuration: Configuration) -> None:
-    with pytest.raises(ValueError, match="give a model, not a cache"):
+    with pytest.raises(ValueError, match="give one model, not a cache or a server"):
         DistillationTrainer(llama(0), None, configuration(kd_ratio=0.0, **MIX), train_dataset=rows(4))
