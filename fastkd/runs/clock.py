@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import statistics
 import sys
@@ -37,10 +39,17 @@ class StepClock(TrainerCallback):
 
 
 def reset_peak_memory() -> None:
-    """Reset the peak, if the system allows it (CUDA and Linux)."""
+    """Reset the peak, if the system allows it (CUDA and Linux).
+
+    Memory that was freed before goes back to the system first. That of an earlier run in the same process,
+    with another seed for example, would count as this one's.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only the C library of most Linux systems has it
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # elsewhere the peak is that of the whole process so far
         Path("/proc/self/clear_refs").write_text("5")
 

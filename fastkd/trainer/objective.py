@@ -170,15 +170,16 @@ def _least_cross_entropy(teacher: SparseTeacher, targets: Tensor) -> Tensor:
     any other token is no likelier than the last of them, and than all the others together.
     """
     valid = targets != IGNORE_INDEX
-    indices, logprobs = teacher.indices[valid], teacher.logprobs[valid].float()
-    listed = logprobs.masked_fill(indices != targets[valid].unsqueeze(-1), -math.inf).amax(-1)
+    logprobs = teacher.logprobs.float()
+    listed = logprobs.masked_fill(teacher.indices != targets.unsqueeze(-1), -math.inf).amax(-1)
     known = logprobs.exp()
     # The entries were rounded to float16, by at most 2**-11 of each logarithm.
     rounding = (known * logprobs.masked_fill(known == 0, 0.0).abs()).sum(-1) * 2**-11
     rest = (1 - known.sum(-1) + rounding).clamp(min=2**-24).log()
     last = logprobs.masked_fill(known == 0, math.inf).amin(-1)
     most = torch.where(listed > -math.inf, listed, torch.minimum(last, rest))
-    return -most.sum() / valid.sum().clamp(min=1)
+    # The masked positions are left out of the sum alone: selecting the others would have a GPU waited for.
+    return -torch.where(valid, most, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:

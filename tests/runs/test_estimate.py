@@ -358,6 +358,7 @@ def test_on_policy_keeps_keys_and_values(workplace: Path) -> None:
 
 def test_a_cached_teacher_has_no_weights(workplace: Path) -> None:
     found = run_step(settings_of(workplace, teacher="cache:none"), Shape(2, 8))
+    assert found.reason is None and found.flops > 0  # the step has run without data
     assert found.teacher_parameters == 0 and not found.phases[found.phase]["teacher weights"]
     with_head = run_step(settings_of(workplace, teacher="cache:none", cache_kind="hidden"), Shape(2, 8))
     assert with_head.phases["forward"]["teacher weights"] == 48 * 16 * 4

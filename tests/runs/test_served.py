@@ -176,6 +176,7 @@ def test_a_served_teacher_takes_no_memory(config: Path, tmp_path: Path) -> None:
     served = estimate(settings(**args), timed=False)
     live = estimate(settings(**{**args, "teacher": str(tmp_path / "teacher")}), timed=False)
     assert 0 < served.step.peak < live.step.peak and not served.caches
+    assert served.step.flops > 0  # the step ran, and not only the weights were counted
 
 
 def test_a_waiting_student_is_mentioned() -> None:
