@@ -55,7 +55,8 @@ def shown(value: Value | None, form: str) -> str:
 def _section(task: Task, runs: list[Measured], picture: str | None, examples: str) -> str:
     lines = [f"## {task.title}", "", _wrapped(f"Data: {task.data}"), ""]
     if not any(one.reports for one in runs):
-        return "\n".join([*lines, "Not run yet.", "", *_origin(task, runs, examples)])
+        notes = [task.notes.strip(), ""] if task.notes.strip() else []
+        return "\n".join([*lines, "Not run yet.", "", *notes, *_origin(task, runs, examples)])
     lines += [*_table(task, runs), ""]
     missing = [one for one in runs if not one.reports]
     if missing:
