@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import os
 import threading
 import time
 from collections.abc import Coroutine
@@ -113,7 +112,6 @@ class Client:
             limits=httpx.Limits(max_connections=server.requests, max_keepalive_connections=server.requests),
         )
         self._gate = asyncio.Semaphore(server.requests)
-        self._process = os.getpid()
         threading.Thread(target=self._loop.run_forever, name="fastkd-served", daemon=True).start()
 
     @property
@@ -137,18 +135,13 @@ class Client:
         """
         return self._submit(self._repeated("POST", url, content))
 
-    def close(self) -> None:
-        """Close the connections and end the thread. Open requests are dropped."""
-        if self._process == os.getpid() and self._loop.is_running():
-            self._submit(self._http.aclose()).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-
     def _submit(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _repeated(self, method: str, url: str, content: dict[str, Any] | None) -> Any:
-        began, pause = time.monotonic(), _FIRST_PAUSE
         async with self._gate:
+            # The time in which other requests were answered first is not the server's.
+            began, pause = time.monotonic(), _FIRST_PAUSE
             while True:
                 trouble = await self._tried(method, url, content)
                 if not isinstance(trouble, str):

@@ -196,6 +196,22 @@ def test_a_server_that_is_away_is_waited_for(
     assert sum("does not answer" in one for one in said) == sum("answers again" in one for one in said) >= 1
 
 
+def test_a_request_that_waits_for_others_has_its_whole_patience(stub: Stub, tmp_path: Path) -> None:
+    """A long queue is no fault of the server: only the time since a request was first sent counts."""
+    stub.delay = 0.2
+    args = settings(
+        output_dir=str(tmp_path), max_length=24, teacher=stub.url, teacher_top_k=TOP_K,
+        teacher_requests=1, teacher_patience=1.0,
+    )  # fmt: skip
+    teacher = ServedTeacher(args)
+    data = [[1 + i, 2, 3] for i in range(10)]
+    for ids in data:
+        teacher.ahead.ask(ids)
+    for i, ids in enumerate(data):
+        stub.fails = int(i == len(data) - 2)
+        assert len(teacher.ahead.take(ids)) == 2
+
+
 def test_the_key_is_sent_and_written_nowhere(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-# Columns that are not read and are nothing to mention: what `fastkd generate` keeps of the data and writes
-# beside a classifier's labels.
 # A row's number among several teachers, in encoded rows.
 ROUTE = "teacher"
+# Columns that are not read and are nothing to mention: what `fastkd generate` keeps of the data and writes
+# beside a classifier's labels.
 _KNOWN_EXTRAS = ("reference", "teacher_probabilities", "teacher_prediction")
 
 
