@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from fastkd.corpora.logprobs import RENORMALISED, Position, parsed
+from fastkd.corpora.logprobs import RENORMALISED, Position, parsed, row_key
 from fastkd.files import file_digest
 
 
@@ -43,7 +43,7 @@ class LogprobFiles:
         for path in self.paths:
             for offset, where, line in _lines(path, progress):
                 ids, positions = _read(line, where)
-                self._places.setdefault(_key(ids), (path, offset))
+                self._places.setdefault(row_key(ids), (path, offset))
                 entries = min([entries, *(len(one.columns) for one in positions)])
                 least = min([least, *(float(np.exp(one.logprobs).sum()) for one in positions)])
         if math.isinf(entries):
@@ -56,11 +56,11 @@ class LogprobFiles:
 
     def __contains__(self, ids: Sequence[int]) -> bool:
         """Whether a line has exactly these tokens."""
-        return _key(ids) in self._places
+        return row_key(ids) in self._places
 
     def find(self, ids: Sequence[int]) -> list[Position]:
         """The distributions of all tokens but the first, each cut to ``entries``. The row must be there."""
-        path, offset = self._places[_key(ids)]
+        path, offset = self._places[row_key(ids)]
         with path.open("rb") as file:
             file.seek(offset)
             _, positions = _read(file.readline(), str(path))
@@ -82,10 +82,6 @@ def _lines(path: Path, progress: bool) -> Iterator[tuple[int, str, bytes]]:
                 offset += len(line)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _key(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=16).digest()
 
 
 def _read(line: bytes, where: str) -> tuple[list[int], list[Position]]:

@@ -9,7 +9,9 @@ object with ``logprob``. Besides the K largest there may be that of the token it
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,11 @@ class Position:
     def cut(self, most: int) -> Position:
         """The largest of them. The token itself may come on top of the K largest, and is no larger."""
         return Position(self.columns[:most], self.logprobs[:most])
+
+
+def row_key(ids: Sequence[int]) -> bytes:
+    """A digest of a row's tokens, by which its log-probabilities are found."""
+    return hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=16).digest()
 
 
 def parsed(given: Any, where: str) -> tuple[list[int], list[Position]]:

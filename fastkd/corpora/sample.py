@@ -8,8 +8,7 @@ from typing import Any
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
-from fastkd.corpora.tasks.base import IGNORE_INDEX, Row, routes
-from fastkd.corpora.teacher_prompts import check_columns, columns_in
+from fastkd.corpora.tasks.base import IGNORE_INDEX, Row, teachers_columns
 
 MOST = 2_000
 
@@ -86,14 +85,10 @@ def look(
         ValueError: columns that the task does not read.
     """
     layout = task.layout_of(data.column_names, field, needs_answer)
-    unread = task.unread(layout, data.column_names)
+    of_teacher = teachers_columns(args, field, data.column_names)
+    unread = [name for name in task.unread(layout, data.column_names) if name not in of_teacher]
     step = max(1, -(-len(data) // MOST))
     read = task.columns_read(layout, data.column_names)
-    if routes(args, field, data.column_names):
-        unread = [name for name in unread if name != args.teacher_column]
-    if args.teacher_prompt is not None:
-        check_columns(args.teacher_prompt, data.column_names, field)
-        unread = [name for name in unread if name not in columns_in(args.teacher_prompt)]
     some = task.prepared(data.select(range(0, len(data), step)).select_columns(read))
     rows, encoded, error, more = list(some), [], None, 0
     for number, row in enumerate(rows):

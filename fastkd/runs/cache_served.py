@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastkd.corpora.logprobs import Position
 from fastkd.corpora.tasks import Task
 from fastkd.runs.cache_positions import PositionSource
+from fastkd.served import under_way
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import ServedTeacher
 
@@ -35,17 +35,13 @@ class ServedSource(PositionSource):
         return {"served": self.teacher.digest()}
 
     def found(self, rows: Iterator[Any]) -> Iterator[tuple[Any, Sequence[Position]]]:
-        """Each row, and its distributions. Twice as many rows are asked for as the server may have at a time,
-        so that it always has work.
-        """
-        ahead, waiting = self.teacher.ahead, deque[Any]()
-        for row in rows:
-            ahead.ask(row["input_ids"].tolist())
-            waiting.append(row)
-            if len(waiting) >= 2 * self.args.teacher_requests:
-                yield self._taken(waiting.popleft())
-        while waiting:
-            yield self._taken(waiting.popleft())
+        """Each row, and its distributions; other rows are asked for meanwhile."""
+        ahead = self.teacher.ahead
+        for row, ids in under_way(rows, self._asked, self.args.teacher_requests):
+            yield row, ahead.take(ids)
 
-    def _taken(self, row: Any) -> tuple[Any, Sequence[Position]]:
-        return row, self.teacher.ahead.take(row["input_ids"].tolist())
+    def _asked(self, row: Any) -> list[int]:
+        """The tokens of a row, for which the server is asked."""
+        ids: list[int] = row["input_ids"].tolist()
+        self.teacher.ahead.ask(ids)
+        return ids

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fastkd.corpora.store.fingerprints import rows_digest, tensors_digest, tokenizer_fingerprint
-from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, MixedTeachers, RoutedTeachers, ServedTeacher
+from fastkd.trainer.teachers import CachedTeacher, LiveTeacher, ServedTeacher
+from fastkd.trainer.teachers.several import SeveralTeachers
 
 # The digests by what they are of; None where there is nothing, or nothing that can be read twice.
 Contents = dict[str, str | None]
@@ -48,7 +49,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _teacher_digest(teacher: Any) -> str | None:
-    if isinstance(teacher, (RoutedTeachers, MixedTeachers)):
+    if isinstance(teacher, SeveralTeachers):
         digests = {name: _teacher_digest(one) for name, one in teacher.teachers.items()}
         return hashlib.sha256(repr(digests).encode()).hexdigest()
     if isinstance(teacher, LiveTeacher):

@@ -74,8 +74,7 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
     if has_model(control):
         del student
         other = load_model(args, str(control))
-        source = TeacherSource.parse(args.teacher)
-        beside = load_teacher(args, other) if source.is_base or source.is_self else teacher
+        beside = load_teacher(args, other) if TeacherSource.parse(args.teacher).is_own else teacher
         found["control"] = _part(look, "control", other, beside)
     look.describe(found)
     if args.process_index == 0:

@@ -255,7 +255,7 @@ def _inputs(args: DistillationConfig) -> Iterator[tuple[str, str, str]]:
     several = args.teachers if isinstance(args.teachers, dict) else {"": args.teacher}
     for name, one in several.items():
         source = TeacherSource.parse(one)
-        if source.name and not source.is_served and not source.is_several:
+        if source.name and not source.is_served:
             yield f"teacher {name}".strip(), str(one), source.name
     if teacher.cache is not None:
         for part in ("train", "eval"):

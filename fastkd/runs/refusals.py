@@ -98,12 +98,16 @@ def _own_prompt(args: DistillationConfig) -> Iterator[Refusal]:
             f"{'packed texts have' if args.packing else 'classification has'} none",
             "leave out teacher_prompt",
         )
+    yield from _no_layers(
+        args,
+        "prompt_with_matches",
+        "teacher_prompt gives both sides other tokens, whose layers cannot be compared",
+    )
+
+
+def _no_layers(args: DistillationConfig, name: str, why: str) -> Iterator[Refusal]:
     if args.feature_matches or args.gradient_match_weight:
-        yield Refusal(
-            "prompt_with_matches",
-            "teacher_prompt gives both sides other tokens, whose layers cannot be compared",
-            "leave out feature_matches and gradient_match_weight",
-        )
+        yield Refusal(name, why, "leave out feature_matches and gradient_match_weight")
 
 
 def _sampled(args: DistillationConfig) -> Iterator[Refusal]:
@@ -134,12 +138,7 @@ def _sampled(args: DistillationConfig) -> Iterator[Refusal]:
             "objective: sampled has one teacher, and rows have several",
             "set teacher, or objective: full",
         )
-    if args.feature_matches or args.gradient_match_weight:
-        yield Refusal(
-            "sampled_with_matches",
-            "objective: sampled reads no layers of the teacher",
-            "leave out feature_matches and gradient_match_weight",
-        )
+    yield from _no_layers(args, "sampled_with_matches", "objective: sampled reads no layers of the teacher")
 
 
 def _insides(args: DistillationConfig) -> Iterator[Refusal]:

@@ -40,6 +40,7 @@ from fastkd.trainer import checkpoints, zero
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading import check_tokens, load_student, load_teacher, load_tokenizer
 from fastkd.trainer.teachers import ServedTeacher, Teacher, TeacherSource
+from fastkd.trainer.teachers.several import each_of
 from fastkd.trainer.trainer import DistillationTrainer
 
 # A run mentions that the student waited for its teacher from this many seconds and this share of its time.
@@ -140,6 +141,11 @@ def sequence_level(args: DistillationConfig) -> dict[str, Any]:
     return {"sequence_level": {"mode": mode, "teacher": teacher}}
 
 
+def waited_for(teacher: Any) -> float:
+    """Seconds for which students have waited for a served teacher, or for those among several."""
+    return sum(one.waited for one in each_of(teacher).values() if isinstance(one, ServedTeacher))
+
+
 def waiting(part: dict[str, Any]) -> list[str]:
     """A warning where the student has waited for a served teacher for a tenth of its time or more."""
     waited = part.get("waited_seconds", 0.0)
@@ -194,8 +200,7 @@ def load_inputs(args: DistillationConfig, command: str) -> Inputs:
     if command == "distill":
         check_teacher(args)
         check_control(args, labelled(data.train, args))
-    source = TeacherSource.parse(args.teacher)
-    alone = command == "train" or source.is_base or source.is_self
+    alone = command == "train" or TeacherSource.parse(args.teacher).is_own
     return Inputs(data, None if alone else load_teacher(args))
 
 
@@ -272,7 +277,7 @@ def train_one(
         folder = str(args.output_dir)
         last = checkpoints.last_whole(Path(folder))
         resume = None if last is None else str(last)
-    waited = getattr(teacher, "waited", 0.0)
+    waited = waited_for(teacher)
     trainer.train(resume_from_checkpoint=resume)
     cost = clock.report()
     trainer.save_model()
@@ -284,8 +289,7 @@ def train_one(
         "eval": {},
         "history": trainer.state.log_history,
     }
-    if isinstance(teacher, ServedTeacher):
-        found["waited_seconds"] = teacher.waited - waited
+    found["waited_seconds"] = waited_for(teacher) - waited
     if held_out is not None:
         found |= look.at(title.strip(), trainer)
     return found, trainer.is_world_process_zero()

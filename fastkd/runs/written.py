@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from fastkd.corpora.decode import Answer, Question, continuation, decode, end_to
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.vocabulary import too_narrow
 from fastkd.runs.shards import MadeBy, seed_of
+from fastkd.served import under_way
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.teachers import LiveTeacher, ServedTeacher
 
@@ -127,16 +128,16 @@ class ServedWriter:
     def answers(
         self, asked: Sequence[Question], first: int, several: bool
     ) -> Iterator[tuple[int, list[Answer]]]:
-        model = self.teacher.model
         seed = seed_of(self.args.seed, first)
-        waiting: deque[tuple[int, list[int], Any]] = deque()
-        for number, question in enumerate(asked):
+
+        def sent(numbered: tuple[int, Question]) -> tuple[list[int], Future[Any]]:
+            number, question = numbered
             prompt, room = self._fitted(question.ids)
-            waiting.append((number, prompt, model.write_later(prompt, room, **self._decoding(seed + number))))
-            if len(waiting) >= 2 * self.args.teacher_requests:
-                yield self._taken(*waiting.popleft(), several)
-        while waiting:
-            yield self._taken(*waiting.popleft(), several)
+            return prompt, self.teacher.model.write_later(prompt, room, **self._decoding(seed + number))
+
+        for (number, _), (prompt, found) in under_way(enumerate(asked), sent, self.args.teacher_requests):
+            answers = self._answers(prompt, found.result())
+            yield number, answers if several else answers[:1]
 
     def _decoding(self, seed: int) -> dict[str, Any]:
         if self.args.generation_mode == "sample":
@@ -153,13 +154,13 @@ class ServedWriter:
         prompt = prompt[-(whole - 1) :]
         return prompt, min(room, whole - len(prompt))
 
-    def _taken(self, number: int, prompt: list[int], found: Any, several: bool) -> tuple[int, list[Answer]]:
+    def _answers(self, prompt: list[int], given: Any) -> list[Answer]:
         ends = end_tokens(None, self.tokenizer)
         answers = []
-        for tokens, complete in self.teacher.model.answers_in(found.result()):
+        for tokens, complete in self.teacher.model.answers_in(given):
             said = tokens[:-1] if complete and tokens and tokens[-1] in ends else tokens
             answers.append(Answer(tokens, continuation(self.tokenizer, prompt, said), complete))
-        return number, answers if several else answers[:1]
+        return answers
 
 
 def longest(args: DistillationConfig) -> int:

@@ -5,10 +5,10 @@ compares the server's model with the run before the first step, and ``ahead`` as
 needed.
 """
 
-from fastkd.served.ahead import Ahead
+from fastkd.served.ahead import Ahead, under_way
 from fastkd.served.client import Client, Server, ServerRefused
 from fastkd.served.probe import probe
 from fastkd.served.sglang import Sglang, model_of
 from fastkd.served.vllm import Vllm
 
-__all__ = ["Ahead", "Client", "Server", "ServerRefused", "Sglang", "Vllm", "model_of", "probe"]
+__all__ = ["Ahead", "Client", "Server", "ServerRefused", "Sglang", "Vllm", "model_of", "probe", "under_way"]

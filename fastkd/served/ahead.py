@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
-import numpy as np
-
-from fastkd.corpora.logprobs import Position
+from fastkd.corpora.logprobs import Position, row_key
 from fastkd.served.vllm import Vllm
 
+Item = TypeVar("Item")
+Started = TypeVar("Started")
 # The most open requests and answers that are held; the oldest are dropped, and asked for again if needed.
 _MOST = 4096
 
@@ -35,7 +35,7 @@ class Ahead:
 
     def ask(self, ids: Sequence[int]) -> None:
         """Ask for the distributions of a row, unless this was done before."""
-        key = _key(ids)
+        key = row_key(ids)
         if key not in self._open:
             while len(self._open) >= _MOST:
                 self._open.pop(next(iter(self._open))).cancel()
@@ -50,10 +50,25 @@ class Ahead:
         """
         self.ask(ids)
         began = time.monotonic()
-        answer = self._open.pop(_key(ids)).result()
+        answer = self._open.pop(row_key(ids)).result()
         self.waited += time.monotonic() - began
         return self.model.positions_in(answer, len(ids), self.entries)
 
 
-def _key(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=16).digest()
+def under_way(
+    items: Iterable[Item], start: Callable[[Item], Started], requests: int
+) -> Iterator[tuple[Item, Started]]:
+    """Each item with what starting it returned, in order. Twice as many are started as the server may have at
+    a time, so that it always has work.
+
+    Args:
+        items: what is asked for, for example rows.
+        start: sends the request of an item.
+        requests: the most requests at a time.
+    """
+    waiting: deque[tuple[Item, Started]] = deque()
+    for item in items:
+        waiting.append((item, start(item)))
+        if len(waiting) >= 2 * requests:
+            yield waiting.popleft()
+    yield from waiting

@@ -65,6 +65,10 @@ class Vllm:
         longest = models[self.name].get("max_model_len")
         self.longest = int(longest) if longest else None
 
+    @property
+    def _completions(self) -> str:
+        return f"{self.client.server.url.rstrip('/')}/completions"
+
     def read_later(self, ids: Sequence[int], entries: int, **sampling: Any) -> concurrent.futures.Future[Any]:
         """Ask for the log-probabilities of a prompt's tokens; :meth:`positions_in` reads the answer.
 
@@ -74,7 +78,7 @@ class Vllm:
             sampling: settings of sampling in place of those above.
         """
         content = {"model": self.name, "prompt": list(ids), "prompt_logprobs": entries, **_PLAIN, **sampling}
-        return self.client.post_later(f"{self.client.server.url.rstrip('/')}/completions", content)
+        return self.client.post_later(self._completions, content)
 
     def positions_in(self, answer: Any, tokens: int, entries: int) -> list[Position]:
         """The distributions of all tokens of a prompt but the first.
@@ -129,7 +133,7 @@ class Vllm:
             "skip_special_tokens": False,
             **decoding,
         }
-        return self.client.post_later(f"{self.client.server.url.rstrip('/')}/completions", content)
+        return self.client.post_later(self._completions, content)
 
     def answers_in(self, answer: Any) -> list[tuple[list[int], bool]]:
         """The tokens of the answers, the best first, and whether the model ended them itself.

@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fastkd import SparseTeacher, kd_loss, sampled_kd_loss, token_logprobs
+from fastkd import SparseTeacher, sampled_kd_loss
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch
 from fastkd.trainer.models import Distribution, HiddenLogits
-from fastkd.trainer.objective import Sums
+from fastkd.trainer.objective import Sums, loss
 from fastkd.trainer.teachers import PromptedTeacher, Teacher
 
 
@@ -61,33 +61,17 @@ class SampledObjective:
     ) -> tuple[Tensor, Sums]:
         """The loss, and the sums over the tokens of loss, ``kd`` (the estimate ``k1``) and ``ce``."""
         own, mask = self._logprobs(student, targets), targets != IGNORE_INDEX
-        each = sampled_kd_loss(
-            own,
-            given,
-            estimator=self.estimator,
-            advantage_clip=self.advantage_clip,
-            mask=mask,
-            reduction="none",
-        )
+        options: dict[str, Any] = {"estimator": self.estimator, "advantage_clip": self.advantage_clip}
+        whole = sampled_kd_loss(own, given, mask=mask, reduction="sum", **options)
         count = mask.sum()
         items = count if num_items is None else num_items
-        loss = each.sum() / torch.as_tensor(items, device=each.device).clamp(min=1)
         with torch.no_grad():
-            sums = {"tokens": count.float(), "loss": each.sum().float(), "ce": -own.sum().float()}
+            sums = {"tokens": count.float(), "loss": whole.float(), "ce": -own.sum().float()}
             sums["kd"] = torch.where(mask, own - given.to(own), 0.0).sum().float()
-        return loss, {name: value.detach() for name, value in sums.items()}
+        mean = whole / torch.as_tensor(items, device=whole.device).clamp(min=1)
+        return mean, {name: value.detach() for name, value in sums.items()}
 
     def _logprobs(self, side: Distribution, targets: Tensor) -> Tensor:
-        if isinstance(side, HiddenLogits):
-            found: Tensor = token_logprobs(
-                side.hidden,
-                side.weight,
-                targets,
-                bias=side.bias,
-                logit_scale=side.logit_scale,
-                logit_softcap=side.logit_softcap,
-                vocab_size=self.vocab_size,
-            )
-            return found
-        assert isinstance(side, Tensor)
-        return -kd_loss(side, None, targets, kd_ratio=0.0, vocab_size=self.vocab_size, reduction="none")
+        options = {"kd_ratio": 0.0, "vocab_size": self.vocab_size, "reduction": "none"}
+        found: Tensor = -loss(side, None, targets, options)  # type: ignore[arg-type]
+        return found

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from support import stored
 from support.served import Stub, serving
+from support.served_runs import generated
 from support.stored import settings
 from support.tiny import llama
 
@@ -102,14 +102,7 @@ def test_answers_of_a_server_are_those_of_its_model(config: Path, tmp_path: Path
     said = ["generate", str(config), *options, "--output-dir"]
     assert main([*said, str(tmp_path / "served")]) == 0
     assert main([*said, str(tmp_path / "live"), "--teacher", str(tmp_path / "teacher")]) == 0
-    served, live = (
-        [
-            row
-            for path in sorted((tmp_path / name).glob("*.parquet"))
-            for row in pq.read_table(path).to_pylist()
-        ]
-        for name in ("served", "live")
-    )
+    served, live = (generated(tmp_path / name) for name in ("served", "live"))
     assert len(served) == 40 and served == live
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("served", "live")]
     assert manifests[0]["tokens"] == manifests[1]["tokens"]
@@ -128,14 +121,7 @@ def test_answers_of_sglang(
     greedy = ["--num-beams", "1"]
     assert main([*said, str(tmp_path / "served"), *greedy]) == 0
     assert main([*said, str(tmp_path / "live"), *greedy, "--teacher", str(tmp_path / "teacher")]) == 0
-    served, live = (
-        [
-            row
-            for path in sorted((tmp_path / name).glob("*.parquet"))
-            for row in pq.read_table(path).to_pylist()
-        ]
-        for name in ("served", "live")
-    )
+    served, live = (generated(tmp_path / name) for name in ("served", "live"))
     assert len(served) == 40 and served == live
 
 
@@ -146,10 +132,8 @@ def test_samples_of_a_server(config: Path, stub: Stub, tmp_path: Path) -> None:
     for name in ("one", "two"):
         # Torch's generator is that of all threads, so the stub must draw one answer at a time.
         assert main([*said, str(tmp_path / name), "--teacher-requests", "1"]) == 0
-        made.append(
-            [pq.read_table(path)["completion"].to_pylist() for path in (tmp_path / name).glob("*.parquet")]
-        )
-    assert made[0] == made[1] and len({text for shard in made[0] for text in shard}) > 20
+        made.append([row["completion"] for row in generated(tmp_path / name)])
+    assert made[0] == made[1] and len(set(made[0])) > 20
     stub.tokenizer = stored.tokenizer(letters=stored.LETTERS[::-1])
     assert main([*said, str(tmp_path / "other")]) == 1
 

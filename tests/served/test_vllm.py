@@ -13,11 +13,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from support import stored
 from support.served import Stub, serving
-from support.served_runs import TopK, trained
+from support.served_runs import TopK, generated, trained
 from support.stored import settings
 from support.vllm_server import Vllm
 
@@ -114,14 +113,7 @@ def test_answers(vllm: Vllm, tmp_path: Path, options: list[str]) -> None:
     said = ["generate", str(config), *options, "--output-dir"]
     assert main([*said, str(tmp_path / "served")]) == 0
     assert main([*said, str(tmp_path / "live"), "--teacher", str(vllm.folder)]) == 0
-    served, live = (
-        [
-            row["completion"]
-            for path in sorted((tmp_path / name).glob("*.parquet"))
-            for row in pq.read_table(path).to_pylist()
-        ]
-        for name in ("served", "live")
-    )
+    served, live = ([row["completion"] for row in generated(tmp_path / name)] for name in ("served", "live"))
     assert len(served) == 12 and all(served)
     if options[-1] == "1":
         assert served == live

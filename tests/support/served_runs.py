@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from support import stored
 from support.stored import settings
 from support.tiny import llama, rows
@@ -46,3 +47,8 @@ def trained(teacher: Any, tmp_path: Path, name: str, data: Any = None, **fields:
     )
     trainer.train()
     return [*trainer.state.log_history, trainer.evaluate()]
+
+
+def generated(folder: Path) -> list[dict[str, Any]]:
+    """The rows that ``fastkd generate`` wrote."""
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]

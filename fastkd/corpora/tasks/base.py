@@ -212,13 +212,11 @@ class Task(ABC):
         columns = columns_of(rows)
         layout = self.layout_of(columns, field, needs_answer)
         read = self.columns_read(layout, columns)
-        fields = ("input_ids", "labels", *self.further_fields(layout))
-        numbered = routes(args, field, columns)
-        if numbered:
-            read, fields = [*dict.fromkeys([*read, args.teacher_column])], (*fields, ROUTE)
-        if (template := args.teacher_prompt) is not None:
-            check_columns(template, columns, field)
-            read, fields = [*dict.fromkeys([*read, *columns_in(template)])], (*fields, TEACHER_PROMPT)
+        fields: tuple[str, ...] = ("input_ids", "labels", *self.further_fields(layout))
+        numbered, template = {name: i for i, name in enumerate(args.routes)}, args.teacher_prompt
+        read = [*dict.fromkeys([*read, *teachers_columns(args, field, columns)])]
+        fields += (ROUTE,) if numbered else ()
+        fields += () if template is None else (TEACHER_PROMPT,)
         remarks = [*self.remarks, "row"]
         rows = self.prepared(rows)
 
@@ -280,11 +278,11 @@ class Task(ABC):
     def what_was_cut(self, args: TaskSettings) -> str: ...
 
 
-def routes(args: TaskSettings, field: str, columns: Sequence[str]) -> dict[str, int]:
-    """The numbers of several teachers by name; empty where rows need not name theirs.
+def teachers_columns(args: TaskSettings, field: str, columns: Sequence[str]) -> list[str]:
+    """The columns that name a row's teacher or make its prompt; empty for one teacher with the same prompt.
 
     Raises:
-        ValueError: data without the column that names each row's teacher.
+        ValueError: data without one of them.
     """
     if args.routes and args.teacher_column not in columns:
         raise ValueError(
@@ -292,7 +290,11 @@ def routes(args: TaskSettings, field: str, columns: Sequence[str]) -> dict[str, 
             f"({', '.join(args.routes)}): add it, or name it with teacher_column; with teacher_weights all "
             "teachers are mixed"
         )
-    return {name: number for number, name in enumerate(args.routes)}
+    found = [args.teacher_column] if args.routes else []
+    if args.teacher_prompt is not None:
+        check_columns(args.teacher_prompt, columns, field)
+        found += columns_in(args.teacher_prompt)
+    return found
 
 
 def route(name: Any, numbers: dict[str, int], place: str) -> int:

@@ -30,8 +30,7 @@ class LiveTeacher:
         self.model = model.requires_grad_(False).eval()
         self.task = task
         self.columns = _columns(model, task)
-        head = find_linear_head(model) if fused else None
-        self.head = head if isinstance(head, LinearHead) else None
+        self.head = fused_head(model) if fused else None
 
     def to(self, device: torch.device) -> None:
         """Move to the student's device, unless the teacher was placed (or quantised) when it was loaded."""
@@ -65,8 +64,7 @@ class BaseTeacher:
             )
         self.model, self.task = student, task
         self.columns = _columns(student, task)
-        head = find_linear_head(student) if fused else None
-        self.head = head if isinstance(head, LinearHead) else None
+        self.head = fused_head(student) if fused else None
 
     def to(self, device: torch.device) -> None:
         """Nothing to move: this teacher is part of the student."""
@@ -75,6 +73,12 @@ class BaseTeacher:
         # A teacher has no dropout.
         with evaluating(self.model), _adapter_off(self.model), torch.set_grad_enabled(requested.embeddings):
             return forward(self.model, self.head, self.task.model_inputs(self.model, batch), requested)
+
+
+def fused_head(model: Any) -> LinearHead | None:
+    """The model's linear head, for the fused loss; None if it has none."""
+    head = find_linear_head(model)
+    return head if isinstance(head, LinearHead) else None
 
 
 def _columns(model: Any, task: Task) -> int:

@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 
 from fastkd.corpora.contexts import evaluating
 from fastkd.corpora.tasks import Batch, Task
-from fastkd.trainer.heads import find_linear_head, output_width
-from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested, forward
+from fastkd.trainer.heads import output_width
+from fastkd.trainer.models import NOTHING_MORE, ModelOutput, Requested, forward
+from fastkd.trainer.teachers.live import fused_head
 
 WEIGHTS = ("live", "initial", "ema")
 # The file of the moving average in a checkpoint.
@@ -40,8 +41,7 @@ class SelfTeacher:
         self.student, self.task, self.weights, self.decay = student, task, weights, decay
         self.model = student if weights == "live" else copy.deepcopy(student).requires_grad_(False).eval()
         self.columns = output_width(student)
-        head = find_linear_head(self.model) if fused else None
-        self.head = head if isinstance(head, LinearHead) else None
+        self.head = fused_head(self.model) if fused else None
 
     def to(self, device: torch.device) -> None:
         """Move the copy to the student's device."""

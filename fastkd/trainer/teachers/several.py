@@ -19,11 +19,11 @@ from fastkd.trainer.teachers.base import Teacher
 NUMBERS = "teacher_number"
 
 
-class RoutedTeachers:
-    """Teachers of which each row of a batch has one. The loss takes them one after another, by :meth:`parts`.
+class SeveralTeachers:
+    """Live teachers by name.
 
     Args:
-        teachers: live teachers by name. A row's number counts them in this order.
+        teachers: the teachers.
     """
 
     live = True
@@ -39,6 +39,14 @@ class RoutedTeachers:
     def to(self, device: torch.device) -> None:
         for teacher in self.teachers.values():
             teacher.to(device)
+
+
+class RoutedTeachers(SeveralTeachers):
+    """Teachers of which each row of a batch has one. The loss takes them one after another, by :meth:`parts`.
+
+    Args:
+        teachers: live teachers by name. A row's number counts them in this order.
+    """
 
     def parts(self, batch: Batch) -> list[tuple[Teacher, Tensor]]:
         """The teachers that have rows in a batch, each with the numbers of its rows.
@@ -77,7 +85,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
     }
 
 
-class MixedTeachers:
+class MixedTeachers(SeveralTeachers):
     """One teacher that is the mixture of others: its probabilities are the weighted means of theirs, at
     temperature 1.
 
@@ -86,23 +94,12 @@ class MixedTeachers:
         weights: of each, by name; they are divided by their sum.
     """
 
-    live = True
-
     def __init__(self, teachers: Mapping[str, Teacher], weights: Mapping[str, float]) -> None:
-        self.teachers = dict(teachers)
+        super().__init__(teachers)
         total = sum(weights.values())
         self.logs = [
             math.log(weights[name] / total) if weights[name] else -math.inf for name in self.teachers
         ]
-
-    @property
-    def columns(self) -> int:
-        """The columns that all of them have; the others are padding."""
-        return min(teacher.columns for teacher in self.teachers.values())
-
-    def to(self, device: torch.device) -> None:
-        for teacher in self.teachers.values():
-            teacher.to(device)
 
     def __call__(self, batch: Batch, requested: Requested = NOTHING_MORE) -> ModelOutput:
         """The logarithms of the mixture's probabilities, as logits ``(rows, length, columns)``."""
@@ -127,4 +124,4 @@ class MixedTeachers:
 
 def each_of(teacher: Any) -> dict[str, Teacher]:
     """The teachers that several are made of, by name; the teacher itself, without a name, if it is one."""
-    return teacher.teachers if isinstance(teacher, (RoutedTeachers, MixedTeachers)) else {"": teacher}
+    return teacher.teachers if isinstance(teacher, SeveralTeachers) else {"": teacher}

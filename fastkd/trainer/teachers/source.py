@@ -58,6 +58,11 @@ class TeacherSource:
         return self.kind == "self"
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is made of the run's own student."""
+        return self.is_base or self.is_self
+
+    @property
     def is_served(self) -> bool:
         """Whether it is a model behind a URL."""
         return self.kind == "served"
