@@ -1,10 +1,11 @@
-"""Packs log-probabilities as other programs do, number by number in plain Python: the oracle of the readers."""
+"""Packs log-probabilities as other programs do, number by number in plain Python: the readers' oracle."""
 
 from __future__ import annotations
 
 import math
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def compressed(logprobs: Sequence[float], config: dict[str, Any]) -> tuple[list[
     """One token's log-probabilities as DistillKit stores them, and what must be read again."""
     given = list(logprobs)
     if config.get("delta_encoding", True):
-        given = [given[0], *(b - a for a, b in zip(given, given[1:], strict=False))]
+        given = [given[0], *(b - a for a, b in pairwise(given))]
     exact_dtype = config.get("exact_dtype", "float32")
     exact, others = given[: config["exact_k"]], given[config["exact_k"] :]
     raw = b"".join(number(value, exact_dtype) for value in exact)

@@ -161,7 +161,7 @@ def table(row: pa.Table, name: str, where: str) -> np.ndarray:
         ValueError: lists of different lengths, or other values.
     """
     values, sizes = lists(row, name, where)
-    if not _is_number(values.type) or values.null_count:
+    if len(values) and (not _is_number(values.type) or values.null_count):
         raise ValueError(f"{where}: {name} must hold numbers")
     if len(set(sizes.tolist())) > 1:
         wrong = int((sizes != sizes[0]).argmax())
@@ -169,6 +169,8 @@ def table(row: pa.Table, name: str, where: str) -> np.ndarray:
             f"{where}: {name} has {sizes[0]} numbers at its first place and {sizes[wrong]} at another"
         )
     width = int(sizes[0]) if len(sizes) else 0
+    if not width:
+        return np.empty((len(sizes), 0))
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(len(sizes), width)
 
 
