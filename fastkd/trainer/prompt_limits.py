@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastkd.corpora.labels import IGNORE_INDEX
@@ -27,7 +27,7 @@ def longest_prompted(rows: Any, task: Task, args: DistillationConfig) -> tuple[i
     if TEACHER_PROMPT not in rows.column_names or not len(rows):
         return None
     columns = rows.select_columns([TEACHER_PROMPT, "labels"])
-    lengths = [_length(row, task, args) for row in columns]
+    lengths = [prompted_length(len(row[TEACHER_PROMPT]), row["labels"], task, args) for row in columns]
     longest = max(lengths)
     return longest, lengths.index(longest)
 
@@ -81,11 +81,15 @@ def check_teacher_prompts(
             )
 
 
-def _length(row: dict[str, Any], task: Task, args: DistillationConfig) -> int:
-    prompt = len(row[TEACHER_PROMPT])
+def prompted_length(prompt: int, labels: Sequence[int], task: Task, args: DistillationConfig) -> int:
+    """The tokens that the teacher reads for a row.
+
+    Args:
+        prompt: those of its prompt.
+        labels: the row's labels.
+    """
     if task.name == "seq2seq":
         return prompt
-    labels = row["labels"]
     first = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
     given = len(labels) - first if args.lmbda < 1 else 0
     written = args.max_completion_length if args.lmbda > 0 else 0

@@ -205,6 +205,8 @@ def test_a_run_on_tokens(work: dict[str, Any]) -> None:
     assert main(["distill", "run.yaml", "--teacher", "cache:cached", "--output-dir", "out"]) == 0
     assert json.loads(Path("out/report.json").read_text())["student"]["eval"]["kd"] > 0
     assert main(["doctor", "run.yaml", "--teacher", "cache:cached", "--output-dir", "out2"]) == 0
+    assert main(["evaluate", "run.yaml", "--model", "out", "--output-dir", "looked"]) == 0
+    assert main(["generate", "run.yaml", "--output-dir", "written"]) == 1
 
 
 def told(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:

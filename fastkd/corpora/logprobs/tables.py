@@ -22,6 +22,8 @@ from fastkd.corpora.logprobs.source import LogprobFiles, Place
 
 # Tokens from which on it is judged whether the log-probabilities are those of the tokens beside them.
 _JUDGED = 100
+# Tokens after which no more are looked at for it.
+_ENOUGH = 50_000
 # A mean probability of the tokens beside, and its ratio to that of the tokens, from which on it is said.
 _BESIDE, _TIMES = 0.1, 2.0
 
@@ -67,8 +69,9 @@ class TableFiles(LogprobFiles):
         for number in tqdm(range(len(rows)), f"reading {field}", unit="row", disable=not progress):
             for part, one in enumerate(self._read(number)):
                 self.entries = max(self.entries, one.block.columns.shape[1])
-                sums, count = _probabilities(one)
-                beside, tokens = beside + sums, tokens + count
+                if tokens < _ENOUGH:
+                    sums, count = _probabilities(one)
+                    beside, tokens = beside + sums, tokens + count
                 if one.kept is not None:
                     place = Place((number, part), self._where(number), one.begin)
                     least = float(one.block.masses.min(initial=np.inf))
