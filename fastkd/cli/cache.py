@@ -12,7 +12,8 @@ output_dir/train and output_dir/eval. Then `teacher: cache:output_dir` distils f
 Prints the bytes and entries per token, and how much of the teacher's probability they hold.
 --kind is short for --cache_kind. A run that was stopped resumes when it is started again.
 
-  --from FILE         the log-probabilities that vLLM gave for the rows, in place of running the teacher
+  --from FILE         log-probabilities in the layout of vLLM, axolotl or DistillKit, or a directory of
+                      files, in place of running the teacher
   --write-rows FILE   only write the tokens of all rows, as JSON lines, for vLLM to run the teacher on them"""
 
 

@@ -23,6 +23,7 @@ from fastkd.corpora.local_files import where
 from fastkd.corpora.prompts import prompt_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks import Task
+from fastkd.corpora.tasks.forms import WITHOUT_PROMPT
 from fastkd.corpora.tasks.seq2seq import fitted_source
 from fastkd.corpora.turns import answer_text, prompt_tokens
 from fastkd.corpora.window import Limits
@@ -116,7 +117,7 @@ def questions(rows: Any, task: Task, tokenizer: Any, args: TaskSettings, field: 
 
 def asks(task: Task, layout: tuple[str, ...]) -> bool:
     """Whether rows of this layout have a prompt and its answer."""
-    return task.name == "seq2seq" or (task.name == "causal_lm" and layout != ("text",))
+    return task.name == "seq2seq" or (task.name == "causal_lm" and layout not in WITHOUT_PROMPT)
 
 
 def _question(

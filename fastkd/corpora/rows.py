@@ -36,7 +36,7 @@ def load_rows(field: str, args: RowSettings) -> Dataset | None:
         rows = _from_hub(args.dataset, split)
     else:
         return None
-    return converted(field, _mapped(field, rows, args), args)
+    return converted(field, mapped(field, rows, args), args)
 
 
 def _from_hub(name: str, split: str) -> Dataset:
@@ -50,7 +50,12 @@ def _from_hub(name: str, split: str) -> Dataset:
         raise ValueError(f"dataset {name!r} (split {split!r}) could not be loaded: {reason}") from error
 
 
-def _mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
+def mapped(field: str, rows: Dataset, args: RowSettings) -> Dataset:
+    """The rows with the columns that ``column_mapping`` names under our names.
+
+    Raises:
+        ValueError: a column that does not exist.
+    """
     mapping: Any = args.column_mapping or {}
     if not isinstance(mapping, dict):
         raise ValueError(f"column_mapping must map fastkd's column names to the file's, not {mapping!r}")

@@ -18,6 +18,7 @@ from fastkd.corpora.tasks import TASKS
 from fastkd.demo import loss_share, picture, text
 from fastkd.directories import claimed
 from fastkd.runs import report
+from fastkd.runs.measuring import Measuring, TeacherSeen
 from fastkd.runs.output_directory import refuse_other_commands
 from fastkd.runs.train import control_of, train_one
 from fastkd.trainer import DistillationConfig
@@ -118,6 +119,7 @@ def _run(output_dir: Path, seed: int, quick: bool) -> dict[str, Any]:
 
     args = _settings(plan, output_dir / "student", seed, plan.student_steps, learning_rate=2e-3)
     args.eval_steps = max(1, plan.student_steps // plan.evaluations)
+    of_teacher = TeacherSeen()  # the teacher is evaluated once, and both models are compared with it
     for number, name in ((4, "student"), (5, "control")):
         what = "on a small part of the text, with the teacher (what `fastkd distill` does)"
         _stage(number, f"{name}: " + (what if name == "student" else "the same without the teacher"))
@@ -125,7 +127,9 @@ def _run(output_dir: Path, seed: int, quick: bool) -> dict[str, Any]:
         settings.output_dir = str(output_dir / name)
         set_seed(seed)
         student = _llama(plan.student, tokenizer, plan.length)
-        found[name], _ = train_one(settings, f"  {name}", student, teacher, transfer, dev, tokenizer)
+        look = Measuring(settings, tokenizer, dev, seen=of_teacher)
+        rows = transfer, dev, tokenizer
+        found[name], _ = train_one(settings, f"  {name}", student, teacher, *rows, look=look)
     # The command repeats the demo; no configuration file describes it.
     command = ["fastkd", "demo", "--output-dir", str(output_dir), "--seed", str(seed)] + ["--quick"] * quick
     found |= report.about(args, "demo") | {"configuration": {}, "repeat": shlex.join(command)}

@@ -107,7 +107,7 @@ def _cached_files(args: DistillationConfig, folder: Path) -> dict[str, Manifest]
             f"cache_from has log-probabilities of prompts, which need task: causal_lm, not {args.task}"
         )
     data = load_data(args, reads_teacher=False)
-    source = FileSource(open_files(args), TASKS[args.task], args, data.tokenizer)
+    source = FileSource(open_files(args, data.tokenizer), TASKS[args.task], args, data.tokenizer)
     parts = {"train": (data.train, "train_file"), "eval": (data.held_out, "eval_file")}
     found = {}
     for name, (rows, field) in parts.items():

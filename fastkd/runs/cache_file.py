@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig
 
-from fastkd.corpora.local_files import files_of
-from fastkd.corpora.logprob_files import LogprobFiles
 from fastkd.corpora.logprobs import Position
+from fastkd.corpora.logprobs.opened import open_logprobs
+from fastkd.corpora.logprobs.source import LogprobFiles
 from fastkd.corpora.store.fingerprints import encoded_rows
-from fastkd.corpora.tasks import TASKS, Task
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Task
 from fastkd.directories import writing_to
 from fastkd.files import write_parts
 from fastkd.runs.cache_positions import PositionSource
@@ -40,6 +41,12 @@ class FileSource(PositionSource):
         self.files = files
         name = args.teacher or ", ".join(path.name for path in files.paths)
         super().__init__(task, args, tokenizer, _columns(args), files.entries, name, "cache_from")
+        token, place = files.largest
+        if token >= self.columns:
+            raise ValueError(
+                f"{place} has token {token}, and the teacher's vocabulary is {self.columns}: it is another "
+                "model's, or teacher names another"
+            )
         if files.renormalised and files.entries < self.columns:
             logger.warning(
                 "the %d probabilities of every token sum to 1: if the server has renormalised them "
@@ -65,26 +72,34 @@ class FileSource(PositionSource):
             needed: whether it is an error if they hold none of them.
 
         Raises:
-            ValueError: some rows are there and others are not.
+            ValueError: some rows are there and others are not, or a target has no distribution.
         """
-        tokens = (row["input_ids"].tolist() for row in encoded_rows(rows, self.task))
-        known = [ids in self.files for ids in tokens]
+        known = []
+        for number, row in enumerate(encoded_rows(rows, self.task)):
+            place = self.files.place(row["input_ids"].tolist())
+            known.append(place is not None)
+            trained = np.flatnonzero(row["labels"][1:] != IGNORE_INDEX) + 1
+            if place is not None and len(trained) and trained[0] < place.begin:
+                raise ValueError(
+                    f"{field}, row {number + 1} is trained from its token {trained[0] + 1} on, and "
+                    f"{place.where} has log-probabilities from token {place.begin + 1} on"
+                )
         if all(known) or not (needed or any(known)):
             return all(known)
         raise ValueError(
             f"{known.count(False):,} of the {len(known):,} rows of {field} have no line in cache_from, the "
             f"first of them row {known.index(False)} (counted from 0): it must have exactly the tokens that "
-            "fastkd cache --write-rows FILE writes"
+            "fastkd cache --write-rows FILE writes (as of the same chat template and max_length)"
         )
 
 
-def open_files(args: DistillationConfig) -> LogprobFiles:
-    """The files of ``cache_from``.
+def open_files(args: DistillationConfig, tokenizer: Any) -> LogprobFiles:
+    """The files of ``cache_from``, whose texts, if it has some, the run's tokenizer encodes.
 
     Raises:
         ValueError: a file that is not there or cannot be read.
     """
-    return LogprobFiles(files_of("cache_from", args.cache_from or ""), not args.disable_tqdm)
+    return open_logprobs("cache_from", args.cache_from or "", tokenizer, args, not args.disable_tqdm)
 
 
 def write_rows(parts: dict[str, Any], task: str, path: Path) -> int:

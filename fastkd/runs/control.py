@@ -15,6 +15,21 @@ def labelled(rows: Any, args: DistillationConfig) -> int:
     return sum(not is_unlabelled(label) and not is_masked(label) for label in rows["labels"])
 
 
+def fewer_rows(rows: Any, args: DistillationConfig) -> dict[str, Any]:
+    """The report's entry on the rows that the student alone learns from; empty where the control has all.
+
+    Args:
+        rows: the encoded training rows.
+        args: the student's settings.
+    """
+    count = labelled(rows, args)
+    return (
+        {}
+        if not args.control or count == len(rows)
+        else {"control_rows": {"with_label": count, "of": len(rows)}}
+    )
+
+
 def keep_length(control: DistillationConfig, rows: Any, student: dict[str, Any]) -> None:
     """Have the control make as many optimizer steps as the student made, each on a whole batch.
 

@@ -30,7 +30,7 @@ from fastkd.runs.chance import Chance
 from fastkd.runs.classes import check_control, check_teacher, settle_classes
 from fastkd.runs.clock import StepClock
 from fastkd.runs.contents import Contents, contents, student_contents
-from fastkd.runs.control import keep_length, labelled
+from fastkd.runs.control import fewer_rows, keep_length, labelled
 from fastkd.runs.measuring import Measuring, TeacherSeen
 from fastkd.runs.output_directory import open_record, refuse_inputs
 from fastkd.runs.progress import Progress
@@ -119,6 +119,7 @@ def _run(args: DistillationConfig, command: str, folder: Path, inputs: Inputs | 
         found["teacher"] = look.at_teacher(name, found[name], teacher, first)
     del first, teacher
     if command == "distill" and args.control:
+        found |= fewer_rows(data.train, args)
         control = control_of(args)
         keep_length(control, data.train, found[name])
         other = load_student(control)

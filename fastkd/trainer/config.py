@@ -397,8 +397,8 @@ class DistillationConfig(TrainingArguments):
     cache_from: str | list[str] | None = field(
         default=None,
         metadata={
-            "help": "fastkd cache: JSON lines with the prompt_logprobs of vLLM, in place of running the "
-            "teacher."
+            "help": "fastkd cache: log-probabilities in the layouts of vLLM, axolotl or DistillKit (files or "
+            "a directory), in place of running the teacher."
         },
     )
     cache_samples: int = field(default=50, metadata={"help": "Draws per token of a sampled cache."})

@@ -31,6 +31,7 @@ from fastkd.trainer.loading import load_sides, own_tokenizer
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.processes import prepare_processes
+from fastkd.trainer.prompt_limits import check_teacher_prompts
 from fastkd.trainer.quantized import check_trainable, keep_differentiable
 from fastkd.trainer.row_limits import check_rows
 from fastkd.trainer.sides import name_padding, padding_token
@@ -139,6 +140,8 @@ class DistillationTrainer(GuardedTrainer):
         for what, rows in named_data_sets(train_dataset, eval_dataset):
             check_labels(rows, what, model, args.problem_type)
             check_rows(rows, what, task, models, processing_class)
+            if args.teacher_prompt is not None:
+                check_teacher_prompts(rows, what, task, args, each_of(self._teacher))
         train_dataset = learnable(train_dataset, args, "the training data")
         if isinstance(self._teacher, CachedTeacher):
             train_dataset, eval_dataset, data_collator = self._teacher.attach(

@@ -17,7 +17,7 @@ from support.tiny import VOCAB
 from transformers import AutoModelForCausalLM
 
 from fastkd.cli import main
-from fastkd.corpora.logprob_files import LogprobFiles
+from fastkd.corpora.logprobs.vllm_files import VllmFiles
 from fastkd.corpora.store import CacheReader
 
 K = 5
@@ -141,9 +141,9 @@ def test_a_probability_of_zero(tmp_path: Path) -> None:
         {"3": {"logprob": -2.5}, "1": -0.7, "0": -1.5, "9": -3.0},
     ]
     path.write_text(json.dumps({"prompt_token_ids": [1, 2, 3], "prompt_logprobs": [None, *entries]}) + "\n")
-    files = LogprobFiles([path])
+    files = VllmFiles([path])
     assert (len(files), files.entries, files.renormalised) == (1, 3, False)
-    assert [1, 2, 3] in files and [1, 2] not in files
+    assert files.place([1, 2, 3]) is not None and files.place([1, 2]) is None
     first, second = files.find([1, 2, 3])
     assert first.columns.tolist() == [3, 4, 5] and first.logprobs.tolist() == [-0.1, -math.inf, -math.inf]
     assert second.columns.tolist() == [1, 0, 3] and second.logprobs.tolist() == [-0.7, -1.5, -2.5]

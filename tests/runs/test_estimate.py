@@ -32,6 +32,7 @@ from fastkd.runs.estimate.speed import Machine, seconds_per_step
 from fastkd.runs.estimate.text import duration, size
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.loading import load_student, load_teacher
+from fastkd.trainer.teachers.several import each_of
 
 Configuration = Callable[..., DistillationConfig]
 
@@ -66,7 +67,7 @@ def bytes_of(tensors: Any) -> int:
 
 def measured_peak(trainer: DistillationTrainer) -> int:
     """Bytes of all tensors at the peak of training, from torch's profile of every allocation on the CPU."""
-    modules = [trainer.student, getattr(trainer._teacher, "model", None)]
+    modules = [trainer.student, *(getattr(one, "model", None) for one in each_of(trainer._teacher).values())]
     before = bytes_of(t for m in modules if m is not None for t in [*m.parameters(), *m.buffers()])
     gc.collect()  # otherwise the freeing of earlier trainers' tensors would be counted
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -179,6 +180,37 @@ def test_the_estimate_is_within_a_fifth_of_the_measured_peak(
     trainer = DistillationTrainer(student, teacher, args, train_dataset=rows_of(args.task, shape))
     assert found.parameters == sum(p.numel() for p in student.parameters())
     assert found.trained == sum(p.numel() for p in student.parameters() if p.requires_grad)
+    assert found.peak == pytest.approx(measured_peak(trainer), rel=0.2)
+
+
+@pytest.mark.repeats(2)
+@pytest.mark.parametrize("names", [("a", "b"), pytest.param(("a", "b", "c"), marks=pytest.mark.slow)])
+def test_the_mixture_of_several_teachers_is_counted(
+    names: tuple[str, ...], tmp_path: Path, configuration: Configuration
+) -> None:
+    """A mixture holds the logits of a teacher, their logarithms and the sum, in float32."""
+    prepare(tmp_path, "llama", WIDE)
+    config = AutoConfig.from_pretrained(tmp_path / "teacher")
+    for name in names:
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+    shape = Shape(4, 24)
+    args = configuration(
+        model=str(tmp_path / "student"),
+        model_init="scratch",
+        teachers={name: str(tmp_path / name) for name in names},
+        teacher_weights=dict.fromkeys(names, 1.0),
+        max_steps=2,
+        report_to="none",
+    )
+    found = run_step(args, shape)
+    assert found.reason is None
+    student = load_student(args)
+    trainer = DistillationTrainer(
+        student, load_teacher(args, student), args, train_dataset=rows_of(args.task, shape)
+    )
+    assert found.teacher_parameters == sum(
+        p.numel() for one in each_of(trainer._teacher).values() for p in one.model.parameters()
+    )
     assert found.peak == pytest.approx(measured_peak(trainer), rel=0.2)
 
 

@@ -261,6 +261,10 @@ def test_the_control_learns_from_the_labelled_texts_for_as_many_steps() -> None:
     assert run("distill", control=True, max_steps=None, num_train_epochs=2, logging_steps=1) == 0
     assert run("train", teacher=None, train_file="alone.jsonl", output_dir="alone", max_steps=8) == 0
     assert report()["student"]["steps"] == report()["control"]["steps"] == 8
+    assert report()["control_rows"] == {"with_label": 4, "of": 16}
+    sentence = "12 of the 16 training rows have no label: the student learns from them by its teacher, while"
+    assert sentence in Path("out/report.html").read_text()
+    assert "control_rows" not in report("alone/report.json")
     models = [AutoModelForSequenceClassification.from_pretrained(name) for name in ("out/control", "alone")]
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, other)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -79,6 +81,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     routed = [{**chat, "teacher": ("math", "chat")[i % 2]} for i, chat in enumerate(chats)]
     (folder / "routed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in routed))
+    with_logprobs(folder, chats)
     for kind, text in TRAINER:
         if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
             (folder / name[1]).write_text(text)
@@ -91,6 +94,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     torch.set_num_threads(threads)
     os.chdir(before)
+
+
+def with_logprobs(folder: Path, chats: list[dict[str, str]]) -> None:
+    """Chats with log-probabilities as axolotl reads them, and tokens with those of DistillKit."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "student")
+    lines, packed = [], []
+    for chat in chats:
+        answer = [*tokenizer(chat["completion"])["input_ids"], 0]
+        entries = [[{"token": f"token_id:{x}", "logprob": -0.5}] for x in answer]
+        lines.append(json.dumps({**chat, "logprobs": entries}) + "\n")
+        ids = [*tokenizer(chat["prompt"])["input_ids"], *answer]
+        packed.append(
+            {"input_ids": ids, "token_ids": [[x] for x in ids[1:]], "top_values": [[-0.5]] * len(ids[1:])}
+        )
+    (folder / "with-logprobs.jsonl").write_text("".join(lines))
+    (folder / "logits").mkdir()
+    pq.write_table(pa.Table.from_pylist(packed), folder / "logits" / "data_0.parquet")
 
 
 # Options that make a run small enough for a test; each command gets those that it accepts.

@@ -15,6 +15,7 @@ from support import stored
 from support.served import Stub, serving
 from support.stored import settings
 from support.tiny import llama
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import fastkd
 from fastkd.cli import main
@@ -30,10 +31,16 @@ DATA = [
 
 
 def trainer_of(tmp_path: Path, teacher: Any, data: Any = DATA, **fields: Any) -> DistillationTrainer:
-    usual = {"max_steps": 4, "max_length": 24, "teacher_prompt": HINT, "learning_rate": 1e-2}
+    usual = {
+        "max_steps": 4,
+        "max_length": 24,
+        "max_completion_length": 4,
+        "teacher_prompt": HINT,
+        "learning_rate": 1e-2,
+    }
     args = settings(
         output_dir=str(tmp_path), logging_steps=1, seed=3, per_device_train_batch_size=4,
-        max_completion_length=4, **{**usual, **fields},
+        **{**usual, **fields},
     )  # fmt: skip
     data = Dataset.from_list(data)
     student = stored.bart(0) if fields.get("task") == "seq2seq" else llama(0)
@@ -121,6 +128,49 @@ def test_a_conversation_gets_a_system_message(tmp_path: Path) -> None:
         trainer_of(
             tmp_path, llama(1, hidden=24), [{"messages": several, "hint": "x"}], teacher_prompt="{hint}"
         )
+
+
+@pytest.mark.parametrize(
+    ("fields", "longest"),
+    [({}, 23 + 3), ({"lmbda": 1.0, "max_completion_length": 9}, 23 + 9), ({"lmbda": 0.5}, 23 + 4)],
+)
+def test_a_prompt_without_room(tmp_path: Path, fields: dict[str, Any], longest: int) -> None:
+    """The teacher's prompt and the answer, the data's or the longest one written, must fit its positions."""
+    data = [*DATA[:4], {"prompt": "ab", "completion": "fg", "hint": "x" * 15}]  # and the end of the sequence
+    assert len(ids("ab see  ")) == 8
+
+    def teacher(positions: int) -> Any:
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=48, n_embd=16, n_layer=1, n_head=2, n_positions=positions)
+        return GPT2LMHeadModel(config)
+
+    trainer_of(tmp_path / "fits", teacher(longest), data, **fields)
+    with pytest.raises(
+        ValueError, match=f"row 5 of those with text: teacher_prompt and the answer have {longest}"
+    ):
+        trainer_of(tmp_path / "not", teacher(longest - 1), data, **fields)
+
+
+def test_a_rotary_teacher_is_only_warned_of(tmp_path: Path, caplog: Any) -> None:
+    data = [*DATA[:4], {"prompt": "ab", "completion": "fg", "hint": "x" * 15}]
+    trainer_of(tmp_path, llama(1, positions=24), data)
+    assert "row 5: with teacher_prompt the teacher reads 26 tokens, and it was trained on 24" in caplog.text
+
+
+def test_a_server_without_room(tmp_path: Path) -> None:
+    pytest.importorskip("httpx")
+    data = [*DATA[:4], {"prompt": "ab", "completion": "fg", "hint": "x" * 15}]
+    short = Stub(llama(1), stored.tokenizer(), max_logprobs=48, max_model_len=26)
+    said = "have 26 tokens, and the teacher 25 positions"
+    with serving(short) as stub, pytest.raises(ValueError, match=said):
+        trainer_of(tmp_path, stub.url, data, teacher_top_k=48)
+
+
+def test_a_source_without_room(tmp_path: Path) -> None:
+    data = [{"source": "ab", "target": "cd", "hint": "x" * 50}]
+    fields = {"task": "seq2seq", "max_target_length": 8, "max_length": 64, "teacher_prompt": "{hint}"}
+    with pytest.raises(ValueError, match="row 1 of those with text: the source of teacher_prompt has 50"):
+        trainer_of(tmp_path, stored.bart(1), data, **fields)
 
 
 def test_templates() -> None:

@@ -15,7 +15,7 @@ from fastkd.corpora.known_columns import columns_of, proposal
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row as Row, unpadded
-from fastkd.corpora.tasks.forms import check_values
+from fastkd.corpora.tasks.forms import TOKENS, WITHOUT_PROMPT, check_values
 from fastkd.corpora.teacher_prompts import TEACHER_PROMPT, check_columns, columns_in, prompted
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Task(ABC):
         Raises:
             ValueError: a row without a prompt, or a conversation with several answers.
         """
-        if layout == ("text",):
+        if layout in WITHOUT_PROMPT:
             raise ValueError("teacher_prompt takes the place of a prompt, and this text has none")
         column = layout[0]
         other = prompted(row, str(args.teacher_prompt), column)
@@ -174,9 +174,10 @@ class Task(ABC):
                 "name it with column_mapping (training on prompts alone is on-policy: lmbda: 1)"
             )
         wanted = " or ".join("+".join(layout) for layout in self.layouts)
+        named = [layout for layout in self.layouts if layout != TOKENS]  # no column of text holds tokens
         raise ValueError(
             f"{field} has the columns {', '.join(columns)}, but {self.name} reads {wanted}: "
-            f"name them with column_mapping, for example {proposal(columns, self.layouts)}"
+            f"name them with column_mapping, for example {proposal(columns, named)}"
         )
 
     def columns_read(self, layout: tuple[str, ...], columns: Sequence[str]) -> list[str]:

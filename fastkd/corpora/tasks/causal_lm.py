@@ -14,7 +14,8 @@ from fastkd.corpora.conversations import BESIDE, conversation
 from fastkd.corpora.prompts import pair_ids, prompt_ids, text_ids
 from fastkd.corpora.settings import TaskSettings
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Batch, Row, Task, closed, pad
-from fastkd.corpora.tasks.forms import check_values, instruction, is_messages, joined
+from fastkd.corpora.tasks.forms import TOKENS, WITHOUT_PROMPT, check_values, instruction, is_messages, joined
+from fastkd.corpora.tasks.given_tokens import segments
 from fastkd.corpora.turns import pieces, prompt_tokens
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ PACKED_AT_ONCE = 10_000
 
 
 class CausalLM(Task):
-    """Trains on every token of ``text``; in the other layouts on the completion (``target``, ``output``) or
-    the assistant's answers alone. A prompt and a completion may be lists of messages.
+    """Trains on every token of ``text``, and on those of ``input_ids`` that ``labels`` does not mask; in the
+    other layouts on the completion (``target``, ``output``) or the assistant's answers alone. A prompt and a
+    completion may be lists of messages.
 
     Besides the columns of every task, encoded rows have ``prompt_cut``, ``piece``, which numbers the rows of
     one conversation from its last one, and ``rewritten``, the number of its answers that are not in that row.
@@ -44,8 +46,10 @@ class CausalLM(Task):
         ("source", "target"),
         ("instruction", "output"),
         ("text",),
+        TOKENS,
     )
     beside: ClassVar[dict[str, tuple[str, ...]]] = {
+        "input_ids": ("labels", "attention_mask"),
         "instruction": ("input",),
         "messages": BESIDE,
         "prompt": BESIDE,
@@ -56,6 +60,8 @@ class CausalLM(Task):
     def canonical(
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Row, tuple[str, ...]]:
+        if layout == TOKENS:
+            return row, layout
         texts = (*layout, "input") if layout[0] == "instruction" else layout
         check_values(row, texts, messages_in=("prompt", "completion"))
         if layout[0] == "instruction":
@@ -70,7 +76,7 @@ class CausalLM(Task):
         self, row: Row, layout: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, args: TaskSettings
     ) -> Row | None:
         prompt = row[layout[0]]
-        if layout == ("text",):
+        if layout in WITHOUT_PROMPT:
             return self.encode(row, layout, tokenizer, args)
         if isinstance(prompt, str):
             ids = prompt_ids(prompt, tokenizer) if prompt else []
@@ -99,6 +105,9 @@ class CausalLM(Task):
             found = pieces(chat, last_only=args.rewritten_turns == "last")
             parts = [(piece.ids, piece.said) for piece in found]
             rewritten = len(chat.answers()) - found[-1].answers if found else 0
+        elif layout == TOKENS:
+            documents = [_encoded(*segment, args) for segment in segments(row)]
+            return [{**made, "piece": 0, "rewritten": 0} for made in documents if made is not None]
         else:
             parts, rewritten = [_tokens(row, layout, tokenizer)], 0
         made = []

@@ -9,6 +9,11 @@ from fastkd.corpora.tasks.encoded import LABELS, Row
 
 Layout = tuple[str, ...]
 
+# The layout of rows that another program has encoded.
+TOKENS: Layout = ("input_ids",)
+# The layouts of a language model whose rows have no prompt.
+WITHOUT_PROMPT: tuple[Layout, ...] = (("text",), TOKENS)
+
 # The wording with which Alpaca's authors gave their columns to a model without a chat template
 # (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca).
 _ALPACA = (

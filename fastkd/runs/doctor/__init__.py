@@ -16,6 +16,7 @@ from fastkd.runs.doctor import (
     quality,
     served,
     settings,
+    teacher_prompts,
     vocabulary,
     weights,
 )
@@ -34,6 +35,7 @@ THEMES = (
     weights,
     vocabulary,
     labels,
+    teacher_prompts,
     classes,
     conversations,
     cache,

@@ -8,6 +8,7 @@ from fastkd.corpora.conversations import conversation, prints_the_date
 from fastkd.corpora.prompts import prompt_ids
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks.base import Row
+from fastkd.corpora.tasks.forms import WITHOUT_PROMPT
 from fastkd.corpora.turns import prompt_tokens
 from fastkd.runs.doctor.findings import Case, Check, Finding, count
 
@@ -18,7 +19,7 @@ COMPARED = 200
 def boundaries(case: Case) -> Iterator[Finding]:
     """Prompts that, by themselves, do not end where the row's answer begins."""
     sample = case.train
-    if case.args.task != "causal_lm" or sample is None or sample.layout == ("text",):
+    if case.args.task != "causal_lm" or sample is None or sample.layout in WITHOUT_PROMPT:
         return
     pairs = zip(sample.rows, sample.encoded, strict=True)
     rows = [(row, made["input_ids"]) for row, made in pairs if made is not None and not made["prompt_cut"]]

@@ -13,6 +13,7 @@ from fastkd.corpora.labels import is_masked
 from fastkd.corpora.sample import Sample
 from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row, unread_phrase
+from fastkd.corpora.tasks.forms import WITHOUT_PROMPT
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, percent
 from fastkd.trainer.row_limits import extent, problems, trained_positions, windows
 
@@ -125,7 +126,7 @@ def window(case: Case) -> Iterator[Finding]:
     for sample in _samples(case):
         if not (cut := sum(row["cut"] for row in sample.kept)):
             continue
-        if args.task != "causal_lm" or sample.layout == ("text",):
+        if args.task != "causal_lm" or sample.layout in WITHOUT_PROMPT:
             wholes = [_whole(task, row, sample, limitless, case) for row in sample.rows]
             longest = max(len(row["input_ids"]) for row in wholes)
             limits = f"the longest has {longest:,} tokens, max_length is {args.max_length:,}"
@@ -272,7 +273,7 @@ def unknown(case: Case) -> Iterator[Finding]:
 
 
 def packed_prompts(case: Case) -> Iterator[Finding]:
-    if case.args.packing and case.train is not None and case.train.layout != ("text",):
+    if case.args.packing and case.train is not None and case.train.layout not in WITHOUT_PROMPT:
         said = sum(sum(x != IGNORE_INDEX for x in row["labels"]) for row in case.train.kept)
         total = sum(len(row["labels"]) for row in case.train.kept)
         yield Finding(

@@ -19,7 +19,14 @@ from fastkd.trainer.heads import declared_head, output_width
 from fastkd.trainer.loading import adapter_folder, build_student, read_config, settings_of_each
 from fastkd.trainer.loading.adapters import untrained_copy
 from fastkd.trainer.models import NOTHING_MORE, HiddenLogits, LinearHead, ModelOutput, Requested
-from fastkd.trainer.teachers import BaseTeacher, LiveTeacher, SelfTeacher, Teacher, TeacherSource
+from fastkd.trainer.teachers import (
+    BaseTeacher,
+    LiveTeacher,
+    MixedTeachers,
+    SelfTeacher,
+    Teacher,
+    TeacherSource,
+)
 
 
 @dataclass(frozen=True)
@@ -99,11 +106,19 @@ def build(args: DistillationConfig) -> Sides:
 
 
 def _with_several(args: DistillationConfig) -> Sides:
-    """The sides of a run with several teachers: the weights of all, and a step with the largest."""
-    each = [build(one) for _, one in settings_of_each(args)]
+    """The sides of a run with several teachers: the weights of all, and a step with their mixture, or
+    with the largest of those that take the rows in turn.
+    """
+    named = {name: build(one) for name, one in settings_of_each(args)}
+    each = list(named.values())
     largest = max(each, key=lambda sides: sides.teacher_bytes)
+    teacher = largest.teacher
+    if isinstance(args.teacher_weights, dict):
+        mixed: dict[str, Any] = {name: sides.teacher for name, sides in named.items()}
+        teacher = MixedTeachers(mixed, args.teacher_weights)
     return replace(
         largest,
+        teacher=teacher,
         teacher_weights=[weight for sides in each for weight in sides.teacher_weights],
         teacher_bytes=sum(sides.teacher_bytes for sides in each),
     )

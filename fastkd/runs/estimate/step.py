@@ -24,6 +24,7 @@ from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import LiveTeacher
+from fastkd.trainer.teachers.several import each_of
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,9 @@ class Run:
         return replace(self._found({"optimizer step": +phase}, 0, 0, 0), reason=reason)
 
     def _found(self, phases: dict[str, Counter[str]], flops: int, operators: int, written: int) -> Step:
-        sides, teacher = self.sides, getattr(self.sides.teacher, "model", None)
+        sides = self.sides
+        models = [one.model for one in each_of(sides.teacher).values() if hasattr(one, "model")]
+        teacher = max(models, key=lambda model: hidden_size(model), default=None)
         return Step(
             phases,
             flops,
@@ -240,7 +243,7 @@ class Run:
             written,
             sum(p.numel() for p in sides.student.parameters()),
             sum(p.numel() for p in self.trained),
-            0 if not sides.teacher_weights else sum(p.numel() for p in _own_parameters(teacher)),
+            sum(p.numel() for model in models for p in model.parameters()) if sides.teacher_weights else 0,
             sides.columns,
             hidden_size(sides.student),
             0 if sides.teacher is None else sides.teacher.columns,
@@ -330,10 +333,6 @@ def _checkpoint_activations(model: Any, args: DistillationConfig) -> None:
 def _layers(model: Any) -> list[Any]:
     """The repeated blocks, which FSDP gathers one at a time."""
     return [m for block in model.modules() if isinstance(block, nn.ModuleList) for m in block]
-
-
-def _own_parameters(teacher: Any) -> list[Tensor]:
-    return [] if teacher is None else list(teacher.parameters())
 
 
 def _weight_bytes(module: nn.Module) -> int:

@@ -18,6 +18,13 @@ def notes(report: dict[str, Any]) -> list[str]:
             "(Kim & Rush 2016). Its perplexity on the references can therefore be far worse than that of a "
             "student trained on them while its answers are better: compare the answers, by BLEU or ROUGE."
         )
+    if (made := report.get("control_rows")) is not None:
+        found.append(
+            f"{made['of'] - made['with_label']:,} of the {made['of']:,} training rows have no label: the "
+            "student learns from them by its teacher, while the control learns from the other "
+            f"{made['with_label']:,}, for as many steps. So the difference between the two is that of the "
+            "teacher and of these rows."
+        )
     if report.get("answers") and writing_rows(report):
         rows, of = report["answers"]["rows"], report["answers"]["of"]
         which = f"all {of:,} held-out rows" if rows == of else (

@@ -55,6 +55,31 @@ def test_positions_that_run_out(place: Path) -> None:
     assert finding.severity == "error" and "41 tokens" in finding.found and "32 positions" in finding.found
 
 
+def test_a_prompt_of_the_teacher_that_is_too_long(place: Path) -> None:
+    rows = [{**row(i), "hint": "w1 " * (20 if i == 7 else 3)} for i in range(40)]
+    write_rows("train.jsonl", rows)
+    settings = {"eval_file": None, "teacher_prompt": "{hint} {prompt}"}
+    longest = 20 + len(rows[7]["prompt"].split()) + len(rows[7]["completion"].split()) + 1
+    assert "teacher_prompt_positions" not in look(**settings)
+    config = transformers.GPT2Config(
+        vocab_size=48, n_embd=16, n_layer=1, n_head=2, n_positions=longest - 1, eos_token_id=0, bos_token_id=0
+    )
+    config.save_pretrained("teacher")
+    finding = look(**settings)["teacher_prompt_positions"]
+    assert finding.severity == "error"
+    assert (
+        f"teacher_prompt and the answer have {longest} tokens, and the teacher {longest - 1}" in finding.found
+    )
+    config.n_positions = longest
+    config.save_pretrained("teacher")
+    assert "teacher_prompt_positions" not in look(**settings)
+    written = look(**settings, lmbda=1.0, control=False, max_completion_length=16)["teacher_prompt_positions"]
+    assert f"have {longest - len(rows[7]['completion'].split()) - 1 + 16} tokens" in written.found
+    edit("student/config.json", max_position_embeddings=longest - 1)  # rotary: it only loses quality
+    own = look(**settings, teacher="self", self_weights="ema")["teacher_prompt_positions"]
+    assert own.severity == "warning"
+
+
 def test_tokens_that_a_model_does_not_have(place: Path) -> None:
     edit("teacher/config.json", vocab_size=40)
     finding = look()["teacher_tokens"]

@@ -95,6 +95,17 @@ def test_requests_that_cannot_be_met(
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_models_made_of_several(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of images and text is refused in a sentence that says what to give instead."""
+    AutoConfig.for_model(family).save_pretrained(tmp_path / "teacher")
+    assert (
+        main(["new", str(tmp_path / "small"), "--teacher", str(tmp_path / "teacher"), "--layers", "2"]) == 1
+    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"({family}) consists of several models: save its language model in a directory of its own" in said
+
+
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [

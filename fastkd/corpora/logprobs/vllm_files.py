@@ -1,11 +1,10 @@
 """Reads a teacher's log-probabilities from JSON lines, as vLLM gives them for the tokens of a prompt.
 
-A line is an answer as :func:`fastkd.corpora.logprobs.parsed` reads it.
+A line is an answer as :func:`fastkd.corpora.logprobs.vllm.parsed` reads it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -14,21 +13,17 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from fastkd.corpora.logprobs import RENORMALISED, Position, parsed, row_key
-from fastkd.files import file_digest
+from fastkd.corpora.logprobs.position import Position
+from fastkd.corpora.logprobs.source import LogprobFiles, Place
+from fastkd.corpora.logprobs.vllm import parsed
 
 
-class LogprobFiles:
-    """Log-probabilities in files, found by the tokens of a row. Only places in the files are held in memory.
+class VllmFiles(LogprobFiles):
+    """JSON lines of vLLM. Each token has the K largest log-probabilities that every token has.
 
     Args:
         paths: the files.
         progress: whether a bar is shown while they are read.
-
-    Attributes:
-        entries: K, the number of log-probabilities that every token has.
-        renormalised: whether the K probabilities of every token sum to 1, so that they may not be those over
-            the whole vocabulary.
 
     Raises:
         ValueError: a file that cannot be read or is empty, or a line that does not have the form above. The
@@ -36,39 +31,30 @@ class LogprobFiles:
     """
 
     def __init__(self, paths: Sequence[Path], progress: bool = False) -> None:
-        self.paths = list(paths)
-        self._places: dict[bytes, tuple[Path, int]] = {}
+        super().__init__(paths)
         entries: float = math.inf
-        least = math.inf
         for path in self.paths:
             for offset, where, line in _lines(path, progress):
                 ids, positions = _read(line, where)
-                self._places.setdefault(row_key(ids), (path, offset))
                 entries = min([entries, *(len(one.columns) for one in positions)])
-                least = min([least, *(float(np.exp(one.logprobs).sum()) for one in positions)])
+                self.add(
+                    ids,
+                    Place((path, offset), where),
+                    max((int(one.columns.max()) for one in positions), default=-1),
+                    min((float(np.exp(one.logprobs).sum()) for one in positions), default=math.inf),
+                )
         if math.isinf(entries):
             raise ValueError(f"{', '.join(map(str, self.paths))}: no log-probabilities in it")
         self.entries = int(entries)
-        self.renormalised = least > 1 - RENORMALISED
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, ids: Sequence[int]) -> bool:
-        """Whether a line has exactly these tokens."""
-        return row_key(ids) in self._places
 
     def find(self, ids: Sequence[int]) -> list[Position]:
-        """The distributions of all tokens but the first, each cut to ``entries``. The row must be there."""
-        path, offset = self._places[row_key(ids)]
+        place = self.place(ids)
+        assert place is not None
+        path, offset = place.at
         with path.open("rb") as file:
             file.seek(offset)
-            _, positions = _read(file.readline(), str(path))
+            _, positions = _read(file.readline(), place.where)
         return [one.cut(self.entries) for one in positions]
-
-    def digest(self) -> str:
-        """A digest of all files."""
-        return hashlib.sha256("".join(map(file_digest, self.paths)).encode()).hexdigest()
 
 
 def _lines(path: Path, progress: bool) -> Iterator[tuple[int, str, bytes]]:

@@ -9,37 +9,15 @@ object with ``logprob``. Besides the K largest there may be that of the token it
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastkd.corpora.logprobs.position import ROUNDING, Position, too_much
+
 # vLLM writes this, or a lower number, for minus infinity, which JSON does not have.
 FLOOR = -9999.0
-# How near to 1 every sum is where a server has renormalised the probabilities of its largest logits.
-RENORMALISED = 1e-4
-# By how much probabilities may exceed 1 in sum, as rounding.
-_ROUNDING = 1e-3
-
-
-@dataclass(frozen=True)
-class Position:
-    """The log-probabilities that are known of one token, largest first."""
-
-    columns: np.ndarray
-    logprobs: np.ndarray
-
-    def cut(self, most: int) -> Position:
-        """The largest of them. The token itself may come on top of the K largest, and is no larger."""
-        return Position(self.columns[:most], self.logprobs[:most])
-
-
-def row_key(ids: Sequence[int]) -> bytes:
-    """A digest of a row's tokens, by which its log-probabilities are found."""
-    return hashlib.blake2b(np.asarray(ids, "<i8").tobytes(), digest_size=16).digest()
 
 
 def parsed(given: Any, where: str) -> tuple[list[int], list[Position]]:
@@ -92,10 +70,7 @@ def _position(given: Any, where: str) -> Position:
         found[int(name)] = float(number) if number > FLOOR else -math.inf
     columns = np.fromiter(found, np.int64)
     logprobs = np.fromiter(found.values(), np.float64)
-    if (total := float(np.exp(logprobs).sum())) > 1 + _ROUNDING:
-        raise ValueError(
-            f"{where}: the probabilities sum to {total:.3f}, more than 1: these are not log-probabilities at "
-            "temperature 1"
-        )
+    if (total := float(np.exp(logprobs).sum())) > 1 + ROUNDING:
+        raise ValueError(f"{where}: {too_much(total)}")
     order = np.argsort(-logprobs, kind="stable")
     return Position(columns[order], logprobs[order])
