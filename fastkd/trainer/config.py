@@ -256,8 +256,8 @@ class DistillationConfig(TrainingArguments):
     sampler: str = field(
         default="transformers",
         metadata={
-            "help": "lmbda: who writes the student's samples: transformers (its generate), or vllm (an engine "
-            "in the same process, given the student's weights before each sampling)."
+            "help": "lmbda: who writes the student's samples: transformers (its generate), or vllm (an "
+            "engine in the same process, given the student's weights before each sampling)."
         },
     )
     sampler_kwargs: dict[str, Any] | str | None = field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import textwrap
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from fastkd.runs.estimate.optimizers import optimizer_bytes, step_bytes
 from fastkd.trainer.config import DistillationConfig, plain
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested
+from fastkd.trainer.precision import autocast
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import LiveTeacher
 
@@ -281,8 +281,7 @@ class Run:
             self.module(**batch)
 
     def _autocast(self) -> Any:
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return autocast(self.args, self.device)
 
 
 class _Labelled:

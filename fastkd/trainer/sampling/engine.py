@@ -20,9 +20,11 @@ import torch
 from torch import distributed
 
 from fastkd import _settings
-from fastkd.corpora.contexts import seeded
+from fastkd.corpora.contexts import evaluating, seeded
 from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.heads import output_width
+from fastkd.trainer.precision import autocast, half_precision
 from fastkd.trainer.sampling.base import Draw
 from fastkd.trainer.sampling.weights import check_mergeable, checkpoint_weights, plain_model
 
@@ -30,6 +32,9 @@ from fastkd.trainer.sampling.weights import check_mergeable, checkpoint_weights,
 MEMORY_SHARE = 0.3
 # The lowest temperature at which vLLM draws; it would raise a lower one to it.
 _COLDEST = 0.01
+# Tokens at which the engine is compared with the student, and by how many nats their log-probabilities may
+# differ on average, since 16-bit weights are multiplied in another order.
+_PROBED, _SAME = 24, 0.2
 # Engines of runs that have ended, by what they were made of. Ending one would also end the process group
 # that it shares with the processes of a distributed run.
 _KEPT: dict[str, Any] = {}
@@ -73,6 +78,7 @@ class VllmSampler:
             with _random_state_kept(student.device):
                 self._engine = _KEPT.pop(self._key, None) or _made(config, given)
             self._push(student)
+            differ = self._difference(student)
         except Exception as error:  # vLLM has many kinds of errors
             self.close()
             reason = " ".join(str(error).split())[:400].rstrip(".") or type(error).__name__
@@ -80,6 +86,32 @@ class VllmSampler:
                 f"vLLM cannot sample from this student ({reason}): change sampler_kwargs, or set sampler: "
                 "transformers"
             ) from error
+        if differ > _SAME:
+            self.close()
+            raise ValueError(
+                f"vLLM computes other probabilities than the student ({differ:.2g} nats per token), so its "
+                "samples would not be the student's: set sampler: transformers"
+            )
+
+    def _difference(self, student: Any) -> float:
+        """Mean difference of the log-probabilities that the engine and the student give random tokens."""
+        from vllm import SamplingParams
+
+        tokens = np.random.default_rng(0).integers(output_width(student), size=min(_PROBED, self._window - 1))
+        ids = tokens.tolist()
+        with _quiet(), _random_state_kept(student.device):
+            (answer,) = self._engine.generate(
+                [{"prompt_token_ids": ids}],
+                SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+                use_tqdm=False,
+            )
+            with torch.no_grad(), evaluating(student), autocast(self.args, student.device):
+                logits = student(input_ids=torch.tensor([ids], device=student.device)).logits[0, :-1]
+        given = [
+            entry[token].logprob for entry, token in zip(answer.prompt_logprobs[1:], ids[1:], strict=True)
+        ]
+        own = logits.double().cpu().log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        return float((own - torch.tensor(given, dtype=torch.double)).abs().mean())
 
     def _arguments(self, student: Any) -> dict[str, Any]:
         """The arguments of the engine, of which ``sampler_kwargs`` may replace those that are set here."""
@@ -88,7 +120,7 @@ class VllmSampler:
         longest = args.max_length + args.max_completion_length
         if (window := positions(student)) is not None:
             longest = min(longest, window)
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else student.dtype
+        dtype = half_precision(args) or student.dtype
         given: dict[str, Any] = {
             "max_model_len": longest,
             "dtype": str(dtype).removeprefix("torch."),
@@ -126,13 +158,13 @@ class VllmSampler:
                 "sampler: vllm is given whole weights by every process, and FSDP divides them: train with "
                 "DDP, or set sampler: transformers"
             )
+        self.start(student)
         longest = max(map(len, prompts))
         if longest >= self._window:
             raise ValueError(
                 f"a prompt has {longest:,} tokens and vLLM's engine has room for {self._window:,}: raise "
                 "max_length, or set max_model_len in sampler_kwargs"
             )
-        self.start(student)
         self._push(student)
         seeds = np.random.SeedSequence(draw.seed).generate_state(len(prompts)).tolist()
         allowed = self._allowed(draw)
@@ -187,9 +219,9 @@ class VllmSampler:
 def _made(config: Any, given: dict[str, Any]) -> Any:
     """An engine with random weights for a model of this configuration."""
     _settings.run_vllm_in_process()
-    with _quiet(), TemporaryDirectory(prefix="fastkd-") as folder:
-        from vllm import LLM
+    from vllm import LLM
 
+    with _quiet(), TemporaryDirectory(prefix="fastkd-") as folder:
         config.save_pretrained(folder)
         return LLM(
             model=folder,
@@ -202,14 +234,16 @@ def _made(config: Any, given: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out vLLM's reports, which warn of the missing tokenizer and of layers without weights."""
-    logger = logging.getLogger("vllm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Leave out vLLM's reports, which warn of the missing tokenizer and of layers without weights.
+
+    vLLM sets the levels of its loggers when an engine is made, so all loggers are silenced.
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 @contextlib.contextmanager

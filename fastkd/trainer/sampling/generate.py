@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastkd.corpora.decode import PLAIN_SAMPLING, write
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.precision import autocast
 from fastkd.trainer.sampling.base import Draw
 
 # A checkpoint's own limits on answers are overridden too, since the student must be trained on what it would
@@ -54,7 +54,7 @@ class GenerateSampler:
             before = max(map(len, prompts)) if self.task.name == "causal_lm" else 1  # the start token
             room = max(1, min(room, window - before))
         suppressed = [*(draw.options.get("suppress_tokens") or []), *draw.suppressed]
-        with seeded(draw.seed, device), self._precision(device):
+        with seeded(draw.seed, device), autocast(self.args, device):
             return write(
                 student,
                 self.task,
@@ -73,8 +73,3 @@ class GenerateSampler:
                     "synced_gpus": False if sharded else None,
                 },
             )
-
-    def _precision(self, device: torch.device) -> Any:
-        """The autocast context of training; one that does nothing if training uses no autocast."""
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()

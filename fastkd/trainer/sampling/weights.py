@@ -20,9 +20,10 @@ def plain_model(student: Any) -> Any:
 
 @torch.no_grad()
 def checkpoint_weights(student: Any) -> Iterator[tuple[str, Tensor]]:
-    """The names and tensors that ``save_pretrained`` would write of the student, with its adapter merged.
+    """The names and tensors of the student as in a checkpoint, with its adapter merged.
 
-    The tensors come layer by layer, and only those that an adapter changes are copies. The student's own
+    A tied weight comes under each of its names, since an engine may pack it once for each of its uses. The
+    tensors come layer by layer, and only those that an adapter changes are copies. The student's own
     weights stay as they are, to the bit: subtracting a merged adapter again would round them.
 
     Raises:
@@ -59,8 +60,7 @@ def _layer_of(name: str) -> str:
 
 
 def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights under the names that they have without an adapter, tied ones once."""
-    second = set(_tied(model))
+    """The model's weights under the names that they have without an adapter."""
     adapted = {
         path: module
         for path, module in model.named_modules()
@@ -70,8 +70,7 @@ def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, value in model.state_dict().items():
         path = next((path for path in adapted if name.startswith(f"{path}.")), None)
         if path is None:
-            if name not in second:
-                yield name, value
+            yield name, value
         elif path not in done:
             done.add(path)
             for part, tensor in _adapted(adapted[path]).items():
