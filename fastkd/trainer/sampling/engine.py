@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -81,10 +82,9 @@ class VllmSampler:
             differ = self._difference(student)
         except Exception as error:  # vLLM has many kinds of errors
             self.close()
-            reason = " ".join(str(error).split())[:400].rstrip(".") or type(error).__name__
             raise ValueError(
-                f"vLLM cannot sample from this student ({reason}): change sampler_kwargs, or set sampler: "
-                "transformers"
+                f"vLLM cannot sample from this student ({_reason(error)}): change sampler_kwargs, or set "
+                "sampler: transformers"
             ) from error
         if differ > _SAME:
             self.close()
@@ -230,6 +230,13 @@ def _made(config: Any, given: dict[str, Any]) -> Any:
             generation_config="vllm",
             **given,
         )
+
+
+def _reason(error: Exception) -> str:
+    """What an error of vLLM says, without the frame that a validator adds and the list of all models."""
+    said = " ".join(str(error).split())
+    said = re.sub(r"^\d+ validation errors? for \w+ Value error, |,? ?Supported architectures.*", "", said)
+    return said[:400].rstrip(".") or type(error).__name__
 
 
 @contextlib.contextmanager
