@@ -24,7 +24,7 @@ class Answered:
 
 @dataclass
 class Buffer:
-    """What an on-policy run has ready for later steps.
+    """Samples and data that an on-policy run has ready for later steps.
 
     Attributes:
         drawn: the answered batches of each later on-policy step, by the step's number.

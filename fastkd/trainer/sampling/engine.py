@@ -233,7 +233,7 @@ def _made(config: Any, given: dict[str, Any]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of vLLM says, without the frame that a validator adds and the list of all models."""
+    """The text of an error of vLLM, without the frame of its validator and the list of all its models."""
     said = " ".join(str(error).split())
     said = re.sub(r"^\d+ validation errors? for \w+ Value error, |,? ?Supported architectures.*", "", said)
     return said[:400].rstrip(".") or type(error).__name__
