@@ -59,6 +59,7 @@ FAULTS: dict[str, Break] = {
     "an engine without samples": settings(sampler="vllm"),
     "an engine that is not installed": settings(sampler="vllm", lmbda=1.0),
     "arguments of no engine": settings(lmbda=1.0, sampler_kwargs={"enforce_eager": True}),
+    "a buffer of sampled tokens": settings(lmbda=1.0, objective="sampled", sampling_steps=2),
     "a buffer without samples": settings(sampling_steps=2),
     "an adapter on random weights": settings(peft_config={"r": 2}),
     "base without an adapter": settings(teacher="base"),

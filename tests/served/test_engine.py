@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,6 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 26}
-
-
-@pytest.fixture(autouse=True)
-def memory_as_it_comes() -> Iterator[None]:
-    """The engine reads memory that it has not written, whose values it masks; NaN would pass the mask."""
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    yield
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_resuming_in_the_middle_of_a_buffer(
 
 
 def test_an_epoch_that_a_callback_ends(configuration: Configuration) -> None:
-    """What was read and drawn for the rest of the epoch is forgotten with it."""
+    """Data and samples for the rest of the epoch are forgotten with it."""
 
     class Ends(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -38,6 +38,13 @@ def sampler_troubles(args: DistillationConfig) -> Iterator[tuple[str, str, str]]
             f"sampling_steps: {args.sampling_steps} is about the student's samples, and lmbda: 0 has none",
             "set lmbda, or leave out sampling_steps",
         )
+    if args.sampling_steps > 1 and args.objective == "sampled":
+        yield (
+            "sampled_from_older_weights",
+            "objective: sampled needs tokens that the student of now draws, and sampling_steps: "
+            f"{args.sampling_steps} keeps them for later steps",
+            "leave out sampling_steps, or set objective: full",
+        )
     if args.sampler != "vllm":
         if args.sampler_kwargs:
             yield (
