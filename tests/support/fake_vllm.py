@@ -101,6 +101,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     """Let ``import vllm`` find the stand-in."""
     module: Any = ModuleType("vllm")
     module.__spec__ = ModuleSpec("vllm", None)
+    known = ["LlamaForCausalLM"]
+    module.ModelRegistry = SimpleNamespace(get_supported_archs=lambda: known)
     module.LLM, module.SamplingParams = LLM, SamplingParams
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(LLM, "made", [])

@@ -216,6 +216,13 @@ class VllmSampler:
                 engine.llm_engine.engine_core.shutdown()
 
 
+def known_to_vllm(architecture: str) -> bool:
+    """Whether vLLM, which must be installed, has an implementation of this class of `transformers`."""
+    from vllm import ModelRegistry
+
+    return architecture in ModelRegistry.get_supported_archs()
+
+
 def _made(config: Any, given: dict[str, Any]) -> Any:
     """An engine with random weights for a model of this configuration."""
     _settings.run_vllm_in_process()
