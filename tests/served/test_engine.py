@@ -170,6 +170,7 @@ def test_an_engine_that_computes_something_else_is_refused(
 def test_a_model_that_vllm_cannot_run_is_refused(settings: Callable[..., DistillationConfig]) -> None:
     with pytest.raises(ValueError, match="vLLM cannot sample from this student .*head_dim"):
         trained(settings(lmbda=0.01), llama(0), teacher=small(1))
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_command_and_its_control(tmp_path: Path) -> None:

@@ -209,11 +209,16 @@ class VllmSampler:
     def close(self) -> None:
         """Give the engine's memory back; in a distributed run the engine is kept for the next one."""
         engine, self._engine = self._engine, None
-        if engine is not None and not self._owns_group:
+        owns_group, self._owns_group = self._owns_group, False
+        if engine is not None and not owns_group:
             _KEPT[self._key] = engine
         elif engine is not None:
             with _quiet():
                 engine.llm_engine.engine_core.shutdown()
+        elif owns_group and distributed.is_initialized():  # an engine that could not be made
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
 
 
 def known_to_vllm(architecture: str) -> bool:
