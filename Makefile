@@ -73,13 +73,16 @@ test-slow: $(VENV)/fastkd.stamp
 test-long: $(VENV)/fastkd.stamp
 	$(RUN) -m pytest tests -m "long" $(ARGS)
 
-# Tests a served teacher against a real server of vLLM (its CPU build), which is installed in build/vllm.
+# Tests a served teacher against a real server of vLLM (its CPU build), which is installed in build/vllm, and then, with
+# the Python of that environment, sampling by an engine in the same process. pytest exits with 5 if ARGS select none.
 VLLM ?= build/vllm
 
 test-served: $(VENV)/fastkd.stamp
 	@echo "[setup] vLLM in $(VLLM) (a few minutes, 6 GB)"
 	@mkdir -p $(dir $(VLLM)) && bash tests/served/serve.sh $(VLLM)
-	FASTKD_VLLM=$(abspath $(VLLM)) $(RUN) -m pytest tests/served -m served $(ARGS)
+	@bash tests/served/beside.sh $(VLLM)
+	FASTKD_VLLM=$(abspath $(VLLM)) $(RUN) -m pytest tests/served -m served $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/served/test_engine.py $(ARGS) || [ $$? -eq 5 ]
 
 # Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
 # tests/project/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,

@@ -1,4 +1,6 @@
-"""fastkd's environment variables, all read in this module. Those that every call needs are read once."""
+"""The environment variables that fastkd reads, and the one that it sets, all in this module. Those that
+every call needs are read once.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +46,8 @@ def cache_directory() -> Path | None:
 def named_variable(name: str) -> str | None:
     """A variable that the caller names, such as that of a server's key; None if it is unset or blank."""
     return os.environ.get(name, "").strip() or None
+
+
+def run_vllm_in_process() -> None:
+    """Tell vLLM to run its engine in this process, where its weights can be replaced."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

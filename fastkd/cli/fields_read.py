@@ -45,7 +45,11 @@ READ_BY: dict[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("lmbda", "feature_matches", "gradient_match_weight", "control"), ("distill", *LOOKING)),
     **dict.fromkeys(
-        ("objective", "sampled_estimator", "sampled_advantage_clip"), ("distill", *LOOKING)
+        (
+            "objective", "sampled_estimator", "sampled_advantage_clip", "sampler", "sampler_kwargs",
+            "sampling_steps",
+        ),
+        ("distill", *LOOKING),
     ),
     **dict.fromkeys(("fused_head", "model_init", "model_init_kwargs"), (*TRAINING, "evaluate", *LOOKING)),
     "eval_file": (*TRAINING, "evaluate", "cache", *LOOKING),

@@ -8,6 +8,7 @@ import re
 EXTRAS = {
     "train": ("transformers", "accelerate", "datasets", "sacrebleu", "rouge_score", "matplotlib", "yaml"),
     "peft": ("peft",),
+    "vllm": ("vllm",),
     "triton": ("triton",),
     "bench": ("pytest_benchmark", "cpuinfo", "liger_kernel", "trl", "orda_kernel"),
 }

@@ -2,7 +2,8 @@
 
 It is used wherever a model writes. ``fastkd generate`` and ``fastkd evaluate`` call :func:`decode` for the
 teacher and for the models that are measured; on-policy training calls :func:`write` for the student's own
-samples, in the precision of training and with the weights gathered that FSDP has sharded.
+samples, in the precision of training and with the weights gathered that FSDP has sharded, unless an engine
+writes them.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from fastkd.trainer.config import DistillationConfig, plain
 from fastkd.trainer.loading import adapter_trouble
+from fastkd.trainer.sampling.settings import sampler_troubles
 from fastkd.trainer.steps import no_step
 from fastkd.trainer.teachers import TeacherSource
 
@@ -72,6 +73,11 @@ def _on_policy(args: DistillationConfig) -> Iterator[Refusal]:
             "packing leaves no prompts for the student to answer",
             "set packing: false, or lmbda: 0",
         )
+
+
+def _sampler(args: DistillationConfig) -> Iterator[Refusal]:
+    for trouble in sampler_troubles(args):
+        yield Refusal(*trouble)
 
 
 def _own_prompt(args: DistillationConfig) -> Iterator[Refusal]:
@@ -237,6 +243,7 @@ def _hub(args: DistillationConfig) -> Iterator[Refusal]:
 
 _CHECKS: tuple[Callable[[DistillationConfig], Iterator[Refusal]], ...] = (
     _on_policy,
+    _sampler,
     _own_prompt,
     _sampled,
     _insides,

@@ -24,6 +24,7 @@ FUSED_HEADS = ("auto", "true", "false")
 SELF_WEIGHTS = ("live", "initial", "ema")
 OBJECTIVES = ("full", "sampled")
 ESTIMATORS = ("k1", "k2", "k3")
+SAMPLERS = ("transformers", "vllm")
 CACHE_KINDS = ("topk", "sampled", "hidden")
 CACHE_TAILS = ("renormalize", "bucket")
 REWRITTEN_TURNS = ("split", "last")
@@ -39,6 +40,7 @@ CHOICES = {
     "objective": OBJECTIVES,
     "self_weights": SELF_WEIGHTS,
     "sampled_estimator": ESTIMATORS,
+    "sampler": SAMPLERS,
     "generation_mode": GENERATION_MODES,
     "interpolate_metric": INTERPOLATE_METRICS,
     "headline": HEADLINES,
@@ -92,6 +94,7 @@ class DistillationConfig(TrainingArguments):
         "chat_template_kwargs",
         "peft_config",
         "generation_kwargs",
+        "sampler_kwargs",
     ]
 
     logging_steps: float = field(default=10, metadata={"help": "Log every this many optimizer steps."})
@@ -249,6 +252,27 @@ class DistillationConfig(TrainingArguments):
     sampling_temperature: float = field(
         default=1.0,
         metadata={"help": "Temperature at which student and teacher draw samples; the loss has its own."},
+    )
+    sampler: str = field(
+        default="transformers",
+        metadata={
+            "help": "lmbda: who writes the student's samples: transformers (its generate), or vllm (an "
+            "engine in the same process, given the student's weights before each sampling)."
+        },
+    )
+    sampler_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "sampler: vllm: arguments of its engine, for example {gpu_memory_utilization: 0.4, "
+            "enforce_eager: true}."
+        },
+    )
+    sampling_steps: int = field(
+        default=1,
+        metadata={
+            "help": "lmbda: number of on-policy steps whose prompts are answered together, with the weights "
+            "of the first of them."
+        },
     )
     feature_matches: list[dict[str, Any]] | None = field(
         default=None,
@@ -439,6 +463,7 @@ class DistillationConfig(TrainingArguments):
             "cache_samples",
             "teacher_top_k",
             "teacher_requests",
+            "sampling_steps",
             "gradient_accumulation_steps",
             "per_device_train_batch_size",
             "per_device_eval_batch_size",

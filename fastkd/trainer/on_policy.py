@@ -6,26 +6,30 @@ Source: GKD, Agarwal et al. 2024.
 from __future__ import annotations
 
 import contextlib
+import logging
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from fastkd.corpora.contexts import seeded
-from fastkd.corpora.decode import PLAIN_SAMPLING, end_tokens, write
+from fastkd.corpora.decode import end_tokens
 from fastkd.corpora.generation import applicable
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
-from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.heads import output_width
+from fastkd.trainer.sampling import Draw, sampler_of
+from fastkd.trainer.sampling.buffer import Answered, Buffer
+from fastkd.trainer.sampling.settings import sampler_troubles
 from fastkd.trainer.teachers.prompted import LENGTHS, PROMPTS
 from fastkd.trainer.teachers.several import NUMBERS
 
-# A checkpoint's own limits on answers are overridden too, since the student must be trained on what it would
-# write by itself.
-_UNFORCED: dict[str, Any] = {"min_length": 0, "min_new_tokens": None, "forced_eos_token_id": None}
+logger = logging.getLogger(__name__)
 
 
 class OnPolicy:
@@ -35,15 +39,23 @@ class OnPolicy:
     batch they also decide what is drawn. So resuming changes no sample, and the global random state stays as
     it was.
 
+    With ``sampling_steps`` above 1, or an engine as sampler, the prompts of all batches of that many
+    on-policy steps are answered in one call, with the weights of the first of these steps. Their batches are
+    read ahead, which does not change the order of the data.
+
     Args:
         teacher: gives the distributions for the samples; must be live.
         task: causal_lm or seq2seq.
         tokenizer, pad_token_id: the student's.
-        args: provides ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed`` and the
-            precision.
+        args: provides ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed``, the sampler
+            and the precision.
+
+    Attributes:
+        seconds: time that sampling took since the value was last set to 0.
 
     Raises:
-        ValueError: a task without text, no teacher or a cached one, packing.
+        ValueError: a task without text, no teacher or a cached one, packing, settings of the sampler that it
+            cannot follow.
     """
 
     def __init__(
@@ -60,38 +72,140 @@ class OnPolicy:
         if args.packing:
             raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
         self.teacher, self.task, self.tokenizer, self.pad_token_id = teacher, task, tokenizer, pad_token_id
+        for _, reason, mend in sampler_troubles(args):
+            raise ValueError(f"{reason}: {mend}")
         self.args = args
+        self.sampler = sampler_of(args, task, pad_token_id)
+        self.buffer = Buffer()
+        self.seconds = 0.0
+        self._at_once = args.sampling_steps > 1 or args.sampler == "vllm"
         self._rooted = False
 
     def is_due(self, step: int) -> bool:
         """Whether this optimizer step is on-policy; the same on every process and after resuming."""
         return bool(np.random.default_rng([self.args.seed, step]).random() < self.args.lmbda)
 
-    def resample(self, batches: Iterator[Any], wrapped: Any, student: Any, step: int) -> Iterator[Any]:
-        """The batches with their completions replaced by the student's, and ``own_samples`` set.
+    def batches(
+        self, source: Iterator[Any], count: int, wrapped: Any, student: Any, step: int, last: int
+    ) -> Iterator[Any]:
+        """The ``count`` batches of an optimizer step, those of an on-policy step with the student's answers.
 
         Args:
-            batches: made by the task's ``collate``.
+            source: the batches of the epoch, made by the task's ``collate``.
+            count: number of batches in the step; fewer come at the end of the epoch.
             wrapped: the trained module in its distributed wrapper, if it has one.
             student: the plain model inside.
             step: number of the optimizer step.
+            last: number of the step after the run's last one.
+
+        Raises:
+            ValueError: a batch without a prompt, a sampler that cannot run the student.
+        """
+        self.sampler.start(student)
+        if not self._at_once:
+            return self.resample(source, wrapped, student, step) if self.is_due(step) else source
+        batches = self.buffer.take(source, count)
+        if not batches or not self.is_due(step):
+            return iter(batches)
+        prompts = [self.prompts(batch) for batch in batches]
+        if not self._has(step, prompts):
+            self._draw_ahead(source, batches, wrapped, student, step, last)
+        answered = self.buffer.drawn.pop(step)
+        return (self._answered(batch, a) for batch, a in zip(batches, answered, strict=True))
+
+    def _has(self, step: int, prompts: list[list[list[int]]]) -> bool:
+        """Whether every process has answers to the prompts of a step."""
+        drawn = self.buffer.drawn.get(step)
+        has = drawn is not None and [batch.prompts for batch in drawn] == prompts
+        if drawn is not None and not has:
+            logger.warning(
+                "the samples of the checkpoint answer other prompts than those that the data has at this "
+                "step, so they are drawn again"
+            )
+        if self.args.world_size > 1:  # gathering sharded weights takes all processes
+            has = all(gather_object([has]))
+        return has
+
+    def _draw_ahead(
+        self, source: Iterator[Any], first: list[Any], wrapped: Any, student: Any, step: int, last: int
+    ) -> None:
+        """Answer the prompts of this step and of the next on-policy ones, as many as ``sampling_steps``."""
+        window, later, skip = {step: first}, step + 1, 0
+        while len(window) < self.args.sampling_steps and later < last:
+            batches = self.buffer.peek(source, skip, self.args.gradient_accumulation_steps)
+            if not batches:
+                break  # the epoch ends
+            if self.is_due(later):
+                window[later] = batches
+            later, skip = later + 1, skip + len(batches)
+        prompts = {number: [self.prompts(batch) for batch in batches] for number, batches in window.items()}
+        asked = [prompt for batches in prompts.values() for batch in batches for prompt in batch]
+        answers = iter(self._sampled(asked, wrapped, student, step, 0, first[0]))
+        self.buffer.drawn = {
+            number: [Answered(batch, [next(answers) for _ in batch]) for batch in batches]
+            for number, batches in prompts.items()
+        }
+
+    def resample(self, batches: Iterator[Any], wrapped: Any, student: Any, step: int) -> Iterator[Any]:
+        """The batches with their completions replaced by the student's, one batch at a time, and
+        ``own_samples`` set.
+
+        Args:
+            batches, wrapped, student, step: as those of :meth:`batches`.
 
         Raises:
             ValueError: a batch without a prompt.
         """
         for number, batch in enumerate(batches):
             prompts = self.prompts(batch)
-            seeds = np.random.SeedSequence([self.args.seed, step, self.args.process_index, number])
-            device = batch["input_ids"].device
-            with (
-                self._gathered(wrapped, batch) as sharded,
-                seeded(int(seeds.generate_state(1)[0]), device),
-            ):
-                completions = self.sample(student, prompts, device, sharded)
-            made = self.task.collate(self.rows(prompts, completions), self.pad_token_id)
-            asked = self.prompt_ends(batch) > 0
-            made |= {name: batch[name][asked] for name in (NUMBERS, PROMPTS, LENGTHS) if name in batch}
-            yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
+            completions = self._sampled(prompts, wrapped, student, step, number, batch)
+            yield self._answered(batch, Answered(prompts, completions))
+
+    def _sampled(
+        self, prompts: list[list[int]], wrapped: Any, student: Any, step: int, number: int, batch: Batch
+    ) -> list[list[int]]:
+        """The student's answers; ``step`` and ``number`` decide what is drawn, and ``batch`` is any one."""
+        began = time.perf_counter()
+        seeds = np.random.SeedSequence([self.args.seed, step, self.args.process_index, number])
+        draw = Draw(
+            ends=end_tokens(student, self.tokenizer),
+            suppressed=self._suppressed_tokens(student),
+            longest=self.args.max_completion_length,
+            temperature=self.args.sampling_temperature,
+            options=applicable(self.args.generation_kwargs, 1, True),  # type: ignore[arg-type]
+            seed=int(seeds.generate_state(1)[0]),
+        )
+        device = batch["input_ids"].device
+        with self._gathered(wrapped, batch) as sharded:
+            found = self.sampler.sample(student, prompts, draw, device, sharded)
+        self.seconds += time.perf_counter() - began
+        return found
+
+    def _answered(self, batch: Batch, answered: Answered) -> Batch:
+        """A batch with the student's answers in place of its own, and ``own_samples`` set."""
+        device = batch["input_ids"].device
+        made = self.task.collate(self.rows(answered.prompts, answered.completions), self.pad_token_id)
+        asked = self.prompt_ends(batch) > 0
+        made |= {name: batch[name][asked] for name in (NUMBERS, PROMPTS, LENGTHS) if name in batch}
+        return {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
+
+    def save(self, folder: Path) -> None:
+        """Write what later steps have ready into a checkpoint; every process must call this."""
+        self.buffer.save(folder / self._file, self.args.world_size)
+
+    def load(self, folder: Path) -> None:
+        """Read what a checkpoint has ready for later steps, unless the data is not that of these steps."""
+        if not self.args.ignore_data_skip:
+            self.buffer.load(folder / self._file, self.args.world_size)
+
+    @property
+    def _file(self) -> str:
+        return f"own_samples_{self.args.process_index}.json"
+
+    def close(self) -> None:
+        """Give back what the sampler has taken, and forget what was ready."""
+        self.sampler.close()
+        self.buffer.clear()
 
     def prompts(self, batch: Batch) -> list[list[int]]:
         """The prompts that the student answers: each row's source, its tokens before the first label, or all
@@ -130,40 +244,6 @@ class OnPolicy:
             for p, c in zip(prompts, completions, strict=True)
         ]
 
-    def sample(
-        self, student: Any, prompts: list[list[int]], device: torch.device, sharded: bool = False
-    ) -> list[list[int]]:
-        """One answer to each prompt, with its end-of-sequence token if the student generated one.
-
-        The prompts are those of the data, so they are never cut: near the end of the student's window the
-        answers are shorter instead.
-        """
-        room = self.args.max_completion_length
-        if (window := positions(student)) is not None:
-            before = max(map(len, prompts)) if self.task.name == "causal_lm" else 1  # the start token
-            room = max(1, min(room, window - before))
-        given = applicable(self.args.generation_kwargs, 1, True)  # type: ignore[arg-type]
-        suppressed = [*(given.get("suppress_tokens") or []), *self._suppressed_tokens(student)]
-        with self._precision(device):
-            return write(
-                student,
-                self.task,
-                prompts,
-                end_tokens(student, self.tokenizer),
-                self.pad_token_id,
-                device,
-                **{
-                    **PLAIN_SAMPLING,
-                    **_UNFORCED,
-                    **given,
-                    "temperature": self.args.sampling_temperature,
-                    "num_return_sequences": 1,
-                    "max_new_tokens": room,
-                    "suppress_tokens": suppressed or None,
-                    "synced_gpus": False if sharded else None,
-                },
-            )
-
     def _suppressed_tokens(self, student: Any) -> list[int]:
         """Output columns that must not be sampled: padding, and tokens that the teacher does not have."""
         width = output_width(student)
@@ -171,11 +251,6 @@ class OnPolicy:
         if self.tokenizer is not None:
             known = min(known, len(self.tokenizer))
         return list(range(known, width))
-
-    def _precision(self, device: torch.device) -> Any:
-        """The autocast context of training; one that does nothing if training uses no autocast."""
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _gathered(self, wrapped: nn.Module, batch: Batch) -> Iterator[bool]:

@@ -1,4 +1,6 @@
-"""The dtype in which a student is saved: that of the files it came from, while it is trained in float32."""
+"""The precision in which a student is trained, and the dtype in which it is saved: that of the files it came
+from, while it is trained in float32.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,17 @@ from torch import Tensor
 
 # The attribute of a model that holds the dtype. A model that a caller loaded has none: it is saved as it is.
 _ATTRIBUTE = "_fastkd_saved_dtype"
+
+
+def half_precision(args: Any) -> torch.dtype | None:
+    """The 16-bit dtype of mixed-precision training; None where the configuration has none."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def autocast(args: Any, device: torch.device) -> Any:
+    """The autocast context of training; one that does nothing if training uses no autocast."""
+    dtype = half_precision(args)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def save_as(model: Any, dtype: torch.dtype) -> None:

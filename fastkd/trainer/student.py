@@ -3,8 +3,9 @@
 One training step calls, in this order:
 
 1. ``DistillationTrainer.get_batch_samples`` collects the batches of one optimizer step. If the step is
-   on-policy, ``OnPolicy.resample`` replaces their answers by the student's own samples. ``Trainer`` counts
-   the valid labels of all of them (``num_items_in_batch``).
+   on-policy, ``OnPolicy.batches`` replaces their answers by the student's own samples, which a ``Sampler``
+   writes now or has written for an earlier step. ``Trainer`` counts the valid labels of all of them
+   (``num_items_in_batch``).
 2. ``Trainer.training_step`` calls ``DistillationTrainer.compute_loss`` for each batch. In steps that are
    logged it sets ``with_sums``; ``Trainer.compute_loss`` then calls the wrapped model, which calls
 3. ``DistilledStudent.forward``, below, which runs steps 4 to 9.

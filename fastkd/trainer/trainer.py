@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -199,6 +200,24 @@ class DistillationTrainer(GuardedTrainer):
         """The plain student."""
         return self.accelerator.unwrap_model(self.model).student
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of :class:`GuardedTrainer`."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._on_policy is not None:
+                self._on_policy.close()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._on_policy is not None:
+            self._on_policy.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._on_policy is not None and checkpoint is not None:
+            self._on_policy.load(Path(checkpoint))
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
         rows = len(self.train_dataset) if has_length(self.train_dataset) else None
@@ -317,9 +336,10 @@ class DistillationTrainer(GuardedTrainer):
         if self.state.global_step >= self.state.max_steps:  # resumed after its end: `Trainer` would go on
             self.control.should_training_stop = True
             return [], None
-        if self._on_policy is not None and self._on_policy.is_due(self.state.global_step):
-            epoch_iterator = self._on_policy.resample(
-                epoch_iterator, self.model_wrapped, self.student, self.state.global_step
+        if self._on_policy is not None:
+            step, last = self.state.global_step, self.state.max_steps
+            epoch_iterator = self._on_policy.batches(
+                epoch_iterator, num_batches, self.model_wrapped, self.student, step, last
             )
         if learns_from_labels_alone(cast(DistillationConfig, self.args)):
             epoch_iterator = map(with_labels, epoch_iterator)
@@ -345,6 +365,8 @@ class DistillationTrainer(GuardedTrainer):
             if matching is not None and self.is_world_process_zero():
                 matching.warn_of_drowning(known)
             logs.update({name: known[name] for name in known if name not in ("loss", "perplexity")})
+        if "loss" in logs and self._on_policy is not None:
+            logs["sampling_seconds"], self._on_policy.seconds = round(self._on_policy.seconds, 3), 0.0
         super().log(logs, start_time)
 
     def prediction_step(

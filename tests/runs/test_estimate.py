@@ -29,7 +29,7 @@ from fastkd.runs.estimate.caches import cache_sizes
 from fastkd.runs.estimate.lengths import lengths
 from fastkd.runs.estimate.optimizers import optimizer_bytes
 from fastkd.runs.estimate.speed import Machine, seconds_per_step
-from fastkd.runs.estimate.text import duration, size
+from fastkd.runs.estimate.text import duration, size, text
 from fastkd.trainer import DistillationConfig, DistillationTrainer
 from fastkd.trainer.loading import load_student, load_teacher
 from fastkd.trainer.teachers.several import each_of
@@ -386,6 +386,27 @@ def test_on_policy_keeps_keys_and_values(workplace: Path) -> None:
     found = estimate(args, timed=False)
     # 1 layer, keys and values of 16 float32 numbers each, 4 rows of 20 tokens
     assert found.step.phases["sampling"]["keys and values"] == 2 * 16 * 4 * 4 * 20
+    args.sampling_steps, args.gradient_accumulation_steps = 3, 2
+    shape = Shape(4, 20)
+    assert run_step(args, shape).phases["sampling"]["keys and values"] == 2 * 16 * 4 * 4 * 20 * 3 * 2
+
+
+@pytest.mark.usefixtures("no_remedies")
+def test_an_engine_has_the_weights_once_more(workplace: Path) -> None:
+    """In the precision of training, and with its keys and values if their size is set; else a note says what
+    it takes of the device.
+    """
+    args = settings_of(workplace, lmbda=0.5, sampler="vllm")
+    found = estimate(args, timed=False)
+    weights = found.step.phases["optimizer step"]["student weights"]
+    assert all(parts["sampling engine"] == weights for parts in found.step.phases.values())
+    assert "sampling" not in found.step.phases
+    assert "takes 30% of the device" in text(found, args)
+    args = settings_of(workplace, lmbda=0.5, sampler="vllm", bf16=True)
+    args.sampler_kwargs = {"kv_cache_memory_bytes": 1000}
+    found = estimate(args, timed=False)
+    assert found.step.phases["optimizer step"]["sampling engine"] == weights // 2 + 1000
+    assert "of the device" not in text(found, args)
 
 
 def test_a_cached_teacher_has_no_weights(workplace: Path) -> None:

@@ -56,6 +56,11 @@ def other_tokenizer() -> None:
 FAULTS: dict[str, Break] = {
     "no teacher to judge samples": settings(lmbda=0.5, teacher=None),
     "samples and packing": settings(lmbda=0.5, packing=True),
+    "an engine without samples": settings(sampler="vllm"),
+    "an engine that is not installed": settings(sampler="vllm", lmbda=1.0),
+    "arguments of no engine": settings(lmbda=1.0, sampler_kwargs={"enforce_eager": True}),
+    "a buffer of sampled tokens": settings(lmbda=1.0, objective="sampled", sampling_steps=2),
+    "a buffer without samples": settings(sampling_steps=2),
     "an adapter on random weights": settings(peft_config={"r": 2}),
     "base without an adapter": settings(teacher="base"),
     "no learning rate": settings(learning_rate=0.0),

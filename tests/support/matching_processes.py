@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--saliency", action="store_true")
     parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--sampling-steps", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     args = DistillationConfig(
@@ -38,6 +39,7 @@ def main() -> None:
         lmbda=0.6,  # with this seed the first step, before any forward, is on-policy
         seed=3,
         max_completion_length=5,
+        sampling_steps=options.sampling_steps,
         sampling_temperature=1e-4,
         feature_matches=[
             {"student": 1, "teacher": 1},

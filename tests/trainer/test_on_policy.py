@@ -196,7 +196,9 @@ def test_plain_text_is_refused_when_training_begins(configuration: Configuration
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """DDP runs with samples and every match; FSDP with all but saliency, which it does not support."""
+    """DDP runs with samples and every match; FSDP with all but saliency, which it does not support; both also
+    with samples for several steps.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -205,6 +207,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         "ddp": (torchrun, ["--saliency"]),
         "plain": ([], []),
         "fsdp": (torchrun, ["--fsdp"]),
+        "buffered one": ([], ["--sampling-steps", "2"]),
+        "buffered ddp": (torchrun, ["--sampling-steps", "2"]),
+        "buffered fsdp": (torchrun, ["--fsdp", "--sampling-steps", "2"]),
     }
     for name, (launcher, options) in runs.items():
         script = [str(ROOT / "tests/support/matching_processes.py"), str(tmp_path / name), *options]
@@ -212,7 +217,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=180
         )
         assert done.returncode == 0, done.stderr
-    for one, two in (("one", "ddp"), ("plain", "fsdp")):
+    buffered = [("buffered one", "buffered ddp"), ("buffered one", "buffered fsdp")]
+    for one, two in (("one", "ddp"), ("plain", "fsdp"), *buffered):
         for file in ("model.safetensors", "projections.safetensors"):
             first, second = load_file(tmp_path / one / file), load_file(tmp_path / two / file)
             assert first.keys() <= second.keys()  # FSDP writes a tied head too

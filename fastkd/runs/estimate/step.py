@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import textwrap
 from collections import Counter
 from collections.abc import Callable
@@ -16,12 +15,14 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
 from fastkd.corpora.tasks import TASKS, Batch
+from fastkd.runs.estimate.engine import engine_bytes
 from fastkd.runs.estimate.meter import Meter
 from fastkd.runs.estimate.models import Sides, build, hidden_size
 from fastkd.runs.estimate.optimizers import optimizer_bytes, step_bytes
 from fastkd.trainer.config import DistillationConfig, plain
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested
+from fastkd.trainer.precision import autocast
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import LiveTeacher
 from fastkd.trainer.teachers.several import each_of
@@ -191,6 +192,8 @@ class Run:
             meter.live["student weights"] += max(map(_weight_bytes, _layers(sides.student)), default=0)
         own = {id(t): t for t in [*sides.student.parameters(), *sides.student.buffers()]}
         meter.live["student weights"] += (sides.student_bytes - _bytes(list(own.values()))) // shares
+        if engine := self._engine_bytes():
+            meter.live["sampling engine"] += engine
         meter.name(sides.teacher_weights, "teacher weights")
         raw = sum(t.numel() * t.element_size() for t in {id(t): t for t in sides.teacher_weights}.values())
         meter.live["teacher weights"] += sides.teacher_bytes - raw
@@ -210,8 +213,10 @@ class Run:
                 meter.take("optimizer state", step_bytes(optim, self.device.type, self.trained) // shares)
             for p in self.trained:
                 p.grad = None
-            if args.lmbda > 0:
-                tokens = train.rows * max(train.length, args.max_completion_length)
+            if args.lmbda > 0 and args.sampler != "vllm":
+                together = args.sampling_steps * args.gradient_accumulation_steps
+                rows = train.rows * (together if args.sampling_steps > 1 else 1)
+                tokens = rows * max(train.length, args.max_completion_length)
                 with meter.during("sampling", "sampling"):
                     meter.take("keys and values", key_value_bytes(sides.student.config, tokens))
             if held_out is not None:
@@ -224,6 +229,7 @@ class Run:
         phase = Counter(
             {
                 "student weights": self.sides.student_bytes // self.shards,
+                "sampling engine": self._engine_bytes(),
                 "teacher weights": self.sides.teacher_bytes,
                 "gradients": _bytes(self.trained) // self.shards,
                 "optimizer state": optimizer_bytes(self.optim, self.args.optim_args, self.trained)
@@ -231,6 +237,9 @@ class Run:
             }
         )
         return replace(self._found({"optimizer step": +phase}, 0, 0, 0), reason=reason)
+
+    def _engine_bytes(self) -> int:
+        return engine_bytes(self.args, self.sides.student_bytes, self.sides.student.dtype.itemsize)
 
     def _found(self, phases: dict[str, Counter[str]], flops: int, operators: int, written: int) -> Step:
         sides = self.sides
@@ -284,8 +293,7 @@ class Run:
             self.module(**batch)
 
     def _autocast(self) -> Any:
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return autocast(self.args, self.device)
 
 
 class _Labelled:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastkd.runs.estimate import Estimate
 from fastkd.runs.estimate.caches import CacheSize
+from fastkd.runs.estimate.engine import engine_note
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.seeds import seeds_of
 
@@ -24,6 +25,8 @@ def text(found: Estimate, args: DistillationConfig) -> str:
     if others:
         lines.append("  other phases: " + ", ".join(others))
     lines.append(_whole(found))
+    if (note := engine_note(args)) is not None:
+        lines.append(f"  {note}")
     if found.at_full_length is not None:
         lines.append(
             f"  Not all rows were looked at: one of {args.max_length} tokens (max_length) would raise the "

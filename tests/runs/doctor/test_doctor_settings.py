@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.doctor import look
+from support.fake_vllm import installed
+from support.families import gpt2
 
 from fastkd.runs.doctor import Finding
 
@@ -22,6 +25,7 @@ FOUR_BITS = {"quantization_config": {"load_in_4bit": True}}
 FEATURES = [{"student": -1, "teacher": -1, "kind": "hidden", "loss": "mse", "weight": 1.0}]
 
 SAMPLED = {"objective": "sampled", "lmbda": 1.0}
+ENGINE = {"sampler": "vllm", "lmbda": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,15 @@ SAMPLED = {"objective": "sampled", "lmbda": 1.0}
         ({**SAMPLED, "sampling_temperature": 0.7}, "sampled_from_another", "error", "drawn"),
         ({**SAMPLED, "generation_kwargs": {"top_k": 5}}, "sampled_from_another", "error", "drawn"),
         ({**SAMPLED, "gradient_match_weight": 0.1}, "sampled_with_matches", "error", "no layers"),
+        ({"sampling_steps": 2}, "sampling_steps_without_samples", "error", "lmbda: 0 has none"),
+        ({"lmbda": 0.5, "sampler_kwargs": {"seed": 1}}, "sampler_kwargs_without_engine", "error", "vLLM"),
+        ({"sampler": "vllm"}, "vllm_without_samples", "error", "lmbda: 0 has none"),
+        ({**SAMPLED, "sampling_steps": 2}, "sampled_from_older_weights", "error", "student of now"),
+        ({**ENGINE, "task": "seq2seq"}, "vllm_task", "error", "for causal_lm"),
+        ({**ENGINE, "generation_kwargs": {"typical_p": 0.5}}, "vllm_generation_kwargs", "error", "typical_p"),
+        ({**ENGINE, "model_init_kwargs": FOUR_BITS}, "vllm_quantised", "error", "not quantised"),
+        ({**ENGINE, "sampler_kwargs": {"seed": 1}}, "sampler_kwargs_taken", "error", "seed"),
+        ({**ENGINE, "fsdp": "full_shard"}, "vllm_sharded", "error", "divide them"),
         ({"teacher": "self"}, "self_without_difference", "error", "nothing to teach"),
         ({"teacher": "cache:c", "teacher_prompt": "{prompt}"}, "prompt_without_reader", "error", "a cache"),
         ({"teacher_prompt": "{prompt}", "packing": True}, "prompt_without_prompts", "error", "packed"),
@@ -119,3 +132,17 @@ def test_remedies_remove_their_finding(place: Path) -> None:
     assert "student_window" not in look(max_length=32)
     assert look(warmup_steps=50, max_steps=40)["warmup"].remedy == "set warmup_steps to about 2"
     assert "warmup" not in look(warmup_steps=2, max_steps=40)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_engine_that_is_not_installed(place: Path) -> None:
+    assert look(**ENGINE)["vllm_missing"].severity == "error"
+
+
+def test_a_student_that_vllm_has_no_implementation_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    assert not {"vllm_missing", "vllm_architecture"} & set(look(**ENGINE))
+    gpt2(0).config.save_pretrained("student")
+    found = look(**ENGINE)["vllm_architecture"]
+    assert found.severity == "warning" and "GPT2LMHeadModel" in found.found
+    assert "vllm_architecture" not in look(lmbda=0.5)
