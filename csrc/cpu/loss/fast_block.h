@@ -25,7 +25,7 @@ struct Finite {
 };
 template <class V>
 inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
-  return fma(weight.v, x.v, sum.v);
+  return mul_add(weight.v, x.v, sum.v);
 }
 
 // The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
@@ -66,7 +66,7 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
     const auto exponentials_at = [&](int64_t i) {
       Exponentials e;
       const V logit_s = s.at(i), es = e.s = exp2_s.near(logit_s, seen);
-      squares = fma(es, es, squares);
+      squares = mul_add(es, es, squares);
       if (stored) es.store(out_s + i);
       prefetch(ahead_s + i * Memory::kBytes);
       if constexpr (kTeacher) {

@@ -6,6 +6,7 @@
 //   + - * /                  lane by lane
 //   fma(a, b, c)             a * b + c, rounded once
 //   fms(a, b, c)             a * b - c, rounded once
+//   mul_add(a, b, c)         a * b + c, rounded once or twice, whichever is faster
 //   max(a, b), min(a, b)     the second operand where one is NaN
 //   abs(a)
 //   where_le(a, b, yes, no)  a <= b ? yes : no
@@ -94,6 +95,10 @@ inline VecOf<R> fma(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
 template <class R>
 inline VecOf<R> fms(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
   return lanes<R>([&](int i) { return static_cast<R>(double(a.v[i]) * b.v[i] - c.v[i]); });
+}
+template <class R>
+inline VecOf<R> mul_add(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
+  return a * b + c;
 }
 template <class R>
 inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {
