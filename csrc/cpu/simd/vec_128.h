@@ -1,5 +1,5 @@
-// Four floats in 128 bits, in the vector extensions of GCC and Clang: SSE2 on every x86-64, NEON on ARM. Where
-// the two instruction sets differ in more than names, small functions below choose between them.
+// Four floats in 128 bits, in the vector extensions of GCC and Clang: SSE2 on every x86-64, NEON on ARM.
+// Where the two instruction sets differ in more than names, small functions below choose between them.
 #pragma once
 
 #include <cmath>
@@ -33,7 +33,7 @@ inline Bits4 choose(Bits4 mask, Bits4 yes, Bits4 no) { return (mask & yes) | (~m
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 4;
   Floats4 v;
 
@@ -60,17 +60,15 @@ inline Vec max(Vec a, Vec b) { return (Floats4)_mm_max_ps((__m128)a.v, (__m128)b
 inline Vec min(Vec a, Vec b) { return (Floats4)_mm_min_ps((__m128)a.v, (__m128)b.v); }
 #else
 // ARM's own maximum of a number and NaN is NaN.
-inline Vec max(Vec a, Vec b) {
-  return floats_of(choose((Bits4)(a.v > b.v), bits_of(a.v), bits_of(b.v)));
-}
-inline Vec min(Vec a, Vec b) {
-  return floats_of(choose((Bits4)(a.v < b.v), bits_of(a.v), bits_of(b.v)));
-}
+inline Vec max(Vec a, Vec b) { return floats_of(choose((Bits4)(a.v > b.v), bits_of(a.v), bits_of(b.v))); }
+inline Vec min(Vec a, Vec b) { return floats_of(choose((Bits4)(a.v < b.v), bits_of(a.v), bits_of(b.v))); }
 #endif
 
 #if defined(__ARM_FEATURE_FMA)
 constexpr bool kFused = true;
-inline Vec fma(Vec a, Vec b, Vec c) { return (Floats4)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v); }
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return (Floats4)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v);
+}
 inline Vec fms(Vec a, Vec b, Vec c) { return fma(a, b, Vec(-c.v)); }  // a * b - c
 inline Vec mul_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 #else
@@ -82,8 +80,8 @@ inline Floats4 high_part(Floats4 x) { return floats_of(bits_of(x) & kHighBits); 
 inline Vec fma(Vec a, Vec b, Vec c) {
   const Floats4 a_high = high_part(a.v), b_high = high_part(b.v);
   const Vec rest = a_high * (b.v - b_high) + (a.v - a_high) * b.v;
-  // With an infinite factor the rest may be NaN, or infinite with the other sign. The bounds are above what it
-  // can be otherwise.
+  // With an infinite factor the rest may be NaN, or infinite with the other sign. The bounds are above what
+  // it can be otherwise.
   return Vec(a_high * b_high + c.v) + min(Vec(1e36), max(rest, Vec(-1e36)));
 }
 inline Vec fms(Vec a, Vec b, Vec c) { return fma(a, b, Vec(-c.v)); }  // a * b - c
@@ -97,9 +95,7 @@ inline Vec where_le(Vec a, Vec b, Vec yes, Vec no) {
 }
 
 // All ones where the weight is a normal number or NaN.
-inline Bits4 counts(Vec weight) {
-  return ~(Bits4)(weight.v < all_lanes(std::numeric_limits<float>::min()));
-}
+inline Bits4 counts(Vec weight) { return ~(Bits4)(weight.v < all_lanes(std::numeric_limits<float>::min())); }
 inline Vec times(Vec weight, Vec x) { return floats_of(counts(weight) & bits_of(weight.v * x.v)); }
 
 // sum + weight * x, where 0 * anything = 0
@@ -161,9 +157,7 @@ class ShiftedExp2<Vec, kBrief> {
   }
 
   ShiftedExp2(float scale, float shift)
-      : by_(scale),
-        to_exponent_(kToExponent - shift),
-        lowest_(lowest(scale, shift)) {}
+      : by_(scale), to_exponent_(kToExponent - shift), lowest_(lowest(scale, shift)) {}
 
   Vec operator()(Vec x) const {
     const Vec bounded = max(lowest_, x);
@@ -259,8 +253,8 @@ inline Vec Vec::load16(const uint16_t* p, bool bf16) {
 #endif
 }
 
-// Rounds to the nearest bfloat16, in the upper half of each lane; a tie goes to the one further from zero. The
-// rounding could carry a NaN's digits into its sign; `nan` makes the function check for NaN.
+// Rounds to the nearest bfloat16, in the upper half of each lane; a tie goes to the one further from zero.
+// The rounding could carry a NaN's digits into its sign; `nan` makes the function check for NaN.
 inline Bits4 round_bf16(Vec x, bool nan) {
   const Bits4 rounded = bits_of(x.v) + 0x8000u;
   return nan ? choose((Bits4)(x.v == x.v), rounded, Bits4{} + 0x7fc00000u) : rounded;
@@ -296,7 +290,9 @@ inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
 inline void stream_fence() { _mm_sfence(); }
 #else
 inline void stream(Vec x, float* p) { x.store(p); }
-inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) { store16(low, high, p, bf16, nan); }
+inline void stream16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {
+  store16(low, high, p, bf16, nan);
+}
 inline void stream_fence() {}
 #endif
 inline void prefetch(const void* p) { __builtin_prefetch(p); }

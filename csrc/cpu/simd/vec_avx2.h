@@ -15,7 +15,7 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 8;
   __m256 v;
 

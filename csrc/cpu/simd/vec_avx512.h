@@ -15,7 +15,7 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeeps = false;
+  static constexpr bool kKeepsFloats = false;
   static constexpr int kWidth = 16;
   __m512 v;
 
