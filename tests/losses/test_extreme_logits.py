@@ -52,6 +52,8 @@ def test_constant_between_the_sides(target: Target, divergence: str) -> None:
     bound = 1e-7 * ENLARGEMENT.get(divergence, 1.0)
     if divergence not in ("forward_kl", "reverse_kl", "jeffreys", "decoupled", "hellinger", "alpha", "renyi"):
         bound *= 2  # it sums absolute differences, so roundings do not cancel
+    if target.isa == "baseline":
+        bound *= 2  # SSE2 has no fused multiply-add, so exponentials are rounded more often
     for shift in (8.0, -8.0, 32.0, 100.0, -100.0, 1000.0):
         assert torch.equal(t + shift - t, torch.full_like(t, shift))
         for temperature in (1.0, 3.0):

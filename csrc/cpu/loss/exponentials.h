@@ -89,7 +89,7 @@ inline ExpSums exponentials(const R* x, int64_t n, R scale, R shift, R* out, con
     sums.first = sum_of<V>(n, [&](int64_t i) {
       const V e = exp2_of(V::load(x + i));
       e.store(out + i);
-      squares = fma(e, e, squares);
+      squares = mul_add(e, e, squares);
       prefetch(ahead + i * step);
       return e;
     });

@@ -25,7 +25,7 @@ struct Finite {
 };
 template <class V>
 inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
-  return fma(weight.v, x.v, sum.v);
+  return mul_add(weight.v, x.v, sum.v);
 }
 
 // The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
@@ -51,7 +51,8 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
   const Exp2 exp2_t = kAlike ? exp2_s : Exp2(call.log2_scale_t, shift.t);
   const char* const ahead_s = row.s.at(b.start + kBlock);
   const char* const ahead_t = teacher_at(row, b.start + kBlock);
-  const bool stored = V::kKeeps || call.ce_power > 2;
+  constexpr bool kKeeps = V::kKeepsFloats || Memory::kBytes == 2;
+  const bool stored = kKeeps || call.ce_power > 2;
   // Copies in local variables: the compiler knows that the stores below do not change them.
   R *const out_s = b.es, *const out_t = b.et;
   const int64_t n = b.n;
@@ -66,12 +67,12 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
     const auto exponentials_at = [&](int64_t i) {
       Exponentials e;
       const V logit_s = s.at(i), es = e.s = exp2_s.near(logit_s, seen);
-      squares = fma(es, es, squares);
+      squares = mul_add(es, es, squares);
       if (stored) es.store(out_s + i);
       prefetch(ahead_s + i * Memory::kBytes);
       if constexpr (kTeacher) {
         const V logit_t = t.at(i), et = e.t = exp2_t.near(logit_t, seen);
-        if constexpr (V::kKeeps) et.store(out_t + i);
+        if constexpr (kKeeps) et.store(out_t + i);
         prefetch(ahead_t + i * Memory::kBytes);
         if constexpr (Div::kStreams > 0) {
           Entry<Finite<V>> entry;

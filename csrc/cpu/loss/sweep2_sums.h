@@ -39,8 +39,8 @@ inline void series_logarithms(double share, const EntryScales<V>& c, const Block
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
     const V z = V::load(b.left + i), square = z * z;
     V y(kAtanh[0]);
-    for (int k = 1; k < kAtanhTerms; ++k) y = fma(y, square, V(kAtanh[k]));
-    (kPieces ? fma(z, y, V::load(pieces + i)) : z * y).store(b.left + i);
+    for (int k = 1; k < kAtanhTerms; ++k) y = mul_add(y, square, V(kAtanh[k]));
+    (kPieces ? mul_add(z, y, V::load(pieces + i)) : z * y).store(b.left + i);
   }
 }
 

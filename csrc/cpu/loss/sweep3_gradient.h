@@ -149,13 +149,13 @@ class GradientSweep {
     const V scaled_s = c.r_s * to_s, scaled_t = c.r_t * to_s;
     const auto gradient = [&](int64_t i, auto s, auto t) {
       const V x1 = V::load(ce + i);
-      const V soft = kSquares ? x1 * by_square : fma(x1, by_square, by_ce);
+      const V soft = kSquares ? x1 * by_square : mul_add(x1, by_square, by_ce);
       if constexpr (!Context::kTeacher) {
-        const V grad = kSquares ? soft * x1 : fma(soft, x1, smoothing);
-        return Div::kSparseTeacher ? fma(to_q, V::load(b.es + i), grad) : grad;
+        const V grad = kSquares ? soft * x1 : mul_add(soft, x1, smoothing);
+        return Div::kSparseTeacher ? mul_add(to_q, V::load(b.es + i), grad) : grad;
       } else if constexpr (kLinear) {
         const V hard = call_.div.student(shares(b, i, scaled_s, scaled_t), constants_);
-        return fma(soft, x1, kSquares ? hard : hard + smoothing);
+        return mul_add(soft, x1, kSquares ? hard : hard + smoothing);
       } else {
         const Entry<V> x = entry_as<kFields, Div>(c, b, i, s, t);
         if constexpr (kBothSides) (to_t * call_.div.teacher(x, constants_)).store(scratch_.out_t + i);
@@ -167,7 +167,7 @@ class GradientSweep {
         } else {
           hard = call_.div.student(x, constants_);
         }
-        return fma(to_s, hard, kSquares ? soft * x1 : fma(soft, x1, smoothing));
+        return mul_add(to_s, hard, kSquares ? soft * x1 : mul_add(soft, x1, smoothing));
       }
     };
     constexpr int64_t kStep = To::kVectors * kW;

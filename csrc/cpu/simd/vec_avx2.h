@@ -15,7 +15,7 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 8;
   __m256 v;
 
@@ -44,6 +44,7 @@ inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 inline Vec fms(Vec a, Vec b, Vec c) { return _mm256_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
+inline Vec mul_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }

@@ -15,7 +15,7 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeeps = false;
+  static constexpr bool kKeepsFloats = false;
   static constexpr int kWidth = 16;
   __m512 v;
 
@@ -38,6 +38,7 @@ inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
 inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 inline Vec fms(Vec a, Vec b, Vec c) { return _mm512_fmsub_ps(a.v, b.v, c.v); }  // a * b - c
+inline Vec mul_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.v, b.v); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a.v, b.v); }
 inline Vec abs(Vec a) { return _mm512_abs_ps(a.v); }

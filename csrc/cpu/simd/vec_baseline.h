@@ -1,11 +1,14 @@
 // A vector as an array of a few numbers, in portable C++, compiled for float and for double. It is also the
 // list of what an instruction set supplies; another set is one file vec_NAME.h beside this one, with
-//   Vec                      a type with Real, kWidth (lanes), kSimd, kKeeps (whether reading back stored
-//                            exponentials is cheaper than computing them again), load(), store(), and a
-//                            constructor from a double that fills all lanes
+//   Vec                      a type with Real, kWidth (lanes), kSimd, kKeepsFloats (whether reading back
+//   stored
+//                            exponentials of float32 logits is cheaper than computing them again; those of
+//                            16-bit logits, which leave more of the caches free, are read back by every set),
+//                            load(), store(), and a constructor from a double that fills all lanes
 //   + - * /                  lane by lane
 //   fma(a, b, c)             a * b + c, rounded once
 //   fms(a, b, c)             a * b - c, rounded once
+//   mul_add(a, b, c)         a * b + c, rounded once or twice, whichever is faster
 //   max(a, b), min(a, b)     the second operand where one is NaN
 //   abs(a)
 //   where_le(a, b, yes, no)  a <= b ? yes : no
@@ -42,7 +45,7 @@ template <class R>
 struct VecOf {
   using Real = R;
   static constexpr bool kSimd = false;
-  static constexpr bool kKeeps = true;
+  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 8;
   R v[kWidth];
 
@@ -94,6 +97,10 @@ inline VecOf<R> fma(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
 template <class R>
 inline VecOf<R> fms(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
   return lanes<R>([&](int i) { return static_cast<R>(double(a.v[i]) * b.v[i] - c.v[i]); });
+}
+template <class R>
+inline VecOf<R> mul_add(VecOf<R> a, VecOf<R> b, VecOf<R> c) {
+  return a * b + c;
 }
 template <class R>
 inline VecOf<R> max(VecOf<R> a, VecOf<R> b) {
