@@ -199,6 +199,17 @@ def distributions_of(given: Distribution, rows: Tensor) -> Tensor | HiddenLogits
     return given[rows]
 
 
+def positions_of(given: Tensor | HiddenLogits, chosen: Tensor) -> Tensor | HiddenLogits:
+    """The distributions of some positions, ``(n, ...)``.
+
+    Args:
+        chosen: ``(rows, length)``, which positions.
+    """
+    if isinstance(given, HiddenLogits):
+        return replace(given, hidden=given.hidden[chosen])
+    return given[chosen]
+
+
 def detach(given: AnyDistribution) -> AnyDistribution:
     """The same distribution without its graph. Entries from a cache have none."""
     made: Any = given

@@ -19,6 +19,7 @@ from fastkd.corpora.generation import applicable
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.window import positions
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.crossing import Crossing
 from fastkd.trainer.heads import output_width
 from fastkd.trainer.teachers.prompted import LENGTHS, PROMPTS
 from fastkd.trainer.teachers.several import NUMBERS
@@ -41,13 +42,20 @@ class OnPolicy:
         tokenizer, pad_token_id: the student's.
         args: provides ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed`` and the
             precision.
+        crossing: the tokenizers of both sides, if the teacher has one of its own.
 
     Raises:
         ValueError: a task without text, no teacher or a cached one, packing.
     """
 
     def __init__(
-        self, teacher: Any, task: Task, tokenizer: Any, pad_token_id: int, args: DistillationConfig
+        self,
+        teacher: Any,
+        task: Task,
+        tokenizer: Any,
+        pad_token_id: int,
+        args: DistillationConfig,
+        crossing: Crossing | None = None,
     ) -> None:
         if task.name == "classification":
             raise ValueError("a classifier writes nothing to learn from: set lmbda: 0")
@@ -60,7 +68,7 @@ class OnPolicy:
         if args.packing:
             raise ValueError("packed texts have no prompts to answer: set packing: false, or lmbda: 0")
         self.teacher, self.task, self.tokenizer, self.pad_token_id = teacher, task, tokenizer, pad_token_id
-        self.args = args
+        self.args, self.crossing = args, crossing
         self._rooted = False
 
     def is_due(self, step: int) -> bool:
@@ -88,8 +96,12 @@ class OnPolicy:
                 seeded(int(seeds.generate_state(1)[0]), device),
             ):
                 completions = self.sample(student, prompts, device, sharded)
-            made = self.task.collate(self.rows(prompts, completions), self.pad_token_id)
+            rows = self.rows(prompts, completions)
+            made = self.task.collate(rows, self.pad_token_id)
             asked = self.prompt_ends(batch) > 0
+            if self.crossing is not None:
+                ends = frozenset(end_tokens(student, self.tokenizer))
+                made |= self.crossing.of_answers(batch, asked.tolist(), rows, ends)
             made |= {name: batch[name][asked] for name in (NUMBERS, PROMPTS, LENGTHS) if name in batch}
             yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
 
@@ -167,7 +179,7 @@ class OnPolicy:
     def _suppressed_tokens(self, student: Any) -> list[int]:
         """Output columns that must not be sampled: padding, and tokens that the teacher does not have."""
         width = output_width(student)
-        known = min(width, self.teacher.columns)
+        known = width if self.crossing is not None else min(width, self.teacher.columns)
         if self.tokenizer is not None:
             known = min(known, len(self.tokenizer))
         return list(range(known, width))
