@@ -19,6 +19,8 @@ from fastkd.corpora.token_bytes import common_bytes, comparable, token_bytes
 TEACHER_IDS, TEACHER_LABELS = "teacher_input_ids", "teacher_labels"
 SPANS, TEACHER_SPANS = "spans", "teacher_spans"
 ALIGNED = (TEACHER_IDS, TEACHER_LABELS, SPANS, TEACHER_SPANS)
+# The key of a batch's largest number of spans in a row, at least 1.
+COUNT = "span_count"
 
 # Bytes at the beginning of one side that the other may lack, and bytes that must agree after them.
 _LOST, _SEEN = 64, 16

@@ -33,12 +33,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd import kd_loss
-from fastkd.corpora.shared_tokens import SharedTokens
-from fastkd.corpora.spans import SPANS, TEACHER_LABELS, TEACHER_SPANS
+from fastkd.corpora.spans import COUNT, SPANS, TEACHER_LABELS, TEACHER_SPANS
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.trainer.models import HiddenLogits, detach, multiply_out, positions_of
 from fastkd.trainer.objective import Sums, loss
@@ -87,58 +85,48 @@ class HybridLoss:
     """The divergence between distributions where spans begin.
 
     Attributes:
-        tokens: the classes of tokens that begin alike.
+        student, teacher: ``(tokens,)`` class of each token of either side, as
+            :class:`fastkd.corpora.shared_tokens.SharedTokens` has them.
+        count: number of classes.
         divergence: the keywords ``divergence``, ``alpha`` and ``beta`` of :func:`fastkd.kd_loss`.
         temperature: T of both distributions.
     """
 
-    tokens: SharedTokens
+    student: Tensor
+    teacher: Tensor
+    count: int
     divergence: dict[str, Any]
     temperature: float
 
-    def __call__(self, student: Tensor, teacher: Tensor, one: Tensor | None = None) -> Tensor:
+    def __call__(self, student: Tensor, teacher: Tensor, present: Tensor) -> Tensor:
         """The sum over the spans.
 
         Args:
             student, teacher: ``(n, V)`` logits where the spans begin.
+            present: ``(n,)``, which of them there are.
         """
-        import os
-
-        mode = os.environ.get("HYB", "classes")
-        classes = [
-            _by_class(side, numbers, self.tokens.count, self.temperature)
-            for side, numbers in ((student, self.tokens.student), (teacher, self.tokens.teacher))
+        sides = [
+            _by_class(side, classes, self.count, self.temperature)
+            for side, classes in ((student, self.student), (teacher, self.teacher))
         ]
-        each: Tensor = kd_loss(
-            classes[0], classes[1], temperature=self.temperature, reduction="none", **self.divergence
+        labels = torch.where(present, 0, IGNORE_INDEX)
+        found: Tensor = kd_loss(
+            *sides, labels, temperature=self.temperature, reduction="sum", **self.divergence
         )
-        if mode == "classes":
-            return each.sum()
-        apart = _sorted_distance(student / self.temperature, teacher / self.temperature)
-        if mode == "gold":
-            return torch.where(one, each, apart).sum()
-        return torch.where(one, each, 0.0).sum()
+        return found
 
 
-def _by_class(logits: Tensor, numbers: list[int], count: int, temperature: float) -> Tensor:
+def _by_class(logits: Tensor, classes: Tensor, count: int, temperature: float) -> Tensor:
     """``(n, count)`` logits of the classes: a class has the probability of all its tokens together."""
     places = torch.full((logits.shape[-1],), count, device=logits.device)  # padding belongs to no class
-    known = torch.tensor(numbers, device=logits.device)
-    places[: len(numbers)] = torch.where(known < 0, count, known)
-    logits = logits.float() if logits.dtype != torch.float64 else logits
-    most = logits.detach().amax(-1, keepdim=True)
-    shares = torch.exp((logits - most) / temperature)
-    totals = shares.new_zeros(len(logits), count + 1).index_add(-1, places, shares)[:, :count]
-    least = torch.finfo(totals.dtype).tiny
-    return temperature * totals.clamp(min=least).log() + most
-
-
-def _sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """``(n,)`` L1 distances of the sorted probabilities, the shorter list filled up with zeros."""
-    sides = [F.softmax(side.float(), -1).sort(-1, descending=True).values for side in (student, teacher)]
-    width = max(side.shape[-1] for side in sides)
-    one, other = (F.pad(side, (0, width - side.shape[-1])) for side in sides)
-    return (one - other).abs().sum(-1)
+    known = classes.to(logits.device)
+    places[: len(known)] = torch.where(known < 0, count, known)
+    # Tokens come first, so that a whole row of memory is added at a time.
+    given = (logits if logits.dtype == torch.float64 else logits.float()).t().contiguous()
+    most = given.detach().amax(0)
+    shares = torch.exp((given - most) / temperature)
+    totals = shares.new_zeros(count + 1, len(logits)).index_add(0, places, shares)[:count]
+    return (temperature * totals.clamp(min=torch.finfo(totals.dtype).tiny).log() + most).t()
 
 
 @dataclass(frozen=True)
@@ -181,9 +169,9 @@ class CrossedObjective:
             options = {"kd_ratio": 0.0, "label_smoothing": self.label_smoothing, "reduction": "sum"}
             smooth = loss(student, None, targets, options)
         sums = {"tokens": count.float(), "ce": ce.detach().float()}
-        whole = (1 - kd_ratio) * smooth if kd_ratio < 1 else own.sum() * 0.0
+        whole = (1 - kd_ratio) * smooth
         if teacher is not None:
-            kd, more = self._divergence(student, teacher, own, batch)
+            kd, more = self._divergence(student, teacher, own, batch, targets)
             whole = whole + kd_ratio * kd
             sums |= {"kd": kd.detach().float(), **more}
         sums["loss"] = whole.detach().float()
@@ -191,27 +179,32 @@ class CrossedObjective:
         return whole / torch.as_tensor(items, device=whole.device).clamp(min=1), sums
 
     def _divergence(
-        self, student: Tensor | HiddenLogits, teacher: Tensor | HiddenLogits, own: Tensor, batch: Batch
+        self,
+        student: Tensor | HiddenLogits,
+        teacher: Tensor | HiddenLogits,
+        own: Tensor,
+        batch: Batch,
+        targets: Tensor,
     ) -> tuple[Tensor, Sums]:
-        spans, theirs = (self.task.targets(batch[name]) for name in (SPANS, TEACHER_SPANS))
+        most = batch[COUNT]
+        spans = slots(self.task.targets(batch[SPANS]), most).where(targets != IGNORE_INDEX, -1)
+        sizes = per_slot(torch.ones_like(spans), spans, most)
+        present = sizes > 0
+        theirs = slots(self.task.targets(batch[TEACHER_SPANS]), most)
+        # Spans whose labels the trainer has masked count on neither side.
+        theirs = theirs.where((theirs >= 0) & present[theirs.clamp(min=0)], -1)
         with torch.no_grad():
             given = logprobs(detach(teacher), self.task.targets(batch[TEACHER_LABELS]))
-            aligned = theirs != IGNORE_INDEX
             sums = {
-                "teacher_ce": -torch.where(aligned, given, 0.0).sum().float(),
-                "aligned": (spans != IGNORE_INDEX).sum().float(),
+                "teacher_ce": -torch.where(theirs >= 0, given, 0.0).sum().float(),
+                "aligned": sizes.sum().float(),
             }
-        most = spans.shape[1]
-        counts, other = (per_span(torch.ones_like(x, dtype=torch.float32), x, most) for x in (spans, theirs))
         if isinstance(self.term, SpanLoss):
-            found = self.term(per_span(own, spans, most), per_span(given, theirs, most), counts > 0)
-            return found, sums
-        here, there = _beginnings(spans), _beginnings(theirs)
-        one = (counts == 1) & (other == 1)
-        logits = multiply_out(positions_of(student, here))
+            return self.term(per_slot(own, spans, most), per_slot(given, theirs, most), present), sums
+        logits = multiply_out(positions_of(student, beginnings(spans, most)))
         with torch.no_grad():
-            known = multiply_out(positions_of(teacher, there))
-        return self.term(logits, known, one[counts > 0]), sums
+            known = multiply_out(positions_of(teacher, beginnings(theirs, most)))
+        return self.term(logits, known, present), sums
 
 
 def logprobs(side: Tensor | HiddenLogits, targets: Tensor) -> Tensor:
@@ -221,20 +214,28 @@ def logprobs(side: Tensor | HiddenLogits, targets: Tensor) -> Tensor:
     return found
 
 
-def per_span(values: Tensor, spans: Tensor, most: int) -> Tensor:
-    """``(rows * most,)`` sums of ``(rows, length)`` values over the positions of each span.
+def slots(spans: Tensor, most: int) -> Tensor:
+    """``(rows, length)``, the number of each position's span in the batch, which has ``most`` numbers for
+    each row; -1 without one.
 
     Args:
-        spans: ``(rows, length)`` number of each position's span in its row, below ``most``, or IGNORE_INDEX.
+        spans: ``(rows, length)``, the number of each position's span in its row, or IGNORE_INDEX.
     """
-    rows = len(spans)
-    first = torch.arange(rows, device=spans.device)[:, None] * most
-    places = torch.where(spans != IGNORE_INDEX, first + spans, rows * most)
-    sums = values.new_zeros(rows * most + 1).index_add(0, places.flatten(), values.flatten())
-    return sums[:-1]
+    first = torch.arange(len(spans), device=spans.device)[:, None] * most
+    return torch.where(spans != IGNORE_INDEX, first + spans, -1)
 
 
-def _beginnings(spans: Tensor) -> Tensor:
-    """``(rows, length)``, whether a span begins at a position. Spans are numbered in their order."""
-    before = F.pad(spans[:, :-1], (1, 0), value=IGNORE_INDEX)
-    return (spans != IGNORE_INDEX) & (spans != before)
+def per_slot(values: Tensor, spans: Tensor, most: int) -> Tensor:
+    """``(rows * most,)`` sums of ``(rows, length)`` values over the positions of each span."""
+    total = len(spans) * most
+    places = torch.where(spans >= 0, spans, total)
+    return values.new_zeros(total + 1).index_add(0, places.flatten(), values.flatten())[:-1]
+
+
+def beginnings(spans: Tensor, most: int) -> Tensor:
+    """``(rows * most,)``, the position in the flattened batch at which each span begins; any for none."""
+    total = len(spans) * most
+    places = torch.where(spans >= 0, spans, total).flatten()
+    found = torch.full((total + 1,), spans.numel() - 1, device=spans.device)
+    order = torch.arange(spans.numel(), device=spans.device)
+    return found.scatter_reduce(0, places, order, "amin")[:-1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastkd.corpora.shared_tokens import shared_tokens
+from fastkd.corpora.shared_tokens import SharedTokens, shared_tokens
 from fastkd.corpora.spans import TEACHER_IDS, TEACHER_LABELS, Aligner
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.tasks.base import Row
@@ -75,6 +75,20 @@ def troubles(args: DistillationConfig) -> Iterator[tuple[str, str, str]]:
         )
 
 
+def objective_of(args: DistillationConfig, task: Task, classes: SharedTokens | None) -> CrossedObjective:
+    """The loss that ``cross_tokenizer`` asks for.
+
+    Args:
+        classes: of the tokens, for ``hybrid``; None for ``spans``.
+    """
+    divergence = {"divergence": args.divergence, "alpha": args.alpha, "beta": args.beta}
+    term: SpanLoss | HybridLoss = SpanLoss(divergence, args.temperature)
+    if classes is not None:
+        sides = (torch.tensor(side) for side in (classes.student, classes.teacher))
+        term = HybridLoss(*sides, classes.count, divergence, args.temperature)
+    return CrossedObjective(task, term, args.label_smoothing_factor)
+
+
 class Crossing:
     """A run's two tokenizers.
 
@@ -96,12 +110,10 @@ class Crossing:
         self.task, self.tokenizer = task, teacher_tokenizer
         self.aligner = Aligner(tokenizer, teacher_tokenizer, task.shifts_labels)
         self.columns = AlignedColumns(task, pad_token_id)
-        divergence = {"divergence": args.divergence, "alpha": args.alpha, "beta": args.beta}
-        term: SpanLoss | HybridLoss = SpanLoss(divergence, args.temperature)
+        classes = None
         if args.cross_tokenizer == "hybrid":
-            tokens = shared_tokens(self.aligner.student, self.aligner.teacher)
-            term = HybridLoss(tokens, divergence, args.temperature)
-        self.objective = CrossedObjective(task, term, args.label_smoothing_factor)
+            classes = shared_tokens(self.aligner.student, self.aligner.teacher)
+        self.objective = objective_of(args, task, classes)
 
     def of_answers(
         self, batch: Batch, asked: Sequence[bool], own: Sequence[Row], ends: frozenset[int]

@@ -203,11 +203,11 @@ def positions_of(given: Tensor | HiddenLogits, chosen: Tensor) -> Tensor | Hidde
     """The distributions of some positions, ``(n, ...)``.
 
     Args:
-        chosen: ``(rows, length)``, which positions.
+        chosen: ``(n,)`` int64, their numbers in the flattened batch.
     """
     if isinstance(given, HiddenLogits):
-        return replace(given, hidden=given.hidden[chosen])
-    return given[chosen]
+        return replace(given, hidden=given.hidden.flatten(0, 1).index_select(0, chosen))
+    return given.flatten(0, 1).index_select(0, chosen)
 
 
 def detach(given: AnyDistribution) -> AnyDistribution:

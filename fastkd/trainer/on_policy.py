@@ -103,7 +103,8 @@ class OnPolicy:
                 ends = frozenset(end_tokens(student, self.tokenizer))
                 made |= self.crossing.of_answers(batch, asked.tolist(), rows, ends)
             made |= {name: batch[name][asked] for name in (NUMBERS, PROMPTS, LENGTHS) if name in batch}
-            yield {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
+            moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in made.items()}
+            yield {**moved, "own_samples": True}
 
     def prompts(self, batch: Batch) -> list[list[int]]:
         """The prompts that the student answers: each row's source, its tokens before the first label, or all

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastkd.corpora.spans import ALIGNED, SPANS, TEACHER_IDS, TEACHER_LABELS, TEACHER_SPANS
+from fastkd.corpora.spans import ALIGNED, COUNT, SPANS, TEACHER_IDS, TEACHER_LABELS, TEACHER_SPANS
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.tasks.base import Row, pad
 from fastkd.trainer.models import NOTHING_MORE, ModelOutput, Requested
@@ -18,7 +18,7 @@ TEACHER_MASK = "teacher_attention_mask"
 
 class AlignedColumns:
     """The teacher's tensors of a batch, for a collator: its tokens ``(rows, longest)`` with their mask and
-    labels, and the number of each label's span on both sides.
+    labels, the number of each label's span on both sides, and the largest number of spans in a row.
 
     Args:
         task: causal_lm or seq2seq.
@@ -39,6 +39,7 @@ class AlignedColumns:
             TEACHER_LABELS: made["labels"],
             SPANS: pad([row[SPANS] for row in rows], IGNORE_INDEX),
             TEACHER_SPANS: pad([row[TEACHER_SPANS] for row in rows], IGNORE_INDEX),
+            COUNT: max(1, *(max(row[SPANS], default=0) + 1 for row in rows)),
         }
 
 
