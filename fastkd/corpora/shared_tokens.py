@@ -32,7 +32,7 @@ class SharedTokens:
 
 def shared_tokens(student: TokenBytes, teacher: TokenBytes) -> SharedTokens:
     """The classes of the tokens of two vocabularies; see the top of this file."""
-    mine, theirs = set(student.bytes), set(teacher.bytes)
+    mine, theirs = set(student.tokens), set(teacher.tokens)
     numbers = {token: i for i, token in enumerate(sorted(mine & theirs, key=lambda token: token or b""))}
     longest = max((len(token) for token in numbers if token), default=0)
 
@@ -51,7 +51,7 @@ def shared_tokens(student: TokenBytes, teacher: TokenBytes) -> SharedTokens:
         return numbers[token]
 
     made = [
-        [of(token, i in own.added, own, other) for i, token in enumerate(own.bytes)]
+        [of(token, i in own.added, own, other) for i, token in enumerate(own.tokens)]
         for own, other in ((student, teacher), (teacher, student))
     ]
-    return SharedTokens(made[0], made[1], len(numbers), sum(token in theirs for token in student.bytes))
+    return SharedTokens(made[0], made[1], len(numbers), sum(token in theirs for token in student.tokens))

@@ -18,7 +18,7 @@ class TokenBytes:
     """A vocabulary as bytes.
 
     Attributes:
-        bytes: those of each token by its number. A special token is its name; None for the end of a text.
+        tokens: the bytes of each token by its number. A special token is its name; None ends a text.
         ends: the tokens that end a text.
         added: the special tokens, and others that were added to the vocabulary.
         spaces: whether the tokens keep the text's spaces.
@@ -26,7 +26,7 @@ class TokenBytes:
             where the tokenizer does not say.
     """
 
-    bytes: Sequence[bytes | None]
+    tokens: Sequence[bytes | None]
     ends: frozenset[int]
     added: frozenset[int]
     spaces: bool
@@ -40,14 +40,14 @@ class TokenBytes:
         """
         ends = self.ends if ends is None else ends
         return [
-            None if token in ends else self.bytes[token] if token < len(self.bytes) else b"<%d>" % token
+            None if token in ends else self.tokens[token] if token < len(self.tokens) else b"<%d>" % token
             for token in ids
         ]
 
     def without_spaces(self) -> TokenBytes:
         """The same vocabulary with all spaces removed, to compare with one that has none."""
-        made = [None if token is None else _without_spaces(token) for token in self.bytes]
-        return replace(self, bytes=made, spaces=False)
+        made = [None if token is None else _without_spaces(token) for token in self.tokens]
+        return replace(self, tokens=made, spaces=False)
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes:
@@ -93,8 +93,8 @@ def _splitter(tokenizer: Any, way: _Way) -> Callable[[bytes], bytes | None]:
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
 
     def split(given: bytes) -> bytes | None:
-        text = way.write(given) if model is not None else None
-        pieces = model.tokenize(text) if text else []
+        text = way.write(given)
+        pieces = model.tokenize(text) if text and model is not None else []
         return way.read(pieces[0].value) if pieces else None
 
     return split

@@ -105,13 +105,13 @@ class HybridLoss:
             student, teacher: ``(n, V)`` logits where the spans begin.
             present: ``(n,)``, which of them there are.
         """
-        sides = [
+        own, given = (
             _by_class(side, classes, self.count, self.temperature)
             for side, classes in ((student, self.student), (teacher, self.teacher))
-        ]
+        )
         labels = torch.where(present, 0, IGNORE_INDEX)
         found: Tensor = kd_loss(
-            *sides, labels, temperature=self.temperature, reduction="sum", **self.divergence
+            own, given, labels, temperature=self.temperature, reduction="sum", **self.divergence
         )
         return found
 

@@ -84,8 +84,8 @@ def objective_of(args: DistillationConfig, task: Task, classes: SharedTokens | N
     divergence = {"divergence": args.divergence, "alpha": args.alpha, "beta": args.beta}
     term: SpanLoss | HybridLoss = SpanLoss(divergence, args.temperature)
     if classes is not None:
-        sides = (torch.tensor(side) for side in (classes.student, classes.teacher))
-        term = HybridLoss(*sides, classes.count, divergence, args.temperature)
+        own, theirs = (torch.tensor(side) for side in (classes.student, classes.teacher))
+        term = HybridLoss(own, theirs, classes.count, divergence, args.temperature)
     return CrossedObjective(task, term, args.label_smoothing_factor)
 
 
@@ -147,7 +147,8 @@ class Crossing:
     def _answered(self, prompt: list[int], said: list[int], ends: frozenset[int]) -> Row | None:
         """The teacher's row of an answer, which ends if the student has ended it; None for an empty one."""
         tokens = self.aligner.plain.of(said, ends)
-        text = b"".join(token for token in tokens if token is not None).decode("utf-8", "ignore")
+        known = [token for token in tokens if token is not None]
+        text = b"".join(known).decode("utf-8", "ignore")
         answer = _continuing(text, self.tokenizer)
         if None in tokens and self.tokenizer.eos_token_id is not None:
             answer.append(int(self.tokenizer.eos_token_id))

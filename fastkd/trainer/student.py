@@ -150,11 +150,9 @@ class DistilledStudent(nn.Module):
             return self._on_tokens(self.sampled, self.teacher, batch, targets, num_items_in_batch, with_sums)
         options = {**self.options, "kd_ratio": 1.0} if own_samples else self.options
         if self.crossed is not None:
-            found = self._across(self.crossed, batch, options["kd_ratio"], num_items_in_batch, with_sums)
-            if with_logits:
-                found["logits"] = multiply_out(found["scores"])
-            del found["scores"]
-            return found
+            return self._across(
+                *(self.crossed, batch, options["kd_ratio"], num_items_in_batch, with_sums, with_logits)
+            )
         matching = self.matching if self.training else None
         requested = NOTHING_MORE if matching is None else matching.requested
         distils = options["kd_ratio"] > 0 or matching is not None or not self.training or with_sums
@@ -253,8 +251,9 @@ class DistilledStudent(nn.Module):
         kd_ratio: float,
         num_items: Tensor | int | None,
         with_sums: bool,
+        with_logits: bool,
     ) -> dict[str, Any]:
-        """The loss with a teacher of another tokenizer, and the student's distributions as ``scores``."""
+        """The loss with a teacher of another tokenizer."""
         with_sums = with_sums or not self.training
         teacher = self.teacher(batch) if self.teacher is not None and (kd_ratio > 0 or with_sums) else None
         student = forward(self.student, self.head, self.task.model_inputs(self.student, batch), NOTHING_MORE)
@@ -262,8 +261,10 @@ class DistilledStudent(nn.Module):
         loss, sums = objective(scores, given, batch, kd_ratio, num_items)  # type: ignore[arg-type]
         if self.training:
             loss = loss + _of_routers(student, self.task.targets(batch["labels"]), num_items, sums)
-        found = {"loss": loss, "scores": scores}
-        return {**found, "sums": sums} if with_sums else found
+        found: dict[str, Any] = {"loss": loss, "sums": sums} if with_sums else {"loss": loss}
+        if with_logits:
+            found["logits"] = multiply_out(scores)  # type: ignore[arg-type]
+        return found
 
 
 def _items(targets: Tensor, num_items: Tensor | int | None) -> Tensor:

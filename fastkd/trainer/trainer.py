@@ -223,7 +223,7 @@ class DistillationTrainer(GuardedTrainer):
                 "several teachers, teacher_prompt and cross_tokenizer need fastkd's own collator: leave "
                 "data_collator unset"
             )
-        more = [
+        more: list[Any] = [
             *collator.more,
             *([route_numbers] if routed else []),
             *([prompts_of_teacher] if prompted else []),
@@ -270,7 +270,9 @@ class DistillationTrainer(GuardedTrainer):
         if not isinstance(model, nn.Module):
             raise ValueError("cross_tokenizer needs one teacher that is a model and reads its own tokens")
         theirs = crossed_tokenizer(model, self._tokenizer, args)
-        return Crossing(args, task, self._tokenizer, theirs, padding_token(model, theirs))
+        return Crossing(
+            args, task, self._tokenizer, theirs, padding_token(cast(PreTrainedModel, model), theirs)
+        )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         args = cast(DistillationConfig, self.args)

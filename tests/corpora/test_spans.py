@@ -191,21 +191,21 @@ def test_classes_have_tokens_of_both_sides(one: str, other: str) -> None:
     assert {*made.student} - {-1} == {*made.teacher} - {-1} == {*range(made.count)}
     names: dict[int, set[bytes | None]] = {}
     for side, numbers in ((first, made.student), (second, made.teacher)):
-        for token, number in zip(side.bytes, numbers, strict=True):
+        for token, number in zip(side.tokens, numbers, strict=True):
             names.setdefault(number, set()).add(token)
     names.pop(-1, None)
-    shared = {*first.bytes} & {*second.bytes}
+    shared = {*first.tokens} & {*second.tokens}
     for tokens in names.values():
         (common,) = tokens & shared  # each class has one token that both have
         assert common is None or all(token is not None and token.startswith(common) for token in tokens)
-    assert made.shared == sum(token in shared for token in first.bytes)
+    assert made.shared == sum(token in shared for token in first.tokens)
 
 
 def test_a_token_of_one_side_belongs_to_the_one_with_which_the_other_begins() -> None:
-    """Of nested vocabularies, every span begins with tokens of the same class."""
+    """Where one vocabulary contains the other, every span begins with tokens of the same class."""
     first, second = sides("bytes_300", "bytes_400")
     made = shared_tokens(first, second)
-    assert made.shared == len(first.bytes) and -1 not in made.student + made.teacher
+    assert made.shared == len(first.tokens) and -1 not in made.student + made.teacher
     for text in TEXT[:5]:
         own, theirs = ids("bytes_300", text), ids("bytes_400", text)
         for span in aligned(first.of(own), second.of(theirs)):
@@ -224,4 +224,4 @@ def test_a_special_token_of_one_side_has_no_class() -> None:
 def test_every_kind_is_read() -> None:
     for kind in KINDS:
         made = token_bytes(tokenizer(kind))
-        assert len(made.bytes) == len(tokenizer(kind)) and len(made.ends) == 1
+        assert len(made.tokens) == len(tokenizer(kind)) and len(made.ends) == 1

@@ -234,7 +234,7 @@ class Task(ABC):
                 row = {name: batch[name][i] for name in read}
                 try:
                     made = self.read(row, layout, tokenizer, args, needs_answer)
-                    if aligner is not None:
+                    if aligner is not None and teacher_tokenizer is not None:
                         other = self.read(row, layout, teacher_tokenizer, args, needs_answer)
                         made = aligner.beside(made, other)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
