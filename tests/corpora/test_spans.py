@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from support.tokenizers import KINDS, TEXT, ids, tokenizer
+from support.vocabularies import KINDS, TEXT, ids, tokenizer
 
 from fastkd.corpora.shared_tokens import shared_tokens
 from fastkd.corpora.spans import SPANS, TEACHER_IDS, TEACHER_SPANS, Aligner, Span, aligned

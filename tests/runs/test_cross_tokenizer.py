@@ -11,7 +11,7 @@ import torch
 import yaml
 from support import crossed
 from support.crossed import ROWS, STUDENT
-from support.tokenizers import tokenizer
+from support.vocabularies import tokenizer
 
 from fastkd.cli import main
 from fastkd.runs.estimate import Shape, run_step

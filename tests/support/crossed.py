@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from support.tiny import llama
-from support.tokenizers import tokenizer
+from support.vocabularies import tokenizer
 from torch import Tensor
 
 STUDENT, TEACHER = "bytes_300", "bytes_400"
@@ -61,11 +61,10 @@ def poisson(student: Tensor, teacher: Tensor) -> Tensor:
 
 def by_class(logits: Tensor, numbers: list[int], count: int, temperature: float) -> Tensor:
     """``(n, count)`` probabilities, in float64; columns without a class are left out."""
-    shares = torch.zeros(len(logits), count, dtype=torch.float64)
     parts = (logits.double() / temperature).softmax(-1)
+    belongs = torch.zeros(logits.shape[-1], count, dtype=torch.float64)
     for column, number in enumerate(numbers):
         if number >= 0:
-            shares = (
-                shares + torch.nn.functional.one_hot(torch.tensor(number), count) * parts[:, column, None]
-            )
+            belongs[column, number] = 1
+    shares = parts @ belongs
     return shares / shares.sum(-1, keepdim=True)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from support import crossed
 from support.crossed import ROWS, STUDENT, TEACHER
 from support.tiny import llama
-from support.tokenizers import tokenizer
+from support.vocabularies import tokenizer
 
 from fastkd.corpora.shared_tokens import shared_tokens
 from fastkd.corpora.spans import SPANS, TEACHER_IDS, TEACHER_LABELS, TEACHER_SPANS, Aligner
