@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastkd.corpora.labels import IGNORE_INDEX
-from fastkd.corpora.tasks.encoded import Row
 from fastkd.corpora.token_bytes import common_bytes, comparable, token_bytes
 
 # Keys of an encoded row: the teacher's tokens and labels of the same text, and for each label of either side
@@ -25,6 +24,7 @@ COUNT = "span_count"
 # Bytes at the beginning of one side that the other may lack, and bytes that must agree after them.
 _LOST, _SEEN = 64, 16
 
+Row = dict[str, Any]
 Token = bytes | None
 
 
