@@ -34,7 +34,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "teacher": (*TEACHING, "generate", "cache"),
     "teacher_model_init_kwargs": (*TEACHING, "generate", "cache"),
     **dict.fromkeys(("teachers", "teacher_column", "teacher_weights", "teacher_top_k"), TEACHING),
-    "teacher_prompt": TEACHING,
+    **dict.fromkeys(("teacher_prompt", "cross_tokenizer"), TEACHING),
     **dict.fromkeys(("self_weights", "self_decay"), ("distill", *LOOKING)),
     **dict.fromkeys(
         (

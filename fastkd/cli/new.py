@@ -20,8 +20,8 @@ be given again, and its `model` is DIR. A directory that is not empty is refused
 and nothing in it has changed."""
 # The fields of a run's configuration that this command reads.
 READ = (
-    "teacher", "task", "seed", "train_file", "dataset", "train_split", "column_mapping", "packing",
-    "max_length", "max_target_length", "teacher_model_init_kwargs", "trust_remote_code",
+    "teacher", "cross_tokenizer", "task", "seed", "train_file", "dataset", "train_split", "column_mapping",
+    "packing", "max_length", "max_target_length", "teacher_model_init_kwargs", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
+from fastkd.corpora.spans import Aligner
 from fastkd.corpora.tasks import Task
 from fastkd.corpora.tasks.base import IGNORE_INDEX, Row, teachers_columns
 
@@ -24,7 +25,8 @@ class Sample:
         unread: the columns that nobody reads.
         needs_answer: whether each row needs an answer, or only a prompt.
         rows: the chosen rows, with those columns alone and the ones beside them that the task reads.
-        encoded: each row as the task encodes it; None if it has nothing to learn or cannot be encoded.
+        encoded: each row as the task encodes it, with the teacher's columns if it has a tokenizer of its own;
+            None if it has nothing to learn or cannot be encoded.
         more: number of further rows that the chosen ones become, since a conversation can become several.
         error: the error of the first row that cannot be encoded; None if all can.
     """
@@ -72,14 +74,20 @@ class Sample:
 
 
 def look(
-    field: str, data: Any, task: Task, args: TaskSettings, tokenizer: Any, needs_answer: bool = True
+    field: str,
+    data: Any,
+    task: Task,
+    args: TaskSettings,
+    tokenizer: Any,
+    needs_answer: bool = True,
+    teacher_tokenizer: Any = None,
 ) -> Sample:
     """At most ``MOST`` rows of a data set, evenly spread. With ``packing``, documents are not yet packed.
 
     Args:
         field: ``train_file`` or ``eval_file``, for messages.
         data: the raw rows.
-        task, args, tokenizer, needs_answer: those with which the run would encode them.
+        task, args, tokenizer, needs_answer, teacher_tokenizer: those with which the run would encode them.
 
     Raises:
         ValueError: columns that the task does not read.
@@ -91,9 +99,14 @@ def look(
     read = task.columns_read(layout, data.column_names)
     some = task.prepared(data.select(range(0, len(data), step)).select_columns(read))
     rows, encoded, error, more = list(some), [], None, 0
+    aligner = None
+    if teacher_tokenizer is not None:
+        aligner = Aligner(tokenizer, teacher_tokenizer, task.shifts_labels)
     for number, row in enumerate(rows):
         try:
             made = task.read(row, layout, tokenizer, args, needs_answer)
+            if aligner is not None:
+                made = aligner.beside(made, task.read(row, layout, teacher_tokenizer, args, needs_answer))
             encoded.append(made[-1] if made else None)
             more += max(0, len(made) - 1)
         except (ValueError, TypeError, KeyError, AttributeError) as problem:

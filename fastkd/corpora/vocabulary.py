@@ -38,7 +38,10 @@ class Comparison:
         )
 
 
-REMEDY = "distil between models of one tokenizer, or sequence-level: fastkd generate, then train_file: DIR"
+REMEDY = (
+    "set cross_tokenizer: spans, which aligns the two by bytes, distil between models of one tokenizer, or "
+    "sequence-level: fastkd generate, then train_file: DIR"
+)
 
 
 def compare(student: Any, teacher: Any) -> Comparison:
@@ -76,6 +79,26 @@ def require_same_tokens(student: Any, teacher: Any) -> None:
         return
     if (trouble := compare(student, teacher).trouble) is not None:
         raise ValueError(f"{trouble}; {REMEDY}")
+
+
+def require_other_tokens(student: Any, teacher: Any) -> Any:
+    """The teacher's tokenizer, for a run that compares texts because the tokens differ.
+
+    Raises:
+        ValueError: the teacher has none, or both have the same vocabulary, whose distributions are compared
+            whole.
+    """
+    if teacher is None:
+        raise ValueError(
+            "cross_tokenizer needs the teacher's tokenizer, and none was saved beside the teacher: save it "
+            "there"
+        )
+    if student is teacher or student.get_vocab() == teacher.get_vocab():
+        raise ValueError(
+            "cross_tokenizer is set, and student and teacher have the same vocabulary, so that their whole "
+            "distributions can be compared, token by token: leave it out"
+        )
+    return teacher
 
 
 def too_narrow(tokens: int, widths: Mapping[str, int]) -> str | None:

@@ -56,12 +56,14 @@ def evaluate(args: DistillationConfig) -> dict[str, Any]:
     settle_classes(args, rows)
     check_teacher(args)
     tokenizer = load_tokenizer(args)
-    check_tokens(args, tokenizer)
-    encoded = task.tokenize(rows, tokenizer, args, "eval_file")
+    theirs = check_tokens(args, tokenizer)
+    encoded = task.tokenize(rows, tokenizer, args, "eval_file", teacher_tokenizer=theirs)
     layout = task.layout_of(rows.column_names, "eval_file")
     size = text_bytes(encoded, tokenizer) if layout == ("text",) else 0
     asked = Asked.all_of(rows, tokenizer, args)
     look = Measuring(args, tokenizer, encoded, rows, asked, size)
+    if theirs is not None:
+        look.of_teacher(theirs, Asked.all_of(rows, theirs, args))
     student = load_model(args, str(args.model))
     # Loaded after the student, since with `teacher: base` it is the base model of the student's adapter.
     teacher = None if args.teacher is None else load_teacher(args, student)

@@ -76,6 +76,16 @@ class Measuring:
         self._keeper: Keeper | None = None
         self._predictions: dict[str, Predictions] = {}
         self._collate: Any = None
+        self._teachers: tuple[Any, Asked | None] = tokenizer, asked
+
+    def of_teacher(self, tokenizer: Any, asked: Asked | None) -> None:
+        """Let the teacher answer with a tokenizer of its own.
+
+        Args:
+            tokenizer: the teacher's.
+            asked: the same prompts as its tokens.
+        """
+        self._teachers = tokenizer, asked
 
     def watch(self, trainer: DistillationTrainer) -> None:
         """Prepare a trainer whose model :meth:`at` will measure, before it trains."""
@@ -151,7 +161,9 @@ class Measuring:
             if self._collate is not None and self.args.process_index == 0:
                 found["latency"] = latency(model, self.task, self.encoded, self._collate)
         elif self.asked is not None:
-            found, self.answers[name] = self.asked.answered(name, model, self.tokenizer, self.args)
+            tokenizer, asked = self._teachers if name == "teacher" else (self.tokenizer, self.asked)
+            if asked is not None:
+                found, self.answers[name] = asked.answered(name, model, tokenizer, self.args)
         return found
 
     def describe(self, found: dict[str, Any]) -> None:

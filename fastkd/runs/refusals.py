@@ -12,6 +12,7 @@ from huggingface_hub import get_token
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.crossing import troubles
 from fastkd.trainer.loading import adapter_trouble
 from fastkd.trainer.sampling.settings import sampler_troubles
 from fastkd.trainer.steps import no_step
@@ -147,6 +148,11 @@ def _sampled(args: DistillationConfig) -> Iterator[Refusal]:
     yield from _no_layers(args, "sampled_with_matches", "objective: sampled reads no layers of the teacher")
 
 
+def _cross_tokenizer(args: DistillationConfig) -> Iterator[Refusal]:
+    for trouble in troubles(args):
+        yield Refusal(*trouble)
+
+
 def _insides(args: DistillationConfig) -> Iterator[Refusal]:
     inside = args.feature_matches or args.gradient_match_weight
     if inside and not (source := TeacherSource.parse(args.teacher)).is_model and not source.is_base:
@@ -246,6 +252,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], Iterator[Refusal]], ...] = (
     _sampler,
     _own_prompt,
     _sampled,
+    _cross_tokenizer,
     _insides,
     _adapter,
     _fused_classifier,

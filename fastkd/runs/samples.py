@@ -11,9 +11,14 @@ from fastkd.runs.classes import settle_classes
 from fastkd.trainer.config import DistillationConfig
 
 
-def look_at(field: str, args: DistillationConfig, tokenizer: Any) -> Sample | None:
+def look_at(
+    field: str, args: DistillationConfig, tokenizer: Any, teacher_tokenizer: Any = None
+) -> Sample | None:
     """A sample of ``train_file`` or ``eval_file``; None if there is no such data. For classification it sets
     ``args.problem_type`` and ``args.class_names`` if unset.
+
+    Args:
+        teacher_tokenizer: the teacher's, if it is another one.
 
     Raises:
         ValueError: data that cannot be read.
@@ -22,7 +27,7 @@ def look_at(field: str, args: DistillationConfig, tokenizer: Any) -> Sample | No
     if data is None:
         return None
     settle_classes(args, data)
-    return look(field, data, TASKS[args.task], args, tokenizer, needs_answer(field, args))
+    return look(field, data, TASKS[args.task], args, tokenizer, needs_answer(field, args), teacher_tokenizer)
 
 
 def needs_answer(field: str, args: DistillationConfig) -> bool:

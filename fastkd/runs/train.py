@@ -96,6 +96,9 @@ def _run(args: DistillationConfig, command: str, folder: Path, inputs: Inputs | 
     held_out = data.raw["eval_file"]
     asked = Asked.some_of(held_out, data.tokenizer, args)
     look = Measuring(args, data.tokenizer, data.held_out, held_out, asked, seen=inputs.seen)
+    if data.teacher_tokenizer is not None:
+        theirs = Asked.some_of(held_out, data.teacher_tokenizer, args)
+        look.of_teacher(data.teacher_tokenizer, theirs)
 
     def teacher_of(student: PreTrainedModel) -> Any:
         return load_teacher(args, student) if command == "distill" and shared is None else shared
@@ -160,12 +163,15 @@ def waiting(part: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Data:
-    """Encoded rows, the tokenizer that encoded them, and the rows of each field as they were read."""
+    """Encoded rows, the tokenizer that encoded them, and the rows of each field as they were read; also the
+    teacher's tokenizer, if it is another one.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     train: Any
     held_out: Any
     raw: dict[str, Any]
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
 
 
 @dataclass(frozen=True)
@@ -223,15 +229,14 @@ def load_data(args: DistillationConfig, reads_teacher: bool = True) -> Data:
         )
     settle_classes(args, raw["train_file"])
     tokenizer = load_tokenizer(args)
-    if reads_teacher:
-        check_tokens(args, tokenizer)
+    theirs = check_tokens(args, tokenizer) if reads_teacher else None
     encoded = {
         field: None
         if rows is None
-        else TASKS[args.task].tokenize(rows, tokenizer, args, field, needs_answer(field, args))
+        else TASKS[args.task].tokenize(rows, tokenizer, args, field, needs_answer(field, args), theirs)
         for field, rows in raw.items()
     }
-    return Data(tokenizer, encoded["train_file"], encoded["eval_file"], raw)
+    return Data(tokenizer, encoded["train_file"], encoded["eval_file"], raw, theirs)
 
 
 def control_of(args: DistillationConfig) -> DistillationConfig:

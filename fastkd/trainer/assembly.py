@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from fastkd.corpora.tasks import TASKS, Task
 from fastkd.trainer.classes import fit_classes
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.crossing import Crossing
 from fastkd.trainer.loading import check_tokens_of
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.sampled import SampledObjective
@@ -23,6 +24,7 @@ from fastkd.trainer.sides import (
 from fastkd.trainer.student import DistilledStudent
 from fastkd.trainer.teachers import (
     BaseTeacher,
+    CrossedTeacher,
     LiveTeacher,
     PromptedTeacher,
     RoutedTeachers,
@@ -39,6 +41,7 @@ def distilled(
     args: DistillationConfig,
     tokenizer: Any,
     datasets: Sequence[Any] = (),
+    crossing: Crossing | None = None,
 ) -> DistilledStudent:
     """The student in the module that computes its loss.
 
@@ -50,6 +53,7 @@ def distilled(
         tokenizer: the tokenizer; None if there is none.
         datasets: the rows of the run, encoded or not, or None, in which a classifier's problem and classes
             are looked up.
+        crossing: the tokenizers of both sides, if the teacher has one of its own.
 
     Raises:
         ValueError: student, teacher and configuration do not fit.
@@ -63,6 +67,8 @@ def distilled(
     if isinstance(teacher, SelfTeacher) and teacher.student is not model:
         teacher = SelfTeacher(model, task, head is not None, teacher.weights, teacher.decay)
     side = teacher_side(model, teacher, task, fused=head is not None)
+    if crossing is not None:
+        return _crossed(model, side, head, args, crossing, tokenizer)
     for one in each_of(side).values():
         if isinstance(one, LiveTeacher):
             check_tokens_of(one.model, tokenizer, args)
@@ -91,6 +97,24 @@ def distilled(
     if args.objective == "sampled":
         sampled = SampledObjective(args.sampled_estimator, args.sampled_advantage_clip, vocab_size)
     return DistilledStudent(model, task, head, beside, options, matching, sampled)
+
+
+def _crossed(
+    model: Any, side: Any, head: Any, args: DistillationConfig, crossing: Crossing, tokenizer: Any
+) -> DistilledStudent:
+    """The student of a teacher with another tokenizer."""
+    if not isinstance(side, LiveTeacher):
+        raise ValueError("cross_tokenizer needs one teacher that is a model and reads its own tokens")
+    common_columns(model, None, tokenizer, crossing.task)
+    common_columns(side.model, None, crossing.tokenizer, crossing.task)
+    return DistilledStudent(
+        model,
+        crossing.task,
+        head,
+        CrossedTeacher(side),
+        {**args.loss_options(), "vocab_size": None, "problem_type": None},
+        crossed=crossing.objective,
+    )
 
 
 def _prompted(teacher: Teacher, task: Task, pad_token_id: int) -> Teacher:

@@ -23,6 +23,7 @@ MODEL_INITS = ("pretrained", "scratch")
 FUSED_HEADS = ("auto", "true", "false")
 SELF_WEIGHTS = ("live", "initial", "ema")
 OBJECTIVES = ("full", "sampled")
+CROSSINGS = (None, "spans", "hybrid")
 ESTIMATORS = ("k1", "k2", "k3")
 SAMPLERS = ("transformers", "vllm")
 CACHE_KINDS = ("topk", "sampled", "hidden")
@@ -38,6 +39,7 @@ CHOICES = {
     "model_init": MODEL_INITS,
     "fused_head": FUSED_HEADS,
     "objective": OBJECTIVES,
+    "cross_tokenizer": CROSSINGS,
     "self_weights": SELF_WEIGHTS,
     "sampled_estimator": ESTIMATORS,
     "sampler": SAMPLERS,
@@ -152,6 +154,14 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "The prompt that the teacher reads in place of the student's, with columns in braces: "
             "'{prompt} The solution is {solution}.'; a conversation gets it as its system message."
+        },
+    )
+    cross_tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "For a teacher with another tokenizer: spans (the probabilities of pieces of text that "
+            "both split alike) or hybrid (the distributions where such pieces begin); unset: such a teacher "
+            "is refused."
         },
     )
     self_weights: str = field(

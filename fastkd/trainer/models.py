@@ -199,6 +199,17 @@ def distributions_of(given: Distribution, rows: Tensor) -> Tensor | HiddenLogits
     return given[rows]
 
 
+def positions_of(given: Tensor | HiddenLogits, chosen: Tensor) -> Tensor | HiddenLogits:
+    """The distributions of some positions, ``(n, ...)``.
+
+    Args:
+        chosen: ``(n,)`` int64, their numbers in the flattened batch.
+    """
+    if isinstance(given, HiddenLogits):
+        return replace(given, hidden=given.hidden.flatten(0, 1).index_select(0, chosen))
+    return given.flatten(0, 1).index_select(0, chosen)
+
+
 def detach(given: AnyDistribution) -> AnyDistribution:
     """The same distribution without its graph. Entries from a cache have none."""
     made: Any = given

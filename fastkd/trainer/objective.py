@@ -25,7 +25,8 @@ from fastkd.trainer.regression import measure_squares, squared_loss
 
 # Sums over tokens by name, so that batches and processes can be added. "tokens" is the number of tokens. A
 # classifier also has "labelled", the number of those that have a label, and "counted", the number of those
-# over which the loss is averaged.
+# over which the loss is averaged. With a teacher of another tokenizer there is "aligned", the number of those
+# that are aligned with the teacher's.
 Sums = dict[str, Tensor]
 # The metrics of a classifier that compare with the labels.
 _WITH_LABELS = ("ce", "teacher_ce", "accuracy", "teacher_accuracy", "mse", "teacher_mse")
@@ -197,6 +198,9 @@ def means(sums: dict[str, float], prefix: str = "") -> dict[str, float]:
             else:
                 del found[name]
     else:
+        if (aligned := sums.get("aligned")) is not None and "teacher_ce" in sums:
+            # A teacher with another tokenizer: its cross-entropy too is per token of the student's.
+            found["teacher_ce"] = sums["teacher_ce"] / aligned if aligned else math.nan
         found["perplexity"] = _perplexity(found["ce"])
         for ending in ("", "_bound"):
             if f"teacher_ce{ending}" in found:

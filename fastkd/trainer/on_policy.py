@@ -22,6 +22,7 @@ from fastkd.corpora.decode import end_tokens
 from fastkd.corpora.generation import applicable
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.crossing import Crossing
 from fastkd.trainer.heads import output_width
 from fastkd.trainer.sampling import Draw, sampler_of
 from fastkd.trainer.sampling.buffer import Answered, Buffer
@@ -49,6 +50,7 @@ class OnPolicy:
         tokenizer, pad_token_id: the student's.
         args: provides ``lmbda``, ``max_completion_length``, ``sampling_temperature``, ``seed``, the sampler
             and the precision.
+        crossing: the tokenizers of both sides, if the teacher has one of its own.
 
     Attributes:
         seconds: time that sampling took since the value was last set to 0.
@@ -59,7 +61,13 @@ class OnPolicy:
     """
 
     def __init__(
-        self, teacher: Any, task: Task, tokenizer: Any, pad_token_id: int, args: DistillationConfig
+        self,
+        teacher: Any,
+        task: Task,
+        tokenizer: Any,
+        pad_token_id: int,
+        args: DistillationConfig,
+        crossing: Crossing | None = None,
     ) -> None:
         if task.name == "classification":
             raise ValueError("a classifier writes nothing to learn from: set lmbda: 0")
@@ -74,7 +82,7 @@ class OnPolicy:
         self.teacher, self.task, self.tokenizer, self.pad_token_id = teacher, task, tokenizer, pad_token_id
         for _, reason, mend in sampler_troubles(args):
             raise ValueError(f"{reason}: {mend}")
-        self.args = args
+        self.args, self.crossing = args, crossing
         self.sampler = sampler_of(args, task, pad_token_id)
         self.buffer = Buffer()
         self.seconds = 0.0
@@ -111,7 +119,7 @@ class OnPolicy:
         if not self._has(step, prompts):
             self._draw_ahead(source, batches, wrapped, student, step, last)
         answered = self.buffer.drawn.pop(step)
-        return (self._answered(batch, a) for batch, a in zip(batches, answered, strict=True))
+        return (self._answered(batch, a, student) for batch, a in zip(batches, answered, strict=True))
 
     def _has(self, step: int, prompts: list[list[list[int]]]) -> bool:
         """Whether every process has answers to the prompts of a step."""
@@ -159,7 +167,7 @@ class OnPolicy:
         for number, batch in enumerate(batches):
             prompts = self.prompts(batch)
             completions = self._sampled(prompts, wrapped, student, step, number, batch)
-            yield self._answered(batch, Answered(prompts, completions))
+            yield self._answered(batch, Answered(prompts, completions), student)
 
     def _sampled(
         self, prompts: list[list[int]], wrapped: Any, student: Any, step: int, number: int, batch: Batch
@@ -181,13 +189,18 @@ class OnPolicy:
         self.seconds += time.perf_counter() - began
         return found
 
-    def _answered(self, batch: Batch, answered: Answered) -> Batch:
+    def _answered(self, batch: Batch, answered: Answered, student: Any) -> Batch:
         """A batch with the student's answers in place of its own, and ``own_samples`` set."""
         device = batch["input_ids"].device
-        made = self.task.collate(self.rows(answered.prompts, answered.completions), self.pad_token_id)
+        rows = self.rows(answered.prompts, answered.completions)
+        made = self.task.collate(rows, self.pad_token_id)
         asked = self.prompt_ends(batch) > 0
+        if self.crossing is not None:
+            ends = frozenset(end_tokens(student, self.tokenizer))
+            made |= self.crossing.of_answers(batch, asked.tolist(), rows, ends)
         made |= {name: batch[name][asked] for name in (NUMBERS, PROMPTS, LENGTHS) if name in batch}
-        return {**{name: value.to(device) for name, value in made.items()}, "own_samples": True}
+        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in made.items()}
+        return {**moved, "own_samples": True}
 
     def save(self, folder: Path) -> None:
         """Write what later steps have ready into a checkpoint; every process must call this."""
@@ -247,7 +260,7 @@ class OnPolicy:
     def _suppressed_tokens(self, student: Any) -> list[int]:
         """Output columns that must not be sampled: padding, and tokens that the teacher does not have."""
         width = output_width(student)
-        known = min(width, self.teacher.columns)
+        known = width if self.crossing is not None else min(width, self.teacher.columns)
         if self.tokenizer is not None:
             known = min(known, len(self.tokenizer))
         return list(range(known, width))

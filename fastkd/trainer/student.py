@@ -19,7 +19,7 @@ One training step calls, in this order:
 8. ``objective.measure`` sums kd, ce and agreement, if ``with_sums`` is set or the model is in eval mode.
 9. ``objective.loss`` calls ``kd_loss`` on logits, or ``linear_kd_loss`` on hidden states and their head.
    (On the student's own samples with ``objective: sampled``, :class:`SampledObjective` takes the place of
-   steps 5, 8 and 9.)
+   steps 5, 8 and 9; with a teacher of another tokenizer, :class:`CrossedObjective` takes that of 8 and 9.)
    ``Matching.forward`` adds the feature losses, and a mixture of experts has losses of its routers.
 10. ``DistillationTrainer.compute_loss`` keeps the sums until the next log line, and ``Trainer`` runs the
     backward pass.
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from fastkd.corpora.labels import MULTI_LABEL
 from fastkd.corpora.tasks import IGNORE_INDEX, Task
+from fastkd.trainer.crossed import CrossedObjective
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import (
     NOTHING_MORE,
@@ -67,6 +68,7 @@ class DistilledStudent(nn.Module):
             teacher runs only if ``kd_ratio`` is above 0, or if ``matching`` or the log needs it.
         matching: further losses between the intermediate tensors of both models; None for none.
         sampled: the objective on the student's own samples; None for the divergence between distributions.
+        crossed: the objective with a teacher of another tokenizer; None for one of the same tokenizer.
     """
 
     # Makes `Trainer` count the valid labels of the whole (accumulated, distributed) batch and pass the count.
@@ -81,6 +83,7 @@ class DistilledStudent(nn.Module):
         options: dict[str, Any],
         matching: Matching | None = None,
         sampled: SampledObjective | None = None,
+        crossed: CrossedObjective | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -90,6 +93,7 @@ class DistilledStudent(nn.Module):
         self.options = options
         self.matching = matching
         self.sampled = sampled
+        self.crossed = crossed
 
     @property
     def _hf_peft_config_loaded(self) -> bool:
@@ -146,6 +150,10 @@ class DistilledStudent(nn.Module):
         if own_samples and self.sampled is not None and self.teacher is not None and self.training:
             return self._on_tokens(self.sampled, self.teacher, batch, targets, num_items_in_batch, with_sums)
         options = {**self.options, "kd_ratio": 1.0} if own_samples else self.options
+        if self.crossed is not None:
+            return self._across(
+                *(self.crossed, batch, options["kd_ratio"], num_items_in_batch, with_sums, with_logits)
+            )
         matching = self.matching if self.training else None
         requested = NOTHING_MORE if matching is None else matching.requested
         distils = options["kd_ratio"] > 0 or matching is not None or not self.training or with_sums
@@ -236,6 +244,28 @@ class DistilledStudent(nn.Module):
         loss, sums = objective(student.distribution, given, targets, num_items)  # type: ignore[arg-type]
         loss = loss + _of_routers(student, targets, num_items, sums)
         return {"loss": loss, "sums": sums} if with_sums else {"loss": loss}
+
+    def _across(
+        self,
+        objective: CrossedObjective,
+        batch: dict[str, Any],
+        kd_ratio: float,
+        num_items: Tensor | int | None,
+        with_sums: bool,
+        with_logits: bool,
+    ) -> dict[str, Any]:
+        """The loss with a teacher of another tokenizer."""
+        with_sums = with_sums or not self.training
+        teacher = self.teacher(batch) if self.teacher is not None and (kd_ratio > 0 or with_sums) else None
+        student = forward(self.student, self.head, self.task.model_inputs(self.student, batch), NOTHING_MORE)
+        scores, given = student.distribution, None if teacher is None else teacher.distribution
+        loss, sums = objective(scores, given, batch, kd_ratio, num_items)  # type: ignore[arg-type]
+        if self.training:
+            loss = loss + _of_routers(student, self.task.targets(batch["labels"]), num_items, sums)
+        found: dict[str, Any] = {"loss": loss, "sums": sums} if with_sums else {"loss": loss}
+        if with_logits:
+            found["logits"] = multiply_out(scores)  # type: ignore[arg-type]
+        return found
 
 
 def _items(targets: Tensor, num_items: Tensor | int | None) -> Tensor:

@@ -20,15 +20,16 @@ from transformers.trainer_utils import (
 )
 
 from fastkd.corpora.languages import prepare_model, set_languages
-from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
+from fastkd.corpora.tasks import IGNORE_INDEX, TASKS, Task
 from fastkd.corpora.tasks.base import Collator
 from fastkd.trainer import zero
 from fastkd.trainer.assembly import distilled
 from fastkd.trainer.classes import check_labels
 from fastkd.trainer.config import DistillationConfig
+from fastkd.trainer.crossing import Crossing, teachers_rows
 from fastkd.trainer.data_sets import encoded, named_data_sets
 from fastkd.trainer.guarded import GuardedTrainer
-from fastkd.trainer.loading import load_sides, own_tokenizer
+from fastkd.trainer.loading import crossed_tokenizer, load_sides, own_tokenizer
 from fastkd.trainer.objective import Sums, means
 from fastkd.trainer.on_policy import OnPolicy
 from fastkd.trainer.processes import prepare_processes
@@ -126,10 +127,12 @@ class DistillationTrainer(GuardedTrainer):
         self._given_teacher, self._tokenizer = teacher, processing_class
         self._trains = train_dataset is not None
         self._pad_token_id = padding_token(model, processing_class)
+        self._crossing = self._crossed(task, args)
         student = self._distilled(model, args, (train_dataset, eval_dataset))
 
-        train_dataset = encoded(train_dataset, processing_class, args, "train_dataset")
-        eval_dataset = encoded(eval_dataset, processing_class, args, "eval_dataset")
+        theirs = None if self._crossing is None else self._crossing.tokenizer
+        train_dataset = encoded(train_dataset, processing_class, args, "train_dataset", theirs)
+        eval_dataset = encoded(eval_dataset, processing_class, args, "eval_dataset", theirs)
         if data_collator is None:
             data_collator = Collator(task, self._pad_token_id)
             # The collator selects the columns that it needs, so `Trainer` must not remove any before it.
@@ -140,7 +143,11 @@ class DistillationTrainer(GuardedTrainer):
                 models[f"teacher {name}".strip()] = one.model
         for what, rows in named_data_sets(train_dataset, eval_dataset):
             check_labels(rows, what, model, args.problem_type)
-            check_rows(rows, what, task, models, processing_class)
+            if theirs is None:
+                check_rows(rows, what, task, models, processing_class)
+            else:
+                check_rows(rows, what, task, {"student": model}, processing_class)
+                check_rows(teachers_rows(rows), what, task, {"teacher": models["teacher"]}, theirs)
             if args.teacher_prompt is not None:
                 check_teacher_prompts(rows, what, task, args, each_of(self._teacher))
         train_dataset = learnable(train_dataset, args, "the training data")
@@ -231,16 +238,18 @@ class DistillationTrainer(GuardedTrainer):
         if isinstance(self._teacher, ServedTeacher) and not prompted:
             return self._teacher.attach(collator, args)
         routed = isinstance(self._teacher, RoutedTeachers)
-        if not routed and not prompted:
+        if not routed and not prompted and self._crossing is None:
             return collator
         if not isinstance(collator, Collator):
             raise ValueError(
-                "several teachers and teacher_prompt need fastkd's own collator: leave data_collator unset"
+                "several teachers, teacher_prompt and cross_tokenizer need fastkd's own collator: leave "
+                "data_collator unset"
             )
-        more = [
+        more: list[Any] = [
             *collator.more,
             *([route_numbers] if routed else []),
             *([prompts_of_teacher] if prompted else []),
+            *([self._crossing.columns] if self._crossing is not None else []),
         ]
         return Collator(collator.task, collator.pad_token_id, more)
 
@@ -255,7 +264,7 @@ class DistillationTrainer(GuardedTrainer):
             keep_differentiable(model)
             if args.gradient_match_weight and isinstance(self._given_teacher, nn.Module):
                 keep_differentiable(self._given_teacher)
-        made = distilled(model, self._given_teacher, args, self._tokenizer, datasets)
+        made = distilled(model, self._given_teacher, args, self._tokenizer, datasets, self._crossing)
         self._teacher = plain_teacher(made.teacher)
         if args.task == "classification":
             sides = {"student": model, "teacher": getattr(self._teacher, "model", None)}
@@ -264,12 +273,28 @@ class DistillationTrainer(GuardedTrainer):
             self._teacher.fused = made.head is not None
         self._on_policy = None
         if args.lmbda > 0:
-            self._on_policy = OnPolicy(self._teacher, made.task, self._tokenizer, self._pad_token_id, args)
+            self._on_policy = OnPolicy(
+                *(self._teacher, made.task, self._tokenizer, self._pad_token_id, args, self._crossing)
+            )
         if args.task == "seq2seq":
-            for side in (model, getattr(self._teacher, "model", None)):
-                if side is not None:
-                    prepare_model(side, self._tokenizer, args)
+            prepare_model(model, self._tokenizer, args)
+            if (side := getattr(self._teacher, "model", None)) is not None:
+                theirs = self._tokenizer if self._crossing is None else self._crossing.tokenizer
+                prepare_model(side, theirs, args)
         return made
+
+    def _crossed(self, task: Task, args: DistillationConfig) -> Crossing | None:
+        """Both tokenizers of a run whose teacher has one of its own; None for any other run."""
+        teacher = self._given_teacher
+        if args.cross_tokenizer is None or teacher is None:
+            return None
+        model = teacher.model if isinstance(teacher, LiveTeacher) else teacher
+        if not isinstance(model, nn.Module):
+            raise ValueError("cross_tokenizer needs one teacher that is a model and reads its own tokens")
+        theirs = crossed_tokenizer(model, self._tokenizer, args)
+        return Crossing(
+            args, task, self._tokenizer, theirs, padding_token(cast(PreTrainedModel, model), theirs)
+        )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         args = cast(DistillationConfig, self.args)

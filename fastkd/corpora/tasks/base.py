@@ -14,6 +14,7 @@ from fastkd.corpora.caching import names_the_cache
 from fastkd.corpora.known_columns import columns_of, proposal
 from fastkd.corpora.local_files import where
 from fastkd.corpora.settings import TaskSettings
+from fastkd.corpora.spans import ALIGNED, Aligner
 from fastkd.corpora.tasks.encoded import IGNORE_INDEX as IGNORE_INDEX, Row as Row, unpadded
 from fastkd.corpora.tasks.forms import TOKENS, WITHOUT_PROMPT, check_values
 from fastkd.corpora.teacher_prompts import TEACHER_PROMPT, check_columns, columns_in, prompted
@@ -198,6 +199,7 @@ class Task(ABC):
         args: TaskSettings,
         field: str,
         needs_answer: bool = True,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Dataset:
         """The text rows in encoded form; logs how many texts were cut and how many rows were left out, and
         which columns were not read.
@@ -206,6 +208,8 @@ class Task(ABC):
             rows: a data set, or a stream of `datasets`, whose rows are encoded as they are read.
             field: name of the setting or argument, for messages.
             needs_answer: False for a run in which the student writes every answer.
+            teacher_tokenizer: the teacher's, if it is another one; rows then have the columns
+                :data:`fastkd.corpora.spans.ALIGNED`, too.
 
         Raises:
             ValueError: columns that the task does not read, values that are not text, or no text at all.
@@ -218,6 +222,10 @@ class Task(ABC):
         read = [*dict.fromkeys([*read, *teachers_columns(args, field, columns)])]
         fields += (ROUTE,) if numbered else ()
         fields += () if template is None else (TEACHER_PROMPT,)
+        aligner = None
+        if teacher_tokenizer is not None:
+            fields += ALIGNED
+            aligner = Aligner(tokenizer, teacher_tokenizer, self.shifts_labels)
         remarks = [*self.remarks, "row"]
         rows = self.prepared(rows)
 
@@ -227,6 +235,9 @@ class Task(ABC):
                 row = {name: batch[name][i] for name in read}
                 try:
                     made = self.read(row, layout, tokenizer, args, needs_answer)
+                    if aligner is not None and teacher_tokenizer is not None:
+                        other = self.read(row, layout, teacher_tokenizer, args, needs_answer)
+                        made = aligner.beside(made, other)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f"{where(field, number, args)}: {error}") from error
                 further: Row = {"row": number}

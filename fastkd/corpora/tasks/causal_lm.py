@@ -125,8 +125,9 @@ class CausalLM(Task):
         args: TaskSettings,
         field: str,
         needs_answer: bool = True,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Dataset:
-        found = super().tokenize(rows, tokenizer, args, field, needs_answer)
+        found = super().tokenize(rows, tokenizer, args, field, needs_answer, teacher_tokenizer)
         return _packed(found, args, field) if args.packing else found
 
     def remark(self, found: Dataset, args: TaskSettings, field: str) -> None:

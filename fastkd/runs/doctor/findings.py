@@ -102,6 +102,16 @@ class Case:
             return None
         return self._try("teacher_tokenizer", lambda: teacher_tokenizer(self.args))
 
+    @property
+    def crossed(self) -> Any:
+        """The teacher's tokenizer where ``cross_tokenizer`` lets it be another one than the student's; None
+        otherwise, and where the two are the same.
+        """
+        if self.args.cross_tokenizer is None or self.tokenizer is None or self.teacher_tokenizer is None:
+            return None
+        same = self.tokenizer.get_vocab() == self.teacher_tokenizer.get_vocab()
+        return None if same or self.args.task == "classification" else self.teacher_tokenizer
+
     @functools.cached_property
     def train(self) -> Sample | None:
         return self._look("train_file")
@@ -130,7 +140,7 @@ class Case:
     def _look(self, name: str) -> Sample | None:
         if self.tokenizer is None:
             return None
-        return self._try(name, lambda: look_at(name, self.args, self.tokenizer))
+        return self._try(name, lambda: look_at(name, self.args, self.tokenizer, self.crossed))
 
     def _try(self, name: str, read: Callable[[], Any]) -> Any:
         try:

@@ -15,6 +15,7 @@ from fastkd.corpora.tasks import IGNORE_INDEX, TASKS
 from fastkd.corpora.tasks.base import Row, unread_phrase
 from fastkd.corpora.tasks.forms import WITHOUT_PROMPT
 from fastkd.runs.doctor.findings import Case, Check, Finding, count, percent
+from fastkd.trainer.crossing import teachers_rows
 from fastkd.trainer.row_limits import extent, problems, trained_positions, windows
 
 # Rows that are compared as text: many, since comparing text is fast.
@@ -181,21 +182,23 @@ def limits(case: Case) -> Iterator[Finding]:
         ("student", case.student_config, case.student_without_weights),
         ("teacher", case.teacher_config, case.teacher_without_weights),
     )
-    longest = 0
+    most = dict.fromkeys(("student", "teacher"), 0)
     for sample in _samples(case):
-        found = extent(sample.kept, task)
-        if found is None:
-            continue
-        if args.packing:
-            found.longest = min(found.longest, args.max_length)
-        longest = max(longest, found.longest)
         for side, _, model in sides:
-            for problem in () if model is None else problems(found, side, model, task, case.tokenizer):
+            own = case.crossed if side == "teacher" else None  # a tokenizer of the teacher's own
+            found = extent(sample.kept if own is None else teachers_rows(sample.kept), task)
+            if found is None:
+                continue
+            if args.packing:
+                found.longest = min(found.longest, args.max_length)
+            most[side] = max(most[side], found.longest)
+            tokenizer = case.tokenizer if own is None else own
+            for problem in () if model is None else problems(found, side, model, task, tokenizer):
                 what, _, remedy = problem.rpartition(": ")
                 name = "positions" if "positions:" in problem else "tokens"
                 yield Finding("error", f"{side}_{name}", f"{sample.field} {what}", remedy)
     for side, config, model in sides:
-        trained = None if config is None else trained_positions(config)
+        longest, trained = most[side], None if config is None else trained_positions(config)
         if trained is None:
             continue
         if longest > trained:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from fastkd.corpora.labels import MULTI_LABEL, REGRESSION, column_order, is_unlabelled
+from fastkd.corpora.labels import IGNORE_INDEX, MULTI_LABEL, REGRESSION, column_order, is_unlabelled
 from fastkd.corpora.tasks import TASKS
 from fastkd.runs.classes import check_teacher
 from fastkd.runs.doctor import matches
 from fastkd.runs.doctor.findings import Case, Check, Finding
 from fastkd.runs.doctor.machine import head_finding
 from fastkd.trainer.classes import named_classes
+from fastkd.trainer.crossing import teachers_rows
 from fastkd.trainer.heads import find_linear_head
 from fastkd.trainer.loading import load_student, load_teacher_model
 from fastkd.trainer.models import LinearHead, forward, multiply_out
@@ -64,7 +65,10 @@ def quality(case: Case) -> Iterator[Finding]:
             return
     yield from matches.drowned(case, student, teacher, rows[:AT_ONCE])
     own = measured(case, student, rows, "student")
-    other = measured(case, teacher, rows, "teacher")
+    if case.crossed is None:
+        other = measured(case, teacher, rows, "teacher")
+    else:
+        other = _of_own_tokens(case, teacher, rows)
     where = f"on {len(rows)} rows of {sample.field}"
     classifies = case.args.task == "classification"
     name, form, guess = "perplexity", "{:,.2f}", math.log(len(case.tokenizer))
@@ -101,6 +105,20 @@ def quality(case: Case) -> Iterator[Finding]:
             f"{where}, {name} is {form.format(other[name])} for the teacher and {form.format(own[name])} "
             "for the student before training",
         )
+
+
+def _of_own_tokens(case: Case, teacher: Any, rows: list[Any]) -> dict[str, float]:
+    """The figures of a teacher with a tokenizer of its own, per token of the student's."""
+    theirs = teachers_rows(rows)
+    found = measured(case, teacher, theirs, "teacher")
+    first = int(case.args.task == "causal_lm")  # the first label of a row has no position that predicts it
+    counts = [
+        sum(label != IGNORE_INDEX for row in side for label in row["labels"][first:])
+        for side in (theirs, rows)
+    ]
+    found["ce"] *= counts[0] / max(1, counts[1])
+    found["perplexity"] = math.exp(min(found["ce"], 700))
+    return found
 
 
 def _no_better(student: dict[str, float], teacher: dict[str, float], name: str) -> bool:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from fastkd.corpora.labels import IGNORE_INDEX
 from fastkd.corpora.listing import listed
-from fastkd.corpora.vocabulary import REMEDY, compare, examples, too_narrow
-from fastkd.runs.doctor.findings import Case, Check, Finding
+from fastkd.corpora.spans import SPANS, TEACHER_SPANS
+from fastkd.corpora.vocabulary import REMEDY, compare, examples, require_other_tokens, too_narrow
+from fastkd.runs.doctor.findings import Case, Check, Finding, percent
 
 TEXTS = 50
+# A smaller share of the labels that is aligned with the teacher's is worth a warning.
+ALIGNED = 0.9
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def columns(case: Case) -> Iterator[Finding]:
     """Compares the output widths of student and teacher with each other and with the tokenizer."""
     if case.args.task == "classification" or case.tokenizer is None:
+        return
+    if case.crossed is not None:
+        yield from _own_columns(case)
         return
     tokens = len(case.tokenizer)
     widths = {
@@ -41,10 +49,63 @@ def columns(case: Case) -> Iterator[Finding]:
         )
 
 
+def _own_columns(case: Case) -> Iterator[Finding]:
+    """Compares each side's output width with its own tokenizer."""
+    for side, config, tokenizer in (
+        ("student", case.student_config, case.tokenizer),
+        ("teacher", case.teacher_config, case.crossed),
+    ):
+        width = None if config is None else config.get_text_config(decoder=True).vocab_size
+        if width is not None and (narrow := too_narrow(len(tokenizer), {side: width})) is not None:
+            yield Finding("error", "vocabulary_too_small", narrow, f"give the {side} its own tokenizer")
+
+
+def alignment(case: Case) -> Iterator[Finding]:
+    """How much of the data both tokenizers cut alike, with ``cross_tokenizer``."""
+    if case.args.cross_tokenizer is None or case.tokenizer is None or case.teacher_config is None:
+        return
+    if case.crossed is None:
+        try:
+            require_other_tokens(case.tokenizer, case.teacher_tokenizer)
+        except ValueError as error:
+            found, _, remedy = str(error).rpartition(": ")
+            yield Finding("error", "cross_tokenizer", found, remedy)
+        return
+    sample = case.train
+    if sample is None or not sample.kept or not sample.needs_answer:
+        return
+    labels = aligned = spans = one = 0
+    first = int(case.args.task == "causal_lm")  # the first label of a row has no position that predicts it
+    for row in sample.kept:
+        labels += sum(label != IGNORE_INDEX for label in row["labels"][first:])
+        sizes = [
+            Counter(span for span in row[name] if span != IGNORE_INDEX) for name in (SPANS, TEACHER_SPANS)
+        ]
+        aligned += sizes[0].total()
+        spans += len(sizes[0])
+        one += sum(size == sizes[1][span] == 1 for span, size in sizes[0].items())
+    share = aligned / max(1, labels)
+    text = (
+        f"{percent(share)} of the student's {labels:,} labels in {sample.looked_at} of {sample.field} are "
+        f"aligned with the teacher's, in {spans:,} spans, of which {percent(one / max(1, spans))} are one "
+        "token on both sides"
+    )
+    if share >= ALIGNED:
+        yield Finding("note", "alignment", text)
+    else:
+        yield Finding(
+            "warning",
+            "alignment",
+            f"only {text}; the rest is learned from the labels alone",
+            "raise max_length if one side is cut before the other, and give both tokenizers the same "
+            "normalisation (one may write small letters alone) and chat templates that write answers alike",
+        )
+
+
 def contents(case: Case) -> Iterator[Finding]:
     """Token numbers that mean different tokens to student and teacher, and tokens that one of them lacks."""
     ours, theirs = case.tokenizer, case.teacher_tokenizer
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or case.crossed is not None:
         return
     found = compare(ours, theirs)
     if found.trouble is not None:
@@ -66,7 +127,7 @@ def contents(case: Case) -> Iterator[Finding]:
                 f"{len(only):,} tokens are in the {side}'s vocabulary only: {listed(only)}",
                 "keep texts with these tokens out of the data: the teacher never learned them"
                 if side == "student"
-                else "",
+                else "if the teacher splits texts into these tokens, set cross_tokenizer: spans",
             )
 
 
@@ -107,7 +168,7 @@ def _tokens(tokenizer: Any, text: str, special: bool, most: int = 5) -> str:
 def specials(case: Case) -> Iterator[Finding]:
     """Compares the special tokens of both tokenizers: beginning, end, padding and unknown."""
     ours, theirs = case.tokenizer, case.teacher_tokenizer
-    if ours is None or theirs is None:
+    if ours is None or theirs is None or case.crossed is not None:
         return
     for name in SPECIALS:
         mine, other = getattr(ours, name, None), getattr(theirs, name, None)
@@ -165,4 +226,4 @@ def against_models(case: Case) -> Iterator[Finding]:
             )
 
 
-CHECKS: tuple[Check, ...] = (columns, contents, splitting, specials, against_models)
+CHECKS: tuple[Check, ...] = (columns, alignment, contents, splitting, specials, against_models)

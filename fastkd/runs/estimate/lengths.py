@@ -6,11 +6,12 @@ import math
 import random
 from dataclasses import dataclass
 
+from fastkd.corpora.spans import TEACHER_IDS
 from fastkd.corpora.tasks import IGNORE_INDEX
 from fastkd.runs.estimate.step import Shape
 from fastkd.runs.samples import look_at
 from fastkd.trainer.config import DistillationConfig, plain
-from fastkd.trainer.loading import load_tokenizer
+from fastkd.trainer.loading import check_tokens, load_tokenizer
 
 BATCHES = 200
 # Number of those whose shapes are kept.
@@ -55,7 +56,9 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
     target = args.max_target_length if args.task == "seq2seq" else 0
     full = Shape(rows, args.max_length, target)
     try:
-        sample = look_at(field, args, load_tokenizer(args))
+        tokenizer = load_tokenizer(args)
+        theirs = check_tokens(args, tokenizer) if args.cross_tokenizer is not None else None
+        sample = look_at(field, args, tokenizer, theirs)
     except ValueError as error:
         if field == "eval_file":
             return None
@@ -75,19 +78,22 @@ def lengths(field: str, args: DistillationConfig, rows: int) -> Lengths | None:
         return Lengths(
             pieces, full, full, share * args.max_length, 0, True, f"packed, from {sample.looked_at}"
         )
+    share = 1.0
+    if theirs is not None:
+        share = sum(len(row[TEACHER_IDS]) for row in sample.kept) / sum(size[0] for size in sizes)
     batches = _drawn(sizes, rows, sample.total, plain(args.train_sampling_strategy) == "group_by_length")
     padded = sorted((max(row[0] for row in batch), max(row[1] for row in batch)) for batch in batches)
     usual = [round(sum(size[i] for size in padded) / len(padded)) for i in (0, 1)]
     longest = [max(size[i] for size in sizes) for i in (0, 1)]
     return Lengths(
         sample.becomes,
-        Shape(rows, longest[0], longest[1]),
-        Shape(rows, max(usual[0], 1), max(usual[1], 0)),
+        Shape(rows, longest[0], longest[1], share),
+        Shape(rows, max(usual[0], 1), max(usual[1], 0), share),
         targets,
         max(size[0] - _learned(row["labels"]) for size, row in zip(sizes, sample.kept, strict=True)),
         len(sample.rows) == sample.total,
         f"the longest of {sample.looked_at}",
-        tuple(Shape(rows, max(length, 1), target) for length, target in _from_the_middle(padded)),
+        tuple(Shape(rows, max(length, 1), target, share) for length, target in _from_the_middle(padded)),
     )
 
 

@@ -82,7 +82,7 @@ def _candidates(args: DistillationConfig, step: Step) -> Iterator[tuple[dict[str
         )
     if not checkpoints_activations(args):
         yield {"gradient_checkpointing": True}, "about a third more time"
-    if live and args.kd_ratio > 0 and args.lmbda == 0:
+    if live and args.kd_ratio > 0 and args.lmbda == 0 and args.cross_tokenizer is None:
         yield {"teacher": "cache:DIR"}, "fastkd cache must run first; faster afterwards"
     if not args.bf16 and not args.fp16:
         yield {"bf16": True}, "arithmetic in 16 bits"

@@ -14,27 +14,34 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from fastkd.corpora.labels import MULTI_LABEL, REGRESSION
+from fastkd.corpora.shared_tokens import SharedTokens
+from fastkd.corpora.spans import SPANS, TEACHER_IDS, TEACHER_LABELS, TEACHER_SPANS
 from fastkd.corpora.tasks import TASKS, Batch
 from fastkd.runs.estimate.engine import engine_bytes
 from fastkd.runs.estimate.meter import Meter
 from fastkd.runs.estimate.models import Sides, build, hidden_size
 from fastkd.runs.estimate.optimizers import optimizer_bytes, step_bytes
 from fastkd.trainer.config import DistillationConfig, plain
+from fastkd.trainer.crossing import objective_of
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested
 from fastkd.trainer.precision import autocast
 from fastkd.trainer.student import DistilledStudent
-from fastkd.trainer.teachers import LiveTeacher
+from fastkd.trainer.teachers import CrossedTeacher, LiveTeacher
+from fastkd.trainer.teachers.crossed import AlignedColumns
 from fastkd.trainer.teachers.several import each_of
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch: rows, tokens per row (``length``), and tokens per row in the decoder, if any (``target``)."""
+    """A batch: rows, tokens per row (``length``), tokens per row in the decoder, if any (``target``), and for
+    a teacher with a tokenizer of its own its tokens per token of the student's (``share``).
+    """
 
     rows: int
     length: int
     target: int = 0
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,12 @@ class Run:
             matching = Matching(
                 sides.student, sides.teacher.model, args.feature_matches or [], args.gradient_match_weight
             )
-        common = min(widths) if len(widths) > 1 else None
+        crossed = None
+        if args.cross_tokenizer is not None and isinstance(sides.teacher, LiveTeacher):
+            teacher = CrossedTeacher(teacher)
+            crossed = objective_of(args, self.task, _classes(args, sides))
+        self.columns = None if crossed is None else AlignedColumns(self.task, 0)
+        common = min(widths) if len(widths) > 1 and crossed is None else None
         self.module = DistilledStudent(
             sides.student,
             self.task,
@@ -180,6 +192,7 @@ class Run:
             teacher,
             {**args.loss_options(), "vocab_size": common, "problem_type": args.problem_type},
             matching,
+            crossed=crossed,
         )
         if checkpoints_activations(args):
             _checkpoint_activations(sides.student, args)
@@ -271,7 +284,10 @@ class Run:
         elif self.args.packing and phase == "train":
             row["position_ids"] = list(range(shape.length))
         with self.meter.during("batch"):
-            return self.task.collate([row] * shape.rows, 0)
+            made = self.task.collate([row] * shape.rows, 0)
+            if self.columns is not None:
+                made |= self.columns([{**row, **_of_teacher(row, shape)}] * shape.rows, made)
+            return made
 
     def _label(self) -> Any:
         if self.args.problem_type == MULTI_LABEL:
@@ -294,6 +310,29 @@ class Run:
 
     def _autocast(self) -> Any:
         return autocast(self.args, self.device)
+
+
+def _classes(args: DistillationConfig, sides: Sides) -> SharedTokens | None:
+    """Classes of as many tokens as the smaller side has, for ``cross_tokenizer: hybrid``; None for others."""
+    if args.cross_tokenizer != "hybrid" or sides.teacher is None:
+        return None
+    widths = sides.columns, sides.teacher.columns
+    count = min(widths)
+    mine, theirs = ([i % count for i in range(width)] for width in widths)
+    return SharedTokens(mine, theirs, count, count)
+
+
+def _of_teacher(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """The teacher's columns of a row, whose spans are as many as the shorter side has tokens."""
+    own = len(row["labels"])
+    count = max(2, round(own * shape.share))
+    most = min(own, count)
+    return {
+        TEACHER_IDS: [1] * max(2, round(len(row["input_ids"]) * shape.share)),
+        TEACHER_LABELS: [1] * count,
+        SPANS: [i * most // own for i in range(own)],
+        TEACHER_SPANS: [i * most // count for i in range(count)],
+    }
 
 
 class _Labelled:

@@ -64,7 +64,7 @@ def from_nothing(request: Request, args: DistillationConfig, longest: int) -> Ma
 
 
 def _tokenizer(request: Request, args: DistillationConfig) -> tuple[Any, list[str]]:
-    if args.teacher is not None:
+    if args.teacher is not None and args.cross_tokenizer is None:
         require_model(args.teacher, "the new model takes its tokenizer")
         if request.vocab_size is not None:
             raise ValueError("vocab_size is for a tokenizer that is trained, and the teacher's is taken")

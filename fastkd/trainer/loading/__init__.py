@@ -14,6 +14,7 @@ from fastkd.trainer.loading.names import trouble_in
 from fastkd.trainer.loading.tokenizers import (
     check_tokens,
     check_tokens_of,
+    crossed_tokenizer,
     load_tokenizer,
     own_tokenizer,
     teacher_tokenizer,
@@ -26,6 +27,7 @@ __all__ = [
     "build_student",
     "check_tokens",
     "check_tokens_of",
+    "crossed_tokenizer",
     "load_sides",
     "load_student",
     "load_teacher",

@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastkd.corpora.languages import set_languages
-from fastkd.corpora.vocabulary import require_same_tokens
+from fastkd.corpora.vocabulary import require_other_tokens, require_same_tokens
 from fastkd.trainer.config import DistillationConfig
 from fastkd.trainer.loading.adapters import base_name
 from fastkd.trainer.loading.configs import read_config, require_name
@@ -86,11 +86,19 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(path.is_file() for pattern in _FILES for path in folder.glob(pattern))
 
 
-def check_tokens(args: DistillationConfig, tokenizer: Any) -> None:
-    """Raise a ``ValueError`` if a token number means another token to ``teacher`` than in ``tokenizer``."""
+def check_tokens(args: DistillationConfig, tokenizer: Any) -> PreTrainedTokenizerBase | None:
+    """The teacher's tokenizer where ``cross_tokenizer`` lets it be another one; None otherwise.
+
+    Raises:
+        ValueError: without ``cross_tokenizer``, a token number that means another token to ``teacher`` than
+            in ``tokenizer``; with it, a teacher that has no tokenizer or the same one.
+    """
     theirs = teacher_tokenizer(args)
+    if args.cross_tokenizer is not None and args.teacher is not None:
+        return with_languages(require_other_tokens(tokenizer, theirs), args)
     if theirs is not None:
         require_same_tokens(tokenizer, theirs)
+    return None
 
 
 def check_tokens_of(teacher: Any, tokenizer: Any, args: DistillationConfig) -> None:
@@ -98,17 +106,37 @@ def check_tokens_of(teacher: Any, tokenizer: Any, args: DistillationConfig) -> N
 
     Its tokenizer is looked for where the model came from. Without one, there is nothing to compare.
     """
+    theirs = None if tokenizer is None else _beside(teacher, args)
+    if theirs is not None:
+        require_same_tokens(tokenizer, theirs)
+
+
+def crossed_tokenizer(teacher: Any, tokenizer: Any, args: DistillationConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a teacher that is loaded already, for a run with ``cross_tokenizer``.
+
+    Raises:
+        ValueError: no tokenizer of the student or the teacher, or the same one.
+    """
+    if tokenizer is None:
+        raise ValueError("cross_tokenizer compares tokenizers: give the student's as processing_class")
+    return with_languages(require_other_tokens(tokenizer, _beside(teacher, args)), args)
+
+
+def _beside(teacher: Any, args: DistillationConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was saved where a model came from; None if none can be read there."""
     name = getattr(teacher, "name_or_path", None)
-    if tokenizer is None or not isinstance(name, str) or not name:
-        return
+    if not isinstance(name, str) or not name:
+        return None
     folder = Path(name)
     try:
         if not _has_tokenizer(folder) if folder.is_dir() else not _is_cached(name):
-            return
-        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    except Exception:  # no tokenizer can be read there: the caller uses none of it
-        return
-    require_same_tokens(tokenizer, theirs)
+            return None
+        made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=args.trust_remote_code
+        )
+    except Exception:  # damaged files of a tokenizer raise errors of many kinds
+        return None
+    return made
 
 
 def _is_cached(name: str) -> bool:

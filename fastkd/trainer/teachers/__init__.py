@@ -2,6 +2,7 @@
 
 from fastkd.trainer.teachers.base import Teacher
 from fastkd.trainer.teachers.cached import CachedTeacher
+from fastkd.trainer.teachers.crossed import CrossedTeacher
 from fastkd.trainer.teachers.live import BaseTeacher, LiveTeacher
 from fastkd.trainer.teachers.own import SelfTeacher
 from fastkd.trainer.teachers.prompted import PromptedTeacher
@@ -14,6 +15,7 @@ from fastkd.trainer.teachers.source import TeacherSource, require_model
 __all__ = [
     "BaseTeacher",
     "CachedTeacher",
+    "CrossedTeacher",
     "LiveTeacher",
     "Memory",
     "MixedTeachers",

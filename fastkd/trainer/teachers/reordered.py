@@ -12,12 +12,16 @@ from fastkd import SparseTeacher
 from fastkd.corpora.tasks import Batch
 from fastkd.trainer.models import NOTHING_MORE, Distribution, ModelOutput, Requested
 from fastkd.trainer.teachers.base import Teacher
+from fastkd.trainer.teachers.crossed import CrossedTeacher
 from fastkd.trainer.teachers.prompted import PromptedTeacher
 
 
 def plain_teacher(teacher: Teacher | None) -> Teacher | None:
-    """The teacher itself, without the order in which its classes are read and the prompts that it reads."""
-    return teacher.teacher if isinstance(teacher, (ReorderedTeacher, PromptedTeacher)) else teacher
+    """The teacher itself, without the order in which its classes are read and the prompts or tokens that it
+    reads.
+    """
+    wrappers = (ReorderedTeacher, PromptedTeacher, CrossedTeacher)
+    return teacher.teacher if isinstance(teacher, wrappers) else teacher
 
 
 class ReorderedTeacher:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import transformers
 from support.doctor import WORDS, edit, look, tokenizer
-from tokenizers import pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 
 def test_padded_vocabularies_are_noted(place: Path) -> None:
@@ -104,3 +105,47 @@ def test_a_tokenizer_without_an_end(place: Path) -> None:
     for side in ("student", "teacher"):
         tokenizer(eos_token=None).save_pretrained(side)  # type: ignore[arg-type]
     assert look()["no_eos"].severity == "warning"
+
+
+def another_tokenizer() -> None:
+    """Give the teacher a tokenizer of single letters, whose spaces are in no token either."""
+    letters = ["<end>", "<unk>", "<pad>", "w", *"0123456789"]
+    made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(letters)}, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<end>", unk_token="<unk>", pad_token="<pad>"
+    ).save_pretrained("teacher")
+
+
+def test_the_share_of_the_data_that_aligns(place: Path) -> None:
+    another_tokenizer()
+    refused = look()["vocabulary_contents"]
+    assert refused.severity == "error" and "set cross_tokenizer: spans" in refused.remedy
+    found = look(cross_tokenizer="spans")
+    assert "vocabulary_contents" not in found and found["alignment"].severity == "note"
+    assert found["alignment"].found.startswith("94 % of the student's 180 labels")  # two rows are cut
+    assert not [f for f in found.values() if f.severity == "error"]
+    # The teacher's side is cut long before the student's.
+    cut = look(cross_tokenizer="spans", max_length=6)["alignment"]
+    assert cut.severity == "warning" and "raise max_length" in cut.remedy and cut.found.startswith("only ")
+
+
+def test_what_cross_tokenizer_refuses(place: Path) -> None:
+    same = look(cross_tokenizer="spans")["cross_tokenizer"]
+    assert same.severity == "error" and same.remedy == "leave it out"
+    another_tokenizer()
+    found = look(cross_tokenizer="hybrid", packing=True)
+    assert found["crossed_with_packing"].severity == "error"
+    for path in Path("teacher").glob("*token*"):
+        path.unlink()
+    assert "none was saved beside" in look(cross_tokenizer="spans")["cross_tokenizer"].found
+
+
+def test_a_teacher_is_measured_with_its_own_tokens(place: Path) -> None:
+    another_tokenizer()
+    edit("teacher/config.json", vocab_size=48)
+    said = {"teacher_better", "teacher_no_better", "teacher_guesses"}
+    found = look(fast=False, cross_tokenizer="spans")
+    assert said & set(found) and not [f for f in found.values() if f.severity == "error"]

@@ -1,0 +1,57 @@
+"""Classes of tokens that begin alike, in which the distributions of two vocabularies can be compared.
+
+A token that both vocabularies have is a class by itself. A token that only one of them has belongs to the
+class of the token with which the other side would begin the same bytes: if the teacher alone has ``ing`` and
+the student would write ``in`` + ``g``, the teacher's probability of ``ing`` is one that the student gives to
+``in``. So both sides' classes are the same events, and no probability is left over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastkd.corpora.token_bytes import TokenBytes
+
+
+@dataclass(frozen=True)
+class SharedTokens:
+    """The classes of two vocabularies.
+
+    Attributes:
+        student, teacher: the class of each token; -1 for a token that the other side cannot begin to write,
+            such as a special token of one side alone.
+        count: number of classes, each of which has tokens on both sides.
+        shared: number of tokens of the student that the teacher has too.
+    """
+
+    student: list[int]
+    teacher: list[int]
+    count: int
+    shared: int
+
+
+def shared_tokens(student: TokenBytes, teacher: TokenBytes) -> SharedTokens:
+    """The classes of the tokens of two vocabularies; see the top of this file."""
+    mine, theirs = set(student.tokens), set(teacher.tokens)
+    numbers = {token: i for i, token in enumerate(sorted(mine & theirs, key=lambda token: token or b""))}
+    longest = max((len(token) for token in numbers if token), default=0)
+
+    def of(token: bytes | None, is_added: bool, own: TokenBytes, other: TokenBytes) -> int:
+        sides = [other, own]
+        while token not in numbers:
+            if not token or is_added:
+                return -1
+            # A piece of the other side may be one that it alone has, and is then split by this side.
+            piece = sides[0].split(token)
+            if piece is None or len(piece) >= len(token) or not token.startswith(piece):
+                starts = (token[:n] for n in range(min(longest, len(token) - 1), 0, -1))
+                piece = next((start for start in starts if start in numbers), None)
+            token = piece
+            sides.reverse()
+        return numbers[token]
+
+    made = [
+        [of(token, i in own.added, own, other) for i, token in enumerate(own.tokens)]
+        for own, other in ((student, teacher), (teacher, student))
+    ]
+    return SharedTokens(made[0], made[1], len(numbers), sum(token in theirs for token in student.tokens))
