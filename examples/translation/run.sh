@@ -12,5 +12,3 @@ made student student.yaml --layers 1
 distilled token student.yaml --control --seeds "$seeds"
 once answers fastkd generate student.yaml --mode beam --max-completion-length 64 --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
-# The teacher's translations, with its distribution at each of their tokens.
-distilled both student.yaml --train-file out/answers --seeds "$seeds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from support.families import bart
 from support.tiny import llama, rows
 
@@ -67,7 +68,9 @@ def test_they_reach_samples_of_the_student(configuration: Any) -> None:
     trainer = DistillationTrainer(llama(), llama(1), args)
     assert trainer._on_policy is not None
     batch = trainer.data_collator(data)
-    prompts = trainer._on_policy.prompts(batch)
-    first, again = (trainer._on_policy.sample(trainer.student, prompts, args.device) for _ in range(2))
-    assert not any(9 in answer for answer in first)
-    assert first == again  # the likeliest token alone, so that nothing is drawn
+    student = trainer.student
+    ((first,), (again,)) = (
+        trainer._on_policy.resample(iter([batch]), student, student, step) for step in range(2)
+    )
+    assert not (first["labels"] == 9).any()
+    assert torch.equal(first["labels"], again["labels"])  # the likeliest token alone: nothing is drawn
