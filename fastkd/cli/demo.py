@@ -36,11 +36,20 @@ def main(argv: list[str]) -> int:
         help="only write train.jsonl and validation.jsonl for summarisation to DIR: functions of Python's "
         "own library (source) and the first line of their docstring (target)",
     )
+    parser.add_argument(
+        "--packages",
+        action="store_true",
+        help="with --docstrings: train on the functions of torch, transformers and other packages beside them "
+        "too; sources are then short and end in a line for a language model to go on from, and text.*.jsonl "
+        "hold source and target as one text",
+    )
     options = parser.parse_args(argv)
+    if options.packages and options.docstrings is None:
+        parser.error("--packages goes with --docstrings DIR")
     if options.docstrings is not None:
         from fastkd.demo import docstrings
 
-        for name, count in docstrings.write(options.docstrings, options.seed).items():
+        for name, count in docstrings.write(options.docstrings, options.seed, options.packages).items():
             print(f"{count:,} rows in {options.docstrings / name}.jsonl")
         return 0
 
