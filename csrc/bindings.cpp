@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/labels.h"
+#include "cpu/memory.h"
 #include "divergences/visit.h"
 #include "params.h"
 #if defined(FASTKD_CUDA)
@@ -29,18 +31,35 @@ Rows make_rows(uintptr_t data, Dtype dtype, int64_t outer_stride, int64_t inner_
   return {reinterpret_cast<void*>(data), dtype, outer_stride, inner_stride, column_stride, columns};
 }
 
-DenseParams make_dense_params(int64_t rows, int64_t inner, int64_t vocab, const Rows& student,
-                              const Rows& teacher, const Rows& grad_student, const Rows& grad_teacher,
-                              uintptr_t labels, uintptr_t loss_scale, uintptr_t grad_scale,
-                              uintptr_t row_loss, uintptr_t metrics, uintptr_t coefficient, uintptr_t record,
-                              bool wide, Phase phase, bool sharded, int cluster, Divergence divergence,
-                              double alpha, double beta, double temperature, double teacher_temperature,
-                              double kd_weight, double kd_metric, double ce_weight, double label_smoothing,
-                              double z_loss, int64_t ignore_index) {
+// The arithmetic of a call, which stays the same from one call to the next.
+DenseParams make_arithmetic(Divergence divergence, double alpha, double beta, double temperature,
+                            double teacher_temperature, double kd_weight, double kd_metric, double ce_weight,
+                            double label_smoothing, double z_loss, int64_t ignore_index, int64_t vocab) {
   DenseParams p;
+  p.vocab = vocab;
+  p.divergence = divergence;
+  p.alpha = alpha;
+  p.beta = beta;
+  p.temperature = temperature;
+  p.teacher_temperature = teacher_temperature;
+  p.kd_weight = kd_weight;
+  p.kd_metric = kd_metric;
+  p.ce_weight = ce_weight;
+  p.label_smoothing = label_smoothing;
+  p.z_loss = z_loss;
+  p.ignore_index = ignore_index;
+  return p;
+}
+
+// The arithmetic with the tensors of one call.
+DenseParams of_call(const DenseParams& arithmetic, int64_t rows, int64_t inner, const Rows& student,
+                    const Rows& teacher, const Rows& grad_student, const Rows& grad_teacher, uintptr_t labels,
+                    uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss, uintptr_t metrics,
+                    uintptr_t coefficient, uintptr_t record, bool wide, Phase phase, bool sharded,
+                    int cluster) {
+  DenseParams p = arithmetic;
   p.rows = rows;
   p.inner = inner;
-  p.vocab = vocab;
   p.student = student;
   p.teacher = teacher;
   p.grad_student = grad_student;
@@ -56,17 +75,6 @@ DenseParams make_dense_params(int64_t rows, int64_t inner, int64_t vocab, const 
   p.phase = phase;
   p.sharded = sharded;
   p.cluster = cluster;
-  p.divergence = divergence;
-  p.alpha = alpha;
-  p.beta = beta;
-  p.temperature = temperature;
-  p.teacher_temperature = teacher_temperature;
-  p.kd_weight = kd_weight;
-  p.kd_metric = kd_metric;
-  p.ce_weight = ce_weight;
-  p.label_smoothing = label_smoothing;
-  p.z_loss = z_loss;
-  p.ignore_index = ignore_index;
   return p;
 }
 
@@ -125,13 +133,15 @@ PYBIND11_MODULE(_C, m) {
                                   py::arg("columns"));
 
   py::class_<DenseParams>(m, "DenseParams")
-      .def(py::init(&make_dense_params), py::kw_only(), py::arg("rows"), py::arg("inner"), py::arg("vocab"),
-           py::arg("student"), py::arg("teacher"), py::arg("grad_student"), py::arg("grad_teacher"),
-           py::arg("labels"), py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"),
-           py::arg("metrics"), py::arg("coefficient"), py::arg("record"), py::arg("wide"), py::arg("phase"),
-           py::arg("sharded"), py::arg("cluster"), py::arg("divergence"), py::arg("alpha"), py::arg("beta"),
-           py::arg("temperature"), py::arg("teacher_temperature"), py::arg("kd_weight"), py::arg("kd_metric"),
-           py::arg("ce_weight"), py::arg("label_smoothing"), py::arg("z_loss"), py::arg("ignore_index"))
+      .def(py::init(&make_arithmetic), py::kw_only(), py::arg("divergence"), py::arg("alpha"),
+           py::arg("beta"), py::arg("temperature"), py::arg("teacher_temperature"), py::arg("kd_weight"),
+           py::arg("kd_metric"), py::arg("ce_weight"), py::arg("label_smoothing"), py::arg("z_loss"),
+           py::arg("ignore_index"), py::arg("vocab"))
+      .def("of_call", &of_call, py::kw_only(), py::arg("rows"), py::arg("inner"), py::arg("student"),
+           py::arg("teacher"), py::arg("grad_student"), py::arg("grad_teacher"), py::arg("labels"),
+           py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"), py::arg("metrics"),
+           py::arg("coefficient"), py::arg("record"), py::arg("wide"), py::arg("phase"), py::arg("sharded"),
+           py::arg("cluster"))
       .def(
           "set_sparse",
           [](DenseParams& p, uintptr_t indices, uintptr_t logprobs, uintptr_t grad, int64_t entries,
@@ -167,6 +177,13 @@ PYBIND11_MODULE(_C, m) {
            py::arg("dtype"), py::arg("grad_stride"), py::arg("out_stride"), py::arg("factor"),
            py::arg("factor_stride"), py::arg("wide"));
 
+  py::class_<cpu::Block>(m, "CpuBlock", py::buffer_protocol())
+      .def(py::init<int64_t>(), py::arg("bytes"))
+      .def_buffer([](cpu::Block& block) {
+        return py::buffer_info(static_cast<uint8_t*>(block.data()), static_cast<py::ssize_t>(block.bytes()));
+      });
+  m.def("cpu_kept_bytes", &cpu::kept_bytes);
+  m.def("cpu_keep_at_most", &cpu::keep_at_most, py::arg("limit"));
   m.def("cpu_isas", &cpu::isas);
   m.def(
       "cpu_advise_huge_pages",
@@ -178,6 +195,13 @@ PYBIND11_MODULE(_C, m) {
         return cpu::first_bad_label(reinterpret_cast<const int64_t*>(labels), rows, total, ignore_index);
       },
       py::arg("labels"), py::arg("rows"), py::arg("total"), py::arg("ignore_index"));
+  m.def(
+      "cpu_mean_weights",
+      [](uintptr_t labels, int64_t rows, int64_t ignore_index, uintptr_t weights, bool wide) {
+        cpu::mean_weights(reinterpret_cast<const int64_t*>(labels), rows, ignore_index,
+                          reinterpret_cast<void*>(weights), wide);
+      },
+      py::arg("labels"), py::arg("rows"), py::arg("ignore_index"), py::arg("weights"), py::arg("wide"));
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),

@@ -16,6 +16,7 @@ class Divergence:
     off_support: ClassVar[Divergence]
 
 class Phase:
+    __members__: ClassVar[dict[str, Phase]]
     all: ClassVar[Phase]
     statistics: ClassVar[Phase]
     sums: ClassVar[Phase]
@@ -42,9 +43,24 @@ class DenseParams:
     def __init__(
         self,
         *,
+        divergence: Divergence,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        teacher_temperature: float,
+        kd_weight: float,
+        kd_metric: float,
+        ce_weight: float,
+        label_smoothing: float,
+        z_loss: float,
+        ignore_index: int,
+        vocab: int,
+    ) -> None: ...
+    def of_call(
+        self,
+        *,
         rows: int,
         inner: int,
-        vocab: int,
         student: Rows,
         teacher: Rows,
         grad_student: Rows,
@@ -60,18 +76,7 @@ class DenseParams:
         phase: Phase,
         sharded: bool,
         cluster: int,
-        divergence: Divergence,
-        alpha: float,
-        beta: float,
-        temperature: float,
-        teacher_temperature: float,
-        kd_weight: float,
-        kd_metric: float,
-        ce_weight: float,
-        label_smoothing: float,
-        z_loss: float,
-        ignore_index: int,
-    ) -> None: ...
+    ) -> DenseParams: ...
     def set_sparse(
         self,
         *,
@@ -102,9 +107,19 @@ class ScaleParams:
     ) -> None: ...
 
 def divergence_traits(divergence: Divergence, alpha: float, beta: float) -> dict[str, object]: ...
+
+class CpuBlock:
+    """Memory with the buffer protocol, kept for the next block when it is no longer used."""
+
+    def __init__(self, bytes: int) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def cpu_kept_bytes() -> int: ...
+def cpu_keep_at_most(limit: int) -> int: ...
 def cpu_isas() -> list[str]: ...
 def cpu_advise_huge_pages(data: int, bytes: int) -> None: ...
 def cpu_first_bad_label(labels: int, rows: int, total: int, ignore_index: int) -> int: ...
+def cpu_mean_weights(labels: int, rows: int, ignore_index: int, weights: int, wide: bool) -> None: ...
 def cpu_dense_rows(params: DenseParams, isa: str, threads: int) -> None: ...
 def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
 

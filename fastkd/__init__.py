@@ -1,6 +1,7 @@
 """Fused distillation losses for PyTorch: start with :func:`kd_loss` and :func:`linear_kd_loss`."""
 
 from fastkd import backends
+from fastkd.backends.memory import keep_memory, release_memory
 from fastkd.backends.registry import available_backends
 from fastkd.errors import BackendUnavailable
 from fastkd.losses import KDMetrics, kd_loss, linear_kd_loss, sampled_kd_loss, token_logprobs
@@ -18,7 +19,9 @@ __all__ = [
     "available_backends",
     "backends",
     "kd_loss",
+    "keep_memory",
     "linear_kd_loss",
+    "release_memory",
     "sampled_kd_loss",
     "token_logprobs",
 ]

@@ -18,7 +18,7 @@ from fastkd.backends.kernels import KernelBackend, Phase
 from fastkd.backends.record import COLUMNS, reads_teacher
 from fastkd.backends.sparse import has_rest
 from fastkd.divergences import DIVERGENCES
-from fastkd.spec import METRICS
+from fastkd.spec import METRICS, LossSpec
 
 
 def _differences() -> list[str]:
@@ -118,6 +118,50 @@ def built_with_cuda() -> str | None:
     return _C.cuda_version if _C is not None and _C.built_with_cuda else None
 
 
+def block(size: int) -> _C.CpuBlock | None:
+    """Memory of this many bytes with the buffer protocol; None without the compiled module.
+
+    Raises:
+        MemoryError: the system has no such memory.
+    """
+    return None if _C is None else _C.CpuBlock(size)
+
+
+def keep_at_most(limit: int) -> int:
+    """Set how many bytes of unused blocks are kept, and return the limit before."""
+    return 0 if _C is None else _C.cpu_keep_at_most(limit)
+
+
+def kept_bytes() -> int:
+    """The bytes of unused blocks that are kept."""
+    return 0 if _C is None else _C.cpu_kept_bytes()
+
+
+def nothing_traces() -> bool:
+    """Whether a tensor is its memory and no more: no mode (fake tensors, tracing) sees the operators, and no
+    transform of torch.func or torch.compile does.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def mean_weights(labels: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor | None:
+    """``(tokens,)`` factors of a mean over the labels that are not ignored, 0 for the others, in one step.
+
+    None where plain torch has to compute them: for labels on a GPU, and where something traces the call.
+    """
+    if labels.device.type != "cpu" or type(labels) is not Tensor or _C is None or not nothing_traces():
+        return None
+    labels = labels.contiguous()
+    weights = torch.empty(labels.numel(), dtype=dtype)
+    places = _address(labels), labels.numel(), ignore_index, _address(weights)
+    _C.cpu_mean_weights(*places, dtype == torch.float64)
+    return weights
+
+
 class NativeBackend(KernelBackend):
     """C++ on a CPU, CUDA C++ on an NVIDIA GPU."""
 
@@ -160,16 +204,14 @@ class NativeBackend(KernelBackend):
         spec, student = call.spec, call.student
         teacher = call.teacher if isinstance(call.teacher, Tensor) and spec.kd_weight != 0 else None
         _check(call, teacher, record, coefficient)
-        divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
         sparse = call.teacher if isinstance(call.teacher, SparseRows) and phase == "all" else None
         if spec.kd_weight == 0:
             sparse = None
         # Without a divergence only a metric, the entropy, needs the student's temperature.
         cooled = spec.kd_weight != 0 or call.metrics is not None
-        params = _C.DenseParams(
+        params = _arithmetic(spec, sparse is not None, cooled).of_call(
             rows=call.row_loss.numel(),
             inner=student.shape[1],
-            vocab=spec.vocab_size,
             student=_rows(student),
             teacher=_rows(teacher),
             grad_student=_rows(call.grad_student),
@@ -182,20 +224,9 @@ class NativeBackend(KernelBackend):
             coefficient=_address(coefficient),
             record=_address(record),
             wide=call.row_loss.dtype == torch.float64,
-            phase=getattr(_C.Phase, phase),
+            phase=_PHASES[phase],
             sharded=call.shards is not None,
             cluster=_forced_cluster[-1] if _forced_cluster else _C.CLUSTER_CHOSEN,
-            divergence=divergence if sparse is None else _C.Divergence.off_support,
-            alpha=spec.alpha,
-            beta=spec.beta,
-            temperature=spec.temperature if cooled else 1.0,
-            teacher_temperature=spec.teacher_temperature,
-            kd_weight=spec.kd_weight,
-            kd_metric=spec.kd_metric,
-            ce_weight=spec.ce_weight,
-            label_smoothing=spec.label_smoothing,
-            z_loss=spec.z_loss,
-            ignore_index=spec.ignore_index,
         )
         if sparse is not None:
             params.set_sparse(
@@ -204,7 +235,7 @@ class NativeBackend(KernelBackend):
                 grad=_address(sparse.grad),
                 entries=sparse.indices.shape[1],
                 tail=getattr(_C.Tail, sparse.tail),
-                divergence=divergence,
+                divergence=_divergence(spec),
                 has_rest=has_rest(sparse.tail, spec),
                 class_temperature=sparse.class_temperature,
             )
@@ -236,6 +267,36 @@ class NativeBackend(KernelBackend):
             _C.cpu_scale_rows(params, cpu_isa(), torch.get_num_threads())
         else:
             _C.cuda_scale_rows(params, *_place(grad.device))
+
+
+def _divergence(spec: LossSpec) -> _C.Divergence:
+    found: _C.Divergence = getattr(_C.Divergence, spec.divergence if spec.kd_weight != 0 else "none")
+    return found
+
+
+# A training run has the same few settings in every step.
+@functools.lru_cache(maxsize=64)
+def _arithmetic(spec: LossSpec, sparse: bool, cooled: bool) -> _C.DenseParams:
+    """The settings of a launch without its tensors.
+
+    Args:
+        sparse: whether a sparse teacher is part of it.
+        cooled: whether the student's temperature is read.
+    """
+    return _C.DenseParams(
+        divergence=_C.Divergence.off_support if sparse else _divergence(spec),
+        alpha=spec.alpha,
+        beta=spec.beta,
+        temperature=spec.temperature if cooled else 1.0,
+        teacher_temperature=spec.teacher_temperature,
+        kd_weight=spec.kd_weight,
+        kd_metric=spec.kd_metric,
+        ce_weight=spec.ce_weight,
+        label_smoothing=spec.label_smoothing,
+        z_loss=spec.z_loss,
+        ignore_index=spec.ignore_index,
+        vocab=spec.vocab_size,
+    )
 
 
 def _check(call: Call, teacher: Tensor | None, record: Tensor | None, coefficient: Tensor | None) -> None:
@@ -294,6 +355,7 @@ _DTYPES = (
         torch.float64: _C.Dtype.float64,
     }
 )
+_PHASES = {} if _C is None else dict(_C.Phase.__members__)
 _NO_ROWS = None if _C is None else _C.Rows(0, _C.Dtype.float32, 0, 0, 1, 0)
 
 

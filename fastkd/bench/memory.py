@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from fastkd import release_memory
 from fastkd.bench.cases import Case, make_problem, step
 
 # Environment variables that could make the C library's allocator keep freed memory.
@@ -37,6 +38,7 @@ def peak_extra(route: str, case: Case) -> int:
     for x in problem.student:
         x.grad = None
     gc.collect()
+    release_memory()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the memory in use
     before = _status_bytes("VmRSS")

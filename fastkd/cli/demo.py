@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--packages",
         action="store_true",
-        help="with --docstrings: train on the functions of torch, transformers and other packages beside them "
-        "too; sources are then short and end in a line for a language model to go on from, and text.*.jsonl "
+        help="with --docstrings: train on the functions of torch, transformers and other packages too; "
+        "sources are then short and end in a line for a language model to go on from, and text.*.jsonl "
         "hold source and target as one text",
     )
     options = parser.parse_args(argv)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+from fastkd.backends import memory
 from fastkd.losses.request import DIFFERENTIABLE, NO_GRADIENT, Inputs, Request
 from fastkd.ops.rows import wide
 
@@ -283,13 +284,13 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
         return (grad.to(upstream.dtype) * factor).to(dtype)
     if dtype != grad.dtype:
         # A head's sums: one operation multiplies and rounds them, without a wide intermediate tensor.
-        return torch.mul(grad, upstream, out=torch.empty(grad.shape, dtype=dtype, device=grad.device))
+        return torch.mul(grad, upstream, out=memory.empty_like(grad, dtype))
     keep = _keeps_graph()
     # On a CPU, reading the number waits for nothing. (A fake tensor has no number and another type.)
     readable = upstream.device.type == "cpu" and upstream.dim() == 0 and type(upstream) is Tensor
     if readable and float(upstream) == 1.0:
-        return grad.clone() if keep else grad
-    out = torch.empty_like(grad) if keep else grad
+        return memory.empty_like(grad).copy_(grad) if keep else grad
+    out = memory.empty_like(grad) if keep else grad
     torch.ops.fastkd.scale_rows(grad, upstream.expand(rows), backend, out)
     return out
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastkd.backends.native import mean_weights
 from fastkd.losses.checks import REDUCTIONS, number, one_of
 
 
@@ -38,8 +39,12 @@ def row_scale(
 
     Invalid tokens get weight 0. Nothing here makes the host wait for the device.
     """
-    tokens = math.prod(student.shape[:-1])
     weighted = token_weights is not None
+    if reduction == "mean" and labels is not None and num_items is None and not weighted:
+        found = mean_weights(labels, ignore_index, dtype)
+        if found is not None:
+            return found
+    tokens = math.prod(student.shape[:-1])
     if token_weights is not None:
         scale = token_weights.detach().reshape(tokens).to(dtype)
         if labels is not None:

@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 import fastkd.ops.dense
 import fastkd.ops.linear  # noqa: F401  registers the ops, like the line above
+from fastkd.backends import memory
 from fastkd.ops.columns import copied_bytes
 from fastkd.ops.linear import chunks_of
 from fastkd.ops.rows import wide
@@ -125,7 +126,7 @@ class Request(NamedTuple):
         """Memory for the gradient of ``inputs[place]``."""
         x = inputs[place]
         assert x is not None
-        return torch.empty(x.shape, dtype=self._gradient_dtype(inputs, place), device=x.device)
+        return memory.empty(x.shape, self._gradient_dtype(inputs, place), x.device)
 
     def _gradient_dtype(self, inputs: Inputs, place: int) -> torch.dtype:
         """The dtype in which a gradient is stored until the upstream gradient multiplies it.

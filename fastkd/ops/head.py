@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastkd.backends import memory
 from fastkd.backends.base import Backend
 from fastkd.ops.rows import wide
 
@@ -75,15 +76,13 @@ class Head:
             self.weight = self.weight.float()
             self.bias = None if self.bias is None else self.bias.float()
         pitch = row_pitch(vocab, hidden.dtype, hidden.device.type)
-        self.logits = torch.empty(
-            (rows, pitch), dtype=logits_dtype(hidden.dtype), device=hidden.device
-        )[:, :vocab]  # fmt: skip
+        self.logits = memory.empty((rows, pitch), logits_dtype(hidden.dtype), hidden.device)[:, :vocab]
         self.sums: Tensor | None = None
         if self.by_weight is not None:
             # The products of several chunks are summed in float32, and rounded once at the end if need be.
             self.sums = self.by_weight
             if rows < len(self.hidden) and self.by_weight.dtype != wide(weight):
-                self.sums = torch.empty_like(self.by_weight, dtype=wide(weight))
+                self.sums = memory.empty_like(self.by_weight, wide(weight))
             # No chunk writes the rows beyond the vocabulary, or any row if there are no tokens.
             self.sums[vocab if len(self.hidden) else 0 :].zero_()
         self.bias_sums: Tensor | None = None
@@ -158,7 +157,7 @@ class Head:
             self.by_hidden[start:stop].mul_(inverse)
         if self.sums is not None:
             into = self.sums[:vocab]
-            product = into if start == 0 else torch.empty_like(into)
+            product = into if start == 0 else memory.empty_like(into)
             _mm_to_float32(half.t(), hidden, product)
             product.mul_(inverse)
             if start != 0:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from fastkd import release_memory
+
 
 class StepClock(TrainerCallback):
     """Times each optimizer step: forward, backward and update, without logging, evaluation and saving."""
@@ -48,6 +50,7 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
         return
     gc.collect()
+    release_memory()
     with contextlib.suppress(OSError, AttributeError):  # only the C library of most Linux systems has it
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # elsewhere the peak is that of the whole process so far

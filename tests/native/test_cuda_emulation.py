@@ -38,7 +38,13 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("Python's headers are not installed")
     out = tmp_path_factory.mktemp("cuda_emulation")
     includes = [f"-I{path}" for path in (EMULATION, pybind11.get_include(), python)]
-    others = {path.name: Unit(path, ()) for path in (CSRC / "bindings.cpp", EMULATION / "cpu.cpp")}
+    others = {
+        path.name: Unit(path, ())
+        for path in (
+            *(CSRC / "bindings.cpp", CSRC / "cpu/labels.cpp", CSRC / "cpu/memory.cpp"),
+            EMULATION / "cpu.cpp",
+        )
+    }
 
     def compile_one(item: tuple[str, Unit]) -> Path:
         name, unit = item
