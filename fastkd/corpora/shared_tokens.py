@@ -1,6 +1,8 @@
-"""Classes of tokens that begin alike, in which the distributions of two vocabularies can be compared.
+"""Classes of tokens in which the distributions of two vocabularies can be compared.
 
-A token that both vocabularies have is a class by itself. A token that only one of them has belongs to the
+:func:`same_tokens` has a class for each token that both vocabularies have, and none for the others.
+
+:func:`shared_tokens` has a class for the others too. A token that only one of them has belongs to the
 class of the token with which the other side would begin the same bytes: if the teacher alone has ``ing`` and
 the student would write ``in`` + ``g``, the teacher's probability of ``ing`` is one that the student gives to
 ``in``. So both sides' classes are the same events, and no probability is left over.
@@ -18,8 +20,9 @@ class SharedTokens:
     """The classes of two vocabularies.
 
     Attributes:
-        student, teacher: the class of each token; -1 for a token that the other side cannot begin to write,
-            such as a special token of one side alone.
+        student, teacher: the class of each token; -1 for a token without one. To ``same_tokens`` that is any
+            token of one side alone, to ``shared_tokens`` one that the other side cannot begin to write
+            either, such as a special token.
         count: number of classes, each of which has tokens on both sides.
         shared: number of tokens of the student that the teacher has too.
     """
@@ -30,10 +33,16 @@ class SharedTokens:
     shared: int
 
 
+def same_tokens(student: TokenBytes, teacher: TokenBytes) -> SharedTokens:
+    """A class for each token that both vocabularies have; the tokens of one side alone have none."""
+    numbers = _numbers(student, teacher)
+    made = [[numbers.get(token, -1) for token in side.tokens] for side in (student, teacher)]
+    return SharedTokens(made[0], made[1], len(numbers), sum(number >= 0 for number in made[0]))
+
+
 def shared_tokens(student: TokenBytes, teacher: TokenBytes) -> SharedTokens:
     """The classes of the tokens of two vocabularies; see the top of this file."""
-    mine, theirs = set(student.tokens), set(teacher.tokens)
-    numbers = {token: i for i, token in enumerate(sorted(mine & theirs, key=lambda token: token or b""))}
+    numbers = _numbers(student, teacher)
     longest = max((len(token) for token in numbers if token), default=0)
 
     def of(token: bytes | None, is_added: bool, own: TokenBytes, other: TokenBytes) -> int:
@@ -54,4 +63,10 @@ def shared_tokens(student: TokenBytes, teacher: TokenBytes) -> SharedTokens:
         [of(token, i in own.added, own, other) for i, token in enumerate(own.tokens)]
         for own, other in ((student, teacher), (teacher, student))
     ]
-    return SharedTokens(made[0], made[1], len(numbers), sum(token in theirs for token in student.tokens))
+    return SharedTokens(made[0], made[1], len(numbers), sum(token in numbers for token in student.tokens))
+
+
+def _numbers(student: TokenBytes, teacher: TokenBytes) -> dict[bytes | None, int]:
+    """A number for each of the tokens that both vocabularies have."""
+    both = {*student.tokens} & {*teacher.tokens}
+    return {token: i for i, token in enumerate(sorted(both, key=lambda token: token or b""))}

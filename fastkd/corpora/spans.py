@@ -6,6 +6,7 @@ tokenizers agree, and several on one side or both where they do not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ from fastkd.corpora.token_bytes import common_bytes, comparable, token_bytes
 TEACHER_IDS, TEACHER_LABELS = "teacher_input_ids", "teacher_labels"
 SPANS, TEACHER_SPANS = "spans", "teacher_spans"
 ALIGNED = (TEACHER_IDS, TEACHER_LABELS, SPANS, TEACHER_SPANS)
-# The key of a batch's largest number of spans in a row, at least 1.
-COUNT = "span_count"
+# Keys of a batch: the largest number of spans in a row, at least 1, and the numbers in all rows of the spans
+# that are one token on both sides and of the others.
+COUNT, SINGLE, SPLIT = "span_count", "single_spans", "split_spans"
 
 # Bytes at the beginning of one side that the other may lack, and bytes that must agree after them.
 _LOST, _SEEN = 64, 16
@@ -68,6 +70,19 @@ def aligned(student: Sequence[Token], teacher: Sequence[Token]) -> list[Span]:
             return found
         start, teacher_start = start + len(mine) + 1, teacher_start + len(theirs) + 1
         found.append(Span(start - 1, start, teacher_start - 1, teacher_start))
+
+
+def kinds(spans: Sequence[int], teacher_spans: Sequence[int]) -> tuple[int, int]:
+    """How many spans of a row are one token on both sides, and how many are not.
+
+    Args:
+        spans, teacher_spans: the number of each label's span, or IGNORE_INDEX.
+    """
+    sizes, theirs = (
+        Counter(number for number in side if number != IGNORE_INDEX) for side in (spans, teacher_spans)
+    )
+    single = sum(size == theirs[number] == 1 for number, size in sizes.items())
+    return single, len(sizes) - single
 
 
 def _of_one_text(mine: list[bytes], theirs: list[bytes]) -> tuple[list[Span], bool]:

@@ -23,7 +23,7 @@ MODEL_INITS = ("pretrained", "scratch")
 FUSED_HEADS = ("auto", "true", "false")
 SELF_WEIGHTS = ("live", "initial", "ema")
 OBJECTIVES = ("full", "sampled")
-CROSSINGS = (None, "spans", "hybrid")
+CROSSINGS = (None, "spans", "hybrid", "gold")
 ESTIMATORS = ("k1", "k2", "k3")
 SAMPLERS = ("transformers", "vllm")
 CACHE_KINDS = ("topk", "sampled", "hidden")
@@ -160,8 +160,8 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "For a teacher with another tokenizer: spans (the probabilities of pieces of text that "
-            "both split alike) or hybrid (the distributions where such pieces begin); unset: such a teacher "
-            "is refused."
+            "both split alike), hybrid (the distributions where such pieces begin) or gold (these as TRL's "
+            "GOLD compares them, in part by sorted probabilities); unset: such a teacher is refused."
         },
     )
     self_weights: str = field(

@@ -19,8 +19,8 @@ factor T keeps its size as T grows: with a = -log p and b = -log q, L of the for
 (the KL divergence of two Poisson distributions of means a and b), whose gradient with respect to log q is
 a / b - 1 however long the span is.
 
-``hybrid`` compares distributions where a span begins (after GOLD of TRL, Patiño et al. 2025, and ULD, Boizard
-et al. 2024); :class:`HybridLoss` says how.
+``hybrid`` and ``gold`` compare distributions where a span begins;
+:mod:`fastkd.trainer.crossed_distributions` says how.
 
 Sums over spans are divided by the student's targets of the whole batch, as those over tokens are: by the
 chain rule, the log-probability of a span is the sum of those of its tokens.
@@ -36,8 +36,9 @@ import torch
 from torch import Tensor
 
 from fastkd import kd_loss
-from fastkd.corpora.spans import COUNT, SPANS, TEACHER_LABELS, TEACHER_SPANS
+from fastkd.corpora.spans import COUNT, SINGLE, SPANS, SPLIT, TEACHER_LABELS, TEACHER_SPANS
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
+from fastkd.trainer.crossed_distributions import GoldLoss, HybridLoss
 from fastkd.trainer.models import HiddenLogits, detach, multiply_out, positions_of
 from fastkd.trainer.objective import Sums, loss
 
@@ -81,55 +82,6 @@ def _two_columns(logprobs: Tensor, temperature: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HybridLoss:
-    """The divergence between distributions where spans begin.
-
-    Attributes:
-        student, teacher: ``(tokens,)`` class of each token of either side, as
-            :class:`fastkd.corpora.shared_tokens.SharedTokens` has them.
-        count: number of classes.
-        divergence: the keywords ``divergence``, ``alpha`` and ``beta`` of :func:`fastkd.kd_loss`.
-        temperature: T of both distributions.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    count: int
-    divergence: dict[str, Any]
-    temperature: float
-
-    def __call__(self, student: Tensor, teacher: Tensor, present: Tensor) -> Tensor:
-        """The sum over the spans.
-
-        Args:
-            student, teacher: ``(n, V)`` logits where the spans begin.
-            present: ``(n,)``, which of them there are.
-        """
-        own, given = (
-            _by_class(side, classes, self.count, self.temperature)
-            for side, classes in ((student, self.student), (teacher, self.teacher))
-        )
-        labels = torch.where(present, 0, IGNORE_INDEX)
-        found: Tensor = kd_loss(
-            own, given, labels, temperature=self.temperature, reduction="sum", **self.divergence
-        )
-        return found
-
-
-def _by_class(logits: Tensor, classes: Tensor, count: int, temperature: float) -> Tensor:
-    """``(n, count)`` logits of the classes: a class has the probability of all its tokens together."""
-    places = torch.full((logits.shape[-1],), count, device=logits.device)  # padding belongs to no class
-    known = classes.to(logits.device)
-    places[: len(known)] = torch.where(known < 0, count, known)
-    # Tokens come first, so that a whole row of memory is added at a time.
-    given = (logits if logits.dtype == torch.float64 else logits.float()).t().contiguous()
-    most = given.detach().amax(0)
-    shares = torch.exp((given - most) / temperature)
-    totals = shares.new_zeros(count + 1, len(logits)).index_add(0, places, shares)[:count]
-    return (temperature * totals.clamp(min=torch.finfo(totals.dtype).tiny).log() + most).t()
-
-
-@dataclass(frozen=True)
 class CrossedObjective:
     """The loss of a batch whose student and teacher have different tokenizers.
 
@@ -140,7 +92,7 @@ class CrossedObjective:
     """
 
     task: Task
-    term: SpanLoss | HybridLoss
+    term: SpanLoss | HybridLoss | GoldLoss
     label_smoothing: float = 0.0
 
     def __call__(
@@ -187,12 +139,13 @@ class CrossedObjective:
         targets: Tensor,
     ) -> tuple[Tensor, Sums]:
         most = batch[COUNT]
-        spans = slots(self.task.targets(batch[SPANS]), most).where(targets != IGNORE_INDEX, -1)
-        sizes = per_slot(torch.ones_like(spans), spans, most)
-        present = sizes > 0
-        theirs = slots(self.task.targets(batch[TEACHER_SPANS]), most)
+        every = slots(self.task.targets(batch[SPANS]), most)
+        every_theirs = slots(self.task.targets(batch[TEACHER_SPANS]), most)
         # Spans whose labels the trainer has masked count on neither side.
-        theirs = theirs.where((theirs >= 0) & present[theirs.clamp(min=0)], -1)
+        spans = every.where(targets != IGNORE_INDEX, -1)
+        sizes = sizes_of(spans, most)
+        present = sizes > 0
+        theirs = every_theirs.where((every_theirs >= 0) & present[every_theirs.clamp(min=0)], -1)
         with torch.no_grad():
             given = logprobs(detach(teacher), self.task.targets(batch[TEACHER_LABELS]))
             sums = {
@@ -201,10 +154,26 @@ class CrossedObjective:
             }
         if isinstance(self.term, SpanLoss):
             return self.term(per_slot(own, spans, most), per_slot(given, theirs, most), present), sums
-        logits = multiply_out(positions_of(student, beginnings(spans, most)))
-        with torch.no_grad():
-            known = multiply_out(positions_of(teacher, beginnings(theirs, most)))
-        return self.term(logits, known, present), sums
+        begin, begin_theirs = beginnings(spans, most), beginnings(theirs, most)
+
+        def logits(chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
+            """Both sides' logits where some of the spans begin."""
+            with torch.no_grad():
+                known = multiply_out(positions_of(teacher, begin_theirs[chosen]))
+            return multiply_out(positions_of(student, begin[chosen])), known
+
+        if isinstance(self.term, HybridLoss):
+            return self.term(*logits(slice(None)), present), sums
+        single = (sizes_of(every, most) == 1) & (sizes_of(every_theirs, most) == 1)
+        kd = own.new_zeros(())
+        for wanted, count, term in (
+            (present & single, batch[SINGLE], self.term.of_single_tokens),
+            (present & ~single, batch[SPLIT], self.term.of_others),
+        ):
+            if count:  # only the spans of this kind have their logits multiplied out and sorted
+                chosen = first(wanted, count)
+                kd = kd + term(*logits(chosen), wanted[chosen])
+        return kd, sums
 
 
 def logprobs(side: Tensor | HiddenLogits, targets: Tensor) -> Tensor:
@@ -232,6 +201,11 @@ def per_slot(values: Tensor, spans: Tensor, most: int) -> Tensor:
     return values.new_zeros(total + 1).index_add(0, places.flatten(), values.flatten())[:-1]
 
 
+def sizes_of(spans: Tensor, most: int) -> Tensor:
+    """``(rows * most,)``, the number of tokens of each span."""
+    return per_slot(torch.ones_like(spans), spans, most)
+
+
 def beginnings(spans: Tensor, most: int) -> Tensor:
     """``(rows * most,)``, the position in the flattened batch at which each span begins; any for none."""
     total = len(spans) * most
@@ -239,3 +213,11 @@ def beginnings(spans: Tensor, most: int) -> Tensor:
     found = torch.full((total + 1,), spans.numel() - 1, device=spans.device)
     order = torch.arange(spans.numel(), device=spans.device)
     return found.scatter_reduce(0, places, order, "amin")[:-1]
+
+
+def first(wanted: Tensor, count: int) -> Tensor:
+    """``(count,)`` numbers of the spans that are wanted, which are at most ``count``, and of some others.
+
+    The device need not be waited for, as it would be to learn how many there are.
+    """
+    return wanted.int().argsort(descending=True, stable=True)[:count]

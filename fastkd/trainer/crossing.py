@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 
-from fastkd.corpora.shared_tokens import SharedTokens, shared_tokens
+from fastkd.corpora.shared_tokens import SharedTokens, same_tokens, shared_tokens
 from fastkd.corpora.spans import TEACHER_IDS, TEACHER_LABELS, Aligner
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.tasks.base import Row
 from fastkd.divergences import DIVERGENCES
 from fastkd.trainer.config import DistillationConfig
-from fastkd.trainer.crossed import CrossedObjective, HybridLoss, SpanLoss
+from fastkd.trainer.crossed import CrossedObjective, SpanLoss
+from fastkd.trainer.crossed_distributions import GoldLoss, HybridLoss, Tokens
 from fastkd.trainer.teachers import TeacherSource
 from fastkd.trainer.teachers.crossed import AlignedColumns, teachers_batch
+
+# For each value of ``cross_tokenizer`` that compares distributions, the function that classes the tokens.
+CLASSES = {"hybrid": shared_tokens, "gold": same_tokens}
 
 
 def troubles(args: DistillationConfig) -> Iterator[tuple[str, str, str]]:
@@ -79,11 +83,14 @@ def objective_of(args: DistillationConfig, task: Task, classes: SharedTokens | N
     """The loss that ``cross_tokenizer`` asks for.
 
     Args:
-        classes: of the tokens, for ``hybrid``; None for ``spans``.
+        classes: of the tokens, for those of :data:`CLASSES`; None for ``spans``.
     """
     divergence = {"divergence": args.divergence, "alpha": args.alpha, "beta": args.beta}
-    term: SpanLoss | HybridLoss = SpanLoss(divergence, args.temperature)
-    if classes is not None:
+    term: SpanLoss | HybridLoss | GoldLoss = SpanLoss(divergence, args.temperature)
+    if classes is not None and args.cross_tokenizer == "gold":
+        mine, others = Tokens.of(classes.student), Tokens.of(classes.teacher)
+        term = GoldLoss(mine, others, classes.count, divergence, args.temperature)
+    elif classes is not None:
         own, theirs = (torch.tensor(side) for side in (classes.student, classes.teacher))
         term = HybridLoss(own, theirs, classes.count, divergence, args.temperature)
     return CrossedObjective(task, term, args.label_smoothing_factor)
@@ -111,8 +118,8 @@ class Crossing:
         self.aligner = Aligner(tokenizer, teacher_tokenizer, task.shifts_labels)
         self.columns = AlignedColumns(task, pad_token_id)
         classes = None
-        if args.cross_tokenizer == "hybrid":
-            classes = shared_tokens(self.aligner.student, self.aligner.teacher)
+        if args.cross_tokenizer in CLASSES:
+            classes = CLASSES[args.cross_tokenizer](self.aligner.student, self.aligner.teacher)
         self.objective = objective_of(args, task, classes)
 
     def of_answers(

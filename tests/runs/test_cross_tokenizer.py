@@ -56,6 +56,15 @@ def test_distill_and_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert again["teacher"]["greedy"]["mean_length"] == teacher["greedy"]["mean_length"]
 
 
+def test_a_run_with_gold_and_its_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["run.yaml", "--cross_tokenizer", "gold", "--temperature", "1", "--output-dir", "gold"]
+    assert main(["distill", *given, "--lmbda", "0.5"]) == 0, capsys.readouterr().err
+    report = json.loads(Path("gold/report.json").read_text())
+    assert main(["evaluate", *given, "--model", "gold"]) == 0, capsys.readouterr().err
+    again = json.loads(Path("gold/evaluate.json").read_text())
+    assert again["student"]["eval"]["kd"] == pytest.approx(report["student"]["eval"]["kd"], rel=1e-5) != 0
+
+
 def test_a_teacher_that_is_not_asked_for_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {name: value for name, value in SETTINGS.items() if name != "cross_tokenizer"}
     crossed.teacher(Path("other"), kind="metaspace")
@@ -89,7 +98,7 @@ def test_a_student_with_a_tokenizer_of_its_own_is_made(capsys: pytest.CaptureFix
     assert "290 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("crossing", ["spans", "hybrid"])
+@pytest.mark.parametrize("crossing", ["spans", "hybrid", "gold"])
 def test_the_estimate_counts_both_sides(crossing: str) -> None:
     args = DistillationConfig(**{**SETTINGS, "cross_tokenizer": crossing})
     short, long = (run_step(args, Shape(4, 40, 0, share)) for share in (0.5, 2.0))

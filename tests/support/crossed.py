@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,63 @@ def by_class(logits: Tensor, numbers: list[int], count: int, temperature: float)
             belongs[column, number] = 1
     shares = parts @ belongs
     return shares / shares.sum(-1, keepdim=True)
+
+
+def sorted_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The sum over the ranks of the difference between two lists of probabilities."""
+    q, p = (
+        sorted(side.unbind(), key=lambda each: float(each.detach()), reverse=True)
+        for side in (student, teacher)
+    )
+    found = student.new_zeros(())
+    for rank in range(max(len(q), len(p))):
+        a, b = (side[rank] if rank < len(side) else 0.0 for side in (q, p))
+        found = found + abs(a - b)
+    return found
+
+
+def gold(
+    student: Tensor,
+    teacher: Tensor,
+    tokens: tuple[Sequence[Any], Sequence[Any]],
+    single: bool,
+    temperature: float,
+    divergence: str,
+) -> Tensor:
+    """The loss of GOLD at one span, in float64.
+
+    Args:
+        student, teacher: ``(V,)`` logits.
+        tokens: the bytes of either side's tokens, of which there may be fewer than logits.
+        single: whether the span is one token on both sides.
+    """
+    q, p = (
+        (side[: len(known)].double() / temperature).softmax(-1)
+        for side, known in zip((student, teacher), tokens, strict=True)
+    )
+    if not single:
+        return temperature * sorted_distance(q, p)
+    shared = [token for token in {*tokens[0]} if token in tokens[1]]
+    rest = [
+        side[[i for i, token in enumerate(known) if token not in shared]]
+        for side, known in zip((q, p), tokens, strict=True)
+    ]
+    found = temperature * sorted_distance(*rest)
+    if not shared:
+        return found
+    mine, theirs = (
+        torch.stack(
+            [
+                sum((side[i] for i, token in enumerate(known) if token == one), q.new_zeros(()))
+                for one in shared
+            ]
+        )
+        for side, known in zip((q, p), tokens, strict=True)
+    )
+    a, b = theirs / theirs.sum(), mine / mine.sum()
+    kinds = {
+        "forward_kl": lambda: (a * (a / b).log()).sum(),
+        "reverse_kl": lambda: (b * (b / a).log()).sum(),
+        "tvd": lambda: (a - b).abs().sum() / 2,
+    }
+    return found + temperature**2 * kinds[divergence]()

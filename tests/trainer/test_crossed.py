@@ -18,7 +18,8 @@ from fastkd.corpora.spans import SPANS, TEACHER_IDS, TEACHER_LABELS, TEACHER_SPA
 from fastkd.corpora.tasks import TASKS
 from fastkd.corpora.token_bytes import comparable, token_bytes
 from fastkd.trainer import DistillationTrainer
-from fastkd.trainer.crossed import HybridLoss, SpanLoss, beginnings, per_slot, slots
+from fastkd.trainer.crossed import SpanLoss, beginnings, per_slot, slots
+from fastkd.trainer.crossed_distributions import HybridLoss
 
 PLAIN = {"alpha": None, "beta": None}
 
@@ -232,7 +233,7 @@ def test_a_batch_with_distributions(tmp_path: Path, configuration: Any, fused_he
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("crossing", ["spans", "hybrid"])
+@pytest.mark.parametrize("crossing", ["spans", "hybrid", "gold"])
 def test_accumulated_batches_add_up(tmp_path: Path, configuration: Any, crossing: str) -> None:
     trainer = trainer_of(tmp_path, configuration, crossing)
     whole = batch_of(trainer)
@@ -242,7 +243,7 @@ def test_accumulated_batches_add_up(tmp_path: Path, configuration: Any, crossing
     assert float(losses[0]) == pytest.approx(float(sum(losses[1:])), rel=1e-5)
 
 
-@pytest.mark.parametrize("crossing", ["spans", "hybrid"])
+@pytest.mark.parametrize("crossing", ["spans", "hybrid", "gold"])
 def test_rows_without_a_span_and_batches_in_bfloat16(
     tmp_path: Path, configuration: Any, crossing: str
 ) -> None:
@@ -259,7 +260,7 @@ def test_rows_without_a_span_and_batches_in_bfloat16(
     assert all(p.grad is None or not p.grad.any() for p in trainer.student.parameters())
 
 
-@pytest.mark.parametrize("crossing", ["spans", "hybrid"])
+@pytest.mark.parametrize("crossing", ["spans", "hybrid", "gold"])
 def test_a_student_becomes_more_like_its_teacher(tmp_path: Path, configuration: Any, crossing: str) -> None:
     trainer = trainer_of(tmp_path, configuration, crossing, kd_ratio=1.0, max_steps=15, temperature=2.0)
     before = trainer.evaluate()
@@ -273,7 +274,7 @@ def test_a_student_becomes_more_like_its_teacher(tmp_path: Path, configuration: 
     )
 
 
-@pytest.mark.parametrize("crossing", ["spans", "hybrid"])
+@pytest.mark.parametrize("crossing", ["spans", "hybrid", "gold"])
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_students_own_answers(tmp_path: Path, configuration: Any, crossing: str, answered: bool) -> None:
     data = ROWS if answered else [{"prompt": row["prompt"]} for row in ROWS]
@@ -309,7 +310,8 @@ def test_an_answer_that_the_student_ended_ends_for_the_teacher(tmp_path: Path, c
     assert counts[0] == counts[1] + 1
 
 
-def test_encoder_decoders(tmp_path: Path, configuration: Any) -> None:
+@pytest.mark.parametrize("crossing", ["spans", "gold"])
+def test_encoder_decoders(tmp_path: Path, configuration: Any, crossing: str) -> None:
     from support.stored import bart
     from transformers import BartForConditionalGeneration
 
@@ -322,7 +324,7 @@ def test_encoder_decoders(tmp_path: Path, configuration: Any) -> None:
         tokenizer(kind).save_pretrained(tmp_path / kind)
         sides.append(BartForConditionalGeneration.from_pretrained(tmp_path / kind))
     args = configuration(
-        task="seq2seq", cross_tokenizer="spans", max_length=60, max_target_length=60, max_steps=12,
+        task="seq2seq", cross_tokenizer=crossing, max_length=60, max_target_length=60, max_steps=12,
         kd_ratio=1.0,
     )  # fmt: skip
     data = Dataset.from_list([{"source": row["prompt"], "target": row["completion"]} for row in ROWS])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from fastkd.corpora.labels import IGNORE_INDEX
 from fastkd.corpora.listing import listed
-from fastkd.corpora.spans import SPANS, TEACHER_SPANS
+from fastkd.corpora.spans import SPANS, TEACHER_SPANS, kinds
 from fastkd.corpora.vocabulary import REMEDY, compare, examples, require_other_tokens, too_narrow
 from fastkd.runs.doctor.findings import Case, Check, Finding, percent
 
@@ -78,12 +77,10 @@ def alignment(case: Case) -> Iterator[Finding]:
     first = int(case.args.task == "causal_lm")  # the first label of a row has no position that predicts it
     for row in sample.kept:
         labels += sum(label != IGNORE_INDEX for label in row["labels"][first:])
-        sizes = [
-            Counter(span for span in row[name] if span != IGNORE_INDEX) for name in (SPANS, TEACHER_SPANS)
-        ]
-        aligned += sizes[0].total()
-        spans += len(sizes[0])
-        one += sum(size == sizes[1][span] == 1 for span, size in sizes[0].items())
+        aligned += sum(span != IGNORE_INDEX for span in row[SPANS])
+        single, split = kinds(row[SPANS], row[TEACHER_SPANS])
+        spans += single + split
+        one += single
     share = aligned / max(1, labels)
     text = (
         f"{percent(share)} of the student's {labels:,} labels in {sample.looked_at} of {sample.field} are "

@@ -22,7 +22,7 @@ from fastkd.runs.estimate.meter import Meter
 from fastkd.runs.estimate.models import Sides, build, hidden_size
 from fastkd.runs.estimate.optimizers import optimizer_bytes, step_bytes
 from fastkd.trainer.config import DistillationConfig, plain
-from fastkd.trainer.crossing import objective_of
+from fastkd.trainer.crossing import CLASSES, objective_of
 from fastkd.trainer.matching import Matching
 from fastkd.trainer.models import NOTHING_MORE, LinearHead, ModelOutput, Requested
 from fastkd.trainer.precision import autocast
@@ -313,12 +313,17 @@ class Run:
 
 
 def _classes(args: DistillationConfig, sides: Sides) -> SharedTokens | None:
-    """Classes of as many tokens as the smaller side has, for ``cross_tokenizer: hybrid``; None for others."""
-    if args.cross_tokenizer != "hybrid" or sides.teacher is None:
+    """Classes of as many tokens as the smaller side has; None if ``cross_tokenizer`` needs none. The larger
+    side's other tokens have a class with ``hybrid``, and none with ``gold``.
+    """
+    if args.cross_tokenizer not in CLASSES or sides.teacher is None:
         return None
     widths = sides.columns, sides.teacher.columns
     count = min(widths)
-    mine, theirs = ([i % count for i in range(width)] for width in widths)
+    all_have_one = args.cross_tokenizer == "hybrid"
+    mine, theirs = (
+        [i % count if i < count or all_have_one else -1 for i in range(width)] for width in widths
+    )
     return SharedTokens(mine, theirs, count, count)
 
 

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from fastkd.corpora.spans import ALIGNED, COUNT, SPANS, TEACHER_IDS, TEACHER_LABELS, TEACHER_SPANS
+from fastkd.corpora.spans import (
+    ALIGNED,
+    COUNT,
+    SINGLE,
+    SPANS,
+    SPLIT,
+    TEACHER_IDS,
+    TEACHER_LABELS,
+    TEACHER_SPANS,
+    kinds,
+)
 from fastkd.corpora.tasks import IGNORE_INDEX, Batch, Task
 from fastkd.corpora.tasks.base import Row, pad
 from fastkd.trainer.models import NOTHING_MORE, ModelOutput, Requested
@@ -18,7 +28,8 @@ TEACHER_MASK = "teacher_attention_mask"
 
 class AlignedColumns:
     """The teacher's tensors of a batch, for a collator: its tokens ``(rows, longest)`` with their mask and
-    labels, the number of each label's span on both sides, and the largest number of spans in a row.
+    labels, the number of each label's span on both sides, the largest number of spans in a row, and the
+    numbers of spans of each kind (:func:`fastkd.corpora.spans.kinds`).
 
     Args:
         task: causal_lm or seq2seq.
@@ -33,6 +44,7 @@ class AlignedColumns:
             return {}
         theirs = [{"input_ids": row[TEACHER_IDS], "labels": row[TEACHER_LABELS]} for row in rows]
         made = self.task.collate(theirs, self.pad_token_id)
+        found = [kinds(row[SPANS], row[TEACHER_SPANS]) for row in rows]
         return {
             TEACHER_IDS: made["input_ids"],
             TEACHER_MASK: made["attention_mask"],
@@ -40,6 +52,8 @@ class AlignedColumns:
             SPANS: pad([row[SPANS] for row in rows], IGNORE_INDEX),
             TEACHER_SPANS: pad([row[TEACHER_SPANS] for row in rows], IGNORE_INDEX),
             COUNT: max(1, *(max(row[SPANS], default=0) + 1 for row in rows)),
+            SINGLE: sum(single for single, _ in found),
+            SPLIT: sum(split for _, split in found),
         }
 
 

@@ -136,8 +136,9 @@ def test_what_cross_tokenizer_refuses(place: Path) -> None:
     same = look(cross_tokenizer="spans")["cross_tokenizer"]
     assert same.severity == "error" and same.remedy == "leave it out"
     another_tokenizer()
-    found = look(cross_tokenizer="hybrid", packing=True)
-    assert found["crossed_with_packing"].severity == "error"
+    for crossing in ("hybrid", "gold"):
+        refused = look(cross_tokenizer=crossing, packing=True)["crossed_with_packing"]
+        assert refused.severity == "error" and refused.found.startswith(f"cross_tokenizer: {crossing}")
     for path in Path("teacher").glob("*token*"):
         path.unlink()
     assert "none was saved beside" in look(cross_tokenizer="spans")["cross_tokenizer"].found
