@@ -13,6 +13,8 @@ from fastkd.ops.rows import wide
 ROW_BYTES = 128
 # float16 gradients are scaled for a matrix product: their largest element becomes at most 2**FLOAT16_TOP.
 FLOAT16_TOP = 10.0
+# Elements of a 16-bit product that are computed at a time before they are added to float32 sums.
+PRODUCT_ELEMENTS = 2**21
 
 
 def logits_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -184,10 +186,26 @@ def _add_product(into: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
             _mm_to_float32(a, b, into)
         else:
             torch.addmm(into, a, b, out_dtype=into.dtype, out=into)
-    elif first:
-        into.copy_(a @ b)
     else:
-        into.add_(a @ b)
+        _add_rounded_product(into, a, b, first=first)
+
+
+def _add_rounded_product(into: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """The sum for a product that torch writes in the dtype of ``a``, a few of its rows at a time.
+
+    They stay in the caches between the steps. Torch adds tensors of two dtypes several times more slowly than
+    it converts one and adds it.
+    """
+    step = max(1, PRODUCT_ELEMENTS // max(1, b.shape[1]))
+    product = b.new_empty(min(step, into.shape[0]), b.shape[1])
+    wider = torch.empty_like(product, dtype=into.dtype)
+    for start in range(0, into.shape[0], step):
+        rows = into[start : start + step]
+        part = torch.mm(a[start : start + step], b, out=product[: len(rows)])
+        if first:
+            rows.copy_(part)
+        else:
+            rows.add_(wider[: len(rows)].copy_(part))
 
 
 def _products_in_float32(device: torch.device) -> bool:

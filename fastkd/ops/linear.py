@@ -22,8 +22,14 @@ from fastkd.ops.rows import wide
 from fastkd.ops.tokens import Tokens
 from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
 
-# Large enough for the GEMMs to run at full speed, small compared with the logits of a training batch.
-SCRATCH_BYTES = 384 * 2**20
+# Each chunk reads both heads once more, and reads and writes the sums of the weight's gradient, so the GEMMs
+# run at full speed only in large chunks. On a CPU these take this much memory, or WEIGHT_SHARE times as much
+# as the larger head, which needs as much for its gradient. The student's logits, which three GEMMs use, get
+# STUDENT_SHARE of it.
+SCRATCH_BYTES = 512 * 2**20
+WEIGHT_SHARE = 1.5
+STUDENT_SHARE = 2 / 3
+CPU_TILE = 64
 
 AGREEMENT = METRICS.index("agreement")
 
@@ -55,19 +61,35 @@ class Chunks(NamedTuple):
 
 
 def default_chunks(
-    tokens: int, student_bytes: int, teacher_bytes: int, device_type: str, sums: int = 0
+    tokens: int,
+    student_bytes: int,
+    teacher_bytes: int,
+    device_type: str,
+    sums: int = 0,
+    weight_bytes: int = 0,
 ) -> Chunks:
     """As many rows as fit the scratch memory, in chunks of equal size.
 
     Args:
         student_bytes, teacher_bytes: bytes per row of logits; 0 without that head.
         sums: bytes that the float32 sums of the weights' gradients need beyond the gradients themselves. A
-            single chunk needs no sums, so on a GPU its logits may use that memory.
+            single chunk needs no sums, so its logits may use that memory.
+        weight_bytes: bytes of the larger head.
     """
     tokens, both = max(tokens, 1), max(student_bytes + teacher_bytes, 1)
     if device_type == "cpu":
-        rows = equal_parts(tokens, max(64, SCRATCH_BYTES // both // 64 * 64))
-        return Chunks(rows, rows)
+        scratch = max(SCRATCH_BYTES, int(WEIGHT_SHARE * weight_bytes))
+        if tokens * both <= scratch:
+            return Chunks(tokens, tokens)
+        if 0 < tokens * student_bytes <= STUDENT_SHARE * scratch + sums:
+            left = _whole_tiles(int((1 - STUDENT_SHARE) * scratch), teacher_bytes, CPU_TILE)
+            return Chunks(tokens, equal_parts(tokens, left))
+        if not student_bytes or not teacher_bytes:
+            rows = equal_parts(tokens, _whole_tiles(scratch, both, CPU_TILE))
+            return Chunks(rows, rows)
+        rows = equal_parts(tokens, _whole_tiles(int(STUDENT_SHARE * scratch), student_bytes, CPU_TILE))
+        left = _whole_tiles(scratch - rows * student_bytes, teacher_bytes, CPU_TILE)
+        return Chunks(rows, equal_parts(rows, left))
     if tokens * both <= GPU_SCRATCH_BYTES:
         return Chunks(tokens, tokens)
     part = min(tokens, _whole_tiles(GPU_SCRATCH_BYTES // 4, teacher_bytes))
@@ -84,9 +106,9 @@ def equal_parts(rows: int, most: int, tile: int = 1) -> int:
     return min(rows, -(-rows // (count * tile)) * tile)
 
 
-def _whole_tiles(size: int, bytes_per_row: int) -> int:
+def _whole_tiles(size: int, bytes_per_row: int, tile: int = GPU_TILE) -> int:
     """Rows that fit in ``size`` bytes, in whole tiles and at least one."""
-    return max(GPU_TILE, size // max(bytes_per_row, 1) // GPU_TILE * GPU_TILE)
+    return max(tile, size // max(bytes_per_row, 1) // tile * tile)
 
 
 def chunks_of(
@@ -120,7 +142,8 @@ def chunks_of(
         selects = teacher_weight is not None and copied[1] > 0
         of_student = row_bytes(student_weight, vocab) + copied[0]
         of_teacher = row_bytes(teacher_weight, teacher_weight.shape[0] if selects else vocab) + copied[1]  # type: ignore[union-attr]
-        chunks = default_chunks(tokens, of_student, of_teacher, device_type, sums)
+        heads = [0 if x is None else x.numel() * x.element_size() for x in (student_weight, teacher_weight)]
+        chunks = default_chunks(tokens, of_student, of_teacher, device_type, sums, max(heads))
     return Chunks(*(min(rows, max(tokens, 1)) for rows in chunks))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastkd
 from fastkd.divergences import DIVERGENCES
+from fastkd.ops import head, linear
 
 
 def softcapped(x: Tensor, cap: float | None) -> Tensor:
@@ -223,19 +224,45 @@ def test_modules_are_the_functions() -> None:
     assert "temperature=2.0" in repr(module)
     heads = Heads()
     teacher = fastkd.HiddenTeacher(*heads.t)
-    linear = fastkd.LinearKDLoss(vocab_size=90, chunk_size=3)
+    module = fastkd.LinearKDLoss(vocab_size=90, chunk_size=3)
     expected = fastkd.linear_kd_loss(*heads.s[:2], teacher, heads.labels, vocab_size=90, chunk_size=3)
-    assert torch.equal(linear(*heads.s[:2], teacher, heads.labels), expected)
+    assert torch.equal(module(*heads.s[:2], teacher, heads.labels), expected)
+
+
+@pytest.mark.parametrize("elements", [1, 12 * 7, 12 * 50, 10**6])
+def test_a_16_bit_product_in_parts(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight's gradient does not depend on how many of its rows are multiplied and added at a time."""
+    heads = Heads(torch.bfloat16)
+    heads.fused(chunk_size=3).backward()
+    whole = [leaf.grad for leaf in (*heads.s, *heads.t)]
+    monkeypatch.setattr(head, "PRODUCT_ELEMENTS", elements)
+    for leaf in (*heads.s, *heads.t):
+        leaf.grad = None
+    heads.fused(chunk_size=3).backward()
+    for leaf, expected in zip((*heads.s, *heads.t), whole, strict=True):
+        torch.testing.assert_close(leaf.grad, expected, rtol=2 * ROUNDING[torch.bfloat16], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_chunks_on_a_cpu(size: int) -> None:
+    """The student's chunk takes as much memory as its head, and all tokens where that saves the sums."""
+    vocab, row = 151_936, 151_936 * size
+    for tokens, width in ((512, 256), (2048, 1024), (2048, 2048), (100_000, 1024)):
+        weight = width * row
+        sums = vocab * width * (4 - size)
+        chunk, part = linear.default_chunks(tokens, row, row, "cpu", sums, weight)
+        scratch = max(linear.SCRATCH_BYTES, 1.5 * weight)
+        assert chunk * row <= scratch * 2 / 3 + (sums if chunk == tokens else 0)
+        assert part * row <= scratch - min(chunk * row, scratch * 2 / 3)
+        assert chunk >= 0.99 * min(tokens, width) and part * 4 >= chunk
 
 
 def test_peak_memory_stays_far_below_the_logits() -> None:
     """The scratch buffers of a chunk do not grow with the number of tokens."""
-    from fastkd.ops.linear import default_chunks
-
     bytes_per_token = 151_936 * 4 * 2
     for tokens in (1, 63, 512, 2048, 100_000):
-        chunk, part = default_chunks(tokens, bytes_per_token // 2, bytes_per_token // 2, "cpu")
-        assert part == chunk
-        assert 1 <= chunk <= max(tokens, 1)
-        assert chunk * bytes_per_token <= 450 * 2**20
+        row = bytes_per_token // 2
+        chunk, part = linear.default_chunks(tokens, row, row, "cpu")
+        assert 1 <= part <= chunk <= max(tokens, 1)
+        assert (chunk + part) * bytes_per_token // 2 <= 512 * 2**20
         assert -(-tokens // chunk) * chunk - tokens < chunk  # chunks of nearly equal size
