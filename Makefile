@@ -98,6 +98,7 @@ demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)
 
 bench: $(VENV)/bench.stamp
+	$(RUN) -m fastkd.bench.instruction_sets --quick
 	$(RUN) -m fastkd.cli bench --suite --fresh --out build/bench --save bench/results $(ARGS)
 
 lint: $(VENV)/fastkd.stamp

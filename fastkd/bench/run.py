@@ -84,12 +84,17 @@ def finish(run: Run, folder: Path) -> list[Path]:
 def save(run: Run, folder: Path) -> list[Path]:
     """Write ``<device>-<date>.json`` and ``.txt``, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    device = " ".join(part for part in run["device"].split(", ") if "threads" not in part)
-    stem = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + "-" + run["date"]
-    paths = [folder / f"{stem}.json", folder / f"{stem}.txt"]
+    name = stem(run["device"], run["date"])
+    paths = [folder / f"{name}.json", folder / f"{name}.txt"]
     paths[0].write_text(json.dumps(run, indent=1) + "\n")
     paths[1].write_text(render.text(run).lstrip("\n"))
     return paths
+
+
+def stem(device: str, date: str) -> str:
+    """The name of a file with results of this device, without its ending."""
+    name = " ".join(part for part in device.split(", ") if "threads" not in part)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + "-" + date
 
 
 def wrong(run: Run) -> list[str]:
