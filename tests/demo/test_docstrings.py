@@ -55,3 +55,30 @@ def test_whole_modules_are_held_out(
     assert len(train) > len(held_out) > 0
     assert len({*train, *held_out}) == len(train) + len(held_out)
     assert f"{len(train):,} rows in" in capsys.readouterr().out
+
+
+def test_with_the_packages_beside_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their functions are for training alone, and sources are for a language model to go on from."""
+    modules = {name: code for name, code in text.documents().items() if name.startswith("email/")}
+    monkeypatch.setattr(text, "documents", lambda: modules)
+    monkeypatch.setattr(docstrings, "PACKAGES", ("jinja2", "a_package_that_is_not_there"))
+    assert main(["demo", "--docstrings", str(tmp_path / "all"), "--packages"]) == 0
+    assert main(["demo", "--docstrings", str(tmp_path / "library")]) == 0
+
+    def rows(folder: str, name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (tmp_path / folder / f"{name}.jsonl").open()]
+
+    assert len(rows("all", "train")) > len(rows("library", "train")) + 100
+    assert [row["target"] for row in rows("all", "validation")] == [
+        row["target"] for row in rows("library", "validation")
+    ]
+    for name in ("train", "validation"):
+        found = rows("all", name)
+        assert all(row["source"].endswith(docstrings.ENDING) for row in found)
+        assert max(len(row["source"]) for row in found) == docstrings.SHORT_SOURCE + len(docstrings.ENDING)
+        assert rows("all", f"text.{name}") == [{"text": row["source"] + row["target"]} for row in found]
+
+
+def test_packages_without_a_folder_to_write_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--packages"]) != 0
+    assert "--docstrings DIR" in capsys.readouterr().err
