@@ -51,8 +51,6 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
   const Exp2 exp2_t = kAlike ? exp2_s : Exp2(call.log2_scale_t, shift.t);
   const char* const ahead_s = row.s.at(b.start + kBlock);
   const char* const ahead_t = teacher_at(row, b.start + kBlock);
-  constexpr bool kKeeps = V::kKeepsFloats || Memory::kBytes == 2;
-  const bool stored = kKeeps || call.ce_power > 2;
   // Copies in local variables: the compiler knows that the stores below do not change them.
   R *const out_s = b.es, *const out_t = b.et;
   const int64_t n = b.n;
@@ -68,11 +66,11 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
       Exponentials e;
       const V logit_s = s.at(i), es = e.s = exp2_s.near(logit_s, seen);
       squares = mul_add(es, es, squares);
-      if (stored) es.store(out_s + i);
+      es.store(out_s + i);
       prefetch(ahead_s + i * Memory::kBytes);
       if constexpr (kTeacher) {
         const V logit_t = t.at(i), et = e.t = exp2_t.near(logit_t, seen);
-        if constexpr (kKeeps) et.store(out_t + i);
+        et.store(out_t + i);
         prefetch(ahead_t + i * Memory::kBytes);
         if constexpr (Div::kStreams > 0) {
           Entry<Finite<V>> entry;

@@ -83,8 +83,7 @@ class Scratch {
   alignas(64) R logits_t[kBlock + kW];
 
   explicit Scratch(const DenseParams& params)
-      : keeps((V::kKeepsFloats || has_halves(params.student)) && params.phase == Phase::kAll &&
-              params.vocab <= kMostKept),
+      : keeps(params.phase == Phase::kAll && params.vocab <= kMostKept),
         vocab_(params.vocab),
         kept_(keeps       ? kLeftRow + (kLeaves ? 1 : 0)
               : Div::kLog ? 1
@@ -107,10 +106,6 @@ class Scratch {
   Shifts<R>& shift(const Block<R>& b) { return shifts_[b.start / kBlock]; }
 
  private:
-  static bool has_halves(const Rows& rows) {
-    return rows.dtype == Dtype::kBFloat16 || rows.dtype == Dtype::kFloat16;
-  }
-
   // Kept rows larger than this would not stay in the caches.
   static constexpr int64_t kMostKept = (int64_t(2) << 20) / sizeof(R);
   static constexpr int kTeacherRow = Div::kReadsTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;

@@ -7,11 +7,6 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// 2^f on [0, 1): minimax with the constant held at 1, relative error 2.1e-9.
-constexpr int kExp2Terms = 7;
-constexpr float kExp2[kExp2Terms] = {
-    0.000216129212f, 0.00124678448f, 0.00967545173f, 0.0554852805f, 0.240229306f, 0.693147044f, 1.0f};
-
 // (2^f - 1) / f on [-1/2, 1/2]: minimax with the constant held at ln 2, relative error of 2^f 1.1e-7. All
 // arguments near each other have the same error, which would show at high temperatures. There the arguments
 // are near 0, where the error of this polynomial vanishes.

@@ -33,7 +33,6 @@ inline Bits4 choose(Bits4 mask, Bits4 yes, Bits4 no) { return (mask & yes) | (~m
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 4;
   Floats4 v;
 
@@ -111,88 +110,20 @@ inline float horizontal_max(Vec a) {
   return low > high ? low : high;
 }
 
-// Adding 1.5 * 2^23 rounds to an integer, whose value is then in the low bits. With 127 added, the low bits
-// are an exponent field.
-constexpr float kToExponent = 12582912.0f + 127.0f;
-
-// 2^(n + f) as power * (1 + rest), where n is given as a sum with kToExponent.
-struct Exp2Parts {
-  Vec power, rest;
-};
-
-template <bool kBrief>
-inline Exp2Parts exp2_parts(Vec n, Vec f) {
-  constexpr const float* c = kBrief ? kExp2Brief : kExp2Centered;
-  constexpr int kTerms = kBrief ? kExp2BriefTerms : kExp2CenteredTerms;
-  Vec y(c[0]);
-  for (int i = 1; i < kTerms; ++i) y = mul_add(y, f, Vec(c[i]));
-  return {floats_of(bits_of(n.v) << 23), y * f};
+inline Vec bits_or(Vec a, Vec b) { return floats_of(bits_of(a.v) | bits_of(b.v)); }
+inline Vec exponent_field(Vec n) { return floats_of(bits_of(n.v) << 23); }
+inline bool has_only_bits(Vec x, uint32_t bits) {
+  const Bits4 found = bits_of(x.v);
+  return ((found[0] | found[1] | found[2] | found[3]) & ~bits) == 0;
 }
 
-inline Exp2Parts exp2_parts(Vec x) {
-  const Vec to_exponent(kToExponent);
-  const Vec bounded = max(Vec(-127.0), x);  // in this order NaN stays NaN
-  const Vec n = bounded + to_exponent;
-  return exp2_parts<false>(n, bounded - (n - to_exponent));
-}
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
 
-// 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
-inline Vec exp2(Vec x) {
-  const Exp2Parts e = exp2_parts(x);
-  return mul_add(e.power, e.rest, e.power);
-}
+#include "exp2_rounded.h"
 
-// The same for any x: infinite from 127.5 on. (As a sum of two products infinity would become NaN.)
-inline Vec exp2_any(Vec x) {
-  const Exp2Parts e = exp2_parts(min(Vec(128.0), x));
-  return e.power * (e.rest + Vec(1.0));
-}
-
-// The shift is an integer, so one operation both rounds the exponent and shifts it.
-template <bool kBrief>
-class ShiftedExp2<Vec, kBrief> {
- public:
-  static bool takes(float scale, float shift) {
-    return std::fabs(shift) < 1048576.0f && lowest(scale, shift) > std::numeric_limits<float>::lowest();
-  }
-
-  ShiftedExp2(float scale, float shift)
-      : by_(scale), to_exponent_(kToExponent - shift), lowest_(lowest(scale, shift)) {}
-
-  Vec operator()(Vec x) const {
-    const Vec bounded = max(lowest_, x);
-    return at(bounded, mul_add(bounded, by_, to_exponent_));
-  }
-
-  // An exponent out of bounds sets bits in `seen` that no other exponent sets; NaN and infinity do, too.
-  // was_near() looks for these bits.
-  Vec near(Vec x, Vec& seen) const {
-    const Vec n = mul_add(x, by_, to_exponent_);
-    seen = floats_of(bits_of(seen.v) | bits_of(n.v));
-    return at(x, n);
-  }
-  static bool was_near(Vec seen) {
-    constexpr uint32_t kExponent = 0xff, kRounds = 0x4b400000;  // 1.5 * 2^23
-    const Bits4 bits = bits_of(seen.v);
-    return ((bits[0] | bits[1] | bits[2] | bits[3]) & ~(kRounds | kExponent)) == 0;
-  }
-
- private:
-  Vec at(Vec x, Vec n) const {
-    const Exp2Parts e = exp2_parts<kBrief>(n, left(x, n - to_exponent_));
-    return mul_add(e.power, e.rest, e.power);
-  }
-
-  // x * by - whole. The product is much larger than the difference, so most of its digits count.
-  Vec left(Vec x, Vec whole) const {
-    if constexpr (kFused || !kBrief) return fms(x, by_, whole);
-    return x * by_ - whole;
-  }
-
-  static float lowest(float scale, float shift) { return (shift - 127.0f) / scale; }
-
-  Vec by_, to_exponent_, lowest_;
-};
+namespace fastkd {
+inline namespace FASTKD_ISA {
 
 // Natural logarithm of normal numbers x > 0; NaN at NaN.
 inline Vec log_positive(Vec x) {

@@ -15,7 +15,6 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 8;
   __m256 v;
 
@@ -76,83 +75,22 @@ inline float horizontal_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// Adding 1.5 * 2^23 rounds to an integer, whose value is then in the low bits. With 127 added, the low bits
-// are an exponent field.
-constexpr float kToExponent = 12582912.0f + 127.0f;
-
-// 2^(n + f) as power * (1 + rest), where n is given as a sum with kToExponent.
-struct Exp2Parts {
-  __m256 power, rest;
-};
-
-template <bool kBrief>
-inline Exp2Parts exp2_parts(__m256 n, __m256 f) {
-  constexpr const float* c = kBrief ? kExp2Brief : kExp2Centered;
-  constexpr int kTerms = kBrief ? kExp2BriefTerms : kExp2CenteredTerms;
-  __m256 y = _mm256_set1_ps(c[0]);
-  for (int i = 1; i < kTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(c[i]));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)), _mm256_mul_ps(y, f)};
+constexpr bool kFused = true;
+inline Vec bits_or(Vec a, Vec b) { return _mm256_or_ps(a.v, b.v); }
+inline Vec exponent_field(Vec n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n.v), 23));
+}
+inline bool has_only_bits(Vec x, uint32_t bits) {
+  return _mm256_testc_si256(_mm256_set1_epi32(static_cast<int>(bits)), _mm256_castps_si256(x.v)) != 0;
 }
 
-inline Exp2Parts exp2_parts(Vec x) {
-  const __m256 to_exponent = _mm256_set1_ps(kToExponent);
-  const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-127.0f), x.v);  // in this order NaN stays NaN
-  const __m256 n = _mm256_add_ps(bounded, to_exponent);
-  return exp2_parts<false>(n, _mm256_sub_ps(bounded, _mm256_sub_ps(n, to_exponent)));
-}
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
 
-// 2^x within 2 ulp for x below 127.5; 0 below the normal numbers, NaN at NaN.
-inline Vec exp2(Vec x) {
-  const Exp2Parts e = exp2_parts(x);
-  return _mm256_fmadd_ps(e.power, e.rest, e.power);
-}
+#include "exp2_rounded.h"
 
-// The same for any x: infinite from 127.5 on. (With a fused multiply-add infinity would become NaN.)
-inline Vec exp2_any(Vec x) {
-  const Exp2Parts e = exp2_parts(_mm256_min_ps(_mm256_set1_ps(128.0f), x.v));
-  return _mm256_mul_ps(e.power, _mm256_add_ps(e.rest, _mm256_set1_ps(1.0f)));
-}
-
-// The shift is an integer, so one operation both rounds the exponent and shifts it.
-template <bool kBrief>
-class ShiftedExp2<Vec, kBrief> {
- public:
-  static bool takes(float scale, float shift) {
-    return std::fabs(shift) < 1048576.0f && lowest(scale, shift) > std::numeric_limits<float>::lowest();
-  }
-
-  ShiftedExp2(float scale, float shift)
-      : by_(_mm256_set1_ps(scale)),
-        to_exponent_(_mm256_set1_ps(kToExponent - shift)),
-        lowest_(_mm256_set1_ps(lowest(scale, shift))) {}
-
-  Vec operator()(Vec x) const {
-    const __m256 bounded = _mm256_max_ps(lowest_, x.v);
-    return at(bounded, _mm256_fmadd_ps(bounded, by_, to_exponent_));
-  }
-
-  // An exponent out of bounds sets bits in `seen` that no other exponent sets; NaN and infinity do, too.
-  // was_near() looks for these bits.
-  Vec near(Vec x, Vec& seen) const {
-    const __m256 n = _mm256_fmadd_ps(x.v, by_, to_exponent_);
-    seen.v = _mm256_or_ps(seen.v, n);
-    return at(x.v, n);
-  }
-  static bool was_near(Vec seen) {
-    constexpr int kExponent = 0xff, kRounds = 0x4b400000;  // 1.5 * 2^23
-    return _mm256_testc_si256(_mm256_set1_epi32(kRounds | kExponent), _mm256_castps_si256(seen.v)) != 0;
-  }
-
- private:
-  Vec at(__m256 x, __m256 n) const {
-    const Exp2Parts e = exp2_parts<kBrief>(n, _mm256_fmsub_ps(x, by_, _mm256_sub_ps(n, to_exponent_)));
-    return _mm256_fmadd_ps(e.power, e.rest, e.power);
-  }
-
-  static float lowest(float scale, float shift) { return (shift - 127.0f) / scale; }
-
-  __m256 by_, to_exponent_, lowest_;
-};
+namespace fastkd {
+inline namespace FASTKD_ISA {
 
 // Natural logarithm of normal numbers x > 0; NaN at NaN.
 inline Vec log_positive(Vec x) {

@@ -15,7 +15,6 @@ inline namespace FASTKD_ISA {
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
-  static constexpr bool kKeepsFloats = false;
   static constexpr int kWidth = 16;
   __m512 v;
 
@@ -66,36 +65,22 @@ inline double horizontal_sum(Vec a) {
 }
 inline float horizontal_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-// 2^x within 2 ulp; 0 at -inf and far below, NaN at NaN.
-inline Vec exp2(Vec x) {
-  const __m512 f = _mm512_reduce_ps(x.v, 0x09);  // x - floor(x)
-  __m512 y = _mm512_set1_ps(kExp2[0]);
-  for (int i = 1; i < kExp2Terms; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kExp2[i]));
-  return _mm512_scalef_ps(y, x.v);  // floors its exponent itself
+constexpr bool kFused = true;
+inline Vec bits_or(Vec a, Vec b) { return _mm512_or_ps(a.v, b.v); }
+inline Vec exponent_field(Vec n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n.v), 23));
+}
+inline bool has_only_bits(Vec x, uint32_t bits) {
+  return _mm512_test_epi32_mask(_mm512_castps_si512(x.v), _mm512_set1_epi32(static_cast<int>(~bits))) == 0;
 }
 
-// AVX-512 has no shorter variant. near() only records the minimum, so that was_near() can detect -inf.
-template <bool kBrief>
-class ShiftedExp2<Vec, kBrief> {
- public:
-  static constexpr bool takes(float, float) { return true; }
+}  // namespace FASTKD_ISA
+}  // namespace fastkd
 
-  ShiftedExp2(float scale, float shift) : scale_(scale), less_(-shift) {}
-  Vec operator()(Vec x) const { return exp2(fma(x, scale_, less_)); }
+#include "exp2_rounded.h"
 
-  Vec near(Vec x, Vec& seen) const {
-    const Vec y = fma(x, scale_, less_);
-    seen = _mm512_min_ps(seen.v, y.v);
-    return exp2(y);
-  }
-  static bool was_near(Vec seen) { return _mm512_reduce_min_ps(seen.v) >= -1000.0f; }
-
- private:
-  Vec scale_, less_;
-};
-
-// The same for any x. At +inf, x - floor(x) is NaN.
-inline Vec exp2_any(Vec x) { return exp2(Vec(_mm512_min_ps(_mm512_set1_ps(1000.0f), x.v))); }
+namespace fastkd {
+inline namespace FASTKD_ISA {
 
 // Natural logarithm of normal numbers x > 0; NaN at NaN.
 inline Vec log_positive(Vec x) {
@@ -109,21 +94,27 @@ inline Vec log_positive(Vec x) {
   return _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
 }
 
-// Rounds to the nearest bfloat16; a tie goes to the one further from zero. The rounding could carry a NaN's
-// digits into its sign; `nan` makes the function check for NaN.
-inline __m256i to16(Vec x, bool bf16, bool nan) {
-  if (!bf16) return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+// Rounds to the nearest bfloat16, in the lower half of each lane; a tie goes to the one further from zero.
+// The rounding could carry a NaN's digits into its sign; `nan` makes the function check for NaN.
+inline __m512i round_bf16(Vec x, bool nan) {
   __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x8000));
   if (nan) {
     rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q),
                                     _mm512_set1_epi32(0x7fc00000));
   }
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  return _mm512_srli_epi32(rounded, 16);
 }
 
 // Converts two vectors to 16-bit numbers.
 inline __m512i to16(Vec low, Vec high, bool bf16, bool nan) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(to16(low, bf16, nan)), to16(high, bf16, nan), 1);
+  if (!bf16) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(low.v, kNearest)),
+                              _mm512_cvtps_ph(high.v, kNearest), 1);
+  }
+  // The pack takes turns between its operands every 128 bits; the permutation puts them one after the other.
+  const __m512i packed = _mm512_packus_epi32(round_bf16(low, nan), round_bf16(high, nan));
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed);
 }
 
 inline void store16(Vec low, Vec high, uint16_t* p, bool bf16, bool nan) {

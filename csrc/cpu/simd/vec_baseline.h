@@ -1,10 +1,7 @@
 // A vector as an array of a few numbers, in portable C++, compiled for float and for double. It is also the
 // list of what an instruction set supplies; another set is one file vec_NAME.h beside this one, with
-//   Vec                      a type with Real, kWidth (lanes), kSimd, kKeepsFloats (whether reading back
-//   stored
-//                            exponentials of float32 logits is cheaper than computing them again; those of
-//                            16-bit logits, which leave more of the caches free, are read back by every set),
-//                            load(), store(), and a constructor from a double that fills all lanes
+//   Vec                      a type with Real, kWidth (lanes), kSimd, load(), store(), and a
+//                            constructor from a double that fills all lanes
 //   + - * /                  lane by lane
 //   fma(a, b, c)             a * b + c, rounded once
 //   fms(a, b, c)             a * b - c, rounded once
@@ -45,7 +42,6 @@ template <class R>
 struct VecOf {
   using Real = R;
   static constexpr bool kSimd = false;
-  static constexpr bool kKeepsFloats = true;
   static constexpr int kWidth = 8;
   R v[kWidth];
 
