@@ -68,7 +68,7 @@ def test_configurations_can_be_read(path: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     args: Any = read_settings([str(path), "--output-dir", "out"])
     assert args.model and args.train_file and args.eval_file
-    assert (args.teacher is None) == (path.name == "teacher.yaml")
+    assert (args.teacher is None) == (path.name in ("teacher.yaml", "language_model.yaml"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("README.md")), ids=name_of)

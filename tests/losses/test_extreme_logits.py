@@ -49,7 +49,8 @@ def _exact(s: Tensor, t: Tensor, **options: object) -> tuple[Tensor, Tensor, Ten
 def test_constant_between_the_sides(target: Target, divergence: str) -> None:
     # On a grid the shifted logits are exact in float32, so that both sides are the same distribution.
     t = (torch.randn(_rows(target, 64), 1000) * 512).round() / 512
-    bound = 1e-7 * ENLARGEMENT.get(divergence, 1.0)
+    # The vector sets' exponentials have a relative error of 1.1e-7 (exp2.h).
+    bound = 1.2e-7 * ENLARGEMENT.get(divergence, 1.0)
     if divergence not in ("forward_kl", "reverse_kl", "jeffreys", "decoupled", "hellinger", "alpha", "renyi"):
         bound *= 2  # it sums absolute differences, so roundings do not cancel
     if target.isa == "baseline":

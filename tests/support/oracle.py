@@ -107,7 +107,8 @@ def divergence(
     if name == "tvd":
         return 0.5 * (p - q).abs().sum(-1)
     if name == "triangular":
-        both = torch.where(p + q > 0, p + q, 1.0)
+        # The derivative divides by a square, which would be 0 for smaller sums. These do not count.
+        both = torch.where(p + q > 1e-150, p + q, 1.0)
         return ((p - q) ** 2 / both).sum(-1)
     if name == "pearson_chi2":
         return _powers(log_p, log_q, 2, -1).exp().sum(-1) - 1
