@@ -33,7 +33,8 @@ class Block {
 int64_t kept_bytes();
 
 // Keeps at most `limit` bytes from now on, and never more than were in use at the same time; frees what
-// exceeds that. A limit of 0 also forgets how many were in use. Returns the limit before, which is at first the largest number.
+// exceeds that. A limit of 0 also forgets how many were in use. Returns the limit before, which is at first
+// the largest number.
 int64_t keep_at_most(int64_t limit);
 
 }  // namespace fastkd::cpu
