@@ -102,12 +102,14 @@ Block::Block(int64_t bytes) : data_(nullptr), bytes_(bytes), capacity_((bytes + 
     p.kept_bytes -= capacity_;
     p.kept.erase(best);
   }
+  const int64_t most_used = p.most_used;
   p.used_bytes += capacity_;
-  p.most_used = std::max(p.most_used, p.used_bytes);
+  p.most_used = std::max(most_used, p.used_bytes);
   shrink(allowed());
   if (data_ == nullptr) data_ = map(capacity_);
   if (data_ == nullptr) {
     p.used_bytes -= capacity_;
+    p.most_used = most_used;  // memory that could not be had was not in use
     throw std::bad_alloc();
   }
 }

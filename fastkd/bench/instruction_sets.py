@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--vocab", type=int, default=VOCAB)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    help = f"only {', '.join(QUICK)}: a minute"
+    help = f"only {', '.join(QUICK)}: a few seconds"
     parser.add_argument("--quick", action="store_true", help=help)
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="also write the table there")
     options = parser.parse_args(argv)

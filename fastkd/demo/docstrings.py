@@ -88,9 +88,8 @@ def _modules(package: str) -> list[str]:
 def pairs(code: str) -> Iterator[tuple[str, str]]:
     """Sources and targets in the code of a module; none if it is not this Python's syntax."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of strings with a backslash that means nothing, in other people's code
+        # Other people's code has strings with a backslash that means nothing, of which the parser warns.
+        warnings.simplefilter("ignore")
         try:
             tree = ast.parse(code)
         except SyntaxError:

@@ -81,15 +81,16 @@ def default_chunks(
         scratch = max(SCRATCH_BYTES, int(WEIGHT_SHARE * weight_bytes))
         if tokens * both <= scratch:
             return Chunks(tokens, tokens)
-        if 0 < tokens * student_bytes <= STUDENT_SHARE * scratch + sums:
-            left = _whole_tiles(int((1 - STUDENT_SHARE) * scratch), teacher_bytes, CPU_TILE)
-            return Chunks(tokens, equal_parts(tokens, left))
-        if not student_bytes or not teacher_bytes:
-            rows = equal_parts(tokens, _whole_tiles(scratch, both, CPU_TILE))
+        two = student_bytes > 0 and teacher_bytes > 0
+        most = int(STUDENT_SHARE * scratch) if two else scratch
+        each = student_bytes if two else both
+        rows = tokens
+        if tokens * each > most + sums:
+            rows = equal_parts(tokens, _whole_tiles(most, each, CPU_TILE))
+        if not two:
             return Chunks(rows, rows)
-        rows = equal_parts(tokens, _whole_tiles(int(STUDENT_SHARE * scratch), student_bytes, CPU_TILE))
-        left = _whole_tiles(scratch - rows * student_bytes, teacher_bytes, CPU_TILE)
-        return Chunks(rows, equal_parts(rows, left))
+        left = max(scratch - rows * student_bytes, scratch - most)
+        return Chunks(rows, equal_parts(rows, _whole_tiles(left, teacher_bytes, CPU_TILE)))
     if tokens * both <= GPU_SCRATCH_BYTES:
         return Chunks(tokens, tokens)
     part = min(tokens, _whole_tiles(GPU_SCRATCH_BYTES // 4, teacher_bytes))

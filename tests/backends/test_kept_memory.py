@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastkd
 from fastkd.backends import memory
-from fastkd.backends.native import kept_bytes
+from fastkd.backends.native import block as native_block, kept_bytes
 
 pytestmark = pytest.mark.skipif(
     sys.platform not in ("linux", "darwin"),
@@ -158,6 +158,17 @@ def test_small_tensors_and_modes_get_torchs_memory() -> None:
 
 def test_fresh_memory_is_poisoned_like_torchs() -> None:
     assert block(8).isnan().all()
+
+
+def test_memory_that_cannot_be_had_does_not_count_as_used() -> None:
+    kept = block(8)
+    with pytest.raises(MemoryError):
+        native_block(2**52)
+    more = block(8)
+    del kept, more
+    assert kept_bytes() == 16 * MEGABYTE
+    larger = block(24)  # beside which nothing may be kept, since no more was ever in use
+    assert kept_bytes() == 0 and larger.numel() > 0
 
 
 def test_memory_that_cannot_be_had() -> None:
