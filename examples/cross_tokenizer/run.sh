@@ -13,3 +13,4 @@ made student student.yaml --architecture llama --hidden-size 64 --layers 2 --voc
 
 distilled spans student.yaml --control --seeds "$seeds"
 distilled hybrid student.yaml --cross_tokenizer hybrid --temperature 1 --seeds "$seeds"
+distilled gold student.yaml --cross_tokenizer gold --temperature 1 --seeds "$seeds"

@@ -16,8 +16,8 @@ trained teacher teacher.yaml
 made student student.yaml --layers 2
 
 distilled token student.yaml --control --seeds "$seeds"
-# The teacher summarises as many functions as a student sees in its steps.
-once some eval 'shuf -n 19200 --random-source=data/train.jsonl data/train.jsonl > out/some.jsonl'
+# The teacher summarises a third of what a student sees in its steps: a beam takes as long as training.
+once some eval 'shuf -n 6400 --random-source=data/train.jsonl data/train.jsonl > out/some.jsonl'
 once answers fastkd generate student.yaml --train-file out/some.jsonl --mode beam --output-dir out/answers
 distilled sequence student.yaml --train-file out/answers --kd-ratio 0 --seeds "$seeds"
 # The distilled student goes on: it writes summaries itself, and the teacher judges every token of them.
