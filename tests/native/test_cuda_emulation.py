@@ -41,7 +41,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     others = {
         path.name: Unit(path, ())
         for path in (
-            *(CSRC / "bindings.cpp", CSRC / "cpu/labels.cpp", CSRC / "cpu/memory.cpp"),
+            *(CSRC / "bindings.cpp", CSRC / "cpu/memory.cpp"),
             EMULATION / "cpu.cpp",
         )
     }
@@ -64,9 +64,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_emulated_kernels(module: Path) -> None:
     # The kernels' own cases, and the tests of the suite that exercise a kernel most.
     own = sorted(EMULATION.glob("cases_*.py"))
-    files = [*own, TESTS / "losses" / "test_mistakes.py", TESTS / "losses" / "test_parity.py"]
+    files = [*own, *(TESTS / "losses" / name for name in ("test_mistakes.py", "test_parity.py"))]
+    files.append(TESTS / "backends" / "test_row_weights.py")
     suite = "(test_mistakes or test_sizes or test_temperatures or test_options)"
     chosen = f"cases_ or {suite} and emulated_cuda and not backwards and not float64"
+    chosen += " or test_row_weights and not float64"
     command = [sys.executable, str(EMULATION / "run.py"), str(module), "-q", "-p", "no:cacheprovider"]
     command += ["-k", chosen, *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=LIMIT_S)

@@ -177,7 +177,7 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
         elif name in ("vocab", "student_columns", "teacher_columns", "columns"):
             kind, multiple = "i32", columns % 16 == 0
             value = 1 if columns == 1 else ...
-        elif name == "factor_stride" or name in loss.UNSPECIALISED or name.endswith("_row"):
+        elif name in loss.UNSPECIALISED or name in scale.UNSPECIALISED:
             kind = "i32"
         elif name.endswith("stride"):
             kind, value = "i32", variant["strides"] or ...

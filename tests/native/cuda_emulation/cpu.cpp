@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "../../../csrc/cpu/dispatch.h"
+#include "../../../csrc/cpu/labels.h"
 #include "../../../csrc/cuda/api.h"
 #include "cuda_runtime.h"
 
@@ -35,5 +36,7 @@ void scale_rows(const ScaleParams& params, const std::string& isa, int) {
   emulation::backwards = isa == kBackwards;
   check(cuda::scale_rows(params, 0, nullptr));
 }
+
+void row_weights(const WeightParams& params) { check(cuda::row_weights(params, 0, nullptr)); }
 
 }  // namespace fastkd::cpu
