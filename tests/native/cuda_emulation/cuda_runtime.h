@@ -167,6 +167,7 @@ struct uint4 {
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 inline void __stcs(uint4* to, uint4 x) { *to = x; }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline float __uint_as_float(uint32_t bits) { return fastkd::float_of(bits); }
 inline uint32_t __float_as_uint(float x) { return fastkd::bits_of(x); }
 
