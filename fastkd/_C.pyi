@@ -120,7 +120,6 @@ class Divisor:
 class WeightParams:
     def __init__(
         self,
-        *,
         rows: int,
         labels: int,
         ignore_index: int,
@@ -132,6 +131,7 @@ class WeightParams:
         items_type: Scalar,
         weights: int,
         wide: bool,
+        /,
     ) -> None: ...
 
 def divergence_traits(divergence: Divergence, alpha: float, beta: float) -> dict[str, object]: ...
