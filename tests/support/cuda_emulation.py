@@ -58,7 +58,12 @@ def compile_all(units: dict[str, Unit], tree: Path, out: Path, *flags: str) -> l
 
     def compile_one(item: tuple[str, Unit]) -> Path:
         name, unit = item
-        source = tree / "csrc" / unit.source.relative_to(CSRC) if CSRC in unit.source.parents else unit.source
+        source = unit.source
+        if CSRC in source.parents:
+            source = tree / "csrc" / source.relative_to(CSRC)
+        elif source.suffix == ".cu":
+            source = out / source.name
+            source.write_text(translate(unit.source.read_text()))
         target = out / f"{name}.o"
         command = [str(COMPILER), *FLAGS, f"-I{EMULATION}", f"-I{tree}", *flags, *unit.flags]
         command += ["-x", "c++", "-c", str(source), "-o", str(target)]

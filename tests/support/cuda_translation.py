@@ -56,7 +56,7 @@ def _operands(text: str) -> list[str]:
 
 
 def _asm(body: str) -> str:
-    template, outputs, inputs, _clobbers = (_split(body, ":") + ["", "", ""])[:4]
+    template, outputs, inputs, _clobbers = [*_split(body, ":"), "", "", ""][:4]
     literal = " ".join(_STRING.findall(template))
     if any('"+' in part for part in (outputs, inputs)):
         raise ValueError(f"an operand that is read and written cannot be translated: {body}")

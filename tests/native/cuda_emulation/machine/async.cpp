@@ -36,17 +36,14 @@ void AsyncUnit::initialise(uint32_t address, unsigned count) {
   auto& mbarrier = mbarriers_[{at.block, at.offset}];
   if (mbarrier) fail("mbarrier.init of an mbarrier that is in use");
   mbarrier = std::make_unique<Mbarrier>(Mbarrier{at.block, at.offset, cluster->new_component(), count});
-  Gathering known;
-  known.add(self->clock.others());
-  known.add(mbarrier->initialisation());
-  self->clock.learn(known.close());
+  self->clock.learn(mbarrier->initialisation());
 }
 
 void AsyncUnit::fence_mbarriers(bool for_cluster) {
   for (const auto& [address, mbarrier] : mbarriers_) {
     if (address.first != self->block || !self->clock.knows(mbarrier->initialisation())) continue;
-    if (mbarrier->fence.time == 0) mbarrier->fence = self->clock.now();
-    if (for_cluster) self->fenced_mbarriers.push_back(mbarrier->initialisation());
+    self->clock.learn(mbarrier->fence());
+    if (for_cluster) self->fenced_mbarriers.push_back(mbarrier->fence());
   }
 }
 
@@ -72,7 +69,10 @@ void AsyncUnit::arrive(uint32_t address, unsigned count, uint32_t bytes) {
   check_alive(*mbarrier.block, "an arrival at an mbarrier of");
   if (bytes) expect(address, bytes);
   if (count > mbarrier.pending) fail("more arrivals at an mbarrier than the phase has");
-  if (mbarrier.block != self->block) publish_stores(self->clock);
+  if (mbarrier.block != self->block) {
+    publish_stores(self->clock);
+    mbarrier.block->incoming.push_back(self->clock.now());
+  }
   mbarrier.gathering.add(self->clock);
   self->clock.advance();
   mbarrier.pending -= count;
@@ -109,7 +109,7 @@ Mbarrier& AsyncUnit::target_of(uint32_t to, uint32_t mbarrier, SharedAddress* ta
   Mbarrier& signal = find(mbarrier);
   *target = locate(to);
   if (target->block != signal.block) fail("a copy whose mbarrier is not in the block that it writes to");
-  if (signal.fence.time == 0 || !self->clock.knows(signal.fence)) {
+  if (!self->clock.knows(signal.fence())) {
     fail("a copy with an mbarrier whose initialisation no fence has shown to the copy engine");
   }
   check_alive(*target->block, "a copy into");
@@ -168,7 +168,8 @@ bool AsyncUnit::land_one() {
   Mbarrier& mbarrier = *piece.mbarrier;
   const char* const from = piece.from ? piece.from : reinterpret_cast<const char*>(&piece.value);
   mbarrier.block->memory.land(piece.offset, from, piece.bytes, mbarrier.completion());
-  mbarrier.block->incoming.push_back(mbarrier.completion());
+  std::vector<Event>& incoming = mbarrier.block->incoming;
+  if (incoming.empty() || incoming.back() != mbarrier.completion()) incoming.push_back(mbarrier.completion());
   mbarrier.bytes -= piece.bytes;
   complete_if_due(mbarrier);
   return true;

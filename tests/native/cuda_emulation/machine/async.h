@@ -24,14 +24,14 @@ struct Mbarrier {
   unsigned pending = count;
   int64_t bytes = 0;    // announced, less those that have landed
   uint32_t phase = 0;   // that is under way
-  Event fence;          // after which the copy engine sees the initialisation
   Gathering gathering;  // what the arrivals of the phase publish
   Knowledge known;      // by those who wait for the last completed phase
   std::vector<Thread*> waiting;
 
-  // Event 1 of the component is the initialisation, event k + 2 the completion of phase k.
+  // The events of the component.
   Event initialisation() const { return {component, 1}; }
-  Event completion() const { return {component, phase + 2}; }
+  Event fence() const { return {component, 2}; }  // after which the copy engine sees the initialisation
+  Event completion() const { return {component, phase + 3}; }  // of the phase under way
 };
 
 class AsyncUnit {

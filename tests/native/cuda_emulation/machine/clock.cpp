@@ -30,6 +30,12 @@ void Clock::learn(const Knowledge& more) {
   others_ = after;
 }
 
+void Clock::learn(Event event) {
+  Gathering more;
+  more.add(event);
+  learn(more.close());
+}
+
 void Gathering::add(const Clock& clock) {
   add(clock.others());
   add(clock.now());

@@ -12,6 +12,8 @@ namespace emulation {
 struct Event {
   unsigned component = 0;
   uint32_t time = 0;  // 0: no event, which everybody knows
+
+  bool operator!=(const Event& other) const { return component != other.component || time != other.time; }
 };
 
 // The latest event of each component that is known.
@@ -35,6 +37,7 @@ class Clock {
   // Separates what the thread does from now on from what it has published so far.
   void advance() { ++own_; }
   void learn(const Knowledge& more);
+  void learn(Event event);
 
  private:
   unsigned self_ = 0;

@@ -158,7 +158,7 @@ void Cluster::check_exit(Block& block) {
   for (const Event& event : block.incoming) {
     if (block.known_at_exit.knows(event)) continue;
     fail(event.component < threads.size()
-             ? "a block can exit before a remote store into it, which no barrier orders before the exit"
+             ? "a block can exit before a remote store or arrival, which no barrier orders before the exit"
              : "a block can exit before a copy into it lands, which none of its threads has waited for");
   }
 }
