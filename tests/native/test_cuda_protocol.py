@@ -44,6 +44,7 @@ MISTAKES = {
     "expects fewer arrivals": r"more arrivals at an mbarrier|into which a copy is in flight|races with a",
     "exits early": r"a block that has exited|a block can exit before",
     "publishes no mbarriers": r"not ordered after its initialisation|nobody has initialised",
+    "leaves a copy": r"a block exits while a copy into it|a block can exit before a copy into it lands",
 }
 
 pytestmark = [

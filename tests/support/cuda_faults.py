@@ -175,11 +175,6 @@ FAULTS = [
         r"of_rank, which races with a read of the value before it",
     ),
     PlantedFault(
-        "no barrier between reading and the next writing of of_warp",
-        ((REDUCE, "  __syncthreads();  // before the next call writes of_warp\n", ""),),
-        r"of_warp, which races with a read of the value before it",
-    ),
-    PlantedFault(
         "arrives twice",
         (
             (
@@ -191,7 +186,7 @@ FAULTS = [
         r"barrier.cluster.arrive twice, without a wait",
     ),
     PlantedFault(
-        "a wait that only a block of its own begins",
+        "only one block arrives at the handshake",
         ((STAGED, "    cluster_arrive();  // this", "    if (rank_ == 0) cluster_arrive();  // this"),),
         r"barrier.cluster.wait without an arrive",
     ),
@@ -216,7 +211,7 @@ FAULTS = [
         r"a copy to dynamic shared memory .*, into which a copy is in flight",
     ),
     PlantedFault(
-        "exits without a wait for the copies",
+        "no wait for the copies",
         (
             (
                 STAGED,
@@ -224,7 +219,7 @@ FAULTS = [
                 "    return begin;",
             ),
         ),
-        r"a block exits while a copy|a block can exit before a copy|is in flight|without a wait for the copy",
+        EARLY,
     ),
     PlantedFault(
         "an instruction that the emulation does not know",
@@ -232,7 +227,7 @@ FAULTS = [
         r"a PTX instruction that the emulation does not know: fence.proxy.async.global",
     ),
     PlantedFault(
-        "takes a cluster of more blocks than there are",
+        "maps an address to a block that is not there",
         ((CLUSTER, "mapa.shared::cluster.u32 remote, %0, %1;", "mapa.shared::cluster.u32 remote, %0, 16;"),),
         r"mapa with a rank that is not in the cluster",
     ),

@@ -76,7 +76,7 @@ void on_vector_write(const void* address);
 void on_word_read(const void* word);
 void on_word_write(const void* word);
 
-// A word in shared memory whose accesses are checked.
+// A word in shared memory whose accesses are checked, except for those through a pointer to it.
 template <class T>
 class Word {
  public:
@@ -89,6 +89,7 @@ class Word {
     value_ = value;
     return *this;
   }
+  T* operator&() { return &value_; }
 
  private:
   T value_;

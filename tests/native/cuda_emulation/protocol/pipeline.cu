@@ -22,6 +22,7 @@ enum class Mistake {
   kExpectsFewerArrivals,
   kExitsEarly,
   kPublishesNoMbarriers,
+  kLeavesACopy,
   kCount
 };
 
@@ -107,13 +108,14 @@ void pipeline(const float* rows, float* sums, Mistake mistake) {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   if (warp == 0) {
-    for (int row = 0; lane == 0 && row < kRows; ++row) {
+    const int copied = mistake == Mistake::kLeavesACopy ? kRows + 1 : kRows;
+    for (int row = 0; lane == 0 && row < copied; ++row) {
       const int stage = row % kStages, turn = row / kStages % 2;
       // The first wait for the parity that precedes the first phase returns at once.
       if (mistake != Mistake::kCopiesIntoAStageInUse) wait(&barriers.empty[stage], turn ^ 1);
       expect(&barriers.full[stage], kStageBytes);
       char* const to = reinterpret_cast<char*>(stages) + stage * kStageBytes;
-      copy(to, rows + (row * kBlocks + rank) * kConsumers * 4, &barriers.full[stage]);
+      copy(to, rows + (row % kRows * kBlocks + rank) * kConsumers * 4, &barriers.full[stage]);
     }
   } else {
     for (int row = 0; row < kRows; ++row) {
