@@ -122,12 +122,11 @@ emulation::Kernel& emulated(void (*kernel)(Parameters...)) {
   return emulation::kernel_at(reinterpret_cast<const void*>(kernel));
 }
 
+// Here it is known only afterwards how many bytes a kernel's variables have; launch() checks that they are
+// no more.
 template <class KernelFunction>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, KernelFunction kernel) {
-  // The compiler would know; here the kernel's variables are known only once it has run.
-  constexpr size_t kBefore = 2048;
-  const size_t known = emulated(kernel).static_bytes;
-  return out->sharedSizeBytes = known ? known : kBefore, cudaSuccess;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* out, KernelFunction) {
+  return out->sharedSizeBytes = emulation::kDeclaredBytes, cudaSuccess;
 }
 
 template <class KernelFunction>

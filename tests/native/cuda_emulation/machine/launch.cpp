@@ -1,15 +1,12 @@
 #include "launch.h"
 
 #include <map>
-#include <mutex>
 
 #include "cluster.h"
 
 namespace emulation {
 
 namespace {
-
-std::mutex running;  // one launch at a time: the state of the machine is global
 
 // Returns whether the CUDA runtime would start the kernel.
 bool is_possible(const Kernel& kernel, const Shape& shape) {
@@ -27,7 +24,6 @@ Kernel& kernel_at(const void* function) {
 }
 
 bool launch(Kernel& kernel, const Shape& shape, const std::function<void()>& body) {
-  const std::lock_guard<std::mutex> lock(running);
   if (!is_possible(kernel, shape)) return false;
   if (shape.block.x % kLanes || shape.block.y * shape.block.z * shape.grid.z != 1) {
     fail("a launch that the emulation does not know: threads along x in whole warps, a grid along x and y");
@@ -37,8 +33,9 @@ bool launch(Kernel& kernel, const Shape& shape, const std::function<void()>& bod
   for (unsigned y = 0; y < shape.grid.y; ++y) {
     for (unsigned x = 0; x < shape.grid.x; x += shape.cluster) {
       Cluster(kernel, shape, x, y).run(body);
+      if (kernel.static_bytes > kDeclaredBytes) fail("a kernel with more shared variables than it reports");
       if (kernel.static_bytes + shape.dynamic_bytes > kSharedPerBlock) {
-        fail("a launch with more shared memory than a block can have, with the variables of the kernel");
+        fail("a launch with more shared memory, variables included, than a block can have");
       }
     }
   }

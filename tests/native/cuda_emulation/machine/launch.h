@@ -17,6 +17,7 @@ namespace emulation {
 
 // The limits of an H100.
 constexpr size_t kSharedPerBlock = 232448, kSharedWithoutOptIn = 49152;
+constexpr size_t kDeclaredBytes = 4096;  // of shared memory that each kernel is said to declare itself
 constexpr unsigned kPortableCluster = 8, kLargestCluster = 16, kMostThreads = 1024;
 
 // A program that is wrong on a GPU, at least under some schedule.
