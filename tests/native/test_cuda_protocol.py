@@ -72,8 +72,13 @@ def rest(tree: Path, emulated_gpu: list[Path]) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def pipeline(tree: Path, emulated_gpu: list[Path]) -> Path:
-    kernel = compile_all({"pipeline": Unit(PROTOCOL / "pipeline.cu", ())}, tree, tree / "objects")
-    return link(emulated_gpu + kernel, tree / "pipeline")
+    return program("pipeline", tree, emulated_gpu)
+
+
+def program(name: str, tree: Path, emulated_gpu: list[Path]) -> Path:
+    """Build a program with kernels of its own, which are not those of fastkd."""
+    kernel = compile_all({name: Unit(PROTOCOL / f"{name}.cu", ())}, tree, tree / "objects")
+    return link(emulated_gpu + kernel, tree / name)
 
 
 def run(program: Path, *arguments: object) -> tuple[int, str]:
@@ -106,3 +111,8 @@ def test_mbarriers_of_a_persistent_cluster(mistake: str, pipeline: Path) -> None
     else:
         assert code == 3, report
         assert re.search(MISTAKES[mistake], report), report
+
+
+def test_limits_of_the_emulated_gpu(tree: Path, emulated_gpu: list[Path]) -> None:
+    """Limits of launches, bounds and alignment of memory, and the errors of approximate functions."""
+    assert run(program("limits", tree, emulated_gpu)) == (0, "")

@@ -115,6 +115,18 @@ FAULTS = [
         r"not ordered after its initialisation|nobody has initialised|which nobody has written",
     ),
     PlantedFault(
+        "writes the row's edges behind the block barrier",
+        (
+            (STAGED, "    __syncthreads();   // the arrivals", "    // the arrivals"),
+            (
+                STAGED,
+                "    // The group that contains",
+                "    __syncthreads();\n    // The group that contains",
+            ),
+        ),
+        r"dynamic shared memory .*, which nobody has written|is wrong",
+    ),
+    PlantedFault(
         "reads the label's logit after the exchange",
         (
             (

@@ -180,7 +180,7 @@ void AsyncUnit::apply(const Store& store) {
   std::memcpy(store.block->memory.at(store.offset), &store.value, sizeof store.value);
 }
 
-// Those of one thread to one address take effect in their order, since the first of them is chosen.
+// Stores to one address take effect in their order: of those, the first one is chosen.
 void AsyncUnit::apply_one_store() {
   const Store& chosen = stores_[cluster->rng() % stores_.size()];
   const auto first = std::find_if(stores_.begin(), stores_.end(), [&](const Store& other) {

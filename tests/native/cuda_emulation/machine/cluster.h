@@ -49,7 +49,7 @@ struct Block {
   std::vector<Warp> warps;
   unsigned at_barrier = 0, exits = 0;
   Gathering known_at_exit;
-  // What must have happened to the block's memory before the block exits, by copies and by other blocks.
+  // Events that must precede the block's exit: copies that land, and stores and arrivals of other blocks.
   std::vector<Event> incoming;
   SharedMemory memory;
 };

@@ -9,6 +9,7 @@ namespace emulation {
 namespace {
 
 constexpr int kUlps = 2;
+constexpr double kShare = 0.75;  // of the error of a logarithm; its rounding adds up to a quarter
 
 uint32_t bits_of(float x) {
   uint32_t bits;
@@ -50,7 +51,7 @@ float lg2_approx_ftz(float x) {
   if (!std::isfinite(exact)) return static_cast<float>(exact);
   const double share = hash(bits_of(operand)) / 4294967295.0 * 2 - 1;
   const double unit = operand > 0.5f && operand < 2 ? 1 : std::fabs(exact);
-  return flushed(static_cast<float>(exact + share * 0.9 * 0x1p-22 * unit));
+  return flushed(static_cast<float>(exact + share * kShare * 0x1p-22 * unit));
 }
 
 float divide_approx(float x, float y) {
