@@ -77,7 +77,6 @@ class Cluster {
   void pause_sometimes();
 
   Kernel& kernel;
-  unsigned index;  // the cluster's, in the grid
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::unique_ptr<Thread>> threads;
   AsyncUnit async;

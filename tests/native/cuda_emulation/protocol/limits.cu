@@ -24,6 +24,8 @@ enum class Action {
   kReadsUnknownGlobal,
   kUnknownRegister,
   kDeclaresTooMuch,
+  kLeavesBarrier,
+  kLeavesWarp,
 };
 
 const char* shown_address;  // of the shared memory of block 0
@@ -56,9 +58,12 @@ void act(Action action, size_t bytes, const char* global) {
       __shared__ char large[2 * emulation::kDeclaredBytes];
       large[0] = 0;
     }
+    if (action == Action::kLeavesWarp) return;
     if (out == 1) shown_address = nullptr;  // uses the value
   }
+  if (action == Action::kLeavesWarp) __shfl_xor_sync(0xffffffffu, 0, 1);
   meet();
+  if (action == Action::kLeavesBarrier) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
 int wrong = 0;
@@ -99,6 +104,8 @@ void check_accesses() {
   expect(Action::kReadsUnalignedGlobal, "16 bytes that is not aligned");
   expect(Action::kReadsUnknownGlobal, "a read outside of the tensors' rows");
   expect(Action::kUnknownRegister, "a PTX register that the emulation does not know: %%laneid");
+  expect(Action::kLeavesBarrier, "exits between barrier.cluster.arrive and barrier.cluster.wait");
+  expect(Action::kLeavesWarp, "31 threads at a shuffle");
   expect(Action::kNothing, "");
 }
 
