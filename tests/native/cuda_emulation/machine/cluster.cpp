@@ -45,9 +45,7 @@ void wait_at(Thread::At at) {
 bool on_own_stack(const void* address) { return fibers[self->id]->owns(address); }
 
 Cluster::Cluster(Kernel& kernel, const Shape& shape, unsigned first_block, unsigned y)
-    : kernel(kernel),
-      rng(schedule.seed * 0x9e3779b97f4a7c15u + first_block * 31 + y),
-      schedule_(schedule) {
+    : kernel(kernel), rng(schedule.seed * 0x9e3779b97f4a7c15u + first_block * 31 + y), schedule_(schedule) {
   const unsigned per_block = shape.block.x, count = per_block * shape.cluster;
   if (schedule_.is_random()) {
     land_rate_ = kRates[rng() % 5], store_rate_ = kRates[rng() % 5];

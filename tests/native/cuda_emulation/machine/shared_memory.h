@@ -42,7 +42,7 @@ class SharedMemory {
   struct Cell {
     Event written;
     bool in_flight = false;
-    std::vector<Event> readers;  // the last read of each thread since it was written
+    std::vector<Event> readers;  // reads since it was written, the last of each thread included
   };
 
   char* base() { return reinterpret_cast<char*>(memory_.data()); }
