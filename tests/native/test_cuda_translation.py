@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from support.cuda_emulation import sources
+from support.cuda_emulation import changed_texts
 from support.cuda_faults import FAULTS, PlantedFault
 from support.cuda_sources import CSRC
 from support.cuda_translation import translate
@@ -50,8 +48,8 @@ def test_nothing_of_either_is_left() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_planted_faults_apply(fault: PlantedFault, tmp_path: Path) -> None:
-    sources(tmp_path, fault.changes)
+def test_planted_faults_apply(fault: PlantedFault) -> None:
+    assert changed_texts(fault.changes) != changed_texts(())
 
 
 @pytest.mark.parametrize(
@@ -59,9 +57,9 @@ def test_planted_faults_apply(fault: PlantedFault, tmp_path: Path) -> None:
     [
         ("cuda/memory/cluster.cuh", "a text that is not there", ""),
         ("cuda/memory/cluster.cuh", "asm", "two places"),
-        ("no/file.h", "", ""),
+        ("no/file.h", "text", ""),
     ],
 )
-def test_changes_that_do_not_apply(change: tuple[str, str, str], tmp_path: Path) -> None:
+def test_changes_that_do_not_apply(change: tuple[str, str, str]) -> None:
     with pytest.raises(ValueError):
-        sources(tmp_path, [change])
+        changed_texts([change])

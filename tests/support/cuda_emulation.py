@@ -26,26 +26,27 @@ LIMIT_S = 600
 Change = tuple[str, str, str]
 
 
-def sources(folder: Path, changes: Iterable[Change] = ()) -> Path:
-    """Write the translated ``csrc`` with some changes into ``folder``. Returns ``folder``.
+def changed_texts(changes: Iterable[Change]) -> dict[str, str]:
+    """The files of ``csrc`` by their names, with some changes.
 
     Raises:
         ValueError: a text to be replaced does not occur exactly once.
     """
-    waiting = list(changes)
-    for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
-        name = path.relative_to(CSRC).as_posix()
-        text = path.read_text()
-        for change in [c for c in waiting if c[0] == name]:
-            if text.count(change[1]) != 1:
-                raise ValueError(f"{name} has {text.count(change[1])} places with {change[1]!r}")
-            text = text.replace(change[1], change[2])
-            waiting.remove(change)
+    texts = {p.relative_to(CSRC).as_posix(): p.read_text() for p in sorted(CSRC.rglob("*")) if p.is_file()}
+    for name, old, new in changes:
+        count = texts.get(name, "").count(old)
+        if count != 1:
+            raise ValueError(f"{name} has {count} places with {old!r}")
+        texts[name] = texts[name].replace(old, new)
+    return texts
+
+
+def sources(folder: Path, changes: Iterable[Change] = ()) -> Path:
+    """Write the translated ``csrc`` with some changes into ``folder``. Returns ``folder``."""
+    for name, text in changed_texts(changes).items():
         target = folder / "csrc" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(translate(text))
-    if waiting:
-        raise ValueError(f"csrc has no {waiting[0][0]}")
     return folder
 
 
