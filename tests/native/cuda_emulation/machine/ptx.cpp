@@ -141,7 +141,7 @@ class BadText : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-const std::string kSpaces = " \n\t{}", kBetweenOperands = ", \n\t[]";
+const std::string kBetweenTokens = ", \n\t[]{}";
 
 }  // namespace
 
@@ -154,7 +154,7 @@ Program::Program(const char* text, size_t outputs) : outputs_(outputs) {
 }
 
 void Program::parse(const std::string& text) {
-  for (const std::string& statement : split(text, ";{}")) parse_statement(statement);
+  for (const std::string& statement : split(text, ";")) parse_statement(statement);
   for (const auto& [branch, label] : branches_) {
     const auto found = std::find(labels_.begin(), labels_.end(), label);
     if (found == labels_.end()) throw BadText("PTX that branches to a label which is not there: " + label);
@@ -187,16 +187,13 @@ Program::Operand Program::parse_operand(const std::string& text) {
 }
 
 // Parses a declaration of registers, or `label: @!predicate instruction operands` without the parts it lacks.
-void Program::parse_statement(std::string text) {
-  const std::vector<std::string> words = split(text, kSpaces);
-  if (words.empty()) return;
-  if (words[0] == ".reg") {
-    for (const std::string& name : split(text.substr(text.find(words[1]) + words[1].size()), ", \n\t")) {
-      registers_.push_back(name);
-    }
+void Program::parse_statement(const std::string& text) {
+  std::vector<std::string> tokens = split(text, kBetweenTokens);
+  if (tokens.empty()) return;
+  if (tokens[0] == ".reg") {
+    registers_.insert(registers_.end(), tokens.begin() + 2, tokens.end());
     return;
   }
-  std::vector<std::string> tokens = split(text, kBetweenOperands);
   if (tokens[0].back() == ':') {
     labels_.push_back(tokens[0].substr(0, tokens[0].size() - 1));
     label_positions_.push_back(instructions_.size());

@@ -53,7 +53,7 @@ class Program {
 
   void parse(const std::string& text);
   Operand parse_operand(const std::string& text);
-  void parse_statement(std::string text);
+  void parse_statement(const std::string& text);
   int register_of(const std::string& name) const;
 
   size_t outputs_;
