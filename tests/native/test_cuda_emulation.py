@@ -46,6 +46,6 @@ def test_emulated_kernels(module: Path) -> None:
     chosen = f"cases_ or {suite} and emulated_cuda and not backwards and not float64"
     command = [sys.executable, str(EMULATION / "run.py"), str(module), "-q", "-p", "no:cacheprovider"]
     command += ["-k", chosen, *map(str, files)]
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=3 * LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "deselected" in done.stdout and " passed" in done.stdout, done.stdout

@@ -72,7 +72,8 @@ def compile_all(units: dict[str, Unit], tree: Path, out: Path, *flags: str) -> l
         assert done.returncode == 0, done.stderr
         return target
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
         return list(pool.map(compile_one, units.items()))
 
 
