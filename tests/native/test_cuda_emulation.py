@@ -1,9 +1,9 @@
 """Test the CUDA kernels without a GPU: a C++ compiler builds their sources for the CPU.
 
 ``cuda_emulation/`` implements the CUDA names that they use, with fibers as threads, and interprets their
-inline PTX. This checks arithmetic, indices and barriers, with threads in two orders;
-``test_cuda_protocol.py`` has random orders and planted faults. The machine code and the time are left to
-``test_cuda_build.py`` and the tests marked ``gpu``.
+inline PTX. This checks arithmetic, indices and barriers, with the threads in order and at random;
+``test_cuda_protocol.py`` has more random schedules, and planted faults. The machine code and the time are
+left to ``test_cuda_build.py`` and the tests marked ``gpu``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_emulated_kernels(module: Path) -> None:
     own = sorted(EMULATION.glob("cases_*.py"))
     files = [*own, TESTS / "losses" / "test_mistakes.py", TESTS / "losses" / "test_parity.py"]
     suite = "(test_mistakes or test_sizes or test_temperatures or test_options)"
-    chosen = f"cases_ or {suite} and emulated_cuda and not backwards and not float64"
+    chosen = f"cases_ or {suite} and emulated_cuda and not shuffled and not float64"
     command = [sys.executable, str(EMULATION / "run.py"), str(module), "-q", "-p", "no:cacheprovider"]
     command += ["-k", chosen, *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=3 * LIMIT_S)

@@ -47,11 +47,7 @@ bool on_own_stack(const void* address) { return fibers[self->id]->owns(address);
 Cluster::Cluster(Kernel& kernel, const Shape& shape, unsigned first_block, unsigned y)
     : kernel(kernel), rng(schedule.seed * 0x9e3779b97f4a7c15u + first_block * 31 + y), schedule_(schedule) {
   const unsigned per_block = shape.block.x, count = per_block * shape.cluster;
-  if (schedule_.is_random()) {
-    land_rate_ = kRates[rng() % 5], store_rate_ = kRates[rng() % 5];
-  } else {
-    land_rate_ = store_rate_ = schedule_.order == Schedule::Order::kBackwards;
-  }
+  if (schedule_.is_random()) land_rate_ = kRates[rng() % 5], store_rate_ = kRates[rng() % 5];
   components_ = count + shape.cluster;
   for (unsigned rank = 0; rank < shape.cluster; ++rank) {
     blocks.push_back(
@@ -79,10 +75,8 @@ Cluster::~Cluster() {
 
 uint64_t Cluster::priority_of(const Thread& thread) {
   switch (schedule_.order) {
-    case Schedule::Order::kForwards:
+    case Schedule::Order::kInOrder:
       return ~uint64_t{thread.id};
-    case Schedule::Order::kBackwards:
-      return thread.id;
     case Schedule::Order::kRandom:
       return rng();
     case Schedule::Order::kPriorities:

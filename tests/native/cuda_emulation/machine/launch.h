@@ -29,15 +29,15 @@ class Fault : public std::logic_error {
 // The order in which threads run, and how soon copies and remote stores take effect.
 struct Schedule {
   enum class Order {
-    kForwards,    // each thread runs until it has to wait, the first ones first; copies land late
-    kBackwards,   // the last ones first; copies land at once
+    kInOrder,     // each thread runs until it has to wait, the first ones first; copies land late
     kRandom,      // each time any thread that can run
     kPriorities,  // blocks, warps and threads have priorities, which change now and then
   };
-  Order order = Order::kForwards;
+  Order order = Order::kInOrder;
   uint64_t seed = 0;
 
-  bool is_random() const { return order == Order::kRandom || order == Order::kPriorities; }
+  static Schedule random(uint64_t seed) { return {seed % 2 ? Order::kRandom : Order::kPriorities, seed}; }
+  bool is_random() const { return order != Order::kInOrder; }
 };
 extern Schedule schedule;  // of the launches to come
 

@@ -12,10 +12,8 @@ namespace {
 
 // Returns the fault that this seed shows, or an empty string.
 std::string fault_of(uint64_t seed) {
-  using Order = emulation::Schedule::Order;
   protocol::Case call(seed);
-  const Order order = seed % 2 ? Order::kRandom : Order::kPriorities;
-  emulation::schedule = {order, seed};
+  emulation::schedule = emulation::Schedule::random(seed);
   emulation::restrict_memory_to(call.params);
   std::string fault;
   try {

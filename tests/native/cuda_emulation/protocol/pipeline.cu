@@ -144,8 +144,7 @@ void pipeline(const float* rows, float* sums, Mistake mistake) {
 }
 
 std::string fault_of(uint64_t seed, Mistake mistake) {
-  using Order = emulation::Schedule::Order;
-  emulation::schedule = {seed % 2 ? Order::kRandom : Order::kPriorities, seed};
+  emulation::schedule = emulation::Schedule::random(seed);
   constexpr int kColumns = kBlocks * kConsumers * 4;
   std::vector<float> rows(kRows * kColumns + 4), sums(kRows * kBlocks);
   float* const first = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(rows.data()) + 15) / 16 * 16);
