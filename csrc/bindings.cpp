@@ -159,23 +159,41 @@ PYBIND11_MODULE(_C, m) {
           py::arg("tail"), py::arg("divergence"), py::arg("has_rest"), py::arg("class_temperature"));
 
   py::class_<ScaleParams>(m, "ScaleParams")
-      .def(py::init([](int64_t rows, int64_t columns, uintptr_t grad, uintptr_t out, Dtype dtype,
-                       int64_t grad_stride, int64_t out_stride, uintptr_t factor, int64_t factor_stride,
-                       bool wide) {
-             return ScaleParams{rows,
-                                columns,
-                                reinterpret_cast<const void*>(grad),
-                                reinterpret_cast<void*>(out),
-                                dtype,
-                                grad_stride,
-                                out_stride,
-                                reinterpret_cast<const void*>(factor),
-                                factor_stride,
-                                wide};
+      .def(py::init([](int64_t rows, int64_t inner, const Rows& grad, const Rows& out, uintptr_t factor,
+                       int64_t factor_stride, bool wide) {
+             return ScaleParams{rows,          inner, grad, out, reinterpret_cast<const void*>(factor),
+                                factor_stride, wide};
            }),
-           py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("grad"), py::arg("out"),
-           py::arg("dtype"), py::arg("grad_stride"), py::arg("out_stride"), py::arg("factor"),
-           py::arg("factor_stride"), py::arg("wide"));
+           py::kw_only(), py::arg("rows"), py::arg("inner"), py::arg("grad"), py::arg("out"),
+           py::arg("factor"), py::arg("factor_stride"), py::arg("wide"));
+
+  py::enum_<Scalar>(m, "Scalar")
+      .value("float32", Scalar::kFloat32)
+      .value("float64", Scalar::kFloat64)
+      .value("bfloat16", Scalar::kBFloat16)
+      .value("float16", Scalar::kFloat16)
+      .value("int64", Scalar::kInt64)
+      .value("int32", Scalar::kInt32)
+      .value("bool", Scalar::kBool);
+  py::enum_<WeightParams::Divisor>(m, "Divisor")
+      .value("factor", WeightParams::Divisor::kFactor)
+      .value("sum", WeightParams::Divisor::kSum)
+      .value("items", WeightParams::Divisor::kItems);
+  // Without names for its arguments, which would cost as much time as the rest of a small call.
+  py::class_<WeightParams>(m, "WeightParams")
+      .def(py::init([](int64_t rows, uintptr_t labels, int64_t ignore_index, uintptr_t token_weights,
+                       Scalar token_weights_type, WeightParams::Divisor divisor, double factor,
+                       uintptr_t items, Scalar items_type, uintptr_t weights, bool wide) {
+        return WeightParams{rows,
+                            reinterpret_cast<const int64_t*>(labels),
+                            ignore_index,
+                            {reinterpret_cast<const void*>(token_weights), token_weights_type},
+                            divisor,
+                            factor,
+                            {reinterpret_cast<const void*>(items), items_type},
+                            reinterpret_cast<void*>(weights),
+                            wide};
+      }));
 
   py::class_<cpu::Block>(m, "CpuBlock", py::buffer_protocol())
       .def(py::init<int64_t>(), py::arg("bytes"))
@@ -195,13 +213,7 @@ PYBIND11_MODULE(_C, m) {
         return cpu::first_bad_label(reinterpret_cast<const int64_t*>(labels), rows, total, ignore_index);
       },
       py::arg("labels"), py::arg("rows"), py::arg("total"), py::arg("ignore_index"));
-  m.def(
-      "cpu_mean_weights",
-      [](uintptr_t labels, int64_t rows, int64_t ignore_index, uintptr_t weights, bool wide) {
-        cpu::mean_weights(reinterpret_cast<const int64_t*>(labels), rows, ignore_index,
-                          reinterpret_cast<void*>(weights), wide);
-      },
-      py::arg("labels"), py::arg("rows"), py::arg("ignore_index"), py::arg("weights"), py::arg("wide"));
+  m.def("cpu_row_weights", &cpu::row_weights);
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
@@ -219,12 +231,18 @@ PYBIND11_MODULE(_C, m) {
       [](const DenseParams& params, int device, uintptr_t stream) {
         check(cuda::dense_rows(params, device, reinterpret_cast<void*>(stream)));
       },
-      py::arg("params"), py::arg("device"), py::arg("stream"));
+      py::arg("params"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
   m.def(
       "cuda_scale_rows",
       [](const ScaleParams& params, int device, uintptr_t stream) {
         check(cuda::scale_rows(params, device, reinterpret_cast<void*>(stream)));
       },
-      py::arg("params"), py::arg("device"), py::arg("stream"));
+      py::arg("params"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "cuda_row_weights",
+      [](const WeightParams& params, int device, uintptr_t stream) {
+        check(cuda::row_weights(params, device, reinterpret_cast<void*>(stream)));
+      },
+      py::call_guard<py::gil_scoped_release>());
 #endif
 }

@@ -153,14 +153,36 @@ struct DenseParams {
 // out[r, :] = grad[r, :] * factor[r * factor_stride]
 struct ScaleParams {
   int64_t rows = 0;
-  int64_t columns = 0;
-  const void* grad = nullptr;     // (rows, columns), row r at grad_stride * r; columns are contiguous
-  void* out = nullptr;            // (rows, columns), row r at out_stride * r; may be `grad`
-  Dtype dtype = Dtype::kFloat32;  // of grad and out
-  int64_t grad_stride = 0;        // strides count elements
-  int64_t out_stride = 0;
+  int64_t inner = 1;  // the size of the gradients' second dimension, see Rows
+  Rows grad, out;     // (rows, columns) of one dtype, whose columns are contiguous; `out` may be `grad`
   const void* factor = nullptr;  // (rows,), float, or double if `wide`
   int64_t factor_stride = 0;     // 0 where all rows share one factor
+  bool wide = false;
+};
+
+// Types of the numbers that a caller gives for each token, or for a call.
+enum class Scalar : int { kFloat32, kFloat64, kBFloat16, kFloat16, kInt64, kInt32, kBool };
+
+struct Numbers {
+  const void* data = nullptr;  // null where the caller has given none
+  Scalar type = Scalar::kFloat32;
+};
+
+// How a reduction weighs the tokens: weights[r] = w[r] * factor, where w[r] is 0 if the token's label is
+// ignored, and otherwise its number in token_weights (1 without them).
+struct WeightParams {
+  // kFactor: `factor`. kSum: one over the sum of w. kItems: one over the single number in `items`. One over
+  // 0 counts as 0.
+  enum class Divisor : int { kFactor, kSum, kItems };
+
+  int64_t rows = 0;
+  const int64_t* labels = nullptr;  // (rows,), or null
+  int64_t ignore_index = -100;
+  Numbers token_weights;  // (rows,)
+  Divisor divisor = Divisor::kFactor;
+  double factor = 1.0;
+  Numbers items;            // ()
+  void* weights = nullptr;  // (rows,), output: float, or double if `wide`
   bool wide = false;
 };
 

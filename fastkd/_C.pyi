@@ -95,15 +95,43 @@ class ScaleParams:
         self,
         *,
         rows: int,
-        columns: int,
-        grad: int,
-        out: int,
-        dtype: Dtype,
-        grad_stride: int,
-        out_stride: int,
+        inner: int,
+        grad: Rows,
+        out: Rows,
         factor: int,
         factor_stride: int,
         wide: bool,
+    ) -> None: ...
+
+class Scalar:
+    float32: ClassVar[Scalar]
+    float64: ClassVar[Scalar]
+    bfloat16: ClassVar[Scalar]
+    float16: ClassVar[Scalar]
+    int64: ClassVar[Scalar]
+    int32: ClassVar[Scalar]
+    bool: ClassVar[Scalar]
+
+class Divisor:
+    factor: ClassVar[Divisor]
+    sum: ClassVar[Divisor]
+    items: ClassVar[Divisor]
+
+class WeightParams:
+    def __init__(
+        self,
+        rows: int,
+        labels: int,
+        ignore_index: int,
+        token_weights: int,
+        token_weights_type: Scalar,
+        divisor: Divisor,
+        factor: float,
+        items: int,
+        items_type: Scalar,
+        weights: int,
+        wide: bool,
+        /,
     ) -> None: ...
 
 def divergence_traits(divergence: Divergence, alpha: float, beta: float) -> dict[str, object]: ...
@@ -119,7 +147,7 @@ def cpu_keep_at_most(limit: int) -> int: ...
 def cpu_isas() -> list[str]: ...
 def cpu_advise_huge_pages(data: int, bytes: int) -> None: ...
 def cpu_first_bad_label(labels: int, rows: int, total: int, ignore_index: int) -> int: ...
-def cpu_mean_weights(labels: int, rows: int, ignore_index: int, weights: int, wide: bool) -> None: ...
+def cpu_row_weights(params: WeightParams) -> None: ...
 def cpu_dense_rows(params: DenseParams, isa: str, threads: int) -> None: ...
 def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
 
@@ -135,3 +163,4 @@ cuda_version: str
 def cuda_missing(device: int) -> str | None: ...
 def cuda_dense_rows(params: DenseParams, device: int, stream: int) -> None: ...
 def cuda_scale_rows(params: ScaleParams, device: int, stream: int) -> None: ...
+def cuda_row_weights(params: WeightParams, device: int, stream: int) -> None: ...

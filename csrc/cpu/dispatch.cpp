@@ -118,7 +118,7 @@ void dense_rows(const DenseParams& params, const std::string& isa, int threads) 
 
 void scale_rows(const ScaleParams& params, const std::string& isa, int threads) {
   const CpuKernels& run = kernels(isa, params.wide);
-  on_threads(params.rows, params.columns, threads,
+  on_threads(params.rows, params.grad.columns, threads,
              [&](Queue* queue) { run.scale_rows(params, Queue::take, queue); });
 }
 

@@ -1,25 +1,53 @@
 #include "labels.h"
 
-#include <algorithm>
-
 namespace fastkd::cpu {
 namespace {
 
 template <class Real>
-void write_mean_weights(const int64_t* labels, int64_t rows, int64_t ignore_index, Real* weights) {
-  const int64_t counted = rows - std::count(labels, labels + rows, ignore_index);
-  const Real each = Real(1) / static_cast<Real>(std::max<int64_t>(counted, 1));
-  for (int64_t r = 0; r < rows; ++r) weights[r] = labels[r] == ignore_index ? Real(0) : each;
+Real number_at(const Numbers& numbers, int64_t i) {
+  switch (numbers.type) {
+    case Scalar::kFloat32:
+      return static_cast<Real>(static_cast<const float*>(numbers.data)[i]);
+    case Scalar::kFloat64:
+      return static_cast<Real>(static_cast<const double*>(numbers.data)[i]);
+    case Scalar::kInt64:
+      return static_cast<Real>(static_cast<const int64_t*>(numbers.data)[i]);
+    case Scalar::kInt32:
+      return static_cast<Real>(static_cast<const int32_t*>(numbers.data)[i]);
+    case Scalar::kBool:
+      return static_cast<Real>(static_cast<const bool*>(numbers.data)[i]);
+    default:
+      return Real(0);
+  }
+}
+
+template <class Real>
+Real one_over(Real x) {
+  return x == 0 ? Real(0) : 1 / x;
+}
+
+template <class Real>
+void write_weights(const WeightParams& p) {
+  Real* const weights = static_cast<Real*>(p.weights);
+  double sum = 0;
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const bool ignored = p.labels != nullptr && p.labels[r] == p.ignore_index;
+    weights[r] = ignored                           ? Real(0)
+                 : p.token_weights.data != nullptr ? number_at<Real>(p.token_weights, r)
+                                                   : Real(1);
+    sum += weights[r];
+  }
+  Real factor = static_cast<Real>(p.factor);
+  if (p.divisor == WeightParams::Divisor::kSum) factor = one_over(static_cast<Real>(sum));
+  if (p.divisor == WeightParams::Divisor::kItems) factor = one_over(number_at<Real>(p.items, 0));
+  if (factor == 1) return;
+  for (int64_t r = 0; r < p.rows; ++r) weights[r] *= factor;
 }
 
 }  // namespace
 
-void mean_weights(const int64_t* labels, int64_t rows, int64_t ignore_index, void* weights, bool wide) {
-  if (wide) {
-    write_mean_weights(labels, rows, ignore_index, static_cast<double*>(weights));
-  } else {
-    write_mean_weights(labels, rows, ignore_index, static_cast<float*>(weights));
-  }
+void row_weights(const WeightParams& params) {
+  params.wide ? write_weights<double>(params) : write_weights<float>(params);
 }
 
 }  // namespace fastkd::cpu

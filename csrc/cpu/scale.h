@@ -11,14 +11,12 @@ template <class V>
 inline void scale_row(const ScaleParams& params, int64_t r) {
   using R = typename V::Real;
   const R factor = static_cast<const R*>(params.factor)[r * params.factor_stride];
-  const int64_t size = size_of(params.dtype);
-  char* in = static_cast<char*>(const_cast<void*>(params.grad)) + r * params.grad_stride * size;
-  char* out = static_cast<char*>(params.out) + r * params.out_stride * size;
-  if (factor == 1 && in == out) return;
-  const RowPointer from{in, params.dtype, size}, to{out, params.dtype, size};
+  const RowPointer from = row_of(params.grad, params.inner, r), to = row_of(params.out, params.inner, r);
+  if (factor == 1 && from.data == to.data) return;
+  const int64_t columns = params.grad.columns;
   alignas(64) R scratch[kBlock + V::kWidth], product[kBlock + V::kWidth];
-  for (int64_t start = 0; start < params.columns; start += kBlock) {
-    const int64_t n = params.columns - start < kBlock ? params.columns - start : kBlock;
+  for (int64_t start = 0; start < columns; start += kBlock) {
+    const int64_t n = columns - start < kBlock ? columns - start : kBlock;
     const R* x = load_block<V>(from, start, n, scratch);
     for (int64_t i = 0; i < n; i += V::kWidth) (V::load(x + i) * V(factor)).store(product + i);
     store_block<V>(product, n, to, start, false, true);

@@ -1,4 +1,5 @@
 // Checks whether the kernels can run on a device.
+#include <atomic>
 #include <string>
 
 #include "api.h"
@@ -11,14 +12,14 @@ namespace {
 
 constexpr int kOldestMajor = 8;  // needed for bfloat16 conversions; the oldest machine code that is built
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
-}
+// The devices, by bit, that missing() has found to run the kernels: it is asked before every call.
+std::atomic<uint64_t> known_to_run{0};
 
 }  // namespace
 
 const char* missing(int device) {
+  const uint64_t bit = device >= 0 && device < 64 ? uint64_t{1} << device : 0;
+  if (known_to_run & bit) return nullptr;
   thread_local std::string reason;
   int count = 0;
   if (const char* error = describe(cudaGetDeviceCount(&count))) {
@@ -36,6 +37,7 @@ const char* missing(int device) {
              ", the kernels need 8.0 (Ampere) or newer";
     return reason.c_str();
   }
+  known_to_run |= bit;
   return nullptr;
 }
 

@@ -28,6 +28,17 @@ class DeviceGuard {
   cudaError_t error_ = cudaSuccess;
 };
 
+// Returns an attribute of a device, or 0 if it is not known.
+inline int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+}
+
+inline int multiprocessors(int device) {
+  const int found = attribute(cudaDevAttrMultiProcessorCount, device);
+  return found > 0 ? found : 1;
+}
+
 // Returns the text of an error, or nullptr. Clears the runtime's last error, which the next call would
 // otherwise report.
 inline const char* describe(cudaError_t error) {

@@ -141,8 +141,8 @@ class Backend(ABC):
 
     @abstractmethod
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
-        """``out[r] = grad[r] * factor[r]`` for ``(rows, columns)`` tensors; ``out`` may be ``grad``.
+        """``out[r] = grad[r] * factor[r]`` for ``(outer, inner, columns)`` tensors; ``out`` may be ``grad``.
 
-        Each row is contiguous. ``factor`` is ``(rows,)`` float32 or float64, of any stride. In place, a row
-        whose factor is exactly 1 is left as it is.
+        Each row is contiguous. ``factor`` is ``(outer * inner,)`` float32 or float64, of any stride. In
+        place, a row whose factor is exactly 1 is left as it is.
         """

@@ -47,6 +47,22 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return empty(x.shape, x.dtype if dtype is None else dtype, x.device)
 
 
+def keeps_gaps(x: Tensor) -> bool:
+    """Whether the gradient of ``x`` should have its strides: for views such as ``logits[:, :-1]`` on a GPU.
+
+    Its rows then begin as far from a boundary of 16 bytes as the logits' do, whatever the vocabulary's size,
+    and the kernels read and write vectors. The gaps may take as much memory as the gradient at most.
+    """
+    if x.device.type != "cuda" or x.dim() > 3 or x.is_contiguous() or not nothing_traces():
+        return False
+    extent = 1
+    for size, stride in reversed([*zip(x.shape, x.stride(), strict=True)]):
+        if size > 1 and stride < extent:
+            return False  # elements that share memory, or dimensions in another order
+        extent += (size - 1) * stride
+    return x.stride(-1) == 1 and extent <= 2 * x.numel()
+
+
 def release_memory() -> None:
     """Give the memory that fastkd keeps for the next gradients on a CPU back to the system.
 

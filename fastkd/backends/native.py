@@ -137,10 +137,12 @@ def kept_bytes() -> int:
     return 0 if _C is None else _C.cpu_kept_bytes()
 
 
-def nothing_traces() -> bool:
-    """Whether a tensor is its memory and no more: no mode (fake tensors, tracing) sees the operators, and no
-    transform of torch.func or torch.compile does.
+def nothing_traces(*tensors: Tensor) -> bool:
+    """Whether a tensor is its memory and no more: no mode (fake tensors, tracing) sees the operators, no
+    transform of torch.func or torch.compile does, and none of ``tensors`` is of a class of its own.
     """
+    if any([type(x) is not Tensor for x in tensors]):
+        return False
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -148,17 +150,54 @@ def nothing_traces() -> bool:
     )
 
 
-def mean_weights(labels: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor | None:
-    """``(tokens,)`` factors of a mean over the labels that are not ignored, 0 for the others, in one step.
+def row_weights(
+    tokens: int,
+    device: torch.device,
+    labels: Tensor | None,
+    ignore_index: int,
+    token_weights: Tensor | None,
+    divisor: float | Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """``(tokens,)`` weights of a reduction, in one step: see :func:`fastkd.losses.reduction.row_scale`.
 
-    None where plain torch has to compute them: for labels on a GPU, and where something traces the call.
+    Args:
+        divisor: a number, a 0-d tensor, or None for the sum of the tokens' weights.
+
+    Returns:
+        None where plain torch has to compute them: without the compiled module, where something traces the
+        call, and for float64 on a GPU.
     """
-    if labels.device.type != "cpu" or type(labels) is not Tensor or _C is None or not nothing_traces():
+    tensors = [x for x in (labels, token_weights, divisor) if isinstance(x, Tensor)]
+    if not nothing_traces(*tensors) or NativeBackend().missing(device, dtype) is not None:
         return None
-    labels = labels.contiguous()
-    weights = torch.empty(labels.numel(), dtype=dtype)
-    places = _address(labels), labels.numel(), ignore_index, _address(weights)
-    _C.cpu_mean_weights(*places, dtype == torch.float64)
+    types, weights = _SCALARS[device.type], torch.empty(tokens, dtype=dtype, device=device)
+    kind, factor, given, items = _C.Divisor.factor, 0.0, token_weights, None
+    if labels is not None:
+        labels = labels.reshape(tokens).contiguous()
+    if given is not None:
+        given = given.reshape(tokens).contiguous()
+        given = given if given.dtype in types else given.to(dtype)
+    if isinstance(divisor, Tensor) and divisor.device.type == "cpu":
+        divisor = divisor.item()  # the host reads its own memory
+    if divisor is None:
+        kind = _C.Divisor.sum
+    elif not isinstance(divisor, Tensor):
+        factor = 1.0 / divisor if divisor != 0 else 0.0
+    elif divisor.device != device:
+        return None
+    else:
+        kind, items = _C.Divisor.items, divisor if divisor.dtype in types else divisor.to(dtype)
+    params = _C.WeightParams(
+        *(tokens, _address(labels), ignore_index),
+        *(_address(given), types[torch.float32 if given is None else given.dtype]),
+        *(kind, factor, _address(items), types[torch.float32 if items is None else items.dtype]),
+        *(_address(weights), dtype == torch.float64),
+    )
+    if device.type == "cpu":
+        _C.cpu_row_weights(params)
+    else:
+        _C.cuda_row_weights(params, *_place(device))
     return weights
 
 
@@ -245,20 +284,17 @@ class NativeBackend(KernelBackend):
             _C.cuda_dense_rows(params, *_place(student.device))
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
-        if grad.shape != out.shape or grad.dtype != out.dtype or factor.shape != grad.shape[:1]:
+        if grad.shape != out.shape or grad.dtype != out.dtype or factor.shape != (grad.shape[:2].numel(),):
             raise AssertionError("shapes or dtypes differ")
         if grad.device != out.device or factor.device != grad.device:
             raise AssertionError("tensors on different devices")
-        if grad.shape[1] > 1 and not grad.stride(1) == out.stride(1) == 1:
+        if grad.shape[2] > 1 and not grad.stride(2) == out.stride(2) == 1:
             raise AssertionError("a row is not contiguous")
         params = _C.ScaleParams(
-            rows=grad.shape[0],
-            columns=grad.shape[1],
-            grad=_address(grad),
-            out=_address(out),
-            dtype=_DTYPES[grad.dtype],
-            grad_stride=grad.stride(0),
-            out_stride=out.stride(0),
+            rows=factor.numel(),
+            inner=grad.shape[1],
+            grad=_rows(grad),
+            out=_rows(out),
             factor=_address(factor),
             factor_stride=factor.stride(0),
             wide=factor.dtype == torch.float64,
@@ -353,6 +389,16 @@ _DTYPES = (
         torch.bfloat16: _C.Dtype.bfloat16,
         torch.float16: _C.Dtype.float16,
         torch.float64: _C.Dtype.float64,
+    }
+)
+_ON_CPU = ("float32", "float64", "int64", "int32", "bool")
+# The types of weights and counts that a kernel reads; others are converted first.
+_SCALARS = (
+    {}
+    if _C is None
+    else {
+        device: {getattr(torch, name): getattr(_C.Scalar, name) for name in names}
+        for device, names in (("cpu", _ON_CPU), ("cuda", (*_ON_CPU, "bfloat16", "float16")))
     }
 )
 _PHASES = {} if _C is None else dict(_C.Phase.__members__)

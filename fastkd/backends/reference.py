@@ -212,4 +212,4 @@ class ReferenceBackend(KernelBackend):
             record[:, COLUMNS.index(name)] = torch.where(rows.read, value, 0.0)
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
-        out.copy_(grad.to(factor.dtype) * factor[:, None])
+        out.copy_(grad.to(factor.dtype) * factor.view(*grad.shape[:2], 1))

@@ -163,7 +163,8 @@ def kd_loss(
     Raises:
         ValueError: a wrong shape, a number out of range, an unknown name, or options that exclude each other.
         TypeError: a wrong type or dtype.
-        IndexError: a label outside the vocabulary, on a CPU. (On a GPU it makes that token's loss NaN.)
+        IndexError: a label outside the vocabulary, on a CPU. (On a GPU it makes that token's loss NaN, unless
+            its weight is 0: the host would have to wait for the device to know.)
         BackendUnavailable: the named backend cannot run here.
 
     All of these are raised before any memory is touched.

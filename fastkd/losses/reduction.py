@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastkd.backends.native import mean_weights
+from fastkd.backends.native import row_weights
 from fastkd.losses.checks import REDUCTIONS, number, one_of
 
 
@@ -39,32 +39,45 @@ def row_scale(
 
     Invalid tokens get weight 0. Nothing here makes the host wait for the device.
     """
-    weighted = token_weights is not None
-    if reduction == "mean" and labels is not None and num_items is None and not weighted:
-        found = mean_weights(labels, ignore_index, dtype)
-        if found is not None:
-            return found
     tokens = math.prod(student.shape[:-1])
-    if token_weights is not None:
-        scale = token_weights.detach().reshape(tokens).to(dtype)
+    weights = None if token_weights is None else token_weights.detach()
+    divisor = _divisor(reduction, labels, weights, num_items, student)
+    found = row_weights(tokens, student.device, labels, ignore_index, weights, divisor, dtype)
+    if found is not None:
+        return found
+    if weights is not None:
+        scale = weights.reshape(tokens).to(dtype)
         if labels is not None:
             scale = torch.where(labels.reshape(tokens) != ignore_index, scale, 0.0)
     elif labels is not None:
         scale = ((labels if labels.dim() == 1 else labels.reshape(tokens)) != ignore_index).to(dtype)
     else:
         scale = torch.ones(tokens, dtype=dtype, device=student.device)
-    if reduction == "batchmean":
-        return scale / (student.shape[0] if student.dim() > 1 else 1)
-    if reduction != "mean":
-        return scale
-    # With nothing to average the loss is 0, not 0 / 0.
-    if num_items is None and not weighted:
-        return scale.div_(max(tokens, 1) if labels is None else scale.sum().clamp_(min=1))
-    if isinstance(num_items, Tensor) or num_items is None:
+    if divisor is None or isinstance(divisor, Tensor):
         # num_items may be on the CPU while logits are on a GPU: a 0-d factor needs no copy.
-        total = scale.sum() if num_items is None else num_items.to(dtype)
+        total = scale.sum() if divisor is None else divisor.to(dtype)
         return scale * torch.where(total == 0, 0.0, 1.0 / total)
-    return scale * (1.0 / num_items if num_items != 0 else 0.0)
+    return scale / divisor if divisor != 0 else torch.zeros_like(scale)
+
+
+def _divisor(
+    reduction: str,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    num_items: int | Tensor | None,
+    student: Tensor,
+) -> int | Tensor | None:
+    """The number by which the sum of the weighted losses is divided; None for the sum of the weights.
+
+    Where it is 0 there is nothing to average, and the loss is 0, not 0 / 0.
+    """
+    if reduction == "batchmean":
+        return student.shape[0] if student.dim() > 1 else 1
+    if reduction != "mean":
+        return 1
+    if num_items is not None or labels is not None or weights is not None:
+        return num_items
+    return math.prod(student.shape[:-1])
 
 
 def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None, student: Tensor) -> Tensor:

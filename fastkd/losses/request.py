@@ -126,7 +126,10 @@ class Request(NamedTuple):
         """Memory for the gradient of ``inputs[place]``."""
         x = inputs[place]
         assert x is not None
-        return memory.empty(x.shape, self._gradient_dtype(inputs, place), x.device)
+        dtype = self._gradient_dtype(inputs, place)
+        if self.head_scales is None and memory.keeps_gaps(x):
+            return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+        return memory.empty(x.shape, dtype, x.device)
 
     def _gradient_dtype(self, inputs: Inputs, place: int) -> torch.dtype:
         """The dtype in which a gradient is stored until the upstream gradient multiplies it.

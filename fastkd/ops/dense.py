@@ -18,16 +18,13 @@ TEACHER_SCHEMA = (
     "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
 )
 # The caller allocates the results: `row_loss` (rows,) and `metrics` (rows, len(METRICS)) of the dtype of
-# loss_scale. A gradient is contiguous, of its input's shape and dtype, or None if it is not wanted.
+# loss_scale. A gradient has its input's shape and dtype, is contiguous or has its input's strides, and is
+# None if it is not wanted.
 LIBRARY.define(
     f"dense_kd(Tensor student, {TEACHER_SCHEMA}, {SPEC_SCHEMA}, str? group, str? backend, "
     "Tensor(a!) row_loss, Tensor(b!)? metrics, Tensor(c!)? grad_student, Tensor(d!)? grad_teacher) -> ()",
 )
 LIBRARY.define("scale_rows(Tensor grad, Tensor factor, str? backend, Tensor(a!) out) -> ()")
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _dense_kd(
@@ -81,7 +78,8 @@ def _dense_kd(
 
 def _scale_rows(grad: Tensor, factor: Tensor, backend: str | None, out: Tensor) -> None:
     if grad.numel():
-        registry.choose(backend, grad.device, grad.dtype).scale_rows(_flat(grad), factor, _flat(out))
+        given, into = same_rows(grad, out)
+        registry.choose(backend, grad.device, grad.dtype).scale_rows(given, factor, into)
 
 
 def no_results(*_: object) -> None:

@@ -313,7 +313,7 @@ def test_a_shard_without_columns_writes_only_its_padding(isa: str) -> None:
 
 def test_scaling_refuses_columns_that_are_apart() -> None:
     """The kernel has no column stride, so with strided columns it would scale the elements in between."""
-    near, apart = torch.ones(2, 3), torch.ones(3, 2).t()
+    near, apart = torch.ones(1, 2, 3), torch.ones(1, 3, 2).mT
     for grad, out in ((near, apart), (apart, near)):
         with pytest.raises(AssertionError, match="contiguous"):
             native.NativeBackend().scale_rows(grad, torch.ones(2), out)

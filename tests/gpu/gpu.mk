@@ -2,7 +2,7 @@
 # what each one does. They use the system's Python and build into the source tree. `make gpu-deps`, on a machine with a
 # network, fills build/gpu-deps with the small packages that the GPU machine may lack, for Python GPU_PYTHON_VERSION.
 # The output of each step goes to the screen and to $(GPU_LOGS).
-.PHONY: gpu gpu-check gpu-build gpu-test gpu-sanitize gpu-bench gpu-deps
+.PHONY: gpu gpu-first gpu-check gpu-build gpu-test gpu-sanitize gpu-bench gpu-deps
 
 GPU_PYTHON ?= python3
 GPU_PYTHON_VERSION ?= 3.12
@@ -28,6 +28,10 @@ gpu-deps:
 gpu: gpu-build
 	@worst=0; for step in gpu-test gpu-sanitize gpu-bench; do \
 	  echo "--- make $$step"; $(MAKE) --no-print-directory $$step || worst=1; done; exit $$worst
+
+# What to measure first, in at most twelve minutes without the build; a second run continues where the first one stopped.
+gpu-first: gpu-build
+	@$(call logged,first,$(GPU_RUN) tests/gpu/first.py --out $(GPU_LOGS)/first $(ARGS))
 
 gpu-check:
 	@$(GPU_RUN) -c "import torch; assert torch.cuda.is_available(), 'torch sees no GPU'"

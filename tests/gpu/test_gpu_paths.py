@@ -100,6 +100,59 @@ def test_logits(reduction: str, inplace: bool) -> None:
             assert max((x for x in watch.seen.made if x != gradient), default=0) < gradient // 16
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_launches(reduction: str, dtype: torch.dtype) -> None:
+    """A call takes three launches (weights, loss, sum) and its backward one, whatever the options.
+
+    Each launch of a tiny kernel costs some two microseconds, which for few tokens is as much as the loss.
+    """
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, dtype)
+        options: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}]
+        options += [{"token_weights": w} for w in (given.weights, given.weights.bfloat16(), given.labels > 0)]
+        if reduction == "mean":
+            options += [{"num_items": n} for n in (7, given.count, torch.tensor(7))]
+        for more in options:
+            for labels, ratio in ((given.labels, 0.5), (None, 1.0)):
+                watch.seen.launches.clear()
+                watch.seen.small.clear()
+                arguments = given.student, given.logits, labels
+                loss = fastkd.kd_loss(*arguments, kd_ratio=ratio, reduction=reduction, **more)
+                assert len(watch.seen.launches) == 2, more
+                assert watch.seen.small == ([] if reduction == "none" else ["sum"]), more
+                backward(watch, loss, reduction)
+                assert len(watch.seen.launches) == 3, more
+                assert len(watch.seen.small) == (reduction != "none"), more
+
+
+def test_gradients_have_the_strides_of_views() -> None:
+    """Rows of a view and of its gradient begin alike, so that a vocabulary of odd size costs no vectors."""
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, vocab=1001)
+        whole = torch.empty(2, 6, 1001, device=DEVICE)
+        views = {
+            "shifted": (whole[:, :-1], (6006, 1001, 1)),
+            "padded": (whole[..., :999], (6006, 1001, 1)),
+            "flat": (whole[0, :, 1:], (1001, 1)),
+            "one sequence": (whole[:1, :-1], (6006, 1001, 1)),
+            "contiguous": (whole, (6006, 1001, 1)),
+            "every fourth": (whole[:, ::4], (2002, 1001, 1)),
+            "transposed": (whole.transpose(0, 1), (2002, 1001, 1)),
+            "expanded": (whole[:1].expand(2, 6, 1001), (6006, 1001, 1)),
+            "strided": (whole[..., ::2], (3006, 501, 1)),
+        }
+        for name, (view, strides) in views.items():
+            teacher = torch.empty_like(view, memory_format=torch.contiguous_format)
+            fastkd.kd_loss(view.requires_grad_(), teacher)
+            gradient = watch.backward(torch.empty((), device=DEVICE), None, None)[3]
+            assert gradient is not None and gradient.shape == view.shape, name
+            if name != "one sequence":
+                assert gradient.stride() == strides, name
+        assert len(watch.seen.launches) == 3 * len(views)
+        del given
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_class_weights_and_soft_labels(smoothing: float) -> None:
     with watched(DEVICE) as watch:

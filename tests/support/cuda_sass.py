@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 from support.sass import Instruction, instructions
 
@@ -17,27 +18,60 @@ def kernels(text: str) -> dict[str, list[Instruction]]:
     return {name: instructions(code) for name, code in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def turns(code: list[Instruction]) -> list[Counter[str]]:
-    """For each loop, how often each instruction (by full name) occurs in its shortest turn."""
+@dataclass(frozen=True)
+class Loop:
+    """A loop's shortest turn: indices into the code, from the loop's first instruction to its last."""
+
+    nodes: tuple[int, ...]
+
+    @property
+    def first(self) -> int:
+        return self.nodes[0]
+
+    @property
+    def last(self) -> int:
+        return self.nodes[-1]
+
+
+def loops_of(code: list[Instruction]) -> list[Loop]:
+    """The shortest turn of each loop."""
+    graph = graph_of(code)
     place = {instruction.address: n for n, instruction in enumerate(code)}
     found = []
     for last, branch in enumerate(code):
         if branch.target is None or branch.target > branch.address or branch.target not in place:
             continue
-        path = _shortest(code, place, place[branch.target], last)
+        path = shortest(graph, place[branch.target], last, Loop((place[branch.target], last)))
         if path:
-            found.append(Counter(code[n].name for n in path))
+            found.append(Loop(tuple(path)))
     return found
 
 
-def _shortest(code: list[Instruction], place: dict[int, int], first: int, last: int) -> list[int]:
+def turns(code: list[Instruction]) -> list[Counter[str]]:
+    """For each loop, how often each instruction (by full name) occurs in its shortest turn."""
+    return [Counter(code[n].name for n in path.nodes) for path in loops_of(code)]
+
+
+def graph_of(code: list[Instruction]) -> list[list[int]]:
+    """The instructions that may follow each one, as indices into the code."""
+    place = {instruction.address: n for n, instruction in enumerate(code)}
+    return [[m for m in _successors(code, place, n) if m < len(code)] for n in range(len(code))]
+
+
+def shortest(graph: list[list[int]], first: int, last: int, within: Loop | None = None) -> list[int]:
+    """The shortest way from one instruction to another, both included; empty if there is none.
+
+    Args:
+        within: stay between the first and the last instruction of this loop.
+    """
+    low, high = (0, len(graph)) if within is None else (within.first, within.last)
     before: dict[int, int] = {first: -1}
     layer = [first]
     while layer and last not in before:
         following = []
         for n in layer:
-            for after in _successors(code, place, n):
-                if first <= after <= last and after not in before:
+            for after in graph[n]:
+                if low <= after <= high and after not in before:
                     before[after] = n
                     following.append(after)
         layer = following
@@ -46,7 +80,7 @@ def _shortest(code: list[Instruction], place: dict[int, int], first: int, last: 
     path = [last]
     while path[-1] != first:
         path.append(before[path[-1]])
-    return path
+    return path[::-1]
 
 
 def _successors(code: list[Instruction], place: dict[int, int], n: int) -> list[int]:

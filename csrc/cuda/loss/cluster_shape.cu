@@ -1,3 +1,6 @@
+#include <algorithm>
+
+#include "../device.h"
 #include "cluster_shape.h"
 
 namespace fastkd {
@@ -8,47 +11,58 @@ namespace {
 constexpr int64_t kVector = 16;
 constexpr unsigned kSizes[] = {1, 2, 4, kPortableCluster, 2 * kPortableCluster};
 constexpr int64_t kMaxBlocks = 0x7fffffff;
-
-int64_t attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
-}
+// A block with less of a row than this would spend more time on its start than on the row.
+constexpr int64_t kLeastVectors = 512;
 
 int64_t bytes_per_block(const RowSize& row, unsigned blocks) {
   return (row.vectors + int64_t{blocks} - 1) / blocks * kVector * row.sides;
 }
 
-}  // namespace
-
-bool aligned_alike(const Rows& student, const Rows& teacher, int element_bytes) {
-  const auto differ = [&](int64_t a, int64_t b) { return (a - b) * element_bytes % kVector != 0; };
-  return (reinterpret_cast<intptr_t>(student.data) - reinterpret_cast<intptr_t>(teacher.data)) % kVector ==
-             0 &&
-         !differ(student.outer_stride, teacher.outer_stride) &&
-         !differ(student.inner_stride, teacher.inner_stride);
+// Whether the rows leave multiprocessors idle that more blocks for each row would use.
+bool leaves_idle(const ClusterDevice& device, const RowSize& row, unsigned blocks) {
+  return blocks < kPortableCluster && row.vectors / (2 * int64_t{blocks}) >= kLeastVectors &&
+         row.rows * blocks < 2 * int64_t{device.multiprocessors};
 }
 
-ClusterShape choose_cluster(const RowSize& row, unsigned declared, int wanted) {
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return {};
-  if (attribute(cudaDevAttrComputeCapabilityMajor, device) < 9) return {};
-  const int64_t per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - declared;
-  const int64_t per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  const int64_t reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device) + declared;
-  // Room for two rows on a multiprocessor is tried first, then room for one.
-  for (const int together : {2, 1}) {
-    for (const unsigned blocks : kSizes) {
-      const int64_t bytes = bytes_per_block(row, blocks);
-      if (wanted > 0 && static_cast<int>(blocks) != wanted) continue;
-      if (bytes > per_block || row.rows * blocks > kMaxBlocks) continue;
-      if (wanted <= 0 && together == 2 &&
-          (blocks > kPortableCluster || 2 * (bytes + reserved) > per_multiprocessor)) {
-        continue;
-      }
-      return {blocks, static_cast<unsigned>(bytes)};
-    }
+}  // namespace
+
+bool aligned_alike(const Rows& student, const Rows& teacher, int64_t rows, int64_t inner, int element_bytes) {
+  const auto differ = [&](int64_t a, int64_t b) { return (a - b) * element_bytes % kVector != 0; };
+  const intptr_t apart = reinterpret_cast<intptr_t>(student.data) - reinterpret_cast<intptr_t>(teacher.data);
+  // The stride of an index that is always 0 is not used, and may be anything.
+  return apart % kVector == 0 && !(rows > inner && differ(student.outer_stride, teacher.outer_stride)) &&
+         !(inner > 1 && differ(student.inner_stride, teacher.inner_stride));
+}
+
+ClusterDevice cluster_device(int device, int declared) {
+  ClusterDevice found{};
+  found.has_clusters = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
+  found.multiprocessors = multiprocessors(device);
+  found.per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) - declared;
+  found.per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  found.taken = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device) + declared;
+  return found;
+}
+
+std::vector<ClusterShape> cluster_shapes(const ClusterDevice& device, const RowSize& row, int wanted) {
+  std::vector<ClusterShape> two, idle, one;
+  if (!device.has_clusters) return one;
+  for (const unsigned blocks : kSizes) {
+    const int64_t bytes = bytes_per_block(row, blocks);
+    if (wanted > 0 && static_cast<int>(blocks) != wanted) continue;
+    if (bytes > device.per_block || row.rows * blocks > kMaxBlocks) continue;
+    const ClusterShape shape{blocks, static_cast<unsigned>(bytes)};
+    const bool fits_twice = 2 * (bytes + device.taken) <= device.per_multiprocessor;
+    one.push_back(shape);
+    if (blocks > kPortableCluster || !fits_twice) continue;
+    (leaves_idle(device, row, blocks) ? idle : two).push_back(shape);
   }
-  return {};
+  two.insert(two.end(), idle.rbegin(), idle.rend());
+  for (const ClusterShape& shape : one) {
+    const auto same = [&](const ClusterShape& other) { return other.blocks == shape.blocks; };
+    if (std::none_of(two.begin(), two.end(), same)) two.push_back(shape);
+  }
+  return two;
 }
 
 }  // namespace cuda

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "../../params.h"
 
@@ -22,17 +23,30 @@ struct RowSize {
   int sides;
 };
 
-// Whether vectors of both sides begin on 16-byte boundaries together, in every row.
-bool aligned_alike(const Rows& student, const Rows& teacher, int element_bytes);
+// Whether vectors of both sides begin on 16-byte boundaries together, in each of the rows, of which `inner`
+// have the same first index.
+bool aligned_alike(const Rows& student, const Rows& teacher, int64_t rows, int64_t inner, int element_bytes);
 
 // The size of a cluster that every device with clusters allows. A launch has to request more explicitly.
 constexpr unsigned kPortableCluster = 8;
 
-// Chooses a cluster on the current device: of `wanted` blocks if that is positive, else of as few as leave
-// room for a second row on each multiprocessor, whose fetch then hides behind the first row's arithmetic;
-// failing that, of as few as can hold the row. 16 blocks are used only where 8 cannot hold it. `declared`:
-// bytes of shared memory that the kernel declares itself.
-ClusterShape choose_cluster(const RowSize& row, unsigned declared, int wanted);
+// The device as far as the choice of a cluster depends on it. The sizes count bytes of shared memory.
+struct ClusterDevice {
+  bool has_clusters;
+  int multiprocessors;
+  int64_t per_block;           // what a block of the kernel may ask for
+  int64_t per_multiprocessor;  // what all blocks on a multiprocessor have together
+  int64_t taken;               // what a block takes in addition to what it asks for
+};
+
+// Describes a device, for a kernel that declares `declared` bytes of shared memory itself.
+ClusterDevice cluster_device(int device, int declared);
+
+// The shapes that can hold the row, best first: as few blocks as leave room for a second row on each
+// multiprocessor, whose fetch then hides behind the first row's arithmetic, and more of them where the rows
+// would leave multiprocessors idle; then as few as can hold the row. 16 blocks come only where 8 cannot
+// hold it. `wanted` is a number of blocks that is the only one allowed, unless it is 0 or less.
+std::vector<ClusterShape> cluster_shapes(const ClusterDevice& device, const RowSize& row, int wanted);
 
 }  // namespace cuda
 }  // namespace fastkd

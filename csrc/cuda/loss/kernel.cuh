@@ -12,36 +12,45 @@
 namespace fastkd {
 namespace cuda {
 
-// Writes what run_row() does not write: zeros to gradients in columns that do not exist; and, for rows that
-// do not run, `value` to everything.
+// Writes zeros to what run_row() does not write: the gradients' columns that do not exist, and the gradient
+// of a teacher that is not read.
 template <class Context>
-__device__ __forceinline__ void fill_rest(const Call& call, const typename Context::Place& place,
-                                          int64_t index, bool runs, float value) {
+__device__ __forceinline__ void fill_padding(const Call& call, const typename Context::Place& place,
+                                             RowIndex index) {
   using E = typename Context::Element;
-  if (!runs && threadIdx.x == 0 && place.leads()) {
-    call.row_loss[index] = value;
+  const Rows &by_student = call.grad_student, &by_teacher = call.grad_teacher;
+  if constexpr (!Context::kTeacher) clear_gradient(place, by_teacher, index);
+  // Rows without padding, which are most, need no more than this comparison.
+  if (max(by_student.columns, Context::kTeacher ? by_teacher.columns : 0) <= call.vocab) return;
+  fill_gradient<E>(place, by_student, index, call.vocab, by_student.columns, 0.0f);
+  if constexpr (Context::kTeacher) {
+    fill_gradient<E>(place, by_teacher, index, call.vocab, by_teacher.columns, 0.0f);
+  }
+}
+
+// Writes `value` to all results of a row that does not run, and zeros to the gradients' padding.
+template <class Context>
+__device__ __forceinline__ void fill_row_results(const Call& call, const typename Context::Place& place,
+                                                 RowIndex index, float value) {
+  using E = typename Context::Element;
+  if (threadIdx.x == 0 && place.leads()) {
+    call.row_loss[index.row] = value;
     if (Context::kHasExtra && call.metrics) {
-      for (int k = 0; k < metric::kCount; ++k) call.metrics[index * metric::kCount + k] = value;
+      for (int k = 0; k < metric::kCount; ++k) call.metrics[index.row * int64_t{metric::kCount} + k] = value;
     }
   }
-  const int begin = runs ? call.vocab : 0;
-  fill_gradient<E>(call, place, call.grad_student, index, begin, call.vocab, value);
-  fill_gradient<E>(call, place, call.grad_student, index, call.vocab, call.grad_student.columns, 0.0f);
-  if constexpr (Context::kTeacher) {
-    fill_gradient<E>(call, place, call.grad_teacher, index, begin, call.vocab, value);
-    fill_gradient<E>(call, place, call.grad_teacher, index, call.vocab, call.grad_teacher.columns, 0.0f);
-  } else {
-    clear_gradient(call, place, call.grad_teacher, index);
-  }
+  fill_gradient<E>(place, call.grad_student, index, 0, call.vocab, value);
+  if constexpr (Context::kTeacher) fill_gradient<E>(place, call.grad_teacher, index, 0, call.vocab, value);
+  fill_padding<Context>(call, place, index);
 }
 
 // Runs the sweeps of one row, or the part of them that is the call's phase.
 template <class Context>
-__device__ __forceinline__ void run_row(Context& row, int64_t index) {
+__device__ __forceinline__ void run_row(Context& row, RowIndex index) {
   using D = typename Context::Div;
   const Call& call = row.call;
   const Phase phase = Context::kHasExtra ? call.phase : Phase::kAll;
-  double* const record = Context::kHasExtra ? call.record + index * record::kCount : nullptr;
+  double* const record = Context::kHasExtra ? call.record + index.row * int64_t{record::kCount} : nullptr;
 
   __shared__ Moments moments;
   Statistics found;
@@ -86,11 +95,11 @@ __device__ __forceinline__ void run_row(Context& row, int64_t index) {
   // Values that are read once per row are read where they are needed, which keeps registers free during the
   // sweeps.
   if (threadIdx.x == 0 && row.place.leads()) {
-    const float scale = call.loss_scale[index];
-    call.row_loss[index] = scale == 0 ? 0.0f : scale * loss;
+    const float scale = call.loss_scale[index.row];
+    call.row_loss[index.row] = scale == 0 ? 0.0f : scale * loss;
   }
   if (Context::kHasExtra && call.metrics) {
-    write_metrics(row, found, moments, divergence, nll, call.metrics + index * metric::kCount);
+    write_metrics(row, found, moments, divergence, nll, call.metrics + index.row * int64_t{metric::kCount});
   }
 
   write_gradients(row, index);
@@ -99,21 +108,25 @@ __device__ __forceinline__ void run_row(Context& row, int64_t index) {
 // Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
 template <class Context>
 __device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
-                                         const typename Context::Place& place, int64_t index) {
+                                         const typename Context::Place& place, RowIndex index) {
   constexpr bool kExtra = Context::kHasExtra;
   const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
-  bool read = call.loss_scale[index] != 0 || call.grad_scale[index] != 0, known = true;
+  // Both are read at once: the second would otherwise wait for the comparison of the first.
+  const float loss_scale = call.loss_scale[index.row], grad_scale = call.grad_scale[index.row];
+  bool read = loss_scale != 0 || grad_scale != 0, known = true;
   if (call.labels) {
-    const int64_t label = call.labels[index];
+    const int64_t label = call.labels[index.row];
     read = read && label != call.ignore_index;
     known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
   }
-  const bool runs = read && (known || !finishes);
-  // Done first, so that its arguments need not stay in registers during the sweeps. Padding columns are never
-  // read.
-  if (finishes) fill_rest<Context>(call, place, index, runs, read ? NAN : 0.0f);
-  if (!runs) return;
+  if (!read || (finishes && !known)) {
+    if (finishes) fill_row_results<Context>(call, place, index, read ? NAN : 0.0f);
+    return;
+  }
+  // The copies of a cluster begin here. What they do not need comes after them, and before the sweeps, during
+  // which its arguments would occupy registers. Padding columns are never read.
   Context row(call, functor, place, index);
+  if (finishes) fill_padding<Context>(call, place, index);
   run_row(row, index);
 }
 

@@ -9,13 +9,14 @@
 namespace fastkd {
 namespace cuda {
 
-constexpr int kClusterThreads = 384;
+constexpr int kClusterThreads = 256;
 
 template <class D, class E>
 __global__ void __launch_bounds__(kClusterThreads, 2) cluster_kernel(const Call call, const D functor) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   const Cluster place;
-  take_row<RowContext<D, E, Cluster>>(call, functor, place, place.row_of(blockIdx.x));
+  take_row<RowContext<D, E, Cluster>>(call, functor, place,
+                                      RowIndex::of(place.row_of(blockIdx.x), call.inner));
 #endif
 }
 

@@ -23,7 +23,7 @@ template <class D, class E>
 __global__ void __launch_bounds__(BlockShape<D, E>::kThreads, BlockShape<D, E>::kBlocks)
     streaming_kernel(const Call call, const D functor) {
   const OneBlock place;
-  take_row<RowContext<D, E, OneBlock>>(call, functor, place, blockIdx.x);
+  take_row<RowContext<D, E, OneBlock>>(call, functor, place, RowIndex::of(blockIdx.x, call.inner));
 }
 
 }  // namespace cuda

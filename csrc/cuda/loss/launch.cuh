@@ -2,6 +2,11 @@
 // each divergence.
 #pragma once
 
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <utility>
+
 #include "kernel.cuh"
 #include "kernel_cluster.cuh"
 #include "kernel_streaming.cuh"
@@ -42,24 +47,73 @@ inline cudaLaunchConfig_t cluster_config(const Call& call, ClusterShape shape, c
   return config;
 }
 
-template <class Kernel>
-cudaError_t allow(Kernel kernel, ClusterShape shape) {
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shape.bytes));
-  if (error != cudaSuccess) return error;
-  if (shape.blocks > kPortableCluster) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (error != cudaSuccess) return error;
+// What the launches of one cluster kernel on one device have in common.
+class ClusterLaunches {
+ public:
+  // Lets the kernel use all of the shared memory and clusters of every size, now and in any later launch.
+  template <class Kernel>
+  void prepare(Kernel kernel, int device) {
+    cudaFuncAttributes declared{};
+    error_ = cudaFuncGetAttributes(&declared, kernel);
+    device_ = cluster_device(device, static_cast<int>(declared.sharedSizeBytes));
+    if (error_ != cudaSuccess || !device_.has_clusters) return;
+    const std::pair<cudaFuncAttribute, int> wanted[] = {
+        {cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device_.per_block)},
+        {cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared},
+        {cudaFuncAttributeNonPortableClusterSizeAllowed, 1},
+    };
+    for (const auto& [attribute, value] : wanted) {
+      if (error_ == cudaSuccess) error_ = cudaFuncSetAttribute(kernel, attribute, value);
+    }
   }
-  // Requests all of the shared memory, so that as many blocks fit as choose_cluster() has assumed.
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared);
+
+  // Returns the best shape of which the device can run a cluster: a part of a GPU, or one that is shared,
+  // may not have enough neighbouring multiprocessors. Empty where there is none.
+  template <class Kernel>
+  ClusterShape shape_for(Kernel kernel, const Call& call, const RowSize& row) {
+    if (error_ != cudaSuccess) return {};
+    for (const ClusterShape& shape : cluster_shapes(device_, row, call.cluster)) {
+      if (runs(kernel, call, shape)) return shape;
+    }
+    return {};
+  }
+
+ private:
+  template <class Kernel>
+  bool runs(Kernel kernel, const Call& call, ClusterShape shape) {
+    cudaLaunchAttribute attribute{};
+    const cudaLaunchConfig_t config = cluster_config(call, shape, nullptr, &attribute);
+    const auto asked = std::make_tuple(shape.blocks, shape.bytes, config.blockDim.x);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto known = runs_.find(asked);
+    if (known != runs_.end()) return known->second;
+    int clusters = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+    if (error != cudaSuccess) cudaGetLastError();  // clears the error, so that the caller does not see it
+    return runs_[asked] = error == cudaSuccess && clusters > 0;
+  }
+
+  cudaError_t error_ = cudaErrorInvalidValue;
+  ClusterDevice device_{};
+  std::mutex mutex_;
+  std::map<std::tuple<unsigned, unsigned, unsigned>, bool> runs_;  // by blocks, bytes, threads
+};
+
+constexpr int kMaxDevices = 64;
+
+// Returns the kernel's launches on the current device, or nullptr where that is not known.
+template <class E, class D>
+ClusterLaunches* cluster_launches() {
+  static ClusterLaunches of_device[kMaxDevices];
+  static std::once_flag once[kMaxDevices];
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kMaxDevices) return nullptr;
+  std::call_once(once[device], [&] { of_device[device].prepare(cluster_kernel<D, E>, device); });
+  return &of_device[device];
 }
 
 template <class E, class D>
 cudaError_t launch_cluster(const Call& call, const D& functor, ClusterShape shape, cudaStream_t stream) {
-  const cudaError_t error = allow(cluster_kernel<D, E>, shape);
-  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute{};
   const cudaLaunchConfig_t config = cluster_config(call, shape, stream, &attribute);
   return cudaLaunchKernelEx(&config, cluster_kernel<D, E>, call, functor);
@@ -72,27 +126,15 @@ ClusterShape cluster_for(const Call& call) {
   const bool contiguous =
       call.student.column_stride == 1 && (!Context::kTeacher || call.teacher.column_stride == 1);
   const int bytes = sizeof(typename E::Bits);
-  if (!contiguous || (Context::kTeacher && !aligned_alike(call.student, call.teacher, bytes))) return {};
-  cudaFuncAttributes declared{};
-  if (cudaFuncGetAttributes(&declared, cluster_kernel<D, E>) != cudaSuccess) return {};
+  if (!contiguous) return {};
+  if (Context::kTeacher && !aligned_alike(call.student, call.teacher, call.rows, call.inner, bytes))
+    return {};
+  ClusterLaunches* const launches = cluster_launches<E, D>();
+  if (launches == nullptr) return {};
   // A row may begin anywhere in its first vector, hence the extra one.
   const int vectors = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
   const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1};
-  const ClusterShape shape =
-      choose_cluster(size, static_cast<unsigned>(declared.sharedSizeBytes), call.cluster);
-  if (shape.blocks > kPortableCluster) {
-    // Whether enough neighbouring multiprocessors exist differs between single devices.
-    cudaLaunchAttribute attribute{};
-    const cudaLaunchConfig_t config = cluster_config(call, shape, nullptr, &attribute);
-    int clusters = 0;
-    if (allow(cluster_kernel<D, E>, shape) != cudaSuccess ||
-        cudaOccupancyMaxActiveClusters(&clusters, cluster_kernel<D, E>, &config) != cudaSuccess ||
-        clusters < 1) {
-      cudaGetLastError();  // clears the error, so that the caller does not see it
-      return {};
-    }
-  }
-  return shape;
+  return launches->shape_for(cluster_kernel<D, E>, call, size);
 }
 
 template <class E, class D>

@@ -60,13 +60,13 @@ struct RowContext {
   bool lowered = false;                          // whether the origin is subtracted from the logits
   Row<float> divergence;                         // the divergence's sums, as its functor reads them
 
-  __device__ __forceinline__ RowContext(const Call& a, const D& d, const P& p, int64_t index)
+  __device__ __forceinline__ RowContext(const Call& a, const D& d, const P& p, RowIndex index)
       : call(a), functor(d), place(p), student{}, teacher{} {
-    const RowView<E> s = row_of<E>(a.student, index, a.inner);
+    const RowView<E> s = row_of<E>(a.student, index);
     RowView<E> t{};
     int head = elements_to_boundary(s);
     if constexpr (kTeacher) {
-      t = row_of<E>(a.teacher, index, a.inner);
+      t = row_of<E>(a.teacher, index);
       // The boundary is that of the narrower type, which is the stricter one.
       if (t.element_bytes() < s.element_bytes()) head = elements_to_boundary(t);
     }
@@ -74,7 +74,7 @@ struct RowContext {
     place.share((a.vocab - first + kGroup - 1) / kGroup, begin, end);
     label_column = -kGroup;
     if (a.needs_label) {
-      const int64_t label = a.labels[index];
+      const int64_t label = a.labels[index.row];
       if (!kHasExtra || (label >= 0 && label < a.vocab)) label_column = static_cast<int>(label);
     }
     place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
@@ -82,8 +82,8 @@ struct RowContext {
 
   // Returns the label's logit, or -inf where `label_column` is negative. It is read from memory, because the
   // copy that the sweeps use may be in another block.
-  __device__ __forceinline__ float label_logit(const Rows& rows, int64_t index) const {
-    return label_column >= 0 ? row_of<E>(rows, index, call.inner)[label_column] : -INFINITY;
+  __device__ __forceinline__ float label_logit(const Rows& rows, RowIndex index) const {
+    return label_column >= 0 ? row_of<E>(rows, index)[label_column] : -INFINITY;
   }
 
   // Whether the origin has to be moved, given the row maxima. The answer is the same in all threads.

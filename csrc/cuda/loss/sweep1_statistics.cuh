@@ -192,7 +192,7 @@ __device__ __forceinline__ void accumulate(const Context& row, int column, Parti
 // Combines the sums of all threads that share the row. `max`: the row maxima.
 template <class Context>
 __device__ __forceinline__ Statistics combine(Context& row, const Partial& part, const float (&max)[2],
-                                              int64_t index, Moments* moments) {
+                                              RowIndex index, Moments* moments) {
   constexpr int kStreams = Context::Div::kStreams;
   Statistics found;
   // Read before the barriers: after them the gradient may overwrite the logit.
@@ -294,7 +294,7 @@ __device__ __forceinline__ Partial sweep(const Context& row, float (&max)[2]) {
 
 // Returns the row's statistics, after a second pass relative to the row maxima where these are extreme.
 template <class Context>
-__device__ __forceinline__ Statistics find_statistics(Context& row, int64_t index, Moments* moments) {
+__device__ __forceinline__ Statistics find_statistics(Context& row, RowIndex index, Moments* moments) {
   float max[2];
   Partial part = sweep(row, max);
   if (row.is_far(max[0], max[1])) {

@@ -25,20 +25,20 @@ __device__ __forceinline__ void write_teacher_gradient(const Context& row, int c
 
 // Writes the gradients of row `index`. A sparse teacher's divergence has the gradient coefficient * q here.
 template <class Context>
-__device__ __forceinline__ void write_gradients(const Context& row, int64_t index) {
+__device__ __forceinline__ void write_gradients(const Context& row, RowIndex index) {
   using E = typename Context::Element;
   constexpr int kGroup = Context::kGroup;
   const Call& call = row.call;
   const bool wants_student = call.grad_student.data,
              wants_teacher = Context::kTeacher && call.grad_teacher.data;
   if (!wants_student && !wants_teacher) return;
-  RowView<E> grad_student = row_of<E>(call.grad_student, index, call.inner);
-  RowView<E> grad_teacher = row_of<E>(call.grad_teacher, index, call.inner);
-  const float scale = call.grad_scale[index];
+  RowView<E> grad_student = row_of<E>(call.grad_student, index);
+  RowView<E> grad_teacher = row_of<E>(call.grad_teacher, index);
+  const float scale = call.grad_scale[index.row];
   grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
   grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
   const float by_student = scale * call.kd_by_student, by_teacher = scale * call.kd_by_teacher;
-  const float by_q = Context::kSparse ? by_student * call.coefficient[index] * row.inverse_z_s : 0.0f;
+  const float by_q = Context::kSparse ? by_student * call.coefficient[index.row] * row.inverse_z_s : 0.0f;
   const float cross_entropy = call.label_weight + call.smoothing_weight;
   // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
   const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
@@ -97,23 +97,22 @@ __device__ __forceinline__ void write_gradients(const Context& row, int64_t inde
 
 // Sets columns [begin, end) of a gradient row to `value`.
 template <class E, class P>
-__device__ __forceinline__ void fill_gradient(const Call& call, const P& place, const Rows& gradient,
-                                              int64_t index, int64_t begin, int64_t end, float value) {
+__device__ __forceinline__ void fill_gradient(const P& place, const Rows& gradient, RowIndex index,
+                                              int64_t begin, int64_t end, float value) {
   if (!gradient.data) return;
   int from = static_cast<int>(begin), to = static_cast<int>(end);
   place.share_columns(from, to);
-  fill_row(row_of<E>(gradient, index, call.inner), from, to, value);
+  fill_row(row_of<E>(gradient, index), from, to, value);
 }
 
 // Clears the gradient of a teacher that is not read, for any dtype: zeros are the same for all dtypes of a
 // size.
 template <class P>
-__device__ __forceinline__ void clear_gradient(const Call& call, const P& place, const Rows& gradient,
-                                               int64_t index) {
+__device__ __forceinline__ void clear_gradient(const P& place, const Rows& gradient, RowIndex index) {
   if (gradient.dtype == Dtype::kFloat32) {
-    fill_gradient<Float32>(call, place, gradient, index, 0, gradient.columns, 0.0f);
+    fill_gradient<Float32>(place, gradient, index, 0, gradient.columns, 0.0f);
   } else {
-    fill_gradient<BFloat16>(call, place, gradient, index, 0, gradient.columns, 0.0f);
+    fill_gradient<BFloat16>(place, gradient, index, 0, gradient.columns, 0.0f);
   }
 }
 

@@ -1,6 +1,6 @@
 // Hopper's clusters and bulk copies: blocks that run together and write into each other's shared memory, and
-// a copy engine that fills it. The device code is for sm_90 and newer; tests/native/cuda_emulation has an
-// implementation of its own.
+// a copy engine that fills it. The device code is for sm_90 and newer. Without a GPU, the tests interpret its
+// PTX (tests/native/cuda_emulation/machine/ptx.cpp).
 #pragma once
 
 #include <cuda_runtime.h>

@@ -11,6 +11,7 @@ namespace cuda {
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512;
+constexpr int kMaxWarps = kMaxThreads / kWarp;
 
 struct Sum {
   using Value = float;
@@ -30,10 +31,11 @@ struct First {  // the smallest column
   static __device__ __forceinline__ int combine(int a, int b) { return a < b ? a : b; }
 };
 
-template <class Op, int kCount>
-__device__ __forceinline__ void reduce_warp(typename Op::Value (&x)[kCount]) {
+// Replaces each x[i] by its reduction over neighbouring lanes, as many as `kLanes`, a power of 2.
+template <class Op, int kLanes = kWarp, int kCount>
+__device__ __forceinline__ void reduce_lanes(typename Op::Value (&x)[kCount]) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) x[i] = Op::combine(x[i], __shfl_xor_sync(0xffffffffu, x[i], distance));
   }
@@ -42,17 +44,19 @@ __device__ __forceinline__ void reduce_warp(typename Op::Value (&x)[kCount]) {
 // Replaces each x[i] by its reduction over the block, in every thread. Ends with a barrier.
 template <class Op, int kCount>
 __device__ __forceinline__ void reduce_block(typename Op::Value (&x)[kCount]) {
-  __shared__ typename Op::Value of_warp[kCount][kMaxThreads / kWarp];
+  __shared__ typename Op::Value of_warp[kCount][kMaxWarps];
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  reduce_warp<Op>(x);
+  reduce_lanes<Op>(x);
   if (lane == 0) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) of_warp[i][warp] = x[i];
   }
   __syncthreads();
+  // Both halves of a warp read the warps' results, so that a step less suffices.
+  const unsigned from = lane % kMaxWarps;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) x[i] = lane < warps ? of_warp[i][lane] : Op::kNeutral;
-  reduce_warp<Op>(x);
+  for (int i = 0; i < kCount; ++i) x[i] = from < warps ? of_warp[i][from] : Op::kNeutral;
+  reduce_lanes<Op, kMaxWarps>(x);
   __syncthreads();  // before the next call writes of_warp
 }
 

@@ -125,9 +125,19 @@ struct RowView {
   }
 };
 
+// A row's number, and its indices in tensors with two dimensions of rows: one division serves all of a call.
+struct RowIndex {
+  unsigned row, outer, inner;
+
+  static __device__ __forceinline__ RowIndex of(unsigned row, int64_t inner) {
+    const unsigned size = static_cast<unsigned>(inner), outer = row / size;
+    return {row, outer, row - outer * size};
+  }
+};
+
 template <class E>
-__device__ __forceinline__ RowView<E> row_of(const Rows& rows, int64_t row, int64_t inner) {
-  return RowView<E>::of(rows, row / inner * rows.outer_stride + row % inner * rows.inner_stride);
+__device__ __forceinline__ RowView<E> row_of(const Rows& rows, RowIndex index) {
+  return RowView<E>::of(rows, index.outer * rows.outer_stride + index.inner * rows.inner_stride);
 }
 
 // Returns the number of elements before the row's first 16-byte boundary.

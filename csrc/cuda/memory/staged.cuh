@@ -43,29 +43,26 @@ struct StagedView {
   }
 };
 
-// Returns the largest number of groups of a row that a block works on.
-__host__ __device__ inline int groups_per_block(int groups, int blocks) {
-  return (groups + blocks - 1) / blocks;
-}
-
 class Cluster {
  public:
   template <class E>
   using View = StagedView<E>;
 
-  __device__ __forceinline__ Cluster() : rank_(cluster_rank()), size_(cluster_size()) {}
+  // The size is a power of 2, so that shifts divide by it.
+  __device__ __forceinline__ Cluster()
+      : rank_(cluster_rank()), size_(cluster_size()), shift_(31 - __clz(static_cast<int>(size_))) {}
 
   __device__ __forceinline__ bool leads() const { return rank_ == 0; }
-  __device__ __forceinline__ int64_t row_of(unsigned block) const { return block / size_; }
+  __device__ __forceinline__ unsigned row_of(unsigned block) const { return block >> shift_; }
 
   __device__ __forceinline__ void share_columns(int& begin, int& end) const {
-    const int each = groups_per_block(end - begin, static_cast<int>(size_));
+    const int each = each_block(end - begin);
     begin = min(begin + static_cast<int>(rank_) * each, end);
     end = min(begin + each, end);
   }
 
   __device__ __forceinline__ void share(int groups, int& begin, int& end) const {
-    const int each = groups_per_block(groups, static_cast<int>(size_));
+    const int each = each_block(groups);
     begin = min(static_cast<int>(rank_) * each, groups);
     end = min(begin + each, groups);
   }
@@ -75,6 +72,9 @@ class Cluster {
                                        int end, int vocab, StagedView<E>& student,
                                        StagedView<E>& teacher) const {
     constexpr int kGroup = RowView<E>::kGroup;
+    // Each stage is a whole number of turns of all threads.
+    const int threads = static_cast<int>(blockDim.x);
+    per_stage_ = (end - begin + threads * kStages - 1) / (threads * kStages) * threads;
     char* const shared = dynamic_shared();
     const int side = (end - begin) * kVectorBytes;
     student = {shared, first + begin * kGroup};
@@ -144,20 +144,23 @@ class Cluster {
       }
       cluster_arrive();
       cluster_wait();
-      const unsigned lane = threadIdx.x % kWarp;
+      const unsigned from = threadIdx.x % kMaxCluster;
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] = lane < size_ ? mine[i][lane] : Op::kNeutral;
-      reduce_warp<Op>(x);
+      for (int i = 0; i < kCount; ++i) x[i] = from < size_ ? mine[i][from] : Op::kNeutral;
+      reduce_lanes<Op, kMaxCluster>(x);
     }
     ++exchanges_;
   }
 
  private:
-  // Returns the end of a stage's groups. Each stage is a whole number of turns of all threads.
-  static __device__ __forceinline__ int stage_end(int stage, int begin, int end) {
-    const int threads = static_cast<int>(blockDim.x);
-    const int turns = (end - begin + threads * kStages - 1) / (threads * kStages);
-    return min(begin + (stage + 1) * turns * threads, end);
+  // Returns the largest number of `count` that a block gets.
+  __device__ __forceinline__ int each_block(int count) const {
+    return (count + static_cast<int>(size_) - 1) >> shift_;
+  }
+
+  // Returns the end of a stage's groups.
+  __device__ __forceinline__ int stage_end(int stage, int begin, int end) const {
+    return min(begin + (stage + 1) * per_stage_, end);
   }
 
   static __device__ __forceinline__ Arrival* stage_arrivals() {
@@ -166,6 +169,8 @@ class Cluster {
   }
 
   unsigned rank_, size_;
+  int shift_;                  // the size is 1 << shift_
+  mutable int per_stage_ = 0;  // groups
   mutable int exchanges_ = 0;
 };
 

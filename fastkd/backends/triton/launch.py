@@ -233,20 +233,21 @@ def _launch(
 
 def scale_rows(grad: Tensor, factor: Tensor, out: Tensor) -> None:
     """See ``Backend.scale_rows``."""
-    rows, columns = grad.shape
-    if rows * columns == 0:
+    columns = grad.shape[2]
+    if grad.numel() == 0:
         return
     result = _Rounded(out)
     assert result.buffer is not None
-    strides = {"": _strides(grad[None]), "_OUT": _strides(result.buffer[None])}
+    strides = {"": _strides(grad), "_OUT": _strides(result.buffer)}
     with _on(grad.device):
-        scale_rows_kernel[(rows,)](
+        scale_rows_kernel[(factor.numel(),)](
             grad,
             factor,
             result.buffer,
-            *strides[""][1:],
+            grad.shape[1],
+            *strides[""],
             factor.stride(0),
-            *strides["_OUT"][1:],
+            *strides["_OUT"],
             columns,
             IN_PLACE=result.buffer is grad,
             **alignment(16 // grad.element_size(), columns, strides),

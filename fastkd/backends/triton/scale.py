@@ -5,12 +5,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastkd.backends.triton.tiles import edges, load_tile, row_pointer, store_tile, tile_columns, widen
+from fastkd.backends.triton.tiles import (
+    edges,
+    load_tile,
+    row_offset,
+    row_pointer,
+    store_tile,
+    tile_columns,
+    widen,
+)
+
+# Variants for special values of these would gain nothing.
+UNSPECIALISED = [
+    *("factor", "inner", "factor_stride"),
+    *("grad_outer", "grad_inner", "out_outer", "out_inner"),
+]
 
 
-@triton.jit(do_not_specialize=["factor", "grad_row", "factor_stride", "out_row"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def scale_rows_kernel(
-    grad, factor, out, grad_row, grad_stride, factor_stride, out_row, out_stride, columns,
+    grad, factor, out, inner, grad_outer, grad_inner, grad_stride, factor_stride,
+    out_outer, out_inner, out_stride, columns,
     IN_PLACE: tl.constexpr, PHASED: tl.constexpr, WIDE: tl.constexpr, WIDE_OUT: tl.constexpr,
     REPEAT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -26,10 +41,10 @@ def scale_rows_kernel(
     if not skip:
         begin = 0
         if PHASED:
-            begin = ((row * grad_row) % WIDTH).to(tl.int32)
+            begin = (row_offset(row, inner, grad_outer, grad_inner) % WIDTH).to(tl.int32)
         end = begin + columns
-        grad = row_pointer(grad, row, 1, grad_row, 0, grad_stride, begin, WIDE, WIDTH)
-        out = row_pointer(out, row, 1, out_row, 0, out_stride, begin, WIDE_OUT, WIDTH)
+        grad = row_pointer(grad, row, inner, grad_outer, grad_inner, grad_stride, begin, WIDE, WIDTH)
+        out = row_pointer(out, row, inner, out_outer, out_inner, out_stride, begin, WIDE_OUT, WIDTH)
         tile = tile_columns(REPEAT, LANES, WIDTH)
         full, lead = edges(begin, end, TILE)
         for i in range(lead, full):

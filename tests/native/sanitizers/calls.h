@@ -343,12 +343,8 @@ void run_scale(const std::string& isa, Dtype dtype, int64_t rows, int64_t column
   Reals factor(factor_stride ? rows : 1, wide, 0.5);
   ScaleParams p;
   p.rows = rows;
-  p.columns = columns;
-  p.dtype = dtype;
-  p.grad = grad.view().data;
-  p.out = in_place ? grad.view().data : out.view().data;
-  p.grad_stride = grad.view().outer_stride;
-  p.out_stride = in_place ? p.grad_stride : out.view().outer_stride;
+  p.grad = grad.view();
+  p.out = in_place ? grad.view() : out.view();
   p.factor = factor.data();
   p.factor_stride = factor_stride;
   p.wide = wide;
