@@ -14,53 +14,12 @@ from torch import Tensor
 
 from fastkd import _settings
 from fastkd.backends.base import Call, SparseRows
+from fastkd.backends.extension import _C, IMPORT_ERROR
 from fastkd.backends.kernels import KernelBackend, Phase
 from fastkd.backends.record import COLUMNS, reads_teacher
 from fastkd.backends.sparse import has_rest
 from fastkd.divergences import DIVERGENCES
 from fastkd.spec import METRICS, LossSpec
-
-
-def _differences() -> list[str]:
-    """How the names in the compiled module differ from those in the Python sources."""
-    # "none" and "off_support" are for calls that do not read a dense teacher.
-    compiled, known = set(_C.Divergence.__members__), {"none", "off_support", *DIVERGENCES}
-    here, there = "fastkd.divergences.DIVERGENCES", "csrc/divergences/list.h"
-    faults = [f"{here} has {name!r}, but {there} has not" for name in sorted(known - compiled)]
-    faults += [f"{there} has {name!r}, but {here} has not" for name in sorted(compiled - known)]
-    for names, compiled_names in ((COLUMNS, "RECORD_COLUMNS"), (METRICS, "METRIC_COLUMNS")):
-        if getattr(_C, compiled_names, None) != names:
-            faults.append(f"csrc/params.h has other {compiled_names}")
-    return faults + [fault for name in known & compiled for fault in _other_traits(name)]
-
-
-def _other_traits(name: str) -> list[str]:
-    """How a functor's traits differ from the attributes of its object, at the default parameters."""
-    if name not in DIVERGENCES:
-        return []
-    divergence = DIVERGENCES[name]
-    alpha, beta = divergence.default("alpha"), divergence.default("beta")
-    stated: dict[str, object] = {"streams": divergence.streams(alpha, beta)}
-    stated |= {trait: getattr(divergence, trait) for trait in ("cross", "sums", "distant", "splits_label")}
-    compiled = _C.divergence_traits(getattr(_C.Divergence, name), alpha, beta)
-    return [
-        f"{name} has {trait}={stated[trait]} in fastkd.divergences and {compiled[trait]} in csrc/divergences"
-        for trait in stated
-        if stated[trait] != compiled[trait]
-    ]
-
-
-try:
-    from fastkd import _C
-except ImportError as error:
-    _C = None  # type: ignore[assignment]
-    _IMPORT_ERROR = f"the compiled module fastkd._C does not load ({error}): reinstall with 'pip install .'"
-else:
-    _IMPORT_ERROR = ""
-    if _faults := _differences():
-        raise ImportError(
-            f"fastkd._C was built from other sources ({', '.join(_faults)}): reinstall with 'pip install .'"
-        )
 
 # Huge pages, of 2 MiB each, may help tensors of at least this many elements.
 HUGE_PAGES_FROM = 2**20
@@ -189,10 +148,17 @@ def row_weights(
     else:
         kind, items = _C.Divisor.items, divisor if divisor.dtype in types else divisor.to(dtype)
     params = _C.WeightParams(
-        *(tokens, _address(labels), ignore_index),
-        *(_address(given), types[torch.float32 if given is None else given.dtype]),
-        *(kind, factor, _address(items), types[torch.float32 if items is None else items.dtype]),
-        *(_address(weights), dtype == torch.float64),
+        tokens,
+        _address(labels),
+        ignore_index,
+        _address(given),
+        types[torch.float32 if given is None else given.dtype],
+        kind,
+        factor,
+        _address(items),
+        types[torch.float32 if items is None else items.dtype],
+        _address(weights),
+        dtype == torch.float64,
     )
     if device.type == "cpu":
         _C.cpu_row_weights(params)
@@ -209,7 +175,7 @@ class NativeBackend(KernelBackend):
 
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         if _C is None:
-            return _IMPORT_ERROR
+            return IMPORT_ERROR
         if device.type == "cpu":
             return None
         if device.type != "cuda" or torch.version.hip is not None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import fastkd
-from fastkd.backends import native
+from fastkd.backends import extension, native
 from fastkd.divergences import DIVERGENCES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,9 +68,9 @@ def test_the_object(tmp_path: Path) -> None:
 )
 def test_a_property_of_the_object(monkeypatch: pytest.MonkeyPatch, trait: str, value: object) -> None:
     """1. A property that differs from the functor's: fastkd cannot be imported."""
-    assert native._differences() == []
+    assert extension.differences() == []
     monkeypatch.setitem(DIVERGENCES, NAME, replace(DIVERGENCES[NAME], **{trait: value}))  # type: ignore[arg-type]
-    (fault,) = native._differences()
+    (fault,) = extension.differences()
     assert fault.startswith(f"{NAME} has {trait}=")
 
 
@@ -87,15 +87,19 @@ def test_the_oracle() -> None:
 def test_the_line_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """3. The line in ``list.h``: fastkd cannot be imported."""
     members = {name: value for name, value in native._C.Divergence.__members__.items() if name != NAME}
-    compiled = SimpleNamespace(
-        Divergence=SimpleNamespace(__members__=members, **members),
-        RECORD_COLUMNS=native._C.RECORD_COLUMNS,
-        METRIC_COLUMNS=native._C.METRIC_COLUMNS,
-        divergence_traits=native._C.divergence_traits,
-    )
-    monkeypatch.setattr(native, "_C", compiled)
-    (fault,) = native._differences()
+    there = {name: getattr(native._C, name) for name in dir(native._C) if not name.startswith("__")}
+    compiled = SimpleNamespace(**there | {"Divergence": SimpleNamespace(__members__=members, **members)})
+    monkeypatch.setattr(extension, "_C", compiled)
+    (fault,) = extension.differences()
     assert fault == f"fastkd.divergences.DIVERGENCES has '{NAME}', but csrc/divergences/list.h has not"
+
+
+def test_a_module_built_before_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that were updated without a new build say so, before a name that is missing raises."""
+    there = {name: getattr(native._C, name) for name in dir(native._C) if not name.startswith("__")}
+    del there["WeightParams"]
+    monkeypatch.setattr(extension, "_C", SimpleNamespace(**there))
+    assert extension.differences() == ["it lacks WeightParams"]
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")

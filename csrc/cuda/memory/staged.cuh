@@ -43,14 +43,16 @@ struct StagedView {
   }
 };
 
+// Returns n for 2^n. A cluster's size is a power of 2, so that shifts divide by it.
+__device__ __forceinline__ int exponent_of(unsigned power) { return 31 - __clz(static_cast<int>(power)); }
+
 class Cluster {
  public:
   template <class E>
   using View = StagedView<E>;
 
-  // The size is a power of 2, so that shifts divide by it.
   __device__ __forceinline__ Cluster()
-      : rank_(cluster_rank()), size_(cluster_size()), shift_(31 - __clz(static_cast<int>(size_))) {}
+      : rank_(cluster_rank()), size_(cluster_size()), shift_(exponent_of(size_)) {}
 
   __device__ __forceinline__ bool leads() const { return rank_ == 0; }
   __device__ __forceinline__ unsigned row_of(unsigned block) const { return block >> shift_; }
