@@ -138,7 +138,7 @@ def row_weights(
         given = given.reshape(tokens).contiguous()
         given = given if given.dtype in types else given.to(dtype)
     if isinstance(divisor, Tensor) and divisor.device.type == "cpu":
-        divisor = divisor.item()  # the host reads its own memory
+        divisor = float(divisor)  # the host reads its own memory
     if divisor is None:
         kind = _C.Divisor.sum
     elif not isinstance(divisor, Tensor):

@@ -12,8 +12,8 @@ from fastkd.divergences import DIVERGENCES
 
 
 def import_again() -> None:
-    """Execute ``fastkd/backends/native.py`` as a module of its own, beside the one that is imported."""
-    spec = importlib.util.find_spec("fastkd.backends.native")
+    """Execute ``fastkd/backends/extension.py`` as a module of its own, beside the one that is imported."""
+    spec = importlib.util.find_spec("fastkd.backends.extension")
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

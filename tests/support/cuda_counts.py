@@ -1,4 +1,4 @@
-"""Count what a cluster kernel executes for a row, and what follows from that for its speed.
+"""Count the instructions that a cluster kernel executes for a row, and what follows from that for its speed.
 
 Two shares of the byte floor follow from the counts. The allowed one is an upper limit: it assumes that a
 multiprocessor issues four instructions in every clock. The predicted one is a model with latencies.
@@ -79,7 +79,7 @@ def counts_of(code: list[Instruction], sweeps: Iterable[Loop], load: str) -> Cou
 
 
 def _first_rescaling(code: list[Instruction], graph: list[list[int]], sweep: Loop) -> int:
-    """What the first group adds to a turn of the first sweep: it sets the maximum, and rescales the sums."""
+    """The first group's additional instructions in the first sweep: it sets the maximum and rescales."""
     usual = {n for n in sweep.nodes if code[n].base == "MUFU"}
     others = [n for n in range(sweep.first, sweep.last) if code[n].name == "MUFU.EX2" and n not in usual]
     ways = [

@@ -47,7 +47,7 @@ inline cudaLaunchConfig_t cluster_config(const Call& call, ClusterShape shape, c
   return config;
 }
 
-// What the launches of one cluster kernel on one device have in common.
+// The state that all launches of one cluster kernel on one device share.
 class ClusterLaunches {
  public:
   // Lets the kernel use all of the shared memory and clusters of every size, now and in any later launch.
