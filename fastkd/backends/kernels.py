@@ -48,14 +48,10 @@ class KernelBackend(Backend):
         If ``call.shards`` is set, a label outside the vocabulary belongs to another shard.
         """
 
-    def takes_sparse(self, call: Call) -> bool:
-        """Whether one launch computes all of a call with a sparse teacher. If not, its entries are computed
-        in torch, between two launches."""
-        return False
-
     def compute(self, call: Call) -> None:
-        sparse = isinstance(call.teacher, SparseRows) and call.spec.kd_weight != 0
-        if sparse and not self.takes_sparse(call):
+        teacher, sharded = call.teacher, call.shards is not None
+        sparse = isinstance(teacher, SparseRows) and call.spec.kd_weight != 0
+        if sparse and not self.takes_sparse(call.student.device, teacher.indices.shape[1], sharded):
             self._sparse(call)
         elif call.shards is None:
             self.launch(call)

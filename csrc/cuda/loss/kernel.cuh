@@ -102,7 +102,28 @@ __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
     write_metrics(row, found, moments, divergence, nll, call.metrics + index.row * int64_t{metric::kCount});
   }
 
-  write_gradients(row, index);
+  float coefficient = 0;
+  if constexpr (Context::kSparse) {
+    if (call.grad_student.data) coefficient = call.coefficient[index.row];
+  }
+  write_gradients(row, index, coefficient);
+}
+
+// Whether the row is read, and whether its label is one of the vocabulary.
+struct RowState {
+  bool read, known;
+};
+
+__device__ __forceinline__ RowState state_of(const Call& call, RowIndex index) {
+  // Both are read at once: the second would otherwise wait for the comparison of the first.
+  const float loss_scale = call.loss_scale[index.row], grad_scale = call.grad_scale[index.row];
+  RowState state{loss_scale != 0 || grad_scale != 0, true};
+  if (call.labels) {
+    const int64_t label = call.labels[index.row];
+    state.read = state.read && label != call.ignore_index;
+    state.known = label >= 0 && label < call.vocab;
+  }
+  return state;
 }
 
 // Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
@@ -111,16 +132,10 @@ __device__ __forceinline__ void take_row(const Call& call, const typename Contex
                                          const typename Context::Place& place, RowIndex index) {
   constexpr bool kExtra = Context::kHasExtra;
   const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
-  // Both are read at once: the second would otherwise wait for the comparison of the first.
-  const float loss_scale = call.loss_scale[index.row], grad_scale = call.grad_scale[index.row];
-  bool read = loss_scale != 0 || grad_scale != 0, known = true;
-  if (call.labels) {
-    const int64_t label = call.labels[index.row];
-    read = read && label != call.ignore_index;
-    known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
-  }
-  if (!read || (finishes && !known)) {
-    if (finishes) fill_row_results<Context>(call, place, index, read ? NAN : 0.0f);
+  const RowState state = state_of(call, index);
+  const bool known = state.known || (kExtra && call.sharded);
+  if (!state.read || (finishes && !known)) {
+    if (finishes) fill_row_results<Context>(call, place, index, state.read ? NAN : 0.0f);
     return;
   }
   // The copies of a cluster begin here. What they do not need comes after them, and before the sweeps, during

@@ -1,0 +1,70 @@
+// The kernel for a sparse teacher: the sweeps over the student's row as in the streaming kernel, and between
+// them the divergence of the row's entries.
+#pragma once
+
+#include "../../divergences/none.h"
+#include "kernel.cuh"
+#include "sparse_divergence.cuh"
+
+namespace fastkd {
+namespace cuda {
+
+constexpr int kSparseThreads = 256;
+
+using SparseContext = RowContext<OffSupport, AnyElement, OneBlock>;
+
+// Writes `value` to all results of a row that does not run.
+__device__ __forceinline__ void fill_sparse_row(const Call& call, const SparseCall& teacher, RowIndex index,
+                                                float value) {
+  fill_row_results<SparseContext>(call, OneBlock(), index, value);
+  fill_by_logprobs(teacher, index, value);
+}
+
+template <class D>
+__device__ __forceinline__ void run_sparse_row(SparseContext& row, const D& functor,
+                                               const SparseCall& teacher, RowIndex index) {
+  const Call& call = row.call;
+  __shared__ Moments moments;
+  row.columns = static_cast<float>(call.vocab);
+  // Before the gradient may overwrite the logits. The first sweep has the barriers that the entries need.
+  read_entries(row, teacher, index);
+  const Statistics found = find_statistics(row, index, &moments);
+  const SparseSums sums = sum_entries(row, teacher, found);
+  if (!sums.good) return fill_sparse_row(call, teacher, index, NAN);
+
+  float nll = 0;
+  const float others = normalise(row, found, &nll);
+  const SparseDivergence divergence = find_divergence(functor, teacher, sums, index);
+  const double loss = others + call.kd_weight * divergence.value;
+  if (threadIdx.x == 0) {
+    const float scale = call.loss_scale[index.row];
+    call.row_loss[index.row] = scale == 0 ? 0.0f : static_cast<float>(scale * loss);
+  }
+  if (call.metrics) {
+    float* const out = call.metrics + index.row * int64_t{metric::kCount};
+    write_metrics(row, found, moments, 0.0f, nll, out);
+    write_sparse_metrics(call, divergence, found.max_s, teacher.entries, out);
+  }
+  write_by_logprobs(teacher, index, double{call.kd_weight} * call.grad_scale[index.row]);
+  write_gradients(row, index, static_cast<float>(divergence.coefficient));
+  __syncthreads();  // before entries replace what other threads have written
+  write_entries(row, teacher, index);
+}
+
+template <class D>
+__global__ void __launch_bounds__(kSparseThreads, 2)
+    sparse_kernel(const Call call, const D functor, const SparseCall teacher) {
+  const RowIndex index = RowIndex::of(blockIdx.x, call.inner);
+  const RowState state = state_of(call, index);
+  if (!state.read || !state.known) {
+    return fill_sparse_row(call, teacher, index, state.read ? NAN : 0.0f);
+  }
+  const OneBlock place;
+  const OffSupport student_side;
+  SparseContext row(call, student_side, place, index);
+  fill_padding<SparseContext>(call, place, index);
+  run_sparse_row(row, functor, teacher, index);
+}
+
+}  // namespace cuda
+}  // namespace fastkd
