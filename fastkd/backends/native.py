@@ -104,7 +104,8 @@ def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
     """Run CUDA calls inside the block with the ``"stream"`` kernel, or the ``"cluster"`` one (Hopper).
 
     The cluster has ``blocks`` blocks, or as many as fastkd would choose. Calls for which only one kernel
-    exists (those with phases, metrics, two dtypes or a sparse teacher) keep it; other calls raise if the kernel cannot run.
+    exists (those with phases, metrics, two dtypes or a sparse teacher) keep it; other calls raise if the
+    kernel cannot run.
     """
     _forced_cluster.append({"stream": _C.CLUSTER_NONE, "cluster": blocks or _C.CLUSTER_ANY}[name])
     try:
@@ -228,7 +229,8 @@ class NativeBackend(KernelBackend):
         return _C.cpu_first_bad_label(_address(labels), labels.numel(), total, ignore_index)
 
     def takes_sparse(self, device: torch.device, entries: int, sharded: bool) -> bool:
-        # A shard's entries need the statistics of the others. On a GPU a block's shared memory holds the entries.
+        # A shard's entries need the statistics of the other shards. On a GPU, a block's shared memory has
+        # to hold the entries.
         return not sharded and (device.type == "cpu" or 1 <= entries <= _C.CUDA_MAX_ENTRIES)
 
     def launch(

@@ -69,7 +69,7 @@ class Tokens:
             and runner.takes_sparse(device, self.indices.shape[1], sharded)
         )
         if checked:
-            # One launch checks the rows and computes them; checks here would be as many launches as operators.
+            # One launch checks the rows and computes them. Each operator here would be one more.
             self.most_mass = self._most_mass(logprobs)
         else:
             if self.labels is not None:

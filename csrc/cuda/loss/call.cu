@@ -39,7 +39,7 @@ const char* fault_of(const DenseParams& p) {
   if (p.phase != Phase::kAll && p.record == nullptr) return "a phase needs the rows' records";
   if (D::kSparseTeacher && p.phase == Phase::kAll &&
       (p.sparse.entries < 1 || p.sparse.entries > SparseTeacher::kMaxEntriesOnGpu)) {
-    return "the CUDA kernels take 1 to 1024 entries of a sparse teacher per row";
+    return "the CUDA kernels take no rows without entries of a sparse teacher, nor with so many";
   }
   if (D::kSparseTeacher && p.phase == Phase::kFinish && p.grad_student.data && p.coefficient == nullptr) {
     return "the gradient to a sparse teacher needs the rows' coefficients";

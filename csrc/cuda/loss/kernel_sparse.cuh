@@ -30,7 +30,7 @@ __device__ __forceinline__ void run_sparse_row(SparseContext& row, const D& func
   read_entries(row, teacher, index);
   const Statistics found = find_statistics(row, index, &moments);
   const SparseSums sums = sum_entries(row, teacher, found);
-  if (!sums.good) return fill_sparse_row(call, teacher, index, NAN);
+  if (sums.wrong) return fill_sparse_row(call, teacher, index, NAN);
 
   float nll = 0;
   const float others = normalise(row, found, &nll);
@@ -43,7 +43,7 @@ __device__ __forceinline__ void run_sparse_row(SparseContext& row, const D& func
   if (call.metrics) {
     float* const out = call.metrics + index.row * int64_t{metric::kCount};
     write_metrics(row, found, moments, 0.0f, nll, out);
-    write_sparse_metrics(call, divergence, found.max_s, teacher.entries, out);
+    write_sparse_metrics(call, teacher, divergence, found.max_s, out);
   }
   write_by_logprobs(teacher, index, double{call.kd_weight} * call.grad_scale[index.row]);
   write_gradients(row, index, static_cast<float>(divergence.coefficient));

@@ -88,30 +88,34 @@ __device__ __forceinline__ void write_by_logprobs(const SparseCall& teacher, Row
 }
 
 // Writes the metrics that depend on the teacher. `max_s`: the student's largest logit.
-__device__ __forceinline__ void write_sparse_metrics(const Call& call, const SparseDivergence& found,
-                                                     float max_s, int count, float* out) {
+__device__ __forceinline__ void write_sparse_metrics(const Call& call, const SparseCall& teacher,
+                                                     const SparseDivergence& found, float max_s, float* out) {
   const SparseRow& entries = sparse_row();
-  // Relative to the largest log-probability, since all may be too small for an exponential of their own.
-  double top[1] = {-INFINITY};
-  for (int i = threadIdx.x; i < count; i += blockDim.x) top[0] = fmax(top[0], entries.log_p[i]);
+  // The entropy is relative to the most likely class, since all may be too unlikely for an exponential of
+  // their own. The agreement is about the most likely entry.
+  double top[2] = {-INFINITY, -INFINITY};
+  for (int i = threadIdx.x; i < found.classes; i += blockDim.x) {
+    top[0] = fmax(top[0], entries.log_p[i]);
+    if (i < teacher.entries) top[1] = fmax(top[1], entries.log_p[i]);
+  }
   reduce_block<MaxOfDoubles>(top);
   int best[1] = {INT_MAX};
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    if (entries.log_p[i] == top[0] && entries.column[i] >= 0) best[0] = min(best[0], i);
-  }
-  reduce_block<First>(best);
   double sum[2] = {0, 0};
   for (int i = threadIdx.x; i < found.classes; i += blockDim.x) {
     const double away = entries.log_p[i] - top[0], e = exp(away);
     sum[0] += e;
     sum[1] += times(e, away);
+    if (i < teacher.entries && entries.column[i] >= 0 && entries.log_p[i] == top[1])
+      best[0] = min(best[0], i);
   }
+  reduce_block<First>(best);
   reduce_block<SumOfDoubles>(sum);
   if (threadIdx.x != 0) return;
-  const bool any = found.classes != 0;
+  const bool agrees = best[0] != INT_MAX && entries.logit[best[0]] == max_s;
   out[metric::kKd] = static_cast<float>(call.kd_metric * found.value);
-  out[metric::kTeacherEntropy] = any ? static_cast<float>(log(sum[0]) - sum[1] / sum[0]) : 0.0f;
-  out[metric::kAgreement] = any && best[0] != INT_MAX && entries.logit[best[0]] == max_s ? 1.0f : 0.0f;
+  out[metric::kTeacherEntropy] =
+      found.classes == 0 ? 0.0f : static_cast<float>(log(sum[0]) - sum[1] / sum[0]);
+  out[metric::kAgreement] = agrees ? 1.0f : 0.0f;
 }
 
 // Writes the student's gradient at the entries again, now complete, so that each is rounded once.

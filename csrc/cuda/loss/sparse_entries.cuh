@@ -28,7 +28,7 @@ __device__ __forceinline__ SparseRow& sparse_row() {
 // What the row's entries have in common.
 struct SparseSums {
   bool any;               // whether the row has an entry
-  bool good;              // whether all results of the row are numbers
+  bool wrong;             // whether the entries are an error, see SparseTeacher in params.h
   double mass_p, mass_q;  // probability of all entries together; 0 where the tail does not need it
 };
 
@@ -53,12 +53,12 @@ __device__ __forceinline__ void read_entries(const Context& row, const SparseCal
 
 // Whether another entry names the same column as entry i. Each pair of entries is compared once in the block.
 __device__ __forceinline__ bool is_repeated(const SparseRow& entries, int i, int count) {
-  bool repeated = false;
+  int times = 0;
   for (int apart = 1; apart <= count / 2; ++apart) {
     const int other = i + apart < count ? i + apart : i + apart - count;
-    repeated = repeated || entries.column[i] == entries.column[other];
+    times += entries.column[i] == entries.column[other];
   }
-  return repeated;
+  return times > 0;
 }
 
 // Completes the entries that read_entries() has read, given the statistics of the student's row, and checks
@@ -88,7 +88,7 @@ __device__ __forceinline__ SparseSums sum_entries(const Context& row, const Spar
   }
   double sum[] = {mass_p, mass_q, static_cast<double>(count), static_cast<double>(wrong)};
   reduce_block<SumOfDoubles>(sum);
-  return {sum[2] != 0, sum[3] == 0 && !(sum[0] > teacher.most_mass), sum[0], sum[1]};
+  return {sum[2] != 0, sum[3] != 0 || sum[0] > teacher.most_mass, sum[0], sum[1]};
 }
 
 // Writes `value` to the gradients of the entries of a row that does not run, and 0 where it has no entry.
