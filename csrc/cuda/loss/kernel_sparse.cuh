@@ -9,7 +9,10 @@
 namespace fastkd {
 namespace cuda {
 
-constexpr int kSparseThreads = 256;
+// Two blocks on a multiprocessor leave 96 registers to each of 320 threads, and 128 to each of 256. Only
+// three streams need more than 96.
+template <class D>
+constexpr int kSparseThreads = D::kStreams == 3 ? 256 : 320;
 
 using SparseContext = RowContext<OffSupport, AnyElement, OneBlock>;
 
@@ -52,7 +55,7 @@ __device__ __forceinline__ void run_sparse_row(SparseContext& row, const D& func
 }
 
 template <class D>
-__global__ void __launch_bounds__(kSparseThreads, 2)
+__global__ void __launch_bounds__(kSparseThreads<D>, 2)
     sparse_kernel(const Call call, const D functor, const SparseCall teacher) {
   const RowIndex index = RowIndex::of(blockIdx.x, call.inner);
   const RowState state = state_of(call, index);
