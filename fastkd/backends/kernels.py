@@ -49,9 +49,7 @@ class KernelBackend(Backend):
         """
 
     def compute(self, call: Call) -> None:
-        teacher, sharded = call.teacher, call.shards is not None
-        sparse = isinstance(teacher, SparseRows) and call.spec.kd_weight != 0
-        if sparse and not self.takes_sparse(call.student.device, teacher.indices.shape[1], sharded):
+        if call.spec.kd_weight != 0 and isinstance(call.teacher, SparseRows) and not self._takes(call):
             self._sparse(call)
         elif call.shards is None:
             self.launch(call)
@@ -64,6 +62,11 @@ class KernelBackend(Backend):
                     self.launch(call, "distant", record)
                     records.combine_distant(record, of_all, call.shards)
             self.launch(call, "finish", record)
+
+    def _takes(self, call: Call) -> bool:
+        assert isinstance(call.teacher, SparseRows)
+        entries = call.teacher.indices.shape[1]
+        return self.takes_sparse(call.student.device, entries, call.shards is not None)
 
     def _statistics(self, call: Call) -> Tensor:
         """The records of all rows, combined over all shards."""

@@ -231,22 +231,15 @@ def test_launches_of_a_sparse_teacher(divergence: str, tail: str, dtype: torch.d
     with watched(DEVICE) as watch:
         given = Inputs(watch, dtype)
         converts = dtype != torch.float32
-        for options in (
-            {},
-            {"label_smoothing": 0.1, "z_loss": 1e-3},
-            {"inplace": True},
-            {"reduction": "sum"},
-        ):
-            for labels, ratio in ((given.labels, 0.5), (None, 1.0)):
-                watch.seen.launches.clear()
-                watch.seen.small.clear()
-                arguments = given.student, given.sparse(tail, grad), labels
-                loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=ratio, **options)
-                assert len(watch.seen.launches) == 2, options
-                assert len(watch.seen.small) == 1 + converts * (1 + 2 * grad), watch.seen.small
-                assert len(watch.seen.launches) + len(watch.seen.small) <= 4 or grad
-                backward(watch, loss, options.get("reduction", "mean"))
-                assert len(watch.seen.launches) == 3 + grad, options
+        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}):
+            watch.seen.launches.clear()
+            watch.seen.small.clear()
+            arguments = given.student, given.sparse(tail, grad), given.labels
+            loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=0.5, **options)
+            assert len(watch.seen.launches) == 2, options
+            assert len(watch.seen.small) == 1 + converts * (1 + 2 * grad), watch.seen.small
+            backward(watch, loss, "mean")
+            assert len(watch.seen.launches) == 3 + grad, options
 
 
 @pytest.mark.parametrize("k, launches", [(1024, 2), (1025, 3)])

@@ -29,7 +29,7 @@ STREAMING = {
     128: ("alpha_beta",),
 }
 EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # all others have 96
-SPARSE = {128: ("alpha_beta",)}  # all others have 96
+SPARSE = {128: ("alpha_beta", "log_acceptance")}  # all others have 96
 # Two clusters' blocks of 256 threads on a multiprocessor leave 128 registers to a thread.
 CLUSTER = 128
 # A block may declare 48 KiB of shared memory.

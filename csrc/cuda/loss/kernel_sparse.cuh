@@ -9,10 +9,10 @@
 namespace fastkd {
 namespace cuda {
 
-// Two blocks on a multiprocessor leave 96 registers to each of 320 threads, and 128 to each of 256. Only
-// three streams need more than 96.
+// Two blocks on a multiprocessor leave 96 registers to each of 320 threads, and 128 to each of 256. Three
+// streams, or sums of distant rows, need more than 96.
 template <class D>
-constexpr int kSparseThreads = D::kStreams == 3 ? 256 : 320;
+constexpr int kSparseThreads = D::kStreams == 3 || D::kDistant ? 256 : 320;
 
 using SparseContext = RowContext<OffSupport, AnyElement, OneBlock>;
 
