@@ -182,23 +182,21 @@ PYBIND11_MODULE(_C, m) {
       .value("factor", WeightParams::Divisor::kFactor)
       .value("sum", WeightParams::Divisor::kSum)
       .value("items", WeightParams::Divisor::kItems);
+  // Without names for its arguments, which would cost as much time as the rest of a small call.
   py::class_<WeightParams>(m, "WeightParams")
       .def(py::init([](int64_t rows, uintptr_t labels, int64_t ignore_index, uintptr_t token_weights,
                        Scalar token_weights_type, WeightParams::Divisor divisor, double factor,
                        uintptr_t items, Scalar items_type, uintptr_t weights, bool wide) {
-             return WeightParams{rows,
-                                 reinterpret_cast<const int64_t*>(labels),
-                                 ignore_index,
-                                 {reinterpret_cast<const void*>(token_weights), token_weights_type},
-                                 divisor,
-                                 factor,
-                                 {reinterpret_cast<const void*>(items), items_type},
-                                 reinterpret_cast<void*>(weights),
-                                 wide};
-           }),
-           py::kw_only(), py::arg("rows"), py::arg("labels"), py::arg("ignore_index"),
-           py::arg("token_weights"), py::arg("token_weights_type"), py::arg("divisor"), py::arg("factor"),
-           py::arg("items"), py::arg("items_type"), py::arg("weights"), py::arg("wide"));
+        return WeightParams{rows,
+                            reinterpret_cast<const int64_t*>(labels),
+                            ignore_index,
+                            {reinterpret_cast<const void*>(token_weights), token_weights_type},
+                            divisor,
+                            factor,
+                            {reinterpret_cast<const void*>(items), items_type},
+                            reinterpret_cast<void*>(weights),
+                            wide};
+      }));
 
   py::class_<cpu::Block>(m, "CpuBlock", py::buffer_protocol())
       .def(py::init<int64_t>(), py::arg("bytes"))
@@ -218,7 +216,7 @@ PYBIND11_MODULE(_C, m) {
         return cpu::first_bad_label(reinterpret_cast<const int64_t*>(labels), rows, total, ignore_index);
       },
       py::arg("labels"), py::arg("rows"), py::arg("total"), py::arg("ignore_index"));
-  m.def("cpu_row_weights", &cpu::row_weights, py::arg("params"));
+  m.def("cpu_row_weights", &cpu::row_weights);
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
@@ -248,6 +246,6 @@ PYBIND11_MODULE(_C, m) {
       [](const WeightParams& params, int device, uintptr_t stream) {
         check(cuda::row_weights(params, device, reinterpret_cast<void*>(stream)));
       },
-      py::arg("params"), py::arg("device"), py::arg("stream"), py::call_guard<py::gil_scoped_release>());
+      py::call_guard<py::gil_scoped_release>());
 #endif
 }

@@ -121,7 +121,6 @@ class Divisor:
 class WeightParams:
     def __init__(
         self,
-        *,
         rows: int,
         labels: int,
         ignore_index: int,
@@ -133,6 +132,7 @@ class WeightParams:
         items_type: Scalar,
         weights: int,
         wide: bool,
+        /,
     ) -> None: ...
 
 def divergence_traits(divergence: Divergence, alpha: float, beta: float) -> dict[str, object]: ...

@@ -142,7 +142,9 @@ def nothing_traces(*tensors: Tensor) -> bool:
     """Whether a tensor is its memory and no more: no mode (fake tensors, tracing) sees the operators, no
     transform of torch.func or torch.compile does, and none of ``tensors`` is of a class of its own.
     """
-    return all([type(x) is Tensor for x in tensors]) and not (
+    if any([type(x) is not Tensor for x in tensors]):
+        return False
+    return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
@@ -170,28 +172,28 @@ def row_weights(
     tensors = [x for x in (labels, token_weights, divisor) if isinstance(x, Tensor)]
     if not nothing_traces(*tensors) or NativeBackend().missing(device, dtype) is not None:
         return None
-    if isinstance(divisor, Tensor) and divisor.device != device:
-        if divisor.device.type != "cpu":
-            return None
-        divisor = divisor.item()
-    labels = None if labels is None else labels.reshape(tokens).contiguous()
-    weights, types = torch.empty(tokens, dtype=dtype, device=device), _SCALARS[device.type]
-    given = token_weights if token_weights is None else token_weights.reshape(tokens).contiguous()
-    items = divisor if isinstance(divisor, Tensor) else None
-    given, items = (x if x is None or x.dtype in types else x.to(dtype) for x in (given, items))
-    kind = _C.Divisor.sum if divisor is None else _C.Divisor.factor if items is None else _C.Divisor.items
+    types, weights = _SCALARS[device.type], torch.empty(tokens, dtype=dtype, device=device)
+    kind, factor, given, items = _C.Divisor.factor, 0.0, token_weights, None
+    if labels is not None:
+        labels = labels.reshape(tokens).contiguous()
+    if given is not None:
+        given = given.reshape(tokens).contiguous()
+        given = given if given.dtype in types else given.to(dtype)
+    if isinstance(divisor, Tensor) and divisor.device.type == "cpu":
+        divisor = divisor.item()  # the host reads its own memory
+    if divisor is None:
+        kind = _C.Divisor.sum
+    elif not isinstance(divisor, Tensor):
+        factor = 1.0 / divisor if divisor != 0 else 0.0
+    elif divisor.device != device:
+        return None
+    else:
+        kind, items = _C.Divisor.items, divisor if divisor.dtype in types else divisor.to(dtype)
     params = _C.WeightParams(
-        rows=tokens,
-        labels=_address(labels),
-        ignore_index=ignore_index,
-        token_weights=_address(given),
-        token_weights_type=_C.Scalar.float32 if given is None else types[given.dtype],
-        divisor=kind,
-        factor=1.0 / divisor if isinstance(divisor, (int, float)) and divisor != 0 else 0.0,
-        items=_address(items),
-        items_type=_C.Scalar.float32 if items is None else types[items.dtype],
-        weights=_address(weights),
-        wide=dtype == torch.float64,
+        *(tokens, _address(labels), ignore_index),
+        *(_address(given), types[torch.float32 if given is None else given.dtype]),
+        *(kind, factor, _address(items), types[torch.float32 if items is None else items.dtype]),
+        *(_address(weights), dtype == torch.float64),
     )
     if device.type == "cpu":
         _C.cpu_row_weights(params)

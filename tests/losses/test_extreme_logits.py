@@ -17,7 +17,7 @@ HIGHEST = torch.finfo(torch.float32).max
 EVERY_DIVERGENCE = pytest.mark.parametrize("divergence", DIVERGENCES)
 # The factor by which a divergence's formula multiplies the rounding of a sum, such as 1 / |a (1 - a)|.
 ENLARGEMENT = {"alpha": 4.0, "alpha_beta": 4.0, "renyi": 2.0}
-# The CUDA kernels have bounds of their own (docs/losses.md), tested by tests/native/cuda_emulation/cases.py.
+# The CUDA kernels have bounds of their own (docs/losses.md), tested by cases_extremes.py of the emulation.
 EXACT = [p for p in TARGETS if p.values[0].device == "cpu" or p.values[0].backend == "triton"]
 EVERY_EXACT_TARGET = pytest.mark.parametrize("target", EXACT, indirect=True)
 LINEAR = ("forward_kl", "reverse_kl", "jeffreys")

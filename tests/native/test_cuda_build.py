@@ -32,8 +32,9 @@ EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # al
 SPARSE = {128: ("alpha_beta", "log_acceptance")}  # all others have 96
 # Two clusters' blocks of 256 threads on a multiprocessor leave 128 registers to a thread.
 CLUSTER = 128
-# A block may declare 48 KiB of shared memory.
-DECLARED = 48 << 10
+# A block may have 48 KiB of shared memory without asking for more: what a kernel declares, and beside it, in
+# that for sparse teachers, 40 bytes for each of 1,024 entries and 32 for the class of all other columns.
+DECLARED = (48 << 10) - (1024 * 40 + 32)
 # Kernels per file: for each dtype that both sides can have, a streaming kernel and a cluster kernel; in
 # addition one for mixed dtypes, phases and metrics, and one for sparse teachers, which have no label apart.
 KERNELS = {

@@ -1,6 +1,6 @@
 """Variants of the Triton kernels, and the arguments with which Triton compiles them without a GPU.
 
-The targets are an A100 (sm_80), a Hopper (sm_90) and an AMD MI300 (gfx942).
+The targets are a T4 (sm_75), an A100 (sm_80), a Hopper (sm_90) and an AMD MI300 (gfx942).
 """
 
 from __future__ import annotations
@@ -83,8 +83,16 @@ OTHERS = (
     }
 )
 ELSEWHERE = {"forward_kl-bf16": USUAL["forward_kl-bf16"], "jsd-loaded": USUAL["jsd-loaded"]}
-VARIANTS = {"sm_80": ELSEWHERE, "sm_90": USUAL, "gfx942": ELSEWHERE}
-SLOW = {"sm_80": SHAPES | loaded(*KINDS), "sm_90": SHAPES | OTHERS, "gfx942": SHAPES | loaded(*KINDS)}
+# The native kernels need sm_80, so that on a T4 Triton's run. It has no bfloat16 arithmetic.
+HALF: Variant = {"student": "fp16", "teacher": "fp16"}
+TURING = {f"{divergence}-fp16": main(divergence, **HALF) for divergence in ("forward_kl", "tvd")}
+VARIANTS = {"sm_75": TURING, "sm_80": ELSEWHERE, "sm_90": USUAL, "gfx942": ELSEWHERE}
+SLOW = {
+    "sm_75": {"jsd-fp16": main("jsd", **HALF), "forward_kl-fp32": main("forward_kl", **FLOAT)},
+    "sm_80": SHAPES | loaded(*KINDS),
+    "sm_90": SHAPES | OTHERS,
+    "gfx942": SHAPES | loaded(*KINDS),
+}
 
 
 def formulas_named(name: str | None) -> Any:

@@ -181,6 +181,7 @@ cudaError_t launch_sparse(const Call& call, const D& functor, const SparseCall& 
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(call.rows));
     config.blockDim = dim3(threads_for(call.vocab, kSparseThreads<D>));
+    config.dynamicSmemBytes = sparse_row_bytes(teacher.entries);
     config.stream = stream;
     return cudaLaunchKernelEx(&config, sparse_kernel<D>, call, functor, teacher);
   } else {

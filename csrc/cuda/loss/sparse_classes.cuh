@@ -24,7 +24,7 @@ template <class D>
 class ClassDivergence {
  public:
   __device__ __forceinline__ ClassDivergence(const D& functor, const SparseCall& call, int count)
-      : functor_(functor), call_(call), count_(count), classes_(sparse_row()), sums_(class_sums<D>()) {}
+      : functor_(functor), call_(call), count_(count), classes_(sparse_row(call)), sums_(class_sums<D>()) {}
 
   // Returns the divergence. The caller needs a barrier before, and has one behind it.
   __device__ __forceinline__ double find() {
@@ -174,7 +174,7 @@ class ClassDivergence {
   const D& functor_;
   const SparseCall& call_;
   const int count_;
-  const SparseRow& classes_;
+  const SparseRow classes_;
   Row<double>& sums_;
   double top_p_ = 0, top_q_ = 0;              // the largest logarithms
   double inverse_z_p_ = 0, inverse_z_q_ = 0;  // reciprocals of the normalisers, relative to these

@@ -17,7 +17,7 @@ struct SparseDivergence {
 // Tail::kDrop: only the entries' terms of the forward KL count, with the teacher's probabilities as weights,
 // not renormalised.
 __device__ __forceinline__ SparseDivergence find_dropped(const SparseCall& teacher, const SparseSums& sums) {
-  SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   double value[1] = {0};
   for (int i = threadIdx.x; i < teacher.entries; i += blockDim.x) {
     if (entries.column[i] < 0) continue;
@@ -34,7 +34,7 @@ __device__ __forceinline__ SparseDivergence find_dropped(const SparseCall& teach
 template <class D>
 __device__ __forceinline__ SparseDivergence find_classes(const D& functor, const SparseCall& teacher,
                                                          const SparseSums& sums, RowIndex index) {
-  SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   const bool bucket = teacher.tail == Tail::kBucket;
   const int rest = teacher.entries, count = rest + (teacher.has_rest ? 1 : 0);
   const double rest_p = rest_of(sums.mass_p), rest_q = rest_of(sums.mass_q);
@@ -80,7 +80,7 @@ __device__ __forceinline__ SparseDivergence find_divergence(const D& functor, co
 // factor.
 __device__ __forceinline__ void write_by_logprobs(const SparseCall& teacher, RowIndex index, double scale) {
   if (!teacher.grad) return;
-  const SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   for (int i = threadIdx.x; i < teacher.entries; i += blockDim.x) {
     teacher.grad[index.row * int64_t{teacher.entries} + i] =
         entries.column[i] < 0 ? 0.0f : static_cast<float>(scale * entries.by_teacher[i]);
@@ -90,7 +90,7 @@ __device__ __forceinline__ void write_by_logprobs(const SparseCall& teacher, Row
 // Writes the metrics that depend on the teacher. `max_s`: the student's largest logit.
 __device__ __forceinline__ void write_sparse_metrics(const Call& call, const SparseCall& teacher,
                                                      const SparseDivergence& found, float max_s, float* out) {
-  const SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   // The entropy is relative to the most likely class, since all may be too unlikely for an exponential of
   // their own. The agreement is about the most likely entry.
   double top[2] = {-INFINITY, -INFINITY};
@@ -123,7 +123,7 @@ template <class Context>
 __device__ __forceinline__ void write_entries(const Context& row, const SparseCall& teacher, RowIndex index) {
   const Call& call = row.call;
   if (!call.grad_student.data) return;
-  const SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   const auto gradient = row_of<typename Context::Element>(call.grad_student, index);
   const GradientFactors factors = gradient_factors(row, call.grad_scale[index.row]);
   for (int i = threadIdx.x; i < teacher.entries; i += blockDim.x) {

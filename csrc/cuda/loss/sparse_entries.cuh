@@ -2,6 +2,7 @@
 // class. All columns but the entries' have a part of the student's gradient in common.
 #pragma once
 
+#include "../memory/dynamic_shared.cuh"
 #include "../memory/reduce.cuh"
 #include "record.cuh"
 #include "sparse_call.h"
@@ -9,20 +10,29 @@
 namespace fastkd {
 namespace cuda {
 
-constexpr int kMaxEntries = SparseTeacher::kMaxEntriesOnGpu;
-constexpr int kMaxClasses = kMaxEntries + 1;
-
+// Arrays in the dynamic shared memory. Those of doubles have one element per entry, and then one for the
+// class of all other columns.
 struct SparseRow {
-  int column[kMaxEntries];   // negative and different from all others where the row lacks the entry
-  float logit[kMaxEntries];  // the student's
-  // One element per entry, and then one for the class of all other columns. Absent entries are -inf.
-  double log_p[kMaxClasses], log_q[kMaxClasses];
-  double by_student[kMaxClasses], by_teacher[kMaxClasses];  // gradients by the logarithms
+  double *log_p, *log_q;            // -inf where the row lacks the entry
+  double *by_student, *by_teacher;  // gradients by the logarithms
+  int* column;                      // negative and different from all others where the row lacks the entry
+  float* logit;                     // the student's
 };
 
-__device__ __forceinline__ SparseRow& sparse_row() {
-  __shared__ SparseRow of_row;
-  return of_row;
+inline unsigned sparse_row_bytes(int entries) {
+  return static_cast<unsigned>((entries + 1) * 4 * sizeof(double) + entries * (sizeof(int) + sizeof(float)));
+}
+
+__device__ __forceinline__ SparseRow sparse_row(const SparseCall& teacher) {
+  const int entries = teacher.entries, classes = entries + 1;
+  auto* const doubles = reinterpret_cast<double*>(dynamic_shared());
+  auto* const columns = reinterpret_cast<int*>(doubles + 4 * classes);
+  return {doubles,
+          doubles + classes,
+          doubles + 2 * classes,
+          doubles + 3 * classes,
+          columns,
+          reinterpret_cast<float*>(columns + entries)};
 }
 
 // What the row's entries have in common.
@@ -39,7 +49,7 @@ __device__ __forceinline__ float logprob_at(const SparseCall& teacher, RowIndex 
 // Copies the entries to shared memory. The caller needs a barrier before it reads entries of other threads.
 template <class Context>
 __device__ __forceinline__ void read_entries(const Context& row, const SparseCall& teacher, RowIndex index) {
-  SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   const auto logits = row_of<typename Context::Element>(row.call.student, index);
   for (int i = threadIdx.x; i < teacher.entries; i += blockDim.x) {
     const int64_t column = teacher.indices[index.row * int64_t{teacher.entries} + i];
@@ -66,7 +76,7 @@ __device__ __forceinline__ bool is_repeated(const SparseRow& entries, int i, int
 template <class Context>
 __device__ __forceinline__ SparseSums sum_entries(const Context& row, const SparseCall& teacher,
                                                   const Statistics& found) {
-  SparseRow& entries = sparse_row();
+  const SparseRow entries = sparse_row(teacher);
   const float less = row.lowered ? origin().s : 0.0f;
   const bool needs_masses = teacher.has_rest || teacher.tail != Tail::kRenormalize;
   // Relative to the row maximum, where the logarithm of the normaliser is small.

@@ -82,11 +82,26 @@ def test_strides(divergence: Named) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scale_rows(dtype: torch.dtype) -> None:
     for rows, columns, offset in ((3, 1, 0), (2, 777, 1), (2, 20_001, 0)):
-        grad = logits(rows, columns, dtype, offset)[0]
-        factor = torch.tensor([1.0, -0.3, 2.5])[:rows]
-        expected = (grad.float() * factor[:, None]).to(dtype)
-        out = torch.full_like(grad, 7.0)
-        KERNEL.scale_rows(grad, factor, out)
-        assert out.equal(expected)
-        KERNEL.scale_rows(grad, factor, grad)
-        assert grad.equal(expected)
+        grad = logits(rows, columns, dtype, offset)
+        for factor in (torch.tensor([1.0, -0.3, 2.5])[:rows], torch.tensor(-0.3).expand(rows)):
+            expected = (grad.float() * factor[:, None]).to(dtype)
+            out = torch.full_like(grad, 7.0)
+            KERNEL.scale_rows(grad, factor, out)
+            assert out.equal(expected)
+            given = grad.clone()
+            KERNEL.scale_rows(given, factor, given)
+            assert given.equal(expected)
+        given = grad.clone()
+        KERNEL.scale_rows(given, torch.tensor(1.0).expand(rows), given)
+        assert given.equal(grad)
+
+
+def test_scale_rows_with_gaps() -> None:
+    whole = logits(12, 777, torch.bfloat16).view(3, 4, 777)
+    given, factor = whole[:, :-1], torch.rand(9)
+    expected, last = (given.float() * factor.view(3, 3, 1)).bfloat16(), whole[:, -1].clone()
+    out = torch.full((3, 3, 777), 7.0, dtype=torch.bfloat16)
+    KERNEL.scale_rows(given, factor, out)
+    assert out.equal(expected)
+    KERNEL.scale_rows(given, factor, given)
+    assert given.equal(expected) and whole[:, -1].equal(last)
