@@ -35,7 +35,7 @@ __device__ __forceinline__ SparseRow sparse_row(const SparseCall& teacher) {
           reinterpret_cast<float*>(columns + entries)};
 }
 
-// What the row's entries have in common.
+// Sums over the row's entries, the same in all threads.
 struct SparseSums {
   bool any;               // whether the row has an entry
   bool wrong;             // whether the entries are an error, see SparseTeacher in params.h
