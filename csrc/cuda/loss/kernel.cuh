@@ -109,40 +109,40 @@ __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
   write_gradients(row, index, coefficient);
 }
 
-// Whether the row is read, and whether its label is one of the vocabulary.
-struct RowState {
-  bool read, known;
-};
-
-__device__ __forceinline__ RowState state_of(const Call& call, RowIndex index) {
-  // Both are read at once: the second would otherwise wait for the comparison of the first.
-  const float loss_scale = call.loss_scale[index.row], grad_scale = call.grad_scale[index.row];
-  RowState state{loss_scale != 0 || grad_scale != 0, true};
-  if (call.labels) {
-    const int64_t label = call.labels[index.row];
-    state.read = state.read && label != call.ignore_index;
-    state.known = label >= 0 && label < call.vocab;
-  }
-  return state;
-}
-
 // Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
-template <class Context>
+// `fill` writes a value to all results of a row that does not run, `run` runs a row.
+template <class Context, class Fill, class Run>
 __device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
-                                         const typename Context::Place& place, RowIndex index) {
+                                         const typename Context::Place& place, RowIndex index,
+                                         const Fill& fill, const Run& run) {
   constexpr bool kExtra = Context::kHasExtra;
   const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
-  const RowState state = state_of(call, index);
-  const bool known = state.known || (kExtra && call.sharded);
-  if (!state.read || (finishes && !known)) {
-    if (finishes) fill_row_results<Context>(call, place, index, state.read ? NAN : 0.0f);
+  // Both are read at once: the second would otherwise wait for the comparison of the first.
+  const float loss_scale = call.loss_scale[index.row], grad_scale = call.grad_scale[index.row];
+  bool read = loss_scale != 0 || grad_scale != 0, known = true;
+  if (call.labels) {
+    const int64_t label = call.labels[index.row];
+    read = read && label != call.ignore_index;
+    known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
+  }
+  if (!read || (finishes && !known)) {
+    if (finishes) fill(read ? NAN : 0.0f);
     return;
   }
   // The copies of a cluster begin here. What they do not need comes after them, and before the sweeps, during
   // which its arguments would occupy registers. Padding columns are never read.
   Context row(call, functor, place, index);
   if (finishes) fill_padding<Context>(call, place, index);
-  run_row(row, index);
+  run(row);
+}
+
+// The same for the sweeps of run_row().
+template <class Context>
+__device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
+                                         const typename Context::Place& place, RowIndex index) {
+  take_row<Context>(
+      call, functor, place, index, [&](float value) { fill_row_results<Context>(call, place, index, value); },
+      [&](Context& row) { run_row(row, index); });
 }
 
 }  // namespace cuda

@@ -58,15 +58,11 @@ template <class D>
 __global__ void __launch_bounds__(kSparseThreads<D>, 2)
     sparse_kernel(const Call call, const D functor, const SparseCall teacher) {
   const RowIndex index = RowIndex::of(blockIdx.x, call.inner);
-  const RowState state = state_of(call, index);
-  if (!state.read || !state.known) {
-    return fill_sparse_row(call, teacher, index, state.read ? NAN : 0.0f);
-  }
   const OneBlock place;
   const OffSupport student_side;
-  SparseContext row(call, student_side, place, index);
-  fill_padding<SparseContext>(call, place, index);
-  run_sparse_row(row, functor, teacher, index);
+  take_row<SparseContext>(
+      call, student_side, place, index, [&](float value) { fill_sparse_row(call, teacher, index, value); },
+      [&](SparseContext& row) { run_sparse_row(row, functor, teacher, index); });
 }
 
 }  // namespace cuda

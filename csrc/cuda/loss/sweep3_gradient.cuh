@@ -34,17 +34,18 @@ struct GradientFactors {
 template <class Context>
 __device__ __forceinline__ GradientFactors gradient_factors(const Context& row, float scale) {
   const Call& call = row.call;
+  GradientFactors factors;
+  factors.by_student = scale * call.kd_by_student;
   const float cross_entropy = call.label_weight + call.smoothing_weight;
   // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
   const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
-  const float by_ce_softmax = scale * (cross_entropy + z_weight), by_label = scale * call.label_weight;
-  GradientFactors factors;
-  factors.by_student = scale * call.kd_by_student;
+  const float by_ce_softmax = scale * (cross_entropy + z_weight);
   factors.by_column = call.smoothing_weight != 0 ? scale * call.smoothing_weight / row.columns : 0.0f;
-  factors.by_ce_exponential = by_ce_softmax * row.inverse_z_ce;
+  const float by_label = scale * call.label_weight;
   factors.at_label =
       call.ce_gradient ? (by_ce_softmax - by_label) * row.ce_softmax_label - by_label * row.ce_softmax_others
                        : 0.0f;
+  factors.by_ce_exponential = by_ce_softmax * row.inverse_z_ce;
   return factors;
 }
 
@@ -62,8 +63,8 @@ __device__ __forceinline__ void write_gradients(const Context& row, RowIndex ind
   const float scale = call.grad_scale[index.row];
   grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
   grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
-  const auto [by_student, by_column, by_ce_exponential, at_label] = gradient_factors(row, scale);
   const float by_teacher = scale * call.kd_by_teacher;
+  const auto [by_student, by_column, by_ce_exponential, at_label] = gradient_factors(row, scale);
   const float by_q = Context::kSparse ? by_student * coefficient * row.inverse_z_s : 0.0f;
 
   // Backwards, because the caches still hold the end of the row.
