@@ -124,6 +124,7 @@ PYBIND11_MODULE(_C, m) {
       py::tuple(py::cast(std::vector<std::string>{FASTKD_METRIC_COLUMNS(FASTKD_NAME)}));
 #undef FASTKD_NAME
 
+  m.attr("CUDA_MAX_ENTRIES") = +SparseTeacher::kMaxEntriesOnGpu;
   m.attr("CLUSTER_NONE") = 0;
   m.attr("CLUSTER_CHOSEN") = +DenseParams::kChoose;
   m.attr("CLUSTER_ANY") = +DenseParams::kCluster;
@@ -145,7 +146,7 @@ PYBIND11_MODULE(_C, m) {
       .def(
           "set_sparse",
           [](DenseParams& p, uintptr_t indices, uintptr_t logprobs, uintptr_t grad, int64_t entries,
-             Tail tail, Divergence divergence, bool has_rest, double class_temperature) {
+             Tail tail, Divergence divergence, bool has_rest, double class_temperature, double most_mass) {
             p.sparse = {reinterpret_cast<const int64_t*>(indices),
                         reinterpret_cast<const void*>(logprobs),
                         reinterpret_cast<void*>(grad),
@@ -153,10 +154,12 @@ PYBIND11_MODULE(_C, m) {
                         tail,
                         divergence,
                         has_rest,
-                        class_temperature};
+                        class_temperature,
+                        most_mass};
           },
           py::kw_only(), py::arg("indices"), py::arg("logprobs"), py::arg("grad"), py::arg("entries"),
-          py::arg("tail"), py::arg("divergence"), py::arg("has_rest"), py::arg("class_temperature"));
+          py::arg("tail"), py::arg("divergence"), py::arg("has_rest"), py::arg("class_temperature"),
+          py::arg("most_mass"));
 
   py::class_<ScaleParams>(m, "ScaleParams")
       .def(py::init([](int64_t rows, int64_t inner, const Rows& grad, const Rows& out, uintptr_t factor,

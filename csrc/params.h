@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "divergences/list.h"
 
@@ -88,9 +89,14 @@ struct Rows {
 // How the columns that a sparse teacher does not name are treated, see fastkd.SparseTeacher.
 enum class Tail : int { kRenormalize, kBucket, kDrop };
 
-// The entries of a sparse teacher. An entry whose log-probability is -inf does not exist. In a row that
-// the kernel reads, no two existing entries name the same column.
+// The entries of a sparse teacher. An entry whose log-probability is -inf does not exist. On a CPU, no two
+// existing entries of a row that the kernel reads name the same column, and none one outside the vocabulary.
+// On a GPU the kernel itself looks for such rows, and for those of too large a mass: all their results are
+// NaN.
 struct SparseTeacher {
+  // A launch on a GPU takes at most this many entries per row, because they are in a block's shared memory.
+  static constexpr int kMaxEntriesOnGpu = 1024;
+
   const int64_t* indices = nullptr;  // (rows, entries), columns of the vocabulary
   const void* logprobs = nullptr;    // (rows, entries), float, or double if DenseParams::wide
   void* grad = nullptr;  // (rows, entries), dtype of logprobs: their gradient; null if it is not wanted
@@ -101,6 +107,9 @@ struct SparseTeacher {
   // With kBucket the student's classes are formed at the call's temperature, which is then 1, and their
   // logarithms are divided by this temperature.
   double class_temperature = 1.0;
+  // The largest sum of a row's probabilities that counts as at most 1; infinite where the sum does not
+  // matter.
+  double most_mass = std::numeric_limits<double>::infinity();
 };
 
 struct DenseParams {
@@ -116,8 +125,8 @@ struct DenseParams {
   const void* grad_scale = nullptr;  // (rows,), factor of the row's gradients
   void* row_loss = nullptr;          // (rows,), output
   void* metrics = nullptr;           // (rows, metric::kCount), output; null if they are not wanted
-  // (rows,), for kOffSupport in Phase::kFinish: the factor of q in the student's gradient. In Phase::kAll,
-  // which only the CPU kernels have for kOffSupport, the kernel computes it from `sparse`.
+  // (rows,), for kOffSupport in Phase::kFinish: the factor of q in the student's gradient. In Phase::kAll the
+  // kernel computes it from `sparse`.
   const void* coefficient = nullptr;
   SparseTeacher sparse;
   bool wide = false;  // whether the kernel computes in float64

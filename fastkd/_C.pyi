@@ -88,6 +88,7 @@ class DenseParams:
         divergence: Divergence,
         has_rest: bool,
         class_temperature: float,
+        most_mass: float,
     ) -> None: ...
 
 class ScaleParams:
@@ -151,6 +152,7 @@ def cpu_row_weights(params: WeightParams) -> None: ...
 def cpu_dense_rows(params: DenseParams, isa: str, threads: int) -> None: ...
 def cpu_scale_rows(params: ScaleParams, isa: str, threads: int) -> None: ...
 
+CUDA_MAX_ENTRIES: int
 CLUSTER_NONE: int
 CLUSTER_CHOSEN: int
 CLUSTER_ANY: int

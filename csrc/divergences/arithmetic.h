@@ -37,6 +37,7 @@ FASTKD_HD float times_add(float weight, float x, float sum) {
   return sum + times(weight, x);
 #endif
 }
+FASTKD_HD double times_add(double weight, double x, double sum) { return sum + times(weight, x); }
 // x / y to a few ulp, for numbers no larger than 1.
 FASTKD_HD float divide(float x, float y) {
 #if defined(__CUDA_ARCH__)
@@ -50,7 +51,9 @@ FASTKD_HD F divide(const F& x, const F& y) {
   return x / y;
 }
 FASTKD_HD float abs(float x) { return ::fabsf(x); }
+FASTKD_HD double abs(double x) { return ::fabs(x); }
 FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
+FASTKD_HD double where_le(double a, double b, double yes, double no) { return a <= b ? yes : no; }
 // 2^x for any x. Subnormal results may be 0.
 FASTKD_HD float exp2_any(float x) {
 #if defined(__CUDA_ARCH__)
@@ -60,6 +63,15 @@ FASTKD_HD float exp2_any(float x) {
 #else
   return ::exp2f(x);
 #endif
+}
+FASTKD_HD double exp2_any(double x) { return ::exp2(x); }
+
+// Returns 1 - mass, the probability that is left to all other columns. A difference below float32's rounding
+// of a sum near 1 cannot be told from 0; the result is at least that.
+FASTKD_HD double rest_of(double mass) {
+  constexpr double kLeast = 0x1p-24;  // the same number as in fastkd/backends/sparse.py
+  const double rest = 1 - mass;
+  return rest < kLeast ? kLeast : rest;
 }
 
 }  // namespace FASTKD_ISA

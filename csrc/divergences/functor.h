@@ -1,11 +1,11 @@
 // Types that the divergence functors are written in, and the contract of a functor (see Functor below).
 //
-// Each functor is written once, over a number type F: a SIMD vector on the CPU, a float in a CUDA thread.
-// F offers + - * /, exp2_any(F), abs(F), times(F, F), times_add(F, F, F), divide(F, F) and
-// where_le(F, F, F, F). times() and times_add() take a weight of at least 0 first; any weight below the
-// smallest normal number, a negative one too, counts as 0. A vector also offers min and max, which return the
-// second operand where one is NaN. value() runs once per row, over a scalar R: a double on the CPU, a float
-// in a CUDA thread.
+// Each functor is written once, over a number type F: a SIMD vector on the CPU, in a CUDA thread a float, or
+// a double for the few classes of a sparse teacher. F offers + - * /, exp2_any(F), abs(F), times(F, F),
+// times_add(F, F, F), divide(F, F) and where_le(F, F, F, F). times() and times_add() take a weight of at
+// least 0 first; any weight below the smallest normal number, a negative one too, counts as 0. A vector also
+// offers min and max, which return the second operand where one is NaN. value() runs once per row, over a
+// scalar R: a double on the CPU and for a sparse teacher, else a float.
 #pragma once
 
 #include "arithmetic.h"
@@ -110,9 +110,9 @@ enum class Fields {
 // Members for divergences of a special form:
 //   kLog
 //       whether sums() and the gradients read Entry::log, a logarithm that the functor defines twice, once
-//       for each kind of processor. It needs kSums. A CUDA thread calls log_of(entry). The CPU computes
-//       log(r) + lost with r = log_argument(entry, lost), a function that reads p, q and q_minus_p and also
-//       sets `lost`.
+//       for each kind of processor. It needs kSums. A CUDA thread calls log_of(entry) in float32. The CPU,
+//       and a CUDA thread in float64, compute log(r) + lost with r = log_argument(entry, lost), a function
+//       that reads p, q and q_minus_p and also sets `lost`.
 //   kDistant
 //       whether rows that share little probability take one more sweep. It replaces row.sum, which has then
 //       lost its digits, by sums of small numbers. It needs kSums and these functions, which may read xs, xt,

@@ -4,12 +4,24 @@
 // log p - log q alone, for processors that have instructions for the exponential and the logarithm.
 #pragma once
 
-#include <type_traits>
-
 #include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
+
+// The smaller and the larger of two numbers, the second one where the first is NaN.
+FASTKD_HD float smaller_of(float x, float y) { return ::fminf(x, y); }
+FASTKD_HD double smaller_of(double x, double y) { return ::fmin(x, y); }
+template <class F>
+FASTKD_HD F smaller_of(const F& x, const F& y) {
+  return min(x, y);
+}
+FASTKD_HD float larger_of(float x, float y) { return ::fmaxf(x, y); }
+FASTKD_HD double larger_of(double x, double y) { return ::fmax(x, y); }
+template <class F>
+FASTKD_HD F larger_of(const F& x, const F& y) {
+  return max(x, y);
+}
 
 // The mixture m = share p + (1 - share) q at one entry.
 template <class F>
@@ -30,21 +42,9 @@ struct Mixture {
   }
 
   // log p - log m
-  static FASTKD_HD F p_over_m(const Entry<F>& e) {
-    if constexpr (std::is_same<F, float>::value) {
-      return ::fminf(e.log_ratio, 0.0f) - e.log;
-    } else {
-      return min(e.log_ratio, F(0)) - e.log;
-    }
-  }
+  static FASTKD_HD F p_over_m(const Entry<F>& e) { return smaller_of(e.log_ratio, F(0)) - e.log; }
   // log m - log q. The negative, log q - log m, would need one more operation.
-  static FASTKD_HD F m_over_q(const Entry<F>& e) {
-    if constexpr (std::is_same<F, float>::value) {
-      return ::fmaxf(e.log_ratio, 0.0f) + e.log;
-    } else {
-      return max(e.log_ratio, F(0)) + e.log;
-    }
-  }
+  static FASTKD_HD F m_over_q(const Entry<F>& e) { return larger_of(e.log_ratio, F(0)) + e.log; }
 
   static FASTKD_HD F m(const Entry<F>& e, double share) { return F(share) * e.p + F(1 - share) * e.q; }
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,8 @@ class SparseRows:
             spec): on the student's side their logarithms are then divided by this temperature and normalised
             again.
         grad: receives the gradient of ``logprobs``, of its shape and dtype; or None.
+        most_mass: the largest sum of a row's probabilities that is accepted, see
+            :meth:`Backend.takes_sparse`; infinite where it does not matter or was checked before.
     """
 
     indices: Tensor
@@ -32,6 +35,7 @@ class SparseRows:
     tail: str
     class_temperature: float = 1.0
     grad: Tensor | None = None
+    most_mass: float = math.inf
 
 
 @dataclass
@@ -96,6 +100,16 @@ class Backend(ABC):
         """The first of ``(rows,)`` labels on the CPU that is neither in ``[0, total)`` nor ignored, or -1."""
         bad = bad_labels(labels, total, ignore_index)
         return int(bad.to(torch.int8).argmax()) if bool(bad.any()) else -1
+
+    def takes_sparse(self, device: torch.device, entries: int, sharded: bool) -> bool:
+        """Whether one launch computes all of a call with a sparse teacher of so many entries per row.
+
+        On a device other than a CPU, that launch also finds the rows that are an error (a wrong label, an
+        index outside the vocabulary, a repeated one, a mass above ``most_mass``) and makes their results
+        NaN. If a backend does not take a call, its entries are checked and computed in torch, between two
+        launches.
+        """
+        return False
 
     def rows(self, call: Call) -> None:
         """Fill the results of ``call``."""

@@ -48,14 +48,8 @@ class KernelBackend(Backend):
         If ``call.shards`` is set, a label outside the vocabulary belongs to another shard.
         """
 
-    def takes_sparse(self, call: Call) -> bool:
-        """Whether one launch computes all of a call with a sparse teacher. If not, its entries are computed
-        in torch, between two launches."""
-        return False
-
     def compute(self, call: Call) -> None:
-        sparse = isinstance(call.teacher, SparseRows) and call.spec.kd_weight != 0
-        if sparse and not self.takes_sparse(call):
+        if call.spec.kd_weight != 0 and isinstance(call.teacher, SparseRows) and not self._takes(call):
             self._sparse(call)
         elif call.shards is None:
             self.launch(call)
@@ -68,6 +62,11 @@ class KernelBackend(Backend):
                     self.launch(call, "distant", record)
                     records.combine_distant(record, of_all, call.shards)
             self.launch(call, "finish", record)
+
+    def _takes(self, call: Call) -> bool:
+        assert isinstance(call.teacher, SparseRows)
+        entries = call.teacher.indices.shape[1]
+        return self.takes_sparse(call.student.device, entries, call.shards is not None)
 
     def _statistics(self, call: Call) -> Tensor:
         """The records of all rows, combined over all shards."""

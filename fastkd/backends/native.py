@@ -63,7 +63,8 @@ def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
     """Run CUDA calls inside the block with the ``"stream"`` kernel, or the ``"cluster"`` one (Hopper).
 
     The cluster has ``blocks`` blocks, or as many as fastkd would choose. Calls for which only one kernel
-    exists (those with phases, metrics or two dtypes) keep it; other calls raise if the kernel cannot run.
+    exists (those with phases, metrics, two dtypes or a sparse teacher) keep it; other calls raise if the
+    kernel cannot run.
     """
     _forced_cluster.append({"stream": _C.CLUSTER_NONE, "cluster": blocks or _C.CLUSTER_ANY}[name])
     try:
@@ -195,9 +196,10 @@ class NativeBackend(KernelBackend):
             raise AssertionError("labels are not contiguous int64")
         return _C.cpu_first_bad_label(_address(labels), labels.numel(), total, ignore_index)
 
-    def takes_sparse(self, call: Call) -> bool:
-        # The CPU kernel computes the entries while their row is in the caches.
-        return call.student.device.type == "cpu" and call.shards is None
+    def takes_sparse(self, device: torch.device, entries: int, sharded: bool) -> bool:
+        # A shard's entries need the statistics of the other shards. On a GPU, a block's shared memory has
+        # to hold the entries.
+        return not sharded and (device.type == "cpu" or 1 <= entries <= _C.CUDA_MAX_ENTRIES)
 
     def launch(
         self,
@@ -243,6 +245,7 @@ class NativeBackend(KernelBackend):
                 divergence=_divergence(spec),
                 has_rest=has_rest(sparse.tail, spec),
                 class_temperature=sparse.class_temperature,
+                most_mass=sparse.most_mass,
             )
         if student.device.type == "cpu":
             _C.cpu_dense_rows(params, cpu_isa(), torch.get_num_threads())

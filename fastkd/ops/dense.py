@@ -58,11 +58,15 @@ def _dense_kd(
     rows = loss_scale.numel()
     if rows == 0:
         return
-    by_teacher = None
+    by_teacher, direct = None, False
     if given is None:
         s = as_rows(student)
         if grad_teacher is not None:
-            by_teacher = loss_scale.new_zeros(rows, grad_teacher.shape[-1])
+            # The kernel computes it in the dtype of the arithmetic, and without a divergence not at all.
+            direct = spec.kd_weight != 0 and grad_teacher.dtype == loss_scale.dtype
+            direct = direct and grad_teacher.is_contiguous()
+            shape = rows, grad_teacher.shape[-1]
+            by_teacher = grad_teacher.view(shape) if direct else loss_scale.new_zeros(shape)
     else:
         s, given = same_rows(student, given)
         by_teacher = None if grad_teacher is None else grad_teacher.view(given.shape)
@@ -71,8 +75,7 @@ def _dense_kd(
         runner.about_to_write(grad_student)
     runner.about_to_write(grad_teacher)
     runner.rows(tokens.call(0, rows, s, given, row_loss, by_student, by_teacher, metrics))
-    if given is None and grad_teacher is not None and by_teacher is not None:
-        # The gradient of the log-probabilities was computed in the dtype of the arithmetic.
+    if given is None and grad_teacher is not None and by_teacher is not None and not direct:
         grad_teacher.view(by_teacher.shape).copy_(by_teacher)
 
 

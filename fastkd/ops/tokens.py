@@ -61,11 +61,21 @@ class Tokens:
         total: int | Tensor = spec.vocab_size
         if group is not None:
             self.shards, total = self._shard(columns, group)
-        if self.labels is not None:
-            self._check_labels(self.labels, total, runner)
-        self._refuse(self._bad_indices(total), self._index_error, total)
-        if logprobs is not None:
-            self._refuse(self._bad_masses(logprobs.dtype), self._mass_error, total)
+        self.most_mass = math.inf
+        device, sharded = self.loss_scale.device, self.shards is not None
+        checked = (
+            self.indices is not None
+            and device.type != "cpu"
+            and runner.takes_sparse(device, self.indices.shape[1], sharded)
+        )
+        if checked:
+            # One launch checks the rows and computes them. Each operator here would be one more.
+            self.most_mass = self._most_mass(logprobs)
+        else:
+            if self.labels is not None:
+                self._check_labels(self.labels, total, runner)
+            self._refuse(self._bad_indices(total), self._index_error, total)
+            self._refuse(self._bad_masses(self._most_mass(logprobs)), self._mass_error, total)
         if self.shards is not None:
             self._localise(self.shards)
 
@@ -121,16 +131,17 @@ class Tokens:
         outside = present & ((self.indices < 0) | (self.indices >= total))
         return outside.any(-1) | repeated
 
-    def _bad_masses(self, dtype: torch.dtype) -> Tensor | None:
-        """``(rows,)`` bool, rows whose probabilities sum to more than 1.
-
-        Args:
-            dtype: the dtype in which the caller gave the log-probabilities.
-        """
-        if self.tail != "bucket" or self.logprobs is None or self.spec.kd_weight == 0:
-            return None
+    def _most_mass(self, given: Tensor | None) -> float:
+        """The largest sum of a row's probabilities that is accepted, given the caller's log-probabilities."""
+        if self.tail != "bucket" or given is None or self.spec.kd_weight == 0:
+            return math.inf
         # A logarithm's rounding grows with its size; this tolerance is far above its effect on a mass of 1.
-        most = 1 + math.sqrt(torch.finfo(dtype).eps)
+        return 1 + math.sqrt(torch.finfo(given.dtype).eps)
+
+    def _bad_masses(self, most: float) -> Tensor | None:
+        """``(rows,)`` bool, rows whose probabilities sum to more than ``most``."""
+        if most == math.inf or self.logprobs is None:
+            return None
         return self.read & (self.logprobs.exp().sum(-1) > most)
 
     def _refuse(
@@ -200,7 +211,7 @@ class Tokens:
         if self.indices is not None and self.logprobs is not None:
             assert self.tail is not None
             entries = of(self.indices), of(self.logprobs)
-            source = SparseRows(*entries, self.tail, self.class_temperature, grad_teacher)
+            source = SparseRows(*entries, self.tail, self.class_temperature, grad_teacher, self.most_mass)
             grad_teacher = None
         return Call(
             student=student,

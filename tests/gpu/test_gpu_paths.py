@@ -218,6 +218,42 @@ def test_sparse_teachers(divergence: str, tail: str) -> None:
                 assert max(x for x in watch.seen.made if x != gradient) < gradient // 4
 
 
+@pytest.mark.parametrize(
+    ("divergence", "tail"), [("forward_kl", "renormalize"), ("jsd", "bucket"), ("forward_kl", "drop")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_launches_of_a_sparse_teacher(divergence: str, tail: str, dtype: torch.dtype, grad: bool) -> None:
+    """A call takes three launches, as with dense logits: the one that computes also checks the entries.
+
+    One converts log-probabilities that are not float32, and two do so with their gradient.
+    """
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, dtype)
+        converts = dtype != torch.float32
+        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}):
+            watch.seen.launches.clear()
+            watch.seen.small.clear()
+            arguments = given.student, given.sparse(tail, grad), given.labels
+            loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=0.5, **options)
+            assert len(watch.seen.launches) == 2, options
+            assert len(watch.seen.small) == 1 + converts * (1 + 2 * grad), watch.seen.small
+            backward(watch, loss, "mean")
+            assert len(watch.seen.launches) == 3 + grad, options
+
+
+@pytest.mark.parametrize("k, launches", [(1024, 2), (1025, 3)])
+def test_sparse_teachers_with_many_entries(k: int, launches: int) -> None:
+    """The entries of a row have to fit a block's shared memory; more of them are computed in torch."""
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, vocab=2000)
+        shape = (*TOKENS, k)
+        indices = torch.empty(shape, dtype=torch.int64, device=DEVICE)
+        teacher = fastkd.SparseTeacher(indices, torch.empty(shape, device=DEVICE))
+        fastkd.kd_loss(given.student, teacher)
+        assert len(watch.seen.launches) == launches
+
+
 HEAD = {"temperature": 2.0, "logit_softcap": 20.0, "logit_scale": 0.5, "vocab_size": 990}
 
 

@@ -32,6 +32,11 @@ def cases(device: str, backend: str) -> list[Case]:
         for dtype, vocab in SIZES
         for metrics in (False, *[True] * (vocab == 1003))
     ]
+    found += [
+        Case(("dense", "sparse"), device, backend, 3, 1003, divergence=divergence)
+        for divergence in DIVERGENCES
+        if not DIVERGENCES[divergence].splits_label
+    ]
     return found + [Case(way, device, backend, 6, 1003, dtype) for way in WAYS for dtype, _ in SIZES]
 
 

@@ -41,9 +41,10 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_emulated_kernels(module: Path) -> None:
     # The kernels' own cases, and the tests of the suite that exercise a kernel most.
     own = sorted(EMULATION.glob("cases_*.py"))
-    files = [*own, *(TESTS / "losses" / name for name in ("test_mistakes.py", "test_parity.py"))]
+    suite_files = ("test_mistakes.py", "test_parity.py", "test_sparse.py")
+    files = [*own, *(TESTS / "losses" / name for name in suite_files)]
     files.append(TESTS / "backends" / "test_row_weights.py")
-    suite = "(test_mistakes or test_sizes or test_temperatures or test_options)"
+    suite = "(test_mistakes or test_sizes or test_temperatures or test_options or test_sparse)"
     chosen = f"cases_ or {suite} and emulated_cuda and not shuffled and not float64"
     chosen += " or test_row_weights and not float64"
     command = [sys.executable, str(EMULATION / "run.py"), str(module), "-q", "-p", "no:cacheprovider"]

@@ -94,8 +94,8 @@ FAULTS = [
         (
             (
                 KERNEL,
-                "  write_gradients(row, index);\n}",
-                "  write_gradients(row, index);\n  row.place.say_bye();\n}",
+                "  write_gradients(row, index, coefficient);\n}",
+                "  write_gradients(row, index, coefficient);\n  row.place.say_bye();\n}",
             ),
             (
                 STAGED,

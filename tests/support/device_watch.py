@@ -138,7 +138,7 @@ class Watch(TorchDispatchMode):
         if name in ("mm", "matmul", "addmm", "addmm_"):
             a, b = given[1:3] if "add" in name else given[:2]
             self.seen.products.append((a.shape[0], a.shape[1], b.shape[1]))
-        elif func.namespace == "aten" and not func.is_view and "empty" not in name:
+        elif func.namespace == "aten" and "empty" not in name and not _is_view(func, given, results):
             # An output that the caller allocated is also among the given tensors; it is not read.
             read = given if name.endswith("_") else [x for x in given if not any(x is y for y in results)]
             self.seen.moved += sum(x.numel() * x.element_size() for x in (*read, *results))
@@ -175,6 +175,13 @@ class Watch(TorchDispatchMode):
         assert a.dtype == b.dtype and a.dtype in (torch.float16, torch.bfloat16)
         assert into.shape == (a.shape[0], b.shape[1]) and a.shape[1] == b.shape[0]
         return into
+
+
+def _is_view(func: Any, given: list[Tensor], results: list[Tensor]) -> bool:
+    """Whether an operator only describes its input anew. ``to`` and ``contiguous`` may do so, or copy."""
+    return func.is_view and {id(x.untyped_storage()) for x in results} <= {
+        id(x.untyped_storage()) for x in given
+    }
 
 
 def _forms(out: Any) -> list[tuple[Any, ...]]:

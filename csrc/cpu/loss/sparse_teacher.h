@@ -11,14 +11,6 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Returns 1 - mass. A difference below float32's rounding of a sum near 1 cannot be told from 0; the result
-// is at least that.
-inline double rest_of(double mass) {
-  constexpr double kLeast = 0x1p-24;
-  const double rest = 1 - mass;
-  return rest < kLeast ? kLeast : rest;
-}
-
 // One per thread, reused for all of its rows.
 template <class R>
 class SparseRow {

@@ -37,8 +37,11 @@ const char* fault_of(const DenseParams& p) {
   if (p.vocab < (p.sharded ? 0 : 1) || p.vocab > kMaxColumns)
     return "the CUDA kernels take 1 to 2^30 columns";
   if (p.phase != Phase::kAll && p.record == nullptr) return "a phase needs the rows' records";
-  const bool finishes = p.phase == Phase::kAll || p.phase == Phase::kFinish;
-  if (D::kSparseTeacher && finishes && p.grad_student.data && p.coefficient == nullptr) {
+  if (D::kSparseTeacher && p.phase == Phase::kAll &&
+      (p.sparse.entries < 1 || p.sparse.entries > SparseTeacher::kMaxEntriesOnGpu)) {
+    return "the CUDA kernels take no rows without entries of a sparse teacher, nor with so many";
+  }
+  if (D::kSparseTeacher && p.phase == Phase::kFinish && p.grad_student.data && p.coefficient == nullptr) {
     return "the gradient to a sparse teacher needs the rows' coefficients";
   }
   if (D::kSplitsLabel && p.labels == nullptr) return "a divergence that treats the label apart needs labels";
@@ -109,12 +112,48 @@ Call prepare(const DenseParams& p, const D& functor) {
 }
 
 template <class D>
+SparseCall prepare_sparse(const DenseParams& p, const D& functor) {
+  const SparseTeacher& teacher = p.sparse;
+  SparseCall call{};
+  call.indices = teacher.indices;
+  call.logprobs = static_cast<const float*>(teacher.logprobs);
+  call.grad = static_cast<float*>(teacher.grad);
+  call.entries = static_cast<int>(teacher.entries);
+  call.tail = teacher.tail;
+  call.has_rest = teacher.has_rest;
+  call.temperature = p.temperature;
+  call.teacher_temperature = p.teacher_temperature;
+  call.class_temperature = teacher.class_temperature;
+  call.most_mass = teacher.most_mass;
+  for (int k = 0; k < D::kStreams; ++k) {
+    call.teacher_power[k] = functor.teacher_power(k);
+    call.student_power[k] = functor.student_power(k);
+  }
+  return call;
+}
+
+template <class D>
+cudaError_t launch(const DenseParams& params, const D& functor, cudaStream_t stream) {
+  const Call call = prepare(params, functor);
+  if constexpr (D::kSparseTeacher) {
+    if (params.phase == Phase::kAll) {
+      cudaError_t error = cudaErrorInvalidValue;
+      visit_divergence(params.sparse.divergence, params.alpha, params.beta, [&](const auto& of_classes) {
+        error = launch_sparse(call, of_classes, prepare_sparse(params, of_classes), stream);
+      });
+      return error;
+    }
+  }
+  return launch_loss(call, functor, stream);
+}
+
+template <class D>
 const char* run(const DenseParams& params, const D& functor, int device, cudaStream_t stream) {
   if (const char* fault = fault_of<D>(params)) return fault;
   if (params.rows <= 0) return nullptr;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return describe(guard.error());
-  return describe(launch_loss(prepare(params, functor), functor, stream));
+  return describe(launch(params, functor, stream));
 }
 
 }  // namespace

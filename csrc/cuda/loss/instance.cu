@@ -7,6 +7,8 @@ namespace fastkd {
 namespace cuda {
 
 template cudaError_t launch_loss<FASTKD_FUNCTOR>(const Call&, const FASTKD_FUNCTOR&, cudaStream_t);
+template cudaError_t launch_sparse<FASTKD_FUNCTOR>(const Call&, const FASTKD_FUNCTOR&, const SparseCall&,
+                                                   cudaStream_t);
 
 }  // namespace cuda
 }  // namespace fastkd

@@ -102,13 +102,19 @@ __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
     write_metrics(row, found, moments, divergence, nll, call.metrics + index.row * int64_t{metric::kCount});
   }
 
-  write_gradients(row, index);
+  float coefficient = 0;
+  if constexpr (Context::kSparse) {
+    if (call.grad_student.data) coefficient = call.coefficient[index.row];
+  }
+  write_gradients(row, index, coefficient);
 }
 
 // Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
-template <class Context>
+// `fill` writes a value to all results of a row that does not run, `run` runs a row.
+template <class Context, class Fill, class Run>
 __device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
-                                         const typename Context::Place& place, RowIndex index) {
+                                         const typename Context::Place& place, RowIndex index,
+                                         const Fill& fill, const Run& run) {
   constexpr bool kExtra = Context::kHasExtra;
   const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
   // Both are read at once: the second would otherwise wait for the comparison of the first.
@@ -120,14 +126,23 @@ __device__ __forceinline__ void take_row(const Call& call, const typename Contex
     known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
   }
   if (!read || (finishes && !known)) {
-    if (finishes) fill_row_results<Context>(call, place, index, read ? NAN : 0.0f);
+    if (finishes) fill(read ? NAN : 0.0f);
     return;
   }
   // The copies of a cluster begin here. What they do not need comes after them, and before the sweeps, during
   // which its arguments would occupy registers. Padding columns are never read.
   Context row(call, functor, place, index);
   if (finishes) fill_padding<Context>(call, place, index);
-  run_row(row, index);
+  run(row);
+}
+
+// The same for the sweeps of run_row().
+template <class Context>
+__device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
+                                         const typename Context::Place& place, RowIndex index) {
+  take_row<Context>(
+      call, functor, place, index, [&](float value) { fill_row_results<Context>(call, place, index, value); },
+      [&](Context& row) { run_row(row, index); });
 }
 
 }  // namespace cuda

@@ -9,6 +9,7 @@
 
 #include "kernel.cuh"
 #include "kernel_cluster.cuh"
+#include "kernel_sparse.cuh"
 #include "kernel_streaming.cuh"
 #include "launch.h"
 
@@ -154,7 +155,7 @@ cudaError_t launch_alike(const Call& call, const D& functor, cudaStream_t stream
 template <class D>
 cudaError_t launch_loss(const Call& call, const D& functor, cudaStream_t stream) {
   using Context = RowContext<D, AnyElement, OneBlock>;
-  // Calls with a sparse teacher always run in phases.
+  // The student's side of a sparse teacher has phases only; launch_sparse() does all of it at once.
   if constexpr (!Context::kSparse) {
     const bool alike = !Context::kTeacher || call.student.dtype == call.teacher.dtype;
     if (alike && !has_extras(call)) {
@@ -171,6 +172,21 @@ cudaError_t launch_loss(const Call& call, const D& functor, cudaStream_t stream)
     }
   }
   return launch_streaming<AnyElement>(call, functor, stream);
+}
+
+template <class D>
+cudaError_t launch_sparse(const Call& call, const D& functor, const SparseCall& teacher,
+                          cudaStream_t stream) {
+  if constexpr (kTakesSparse<D>) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(call.rows));
+    config.blockDim = dim3(threads_for(call.vocab, kSparseThreads<D>));
+    config.dynamicSmemBytes = sparse_row_bytes(teacher.entries);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, sparse_kernel<D>, call, functor, teacher);
+  } else {
+    return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace cuda

@@ -23,9 +23,35 @@ __device__ __forceinline__ void write_teacher_gradient(const Context& row, int c
   gradient.write(column, row.call.vocab, grad_t);
 }
 
+// The parts of the student's gradient that all columns of a row have in common.
+struct GradientFactors {
+  float by_student;         // factor of the divergence's gradient by s / T
+  float by_column;          // subtracted from each column, for label smoothing
+  float by_ce_exponential;  // factor of the exponentials at temperature 1
+  float at_label;           // added to the label's column, in place of its exponential
+};
+
+template <class Context>
+__device__ __forceinline__ GradientFactors gradient_factors(const Context& row, float scale) {
+  const Call& call = row.call;
+  GradientFactors factors;
+  factors.by_student = scale * call.kd_by_student;
+  const float cross_entropy = call.label_weight + call.smoothing_weight;
+  // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
+  const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
+  const float by_ce_softmax = scale * (cross_entropy + z_weight);
+  factors.by_column = call.smoothing_weight != 0 ? scale * call.smoothing_weight / row.columns : 0.0f;
+  const float by_label = scale * call.label_weight;
+  factors.at_label =
+      call.ce_gradient ? (by_ce_softmax - by_label) * row.ce_softmax_label - by_label * row.ce_softmax_others
+                       : 0.0f;
+  factors.by_ce_exponential = by_ce_softmax * row.inverse_z_ce;
+  return factors;
+}
+
 // Writes the gradients of row `index`. A sparse teacher's divergence has the gradient coefficient * q here.
 template <class Context>
-__device__ __forceinline__ void write_gradients(const Context& row, RowIndex index) {
+__device__ __forceinline__ void write_gradients(const Context& row, RowIndex index, float coefficient = 0) {
   using E = typename Context::Element;
   constexpr int kGroup = Context::kGroup;
   const Call& call = row.call;
@@ -37,18 +63,9 @@ __device__ __forceinline__ void write_gradients(const Context& row, RowIndex ind
   const float scale = call.grad_scale[index.row];
   grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
   grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
-  const float by_student = scale * call.kd_by_student, by_teacher = scale * call.kd_by_teacher;
-  const float by_q = Context::kSparse ? by_student * call.coefficient[index.row] * row.inverse_z_s : 0.0f;
-  const float cross_entropy = call.label_weight + call.smoothing_weight;
-  // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
-  const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
-  const float by_ce_softmax = scale * (cross_entropy + z_weight);
-  const float by_column = call.smoothing_weight != 0 ? scale * call.smoothing_weight / row.columns : 0.0f;
-  const float by_label = scale * call.label_weight;
-  const float at_label =
-      call.ce_gradient ? (by_ce_softmax - by_label) * row.ce_softmax_label - by_label * row.ce_softmax_others
-                       : 0.0f;
-  const float by_ce_exponential = by_ce_softmax * row.inverse_z_ce;
+  const float by_teacher = scale * call.kd_by_teacher;
+  const auto [by_student, by_column, by_ce_exponential, at_label] = gradient_factors(row, scale);
+  const float by_q = Context::kSparse ? by_student * coefficient * row.inverse_z_s : 0.0f;
 
   // Backwards, because the caches still hold the end of the row.
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);

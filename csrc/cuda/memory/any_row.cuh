@@ -79,6 +79,17 @@ struct RowView<AnyElement> {
     }
     write_words<kNarrow>(halves(), stride, vector_end, column, columns, group.word);
   }
+
+  // Writes one column.
+  __device__ __forceinline__ void set(int64_t column, float x) const {
+    const float two[] = {x, 0.0f};  // a word of the narrow types
+    if (wide()) {
+      words()[column * stride] = Float32::pack(two);
+    } else {
+      const uint32_t word = dtype == Dtype::kBFloat16 ? BFloat16::pack(two) : Float16::pack(two);
+      halves()[column * stride] = static_cast<uint16_t>(word);
+    }
+  }
 };
 
 }  // namespace cuda

@@ -3,9 +3,9 @@
 // PTX (tests/native/cuda_emulation/machine/ptx.cpp).
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
+
+#include "dynamic_shared.cuh"
 
 namespace fastkd {
 namespace cuda {
@@ -20,12 +20,6 @@ struct Arrival {
 
 __device__ __forceinline__ uint32_t shared_address(const void* x) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(x));
-}
-
-// The block's dynamic shared memory: 16-byte aligned, of the size that the launch requested.
-__device__ __forceinline__ char* dynamic_shared() {
-  extern __shared__ uint4 fastkd_dynamic[];
-  return reinterpret_cast<char*>(fastkd_dynamic);
 }
 
 __device__ __forceinline__ unsigned cluster_rank() {
@@ -94,7 +88,6 @@ __device__ __forceinline__ void await_arrival(Arrival* arrival) {
 #else
 
 // On other targets these functions are declared only.
-__device__ char* dynamic_shared();
 __device__ unsigned cluster_rank();
 __device__ unsigned cluster_size();
 __device__ void cluster_arrive();

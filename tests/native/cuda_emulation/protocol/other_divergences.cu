@@ -1,4 +1,5 @@
-// The divergences that the driver does not run; the dispatch in call.cu names them all.
+// The divergences that the driver does not run, and the sparse teachers of all of them; the dispatch in
+// call.cu names them.
 #include <type_traits>
 
 #include "csrc/cuda/loss/launch.h"
@@ -12,8 +13,14 @@ cudaError_t launch_loss(const Call&, const D&, cudaStream_t) {
   return cudaErrorInvalidValue;
 }
 
-#define FASTKD_OTHER(name, Functor, arguments) \
-  template cudaError_t launch_loss<Functor>(const Call&, const Functor&, cudaStream_t);
+template <class D>
+cudaError_t launch_sparse(const Call&, const D&, const SparseCall&, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+
+#define FASTKD_OTHER(name, Functor, arguments)                                          \
+  template cudaError_t launch_loss<Functor>(const Call&, const Functor&, cudaStream_t); \
+  template cudaError_t launch_sparse<Functor>(const Call&, const Functor&, const SparseCall&, cudaStream_t);
 template <>
 cudaError_t launch_loss<ForwardKL>(const Call&, const ForwardKL&, cudaStream_t);
 template <>
