@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
+import fastkd
 from fastkd import _C
-from fastkd.backends import record
+from fastkd.backends import extension, record
 from fastkd.divergences import DIVERGENCES
 
 
@@ -40,3 +43,12 @@ def test_columns_in_another_order_are_an_import_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(record, "COLUMNS", record.COLUMNS[::-1])
     with pytest.raises(ImportError, match=r"csrc/params.h has other RECORD_COLUMNS"):
         import_again()
+
+
+def test_the_needed_names_are_those_of_the_stub() -> None:
+    stub = (Path(fastkd.__file__).parent / "_C.pyi").read_text()
+    always, marker, _ = stub.partition("# The names below exist only where built_with_cuda is true.")
+    assert marker
+    found = re.findall(r"^(?:class |def )(\w+)|^(\w+):", always, re.MULTILINE)
+    assert sorted(extension.NEEDED) == sorted(first or second for first, second in found)
+    assert len(found) > 20

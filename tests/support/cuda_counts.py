@@ -7,22 +7,35 @@ multiprocessor issues four instructions in every clock. The predicted one is a m
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from support.cuda_sass import Loop, graph_of, shortest
+from support.cuda_sources import CSRC
 from support.sass import Instruction
 
 # An H100 SXM: multiprocessors, instructions of a warp per clock and multiprocessor, clock and copy bandwidth.
 MULTIPROCESSORS, ISSUED, CLOCK_HZ, BANDWIDTH = 132, 4, 1.755e9, 3.0e12
 # Shared memory of a multiprocessor, and what each block takes in addition to its share of the row.
 SHARED, TAKEN, MOST = 233_472, 1_024 + 2_048, 232_448 - 2_048
-LANES, THREADS, STAGES = 32, 256, 4
+LANES = 32
 # The model's assumptions, none of which was measured: seconds from a block's launch to its first instruction,
 # of one instruction that waits for the one before, from a copy's start to its first bytes, of a reduction
 # over the cluster, and of the row's constants after it; and the share of issue slots that can be used.
 LAUNCH, DEPENDENT, FIRST_BYTES, EXCHANGE, CONSTANTS, USABLE = 0.45e-6, 3.0e-9, 0.75e-6, 0.9e-6, 0.4e-6, 0.85
+
+
+def _constant(file: str, name: str) -> int:
+    """A constant of the CUDA sources, so that the model follows when it changes."""
+    found = re.findall(rf"^constexpr \w+ {name} = (\d+);", (CSRC / "cuda" / file).read_text(), re.MULTILINE)
+    assert len(found) == 1, f"{name} in {file}"
+    return int(found[0])
+
+
+THREADS = _constant("loss/kernel_cluster.cuh", "kClusterThreads")
+STAGES = _constant("memory/staged.cuh", "kStages")
 # Cross-entropy at temperature 1 or 2, per pair of logits. The shortest turns are those without it.
 CROSS_ENTROPY = 4
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
