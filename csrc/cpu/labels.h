@@ -5,7 +5,7 @@
 
 namespace fastkd::cpu {
 
-// Writes the weights of the tokens. There are no 16-bit numbers among the params' inputs.
+// Writes the weights of the tokens.
 void row_weights(const WeightParams& params);
 
 }  // namespace fastkd::cpu

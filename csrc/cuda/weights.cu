@@ -1,6 +1,7 @@
 // The weights of the tokens in a reduction, in one launch.
 #include <algorithm>
 
+#include "../weights.h"
 #include "api.h"
 #include "device.h"
 #include "memory/elements.cuh"
@@ -16,60 +17,41 @@ constexpr int kTokens = 8;
 constexpr int64_t kPerBlock = int64_t{kMaxThreads} * kTokens;
 constexpr int64_t kMaxBlocks = 1024;
 
-__device__ __forceinline__ float number_at(const Numbers& numbers, int64_t i) {
-  switch (numbers.type) {
-    case Scalar::kFloat32:
-      return static_cast<const float*>(numbers.data)[i];
-    case Scalar::kFloat64:
-      return static_cast<float>(static_cast<const double*>(numbers.data)[i]);
-    case Scalar::kInt64:
-      return static_cast<float>(static_cast<const int64_t*>(numbers.data)[i]);
-    case Scalar::kInt32:
-      return static_cast<float>(static_cast<const int32_t*>(numbers.data)[i]);
-    case Scalar::kBool:
-      return static_cast<const uint8_t*>(numbers.data)[i] != 0 ? 1.0f : 0.0f;
-    default: {
-      float x[2];
-      const uint32_t word = static_cast<const uint16_t*>(numbers.data)[i];
-      if (numbers.type == Scalar::kBFloat16) {
-        BFloat16::unpack(word, x);
-      } else {
-        Float16::unpack(word, x);
-      }
-      return x[0];
+struct Half {
+  static __device__ __forceinline__ float number(uint16_t bits, bool bf16) {
+    float x[2];
+    if (bf16) {
+      BFloat16::unpack(bits, x);
+    } else {
+      Float16::unpack(bits, x);
     }
+    return x[0];
   }
-}
+};
 
 // Returns the token's weight before the division, 0 beyond the last token.
-__device__ __forceinline__ float weight_at(const WeightParams& p, int64_t row) {
-  if (row >= p.rows || (p.labels != nullptr && p.labels[row] == p.ignore_index)) return 0.0f;
-  return p.token_weights.data != nullptr ? number_at(p.token_weights, row) : 1.0f;
+__device__ __forceinline__ float weight_or_0(const WeightParams& p, int64_t row) {
+  return row < p.rows ? weight_at<float, Half>(p, row) : 0.0f;
 }
 
-__device__ __forceinline__ float one_over(float x) { return x == 0 ? 0.0f : 1.0f / x; }
-
 __global__ void __launch_bounds__(kMaxThreads) weights_kernel(const WeightParams p) {
-  float factor = static_cast<float>(p.factor);
+  float sum[1] = {0.0f};
   if (p.divisor == WeightParams::Divisor::kSum) {
-    float sum[1] = {0.0f};
     for (int64_t begin = threadIdx.x; begin < p.rows; begin += kPerBlock) {
       float x[kTokens];
 #pragma unroll
-      for (int k = 0; k < kTokens; ++k) x[k] = weight_at(p, begin + k * kMaxThreads);
+      for (int k = 0; k < kTokens; ++k) x[k] = weight_or_0(p, begin + k * kMaxThreads);
 #pragma unroll
       for (int k = 0; k < kTokens; ++k) sum[0] += x[k];
     }
     reduce_block<Sum>(sum);
-    factor = one_over(sum[0]);
-  } else if (p.divisor == WeightParams::Divisor::kItems) {
-    factor = one_over(number_at(p.items, 0));
   }
+  const float factor = weight_factor<float, Half>(p, sum[0]);
   float* const weights = static_cast<float*>(p.weights);
   for (int64_t begin = blockIdx.x * kPerBlock + threadIdx.x; begin < p.rows; begin += gridDim.x * kPerBlock) {
     float x[kTokens];
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) x[k] = weight_at(p, begin + k * kMaxThreads) * factor;
+    for (int k = 0; k < kTokens; ++k) x[k] = weight_or_0(p, begin + k * kMaxThreads) * factor;
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
       const int64_t row = begin + k * kMaxThreads;

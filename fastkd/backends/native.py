@@ -131,7 +131,7 @@ def row_weights(
     tensors = [x for x in (labels, token_weights, divisor) if isinstance(x, Tensor)]
     if not nothing_traces(*tensors) or NativeBackend().missing(device, dtype) is not None:
         return None
-    types, weights = _SCALARS[device.type], torch.empty(tokens, dtype=dtype, device=device)
+    weights, types = torch.empty(tokens, dtype=dtype, device=device), _SCALARS
     kind, factor, given, items = _C.Divisor.factor, 0.0, token_weights, None
     if labels is not None:
         labels = labels.reshape(tokens).contiguous()
@@ -360,14 +360,13 @@ _DTYPES = (
         torch.float64: _C.Dtype.float64,
     }
 )
-_ON_CPU = ("float32", "float64", "int64", "int32", "bool")
 # The types of weights and counts that a kernel reads; others are converted first.
 _SCALARS = (
     {}
     if _C is None
     else {
-        device: {getattr(torch, name): getattr(_C.Scalar, name) for name in names}
-        for device, names in (("cpu", _ON_CPU), ("cuda", (*_ON_CPU, "bfloat16", "float16")))
+        getattr(torch, name): getattr(_C.Scalar, name)
+        for name in ("float32", "float64", "bfloat16", "float16", "int64", "int32", "bool")
     }
 )
 _PHASES = {} if _C is None else dict(_C.Phase.__members__)
