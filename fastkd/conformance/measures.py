@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +18,13 @@ from fastkd.conformance.adapter import Adapter, Call
 from fastkd.conformance.expected import Expected, expected
 from fastkd.divergences import DIVERGENCES
 
-# The largest relative error that passes, by the coarsest dtype among the inputs and the result. Rounding a
-# gradient to bfloat16 once costs 0.0017, to float16 0.0002; what float32 costs depends on what cancels.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 1e-2}
-# Differences up to these count as 0. A gradient's norm has this slack for each unit of loss / T, since terms
-# as large as that cancel in it.
-LOSS_SLACK, GRADIENT_SLACK = 1e-6, 1e-7
+# The largest relative error that passes, by the coarsest dtype among the inputs; for float64 inputs it is
+# that of float32 if the loss comes in float32. Rounding a gradient to bfloat16 once costs 0.0017, to float16
+# 0.0002; what float32 costs depends on what cancels.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+# Differences up to these count as 0, for float64 inputs and for all others. A gradient's norm has this slack
+# for each unit of loss / T, since terms as large as that cancel in it.
+LOSS_SLACK, GRADIENT_SLACK = {True: 1e-14, False: 1e-6}, {True: 1e-15, False: 1e-7}
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def scaled(factor: float) -> Measure:
         student = _leaf(call.student)
         loss = _checked(adapter.loss(replace(call, student=student)), right.loss)
         errors = [_loss_error(call, loss, right.loss)]
-        torch.autograd.backward((loss * upstream.to(loss.device, loss.dtype)).sum())
-        return errors + _gradient_errors(call, student.grad, by_student, _slack(call, right.loss * factor))
+        wide = torch.promote_types(loss.dtype, torch.float32)
+        (loss * upstream.to(loss.device, wide)).sum().backward()
+        return errors + _gradient_errors(
+            call, student.grad, by_student, _bounds(call, loss, right.loss * factor)
+        )
 
     return measure
 
@@ -79,7 +84,7 @@ def through_a_square(adapter: Adapter, call: Call) -> list[Error]:
     student = _leaf(call.student)
     loss = _checked(adapter.loss(replace(call, student=student)), right.loss)
     loss.square().backward()
-    return _gradient_errors(call, student.grad, by_student, _slack(call, right.loss))
+    return _gradient_errors(call, student.grad, by_student, _bounds(call, loss, right.loss))
 
 
 def twice(adapter: Adapter, call: Call) -> list[Error]:
@@ -89,8 +94,8 @@ def twice(adapter: Adapter, call: Call) -> list[Error]:
     student = _leaf(call.student)
     loss = 5.0 * _checked(adapter.loss(replace(call, student=student)), right.loss)
     found = [torch.autograd.grad(loss, student, retain_graph=True)[0].clone() for _ in range(2)]
-    slack = _slack(call, 5.0 * right.loss)
-    return [error for grad in found for error in _gradient_errors(call, grad, by_student, slack)]
+    bounds = _bounds(call, loss, 5.0 * right.loss)
+    return [error for grad in found for error in _gradient_errors(call, grad, by_student, bounds)]
 
 
 def second_derivative(adapter: Adapter, call: Call) -> list[Error]:
@@ -102,7 +107,7 @@ def second_derivative(adapter: Adapter, call: Call) -> list[Error]:
     student = _leaf(call.student)
     loss = _checked(adapter.loss(replace(call, student=student)), right.loss)
     found = _hessian_product(loss, student, vector.to(student.device, student.dtype))
-    return [_norm_error(call, "second derivative", found, product, _slack(call, right.loss))]
+    return [_norm_error("second derivative", found, product, _bounds(call, loss, right.loss))]
 
 
 def teachers_gradient(adapter: Adapter, call: Call) -> list[Error]:
@@ -116,7 +121,8 @@ def teachers_gradient(adapter: Adapter, call: Call) -> list[Error]:
     if adapter.teacher_gradient:
         if teacher.grad is None:
             raise Mismatch("the teacher gets no gradient")
-        return [_norm_error(call, "teacher's gradient", teacher.grad, by_teacher, _slack(call, right.loss))]
+        bounds = _bounds(call, loss, right.loss)
+        return [_norm_error("teacher's gradient", teacher.grad, by_teacher, bounds)]
     if teacher.grad is not None and bool((teacher.grad != 0).any()):
         raise Mismatch("the teacher gets a gradient")
     return []
@@ -147,7 +153,7 @@ def in_parts(adapter: Adapter, call: Call) -> list[Error]:
     right = expected(adapter, whole)
     by_student = _gradient(right, torch.ones_like(right.loss) / divisor)
     student = _leaf(call.student)
-    total, dtype = torch.zeros((), dtype=torch.float64), torch.float32
+    total, loss = torch.zeros((), dtype=torch.float64), right.loss
     for part in (slice(0, 1), slice(1, 4), slice(4, None)):
         labels = None if call.labels is None else call.labels[:, part]
         loss = adapter.loss(
@@ -155,10 +161,11 @@ def in_parts(adapter: Adapter, call: Call) -> list[Error]:
         )
         loss = _checked(loss, right.loss) / divisor
         loss.backward()
-        dtype = loss.dtype
         total += loss.detach().double().cpu()
-    errors = [_loss_error(call, total.to(dtype), right.loss / divisor)]
-    return errors + _gradient_errors(call, student.grad, by_student, _slack(call, right.loss / divisor))
+    errors = [_loss_error(call, total.to(loss.dtype), right.loss / divisor)]
+    return errors + _gradient_errors(
+        call, student.grad, by_student, _bounds(call, loss, right.loss / divisor)
+    )
 
 
 def nan_shows(adapter: Adapter, call: Call) -> list[Error]:
@@ -203,51 +210,60 @@ def _hessian_product(loss: Tensor, student: Tensor, vector: Tensor) -> Tensor:
     return torch.autograd.grad((gradient * vector).sum(), student)[0]
 
 
-def _tolerance(call: Call, found: Tensor) -> float:
+def _tolerance(call: Call, loss: torch.dtype) -> float:
     teacher = call.teacher if isinstance(call.teacher, Tensor) else call.teacher.logprobs
-    return max(TOLERANCES[x.dtype] for x in (call.student, teacher, found))
+    dtypes = {call.student.dtype, teacher.dtype}
+    if loss == torch.float32:
+        dtypes.add(loss)
+    return max(TOLERANCES[dtype] for dtype in dtypes)
 
 
 def _loss_error(call: Call, found: Tensor, right: Tensor) -> Error:
     """The error of the largest element; where the right loss exceeds the dtype, infinity is right."""
-    tolerance = _tolerance(call, found)
+    tolerance = _tolerance(call, found.dtype)
     a, b = found.detach().double().cpu(), right.detach().to(found.dtype).double()
     off = torch.where(a == b, 0.0, (a - b).abs())
-    relative = torch.where(off <= LOSS_SLACK, 0.0, off / b.abs().clamp_min(1e-300))
+    slack = LOSS_SLACK[call.student.dtype == torch.float64]
+    relative = torch.where(off <= slack, 0.0, off / b.abs().clamp_min(1e-300))
     return Error("loss", _largest(relative), tolerance)
 
 
-def _slack(call: Call, loss: Tensor) -> float:
-    """The norm of a gradient's difference that counts as 0."""
-    largest = float(loss.detach().abs().max())
-    return (
-        GRADIENT_SLACK * max(1.0, 1 / call.temperature) * (max(1.0, largest) if largest < math.inf else 1.0)
-    )
+class _Bounds(NamedTuple):
+    """The largest relative error of a gradient that passes, and the norm of a difference that counts as 0."""
+
+    tolerance: float
+    slack: float
 
 
-def _gradient_errors(call: Call, found: Tensor | None, right: Tensor, slack: float) -> list[Error]:
+def _bounds(call: Call, found: Tensor, right: Tensor) -> _Bounds:
+    """The bounds for the gradient of a loss that was found and has the value ``right``."""
+    largest = float(right.detach().abs().max())
+    terms = max(1.0, largest) if largest < math.inf else 1.0
+    slack = GRADIENT_SLACK[call.student.dtype == torch.float64] * max(1.0, 1 / call.temperature) * terms
+    return _Bounds(_tolerance(call, found.dtype), slack)
+
+
+def _gradient_errors(call: Call, found: Tensor | None, right: Tensor, bounds: _Bounds) -> list[Error]:
     """The error of a gradient; where labels have a part in it, of the labels' entries and of all others."""
     if found is None:
         raise Mismatch("the student gets no gradient")
     if call.labels is None or not (call.kd_ratio < 1 or DIVERGENCES[call.divergence].splits_label):
-        return [_norm_error(call, "gradient", found, right, slack)]
+        return [_norm_error("gradient", found, right, bounds)]
     labels = call.labels.cpu()
     touched = torch.zeros(right.shape, dtype=torch.bool)
     touched = touched.scatter(-1, labels.clamp_min(0)[..., None], True) & (labels != -100)[..., None]
     found = found.cpu()
-    at_labels = _norm_error(call, "gradient at the labels", found[touched], right[touched], slack)
-    return [at_labels, _norm_error(call, "gradient", found[~touched], right[~touched], slack)]
+    at_labels = _norm_error("gradient at the labels", found[touched], right[touched], bounds)
+    return [at_labels, _norm_error("gradient", found[~touched], right[~touched], bounds)]
 
 
-def _norm_error(call: Call, what: str, found: Tensor, right: Tensor, slack: float) -> Error:
-    tolerance = _tolerance(call, found)
+def _norm_error(what: str, found: Tensor, right: Tensor, bounds: _Bounds) -> Error:
     a, b = found.detach().double().cpu(), right.detach()
-    if not bool(b.to(found.dtype).isfinite().all()):
-        return Error(what, 0.0, tolerance)  # the right gradient has no number in this dtype
     off, norm = float((a - b).norm()), float(b.norm())
-    if off <= slack:
-        return Error(what, 0.0, tolerance)
-    return Error(what, off / norm if norm > 0 else math.inf, tolerance)
+    # Where the right gradient has no number in its dtype, any will do.
+    if off <= bounds.slack or not bool(b.to(found.dtype).isfinite().all()):
+        return Error(what, 0.0, bounds.tolerance)
+    return Error(what, off / norm if norm > 0 else math.inf, bounds.tolerance)
 
 
 def _largest(x: Tensor) -> float:

@@ -29,7 +29,7 @@ class Sparse(NamedTuple):
 
 def _sum_of(weight: Tensor, log_ratio: Tensor) -> Tensor:
     """Sum of ``weight * log_ratio``, where ``0 * anything`` is 0 in the value and in the gradient."""
-    present = weight > 0
+    present = weight != 0  # a NaN counts as present, so that it shows
     return torch.where(present, weight * torch.where(present, log_ratio, 0.0), 0.0).sum(-1)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+import fastkd
 from fastkd.conformance import table
 from fastkd.conformance.adapter import DENOMINATORS, T_SQUARED, Adapter
 from fastkd.conformance.cases import CASES
@@ -44,7 +45,7 @@ would otherwise ruin the weights; and what rows of ignored tokens hold has to ma
 
 The error of a loss is relative to its value, that of a gradient to its norm. With cross-entropy the
 gradient's entries at the labels count by themselves, as they would hide all others. The tolerance is that of
-the coarsest dtype among inputs and result:
+the coarsest dtype among the inputs; for float64 inputs it is that of float32 if the loss comes in float32:
 """
 
 ADAPTER = """
@@ -96,7 +97,7 @@ def markdown(reports: Sequence[Report], missing: Sequence[Missing], device: str 
 def _versions(reports: Sequence[Report], device: str) -> str:
     packages = dict.fromkeys(package for report in reports for package in report.adapter.packages)
     found = {package: importlib.metadata.version(package) for package in packages if package != "fastkd"}
-    found["torch"] = torch.__version__
+    found = {"fastkd": fastkd.__version__, "torch": torch.__version__} | found
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     where = "a CPU" if device == "cpu" else torch.cuda.get_device_name()
     return _filled(
@@ -172,7 +173,7 @@ def _definition(adapter: Adapter) -> Iterator[str]:
     entropy = " plus the teacher's entropy" if adapter.teacher_entropy else ""
     names = ", ".join(f"`{name}`" for name in adapter.divergences)
     yield f"Definition: {names}{entropy}, {T_SQUARED[adapter.t_squared]}."
-    means = "; ".join(f"`{name}` is the {DENOMINATORS[kind]}" for name, kind in adapter.reductions.items())
+    means = "; ".join(f"`{name}`, {DENOMINATORS[kind]}" for name, kind in adapter.reductions.items())
     yield f"Reductions: {means}."
     yield f"The teacher gets {'its' if adapter.teacher_gradient else 'no'} gradient."
     if adapter.from_hidden:
