@@ -142,8 +142,8 @@ def _cell(text: str) -> str:
 
 def _tolerances() -> str:
     dtypes = [str(dtype).removeprefix("torch.") for dtype in TOLERANCES]
-    rows = [_row(*dtypes), _row(*["---"] * len(dtypes))]
-    return "\n".join([*rows, _row(*(f"{bound:g}" for bound in TOLERANCES.values()))])
+    rows = [_row("inputs", *dtypes), _row(*["---"] * (len(dtypes) + 1))]
+    return "\n".join([*rows, _row("tolerance", *(f"{bound:g}" for bound in TOLERANCES.values()))])
 
 
 def _cases() -> str:

@@ -40,7 +40,8 @@ adapters = (
         t_squared="never",
         from_hidden=("student", "teacher"),
         notes=(
-            "It is compiled, as by default, for 16-bit logits, where that changes the arithmetic, and else not.",
+            "It is compiled, as by default, for 16-bit logits; "
+            "for others that does not change the arithmetic.",
             "A student's head narrower than the teacher's is padded with logits of 0, by its documentation.",
         ),
     ),
