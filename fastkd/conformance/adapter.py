@@ -107,6 +107,7 @@ class Adapter:
         teacher_entropy: whether the teacher's entropy is added: the cross-entropy between both
             distributions in place of the KL divergence.
         teacher_gradient: whether a teacher that requires grad gets a gradient; otherwise it must get none.
+        in_float32: whether it computes in float32 even if the inputs are float64.
         from_hidden: sides (``"student"``, ``"teacher"``) of which the loss takes hidden states and a head
             instead of logits. The adapter then passes the logits as hidden states in front of an identity
             matrix, which rules out infinities.
@@ -128,6 +129,7 @@ class Adapter:
     t_squared: str = "always"
     teacher_entropy: bool = False
     teacher_gradient: bool = False
+    in_float32: bool = False
     from_hidden: tuple[str, ...] = ()
     on_cpu: str | None = None
     notes: tuple[str, ...] = ()

@@ -18,11 +18,11 @@ from fastkd.conformance.adapter import Adapter, Call
 from fastkd.conformance.expected import Expected, expected
 from fastkd.divergences import DIVERGENCES
 
-# The largest relative error that passes, by the coarsest dtype among the inputs; for float64 inputs it is
-# that of float32 if the loss comes in float32. Rounding a gradient to bfloat16 once costs 0.0017, to float16
-# 0.0002; what float32 costs depends on what cancels.
+# The largest relative error that passes, by the coarsest dtype among the inputs, and float32 if the loss says
+# that it computes in it. Rounding a gradient to bfloat16 once costs 0.0017, to float16 0.0002; what float32
+# costs depends on what cancels.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-# Differences up to these count as 0, for float64 inputs and for all others. A gradient's norm has this slack
+# Differences up to these count as 0, in float64 and in all else. A gradient's norm has this slack
 # for each unit of loss / T, since terms as large as that cancel in it.
 LOSS_SLACK, GRADIENT_SLACK = {True: 1e-14, False: 1e-6}, {True: 1e-15, False: 1e-7}
 
@@ -67,11 +67,11 @@ def scaled(factor: float) -> Measure:
         by_student = _gradient(right, upstream)
         student = _leaf(call.student)
         loss = _checked(adapter.loss(replace(call, student=student)), right.loss)
-        errors = [_loss_error(call, loss, right.loss)]
+        errors = [_loss_error(adapter, call, loss, right.loss)]
         wide = torch.promote_types(loss.dtype, torch.float32)
         (loss * upstream.to(loss.device, wide)).sum().backward()
         return errors + _gradient_errors(
-            call, student.grad, by_student, _bounds(call, loss, right.loss * factor)
+            call, student.grad, by_student, _bounds(adapter, call, right.loss * factor)
         )
 
     return measure
@@ -84,7 +84,7 @@ def through_a_square(adapter: Adapter, call: Call) -> list[Error]:
     student = _leaf(call.student)
     loss = _checked(adapter.loss(replace(call, student=student)), right.loss)
     loss.square().backward()
-    return _gradient_errors(call, student.grad, by_student, _bounds(call, loss, right.loss))
+    return _gradient_errors(call, student.grad, by_student, _bounds(adapter, call, right.loss))
 
 
 def twice(adapter: Adapter, call: Call) -> list[Error]:
@@ -94,7 +94,7 @@ def twice(adapter: Adapter, call: Call) -> list[Error]:
     student = _leaf(call.student)
     loss = 5.0 * _checked(adapter.loss(replace(call, student=student)), right.loss)
     found = [torch.autograd.grad(loss, student, retain_graph=True)[0].clone() for _ in range(2)]
-    bounds = _bounds(call, loss, 5.0 * right.loss)
+    bounds = _bounds(adapter, call, 5.0 * right.loss)
     return [error for grad in found for error in _gradient_errors(call, grad, by_student, bounds)]
 
 
@@ -107,7 +107,7 @@ def second_derivative(adapter: Adapter, call: Call) -> list[Error]:
     student = _leaf(call.student)
     loss = _checked(adapter.loss(replace(call, student=student)), right.loss)
     found = _hessian_product(loss, student, vector.to(student.device, student.dtype))
-    return [_norm_error("second derivative", found, product, _bounds(call, loss, right.loss))]
+    return [_norm_error("second derivative", found, product, _bounds(adapter, call, right.loss))]
 
 
 def teachers_gradient(adapter: Adapter, call: Call) -> list[Error]:
@@ -121,7 +121,7 @@ def teachers_gradient(adapter: Adapter, call: Call) -> list[Error]:
     if adapter.teacher_gradient:
         if teacher.grad is None:
             raise Mismatch("the teacher gets no gradient")
-        bounds = _bounds(call, loss, right.loss)
+        bounds = _bounds(adapter, call, right.loss)
         return [_norm_error("teacher's gradient", teacher.grad, by_teacher, bounds)]
     if teacher.grad is not None and bool((teacher.grad != 0).any()):
         raise Mismatch("the teacher gets a gradient")
@@ -162,9 +162,9 @@ def in_parts(adapter: Adapter, call: Call) -> list[Error]:
         loss = _checked(loss, right.loss) / divisor
         loss.backward()
         total += loss.detach().double().cpu()
-    errors = [_loss_error(call, total.to(loss.dtype), right.loss / divisor)]
+    errors = [_loss_error(adapter, call, total.to(loss.dtype), right.loss / divisor)]
     return errors + _gradient_errors(
-        call, student.grad, by_student, _bounds(call, loss, right.loss / divisor)
+        call, student.grad, by_student, _bounds(adapter, call, right.loss / divisor)
     )
 
 
@@ -210,20 +210,22 @@ def _hessian_product(loss: Tensor, student: Tensor, vector: Tensor) -> Tensor:
     return torch.autograd.grad((gradient * vector).sum(), student)[0]
 
 
-def _tolerance(call: Call, loss: torch.dtype) -> float:
+def _tolerance(adapter: Adapter, call: Call) -> float:
     teacher = call.teacher if isinstance(call.teacher, Tensor) else call.teacher.logprobs
-    dtypes = {call.student.dtype, teacher.dtype}
-    if loss == torch.float32:
-        dtypes.add(loss)
+    dtypes = {call.student.dtype, teacher.dtype} | ({torch.float32} if adapter.in_float32 else set())
     return max(TOLERANCES[dtype] for dtype in dtypes)
 
 
-def _loss_error(call: Call, found: Tensor, right: Tensor) -> Error:
+def _fine(adapter: Adapter, call: Call) -> bool:
+    return _tolerance(adapter, call) == TOLERANCES[torch.float64]
+
+
+def _loss_error(adapter: Adapter, call: Call, found: Tensor, right: Tensor) -> Error:
     """The error of the largest element; where the right loss exceeds the dtype, infinity is right."""
-    tolerance = _tolerance(call, found.dtype)
+    tolerance = _tolerance(adapter, call)
     a, b = found.detach().double().cpu(), right.detach().to(found.dtype).double()
     off = torch.where(a == b, 0.0, (a - b).abs())
-    slack = LOSS_SLACK[call.student.dtype == torch.float64]
+    slack = LOSS_SLACK[_fine(adapter, call)]
     relative = torch.where(off <= slack, 0.0, off / b.abs().clamp_min(1e-300))
     return Error("loss", _largest(relative), tolerance)
 
@@ -235,12 +237,12 @@ class _Bounds(NamedTuple):
     slack: float
 
 
-def _bounds(call: Call, found: Tensor, right: Tensor) -> _Bounds:
-    """The bounds for the gradient of a loss that was found and has the value ``right``."""
+def _bounds(adapter: Adapter, call: Call, right: Tensor) -> _Bounds:
+    """The bounds for the gradient of a loss that has the value ``right``."""
     largest = float(right.detach().abs().max())
     terms = max(1.0, largest) if largest < math.inf else 1.0
-    slack = GRADIENT_SLACK[call.student.dtype == torch.float64] * max(1.0, 1 / call.temperature) * terms
-    return _Bounds(_tolerance(call, found.dtype), slack)
+    slack = GRADIENT_SLACK[_fine(adapter, call)] * max(1.0, 1 / call.temperature) * terms
+    return _Bounds(_tolerance(adapter, call), slack)
 
 
 def _gradient_errors(call: Call, found: Tensor | None, right: Tensor, bounds: _Bounds) -> list[Error]:

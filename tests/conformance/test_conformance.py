@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.wrong_losses import WITH_A_DIRECTION, WRONG, adapter_of, right
+from support.wrong_losses import WITH_A_DIRECTION, WRONG, adapter_of, in_float32, right
 from torch import Tensor
 
 from fastkd.conformance import Adapter, Call, Report, Status, run
@@ -86,13 +86,18 @@ def test_a_loss_that_takes_nothing_is_asked_for_nothing() -> None:
             {"t_squared": "mixed"},
             lambda call: right(call) / (call.temperature**2 if call.kd_ratio == 1 else 1.0),
         ),
-        ({"reductions": {"mean": "elements"}, "takes": ("temperature",)}, lambda call: right(call) / 97),
+        (
+            {"reductions": {"mean": "elements"}, "takes": ("temperature",)},
+            lambda call: right(call) / call.student.shape[-1],
+        ),
+        ({"in_float32": True}, in_float32),
         ({"teacher_gradient": False}, lambda call: right(call, teacher=call.teacher_logits.detach())),
     ],
 )
 def test_a_stated_definition_is_no_error(change: dict[str, object], loss: object) -> None:
     """A loss that the usual definition would find wrong passes by its own, and is wrong by the usual one."""
-    cases = [CASE[name] for name in ("definition", "temperature 3", "cross-entropy", "teacher's gradient")]
+    names = ("definition", "temperature 3", "cross-entropy", "teacher's gradient", "float64")
+    cases = [CASE[name] for name in names]
     given = replace(adapter_of(loss, ("forward_kl",)), tails=())  # type: ignore[arg-type]
     assert named(run(given, cases), Status.WRONG)
     assert not named(run(replace(given, **change), cases), Status.WRONG)  # type: ignore[arg-type]

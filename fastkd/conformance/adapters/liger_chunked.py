@@ -38,6 +38,7 @@ adapters = (
         divergences=("jsd", "forward_kl", "reverse_kl"),
         takes=("labels", "temperature", "kd_ratio", "parameters"),
         t_squared="never",
+        in_float32=True,
         from_hidden=("student", "teacher"),
         notes=(
             "It is compiled, as by default, for 16-bit logits; "

@@ -42,6 +42,7 @@ adapters = (
         reductions={"batchmean": "tokens", "sum": "sum", "mean": "elements"},
         takes=("temperature",),
         t_squared="never",
+        in_float32=True,
         on_cpu=GPU,
     ),
     Adapter(
@@ -52,6 +53,7 @@ adapters = (
         divergences=("jsd", "forward_kl", "reverse_kl"),
         takes=("labels", "temperature", "parameters"),
         t_squared="never",
+        in_float32=True,
         on_cpu=None if triton.knobs.runtime.interpret else INTERPRETED,
     ),
     Adapter(
@@ -63,6 +65,7 @@ adapters = (
         reductions={"batchmean": "valid tokens", "sum": "sum"},
         takes=("labels", "temperature"),
         t_squared="never",
+        in_float32=True,
         on_cpu=GPU,
     ),
 )

@@ -48,6 +48,6 @@ adapters = (
         function="modelopt.torch.distill.plugins.huggingface.KDTrainer._standard_kd_loss",
         packages=("nvidia-modelopt",),
         takes=("labels", "temperature"),
-        notes=("It converts logits to float32 first.",),
+        in_float32=True,
     ),
 )
