@@ -107,7 +107,7 @@ class Adapter:
         teacher_entropy: whether the teacher's entropy is added: the cross-entropy between both
             distributions in place of the KL divergence.
         teacher_gradient: whether a teacher that requires grad gets a gradient; otherwise it must get none.
-        in_float32: whether it computes in float32 even if the inputs are float64.
+        in_float32: whether it has no more digits than float32, even if the inputs are float64.
         from_hidden: sides (``"student"``, ``"teacher"``) of which the loss takes hidden states and a head
             instead of logits. The adapter then passes the logits as hidden states in front of an identity
             matrix, which rules out infinities.

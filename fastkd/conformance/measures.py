@@ -18,8 +18,8 @@ from fastkd.conformance.adapter import Adapter, Call
 from fastkd.conformance.expected import Expected, expected
 from fastkd.divergences import DIVERGENCES
 
-# The largest relative error that passes, by the coarsest dtype among the inputs, and float32 if the loss says
-# that it computes in it. Rounding a gradient to bfloat16 once costs 0.0017, to float16 0.0002; what float32
+# The largest relative error that passes, by the coarsest dtype among the inputs, and float32 if the loss
+# claims no more digits. Rounding a gradient to bfloat16 once costs 0.0017, to float16 0.0002; what float32
 # costs depends on what cancels.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 # Differences up to these count as 0, in float64 and in all else. A gradient's norm has this slack

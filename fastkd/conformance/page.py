@@ -45,7 +45,7 @@ would otherwise ruin the weights; and what rows of ignored tokens hold has to ma
 
 The error of a loss is relative to its value, that of a gradient to its norm. With cross-entropy the
 gradient's entries at the labels count by themselves, as they would hide all others. The tolerance is that of
-the coarsest dtype among the inputs, and at least that of float32 for a loss that computes in float32:
+the coarsest dtype among the inputs, and at least that of float32 for a loss that claims no more digits:
 """
 
 ADAPTER = """
@@ -177,7 +177,7 @@ def _definition(adapter: Adapter) -> Iterator[str]:
     yield f"Reductions: {means}."
     yield f"The teacher gets {'its' if adapter.teacher_gradient else 'no'} gradient."
     if adapter.in_float32:
-        yield "It computes in float32, also from float64."
+        yield "Its loss has the digits of float32, also from float64."
     if adapter.from_hidden:
         sides = " and ".join(adapter.from_hidden)
         yield f"It takes hidden states of the {sides}: the logits, in front of an identity matrix."

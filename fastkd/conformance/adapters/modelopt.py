@@ -49,5 +49,6 @@ adapters = (
         packages=("nvidia-modelopt",),
         takes=("labels", "temperature"),
         in_float32=True,
+        notes=("It converts logits to float32 first.",),
     ),
 )
