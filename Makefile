@@ -1,5 +1,5 @@
 # Except for gpu, targets set up what they need in $(VENV), given Python 3.10+, make and a C++17 compiler.
-#   make test   make test-served   make test-matrix   make demo   make bench   make lint   make gpu   make clean
+#   make test  make test-served  make test-matrix  make demo  make bench  make docs  make lint  make gpu  make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
 # MATRIX (the versions that test-matrix tests).
 
@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-served test-matrix demo bench lint clean help
+.PHONY: test test-slow test-long test-served test-matrix demo bench docs lint clean help
 
 help:
 	@sed -n '1,4s/^# *//p' Makefile
@@ -100,6 +100,24 @@ demo: $(VENV)/fastkd.stamp
 bench: $(VENV)/bench.stamp
 	$(RUN) -m fastkd.bench.instruction_sets --quick
 	$(RUN) -m fastkd.cli bench --suite --fresh --out build/bench --save bench/results $(ARGS)
+
+# The site, in build/site (`python -m http.server -d build/site` shows it). Its environment is its own and has no
+# torch. KaTeX, which renders the formulas while the site is built, is a package of npm.
+DOCS ?= build/docs
+
+$(DOCS)/docs.stamp: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python found: name one: make PYTHON=/path/to/python3"; exit 1; }
+	@command -v npm >/dev/null || { echo "npm installs KaTeX, for the formulas, and is missing: apt install npm"; exit 1; }
+	@echo "[setup] mkdocs and KaTeX in $(DOCS)"
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check --no-input 'pip>=25.1'
+	@$(DOCS)/bin/python -m pip install -qq --no-input --group docs
+	@npm install --silent --no-fund --no-audit --no-save --prefix $(DOCS) katex@^0.19
+	@touch $@
+
+docs: $(DOCS)/docs.stamp
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "The site is in build/site."
 
 lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
-"""Renders the formulas of a page while the site is built, so that no script runs and no server is asked later.
+"""Renders the formulas of a page while the site is built: a reader needs neither a script nor a server.
 
-KaTeX, which ``make docs`` installs beside the other packages of the site, raises for a formula that it cannot read.
+KaTeX, which ``make docs`` installs with the other packages of the site, raises for a formula that it cannot
+read.
 """
 
 from __future__ import annotations

@@ -28,9 +28,11 @@ def _fields() -> str:
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call):
             given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.value.keywords}
             default = given["default"]
-            shown = "unset" if default is None else f"`{str(default).lower() if default in (True, False) else default}`"
+            shown = "unset" if default is None else f"`{str(default).lower()}`"
             kind = ast.unparse(node.annotation).removesuffix(" | None").replace("|", "or")
-            lines.append(f"| `{ast.unparse(node.target)}` | `{kind}` | {shown} | {given['metadata']['help']} |")
+            lines.append(
+                f"| `{ast.unparse(node.target)}` | `{kind}` | {shown} | {given['metadata']['help']} |"
+            )
     return "\n".join(lines)
 
 

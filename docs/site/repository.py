@@ -1,7 +1,7 @@
-"""Gives the site the tree of the repository: each page keeps its path there, and so do the links between pages.
+"""Gives the site the tree of the repository: each page keeps its path there, so the links between pages hold.
 
-The pages are those that the nav of mkdocs.yml names and, transitively, what they link to, if a browser can show it.
-A link to a file of code or to a folder has no place on the site and becomes plain text.
+The pages are those that the nav of mkdocs.yml names, and what they link to, if a browser can show it.
+A link to a file of code or to a folder, which have no place on the site, becomes plain text.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def on_page_markdown(markdown: str, *, page: Any, files: Files, **_: Any) -> str
         return match[0] if on_site or not (ROOT / target).exists() else match[1]
 
     def text(part: str) -> str:
-        part = re.sub("^  - ", "    - ", part, flags=re.MULTILINE)  # a nested list, at the columns of Python-Markdown
+        part = re.sub("^  - ", "    - ", part, flags=re.MULTILINE)  # Python-Markdown nests at four columns
         return LINK.sub(link, PICTURE.sub(pictures, part))
 
     parts = BLOCK.split(markdown)
