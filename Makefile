@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-served test-matrix demo bench docs lint clean help
+.PHONY: test test-slow test-long test-served test-matrix demo bench bench-readme docs lint clean help
 
 help:
 	@sed -n '1,4s/^# *//p' Makefile
@@ -100,6 +100,12 @@ demo: $(VENV)/fastkd.stamp
 bench: $(VENV)/bench.stamp
 	$(RUN) -m fastkd.bench.instruction_sets --quick
 	$(RUN) -m fastkd.cli bench --suite --fresh --out build/bench --save bench/results $(ARGS)
+
+# The README's tables and its picture: the forward KL from logits and from hidden states, with every peer.
+bench-readme: $(VENV)/bench.stamp
+	$(RUN) -m fastkd.cli bench --vocab 151936 --tokens 512 --heads 256/512 --divergence forward_kl \
+	  --allocator default kept --budget 0 --fresh --out build/bench-readme --save bench/results $(ARGS)
+	$(RUN) -m bench.readme "$$(ls -t bench/results/*.json | head -n 1)"
 
 # The site, in build/site (`python -m http.server -d build/site` shows it). Its environment is its own and has no
 # torch. KaTeX, which renders the formulas while the site is built, is a package of npm.

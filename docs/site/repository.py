@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(^ *```.*?^ *``` *$)", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
-    r'<img alt="([^"]+)" src="([^"]+)"[^>]*>\s*</picture>'
+    r'<img alt="([^"]+)" src="([^"]+)" width="(\d+)">\s*</picture>'
 )
 
 
@@ -45,7 +45,7 @@ def _linked(page: str) -> list[str]:
     """The files of the repository that a page leads to and that can be shown."""
     text = BLOCK.sub("", (ROOT / page).read_text("utf-8"))
     links = [link for _, link, _ in LINK.findall(text)]
-    links += [link for dark, _, light in PICTURE.findall(text) for link in (dark, light)]
+    links += [link for dark, _, light, _ in PICTURE.findall(text) for link in (dark, light)]
     found = [_target(page, link) for link in links]
     return [path for path in found if path.endswith((".md", *SHOWN)) and (ROOT / path).is_file()]
 
@@ -80,8 +80,9 @@ def on_page_markdown(markdown: str, *, page: Any, files: Files, **_: Any) -> str
         page.meta["hide"] = ["navigation"]  # the column at the left would hold this page alone
 
     def pictures(match: re.Match[str]) -> str:
-        dark, alt, light = match.groups()
-        return f"![{alt}]({light}#only-light)\n![{alt}]({dark}#only-dark)"
+        dark, alt, light, width = match.groups()
+        sides = ((light, "light"), (dark, "dark"))
+        return "\n".join(f"![{alt}]({path}#only-{side}){{width={width}}}" for path, side in sides)
 
     def link(match: re.Match[str]) -> str:
         target = _target(page.file.src_uri, match[2])
