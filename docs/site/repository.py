@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(^ *```.*?^ *``` *$)", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!\\)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
-    r'<img alt="([^"]+)" src="([^"]+)" width="(\d+)">\s*</picture>'
+    r'<img alt="([^"]+)"\s+src="([^"]+)" width="(\d+)">\s*</picture>'
 )
 
 
