@@ -125,8 +125,9 @@ def test_means_and_spreads_over_the_seeds(examples: Path) -> None:
     assert (
         "Missing, because no finished report was found: Distilled, few labels (`sentiment/out/few`)." in page
     )
-    for text in ("Sentences of films (Someone 2013).", "cd examples/sentiment\nSEEDS=3 bash run.sh", "threads 2",
-                 "fastkd distill all.yaml", "falls short because", "(results-sentiment.png)"):  # fmt: skip
+    for text in ("Sentences of films (Someone 2013).", "cd examples/sentiment\nSEEDS=3 bash run.sh",
+                 "threads 2", "fastkd distill all.yaml", "falls short because",
+                 "(results-sentiment.png)"):  # fmt: skip
         assert text in page
 
 
