@@ -42,7 +42,7 @@ LIGHT = Colours("#1f2328", "#59636e", "#0f7b6c", "#b9c0c8")
 DARK = Colours("#e6edf3", "#9198a1", "#35b8a2", "#565e68")
 # An SVG names fonts rather than holding their outlines; a browser takes the first that it has.
 FONTS = ["Segoe UI", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"]
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": FONTS,
     "svg.fonttype": "none",
@@ -96,16 +96,17 @@ def _rank(scene: Scene) -> tuple[int, int, bool]:
 
 
 def _comparable(entries: Sequence[Entry], peaks: dict[tuple[Case, str], int]) -> list[Row]:
-    def peak(entry: Entry) -> int | None:
-        return peaks.get((table.case_of(entry), entry["route"]))
+    def peak(entry: Entry) -> int:
+        return peaks.get((table.case_of(entry), entry["route"]), 0)
 
-    measured = [e for e in entries if e["status"] == "ok" and peak(e) is not None]
+    # A peak of 0 is too small to be seen, and has no ratio either.
+    measured = [e for e in entries if e["status"] == "ok" and peak(e) > 0]
     ours = min((e for e in measured if e["ours"]), key=lambda e: e["ms"], default=None)
     if ours is None:
         return []
     peers = [e for e in measured if not e["ours"] and table.quiet(ours, e)]
     return [
-        Row("fastkd" if e["ours"] else NAMES.get(e["route"], e["route"]), e["ours"], e["ms"], peak(e) or 0)
+        Row("fastkd" if e["ours"] else NAMES.get(e["route"], e["route"]), e["ours"], e["ms"], peak(e))
         for e in (ours, *sorted(peers, key=lambda e: e["ms"]))
     ]
 
@@ -176,23 +177,21 @@ def _draw(drawn: Any, scene: Scene, top: float, height: float, colours: Colours)
     title = f"{case.op}, {FROM[case.op]}"
     _text(drawn, MARGIN, top - 0.2, height, title, colours.text, size=12, weight="bold")
     _text(drawn, MARGIN, top - 0.38, height, _about(case), colours.faint, size=8)
-    for column, (label, values, texts) in enumerate(
-        (
-            ("time", [row.ms for row in rows], [_milliseconds(row.ms) for row in rows]),
-            ("peak memory", [row.peak for row in rows], [table.size(row.peak) for row in rows]),
-        )
-    ):
+    columns = (
+        ("time", [row.ms for row in rows], _milliseconds),
+        ("peak memory", [float(row.peak) for row in rows], lambda peak: table.size(int(peak))),
+    )
+    low, bars = top - HEAD + 0.12 - BAR * len(rows), BAR * len(rows)
+    for column, (label, values, written) in enumerate(columns):
         left = NAME + column * (PANEL + GAP)
         _text(drawn, left, top - 0.64, height, label, colours.text, size=9)
-        bottom = top - HEAD + 0.12 - BAR * len(rows)
-        place = (left / WIDTH, bottom / height, PANEL / WIDTH, BAR * len(rows) / height)
-        axes = drawn.add_axes(place)
+        axes = drawn.add_axes((left / WIDTH, low / height, PANEL / WIDTH, bars / height))
         axes.axis("off")
         axes.set_xlim(0, max(values) / LONGEST)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        for i, (row, value, text) in enumerate(zip(rows, values, texts, strict=True)):
-            axes.barh(i, value, color=colours.ours if row.ours else colours.theirs, height=0.66)
-            _label(axes, i, value, text, value / values[0], row.ours, colours)
+        for i, row in enumerate(rows):
+            axes.barh(i, values[i], color=colours.ours if row.ours else colours.theirs, height=0.66)
+            _label(axes, i, values[i], written(values[i]), values[i] / values[0], row.ours, colours)
             if column == 0:
                 _name(axes, i, row, colours)
 
@@ -206,7 +205,7 @@ def _name(axes: Any, i: int, row: Row, colours: Colours) -> None:
 
 def _label(axes: Any, i: int, value: float, text: str, ratio: float, ours: bool, colours: Colours) -> None:
     """The number behind a bar, and how many times as much as fastkd's it is."""
-    style = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
     axes.annotate(
         text if ours else _times(ratio), (value, i), (5, 0), weight="bold", size=10,
         color=colours.ours if ours else colours.text, **style,
