@@ -128,7 +128,8 @@ bench-readme: $(VENV)/bench.stamp
 	$(RUN) -m bench.readme "$$(ls -t bench/results/*.json | head -n 1)"
 
 # The site, in build/site (`python -m http.server -d build/site` shows it). Its environment is its own and has no
-# torch. KaTeX, which renders the formulas while the site is built, is a package of npm.
+# torch. KaTeX, which renders the formulas while the site is built, is a package of npm. (--quiet would hide the
+# warnings from --strict.)
 DOCS ?= build/docs
 
 $(DOCS)/docs.stamp: pyproject.toml
@@ -142,7 +143,7 @@ $(DOCS)/docs.stamp: pyproject.toml
 	@touch $@
 
 docs: $(DOCS)/docs.stamp
-	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 	@echo "The site is in build/site."
 
 lint: $(VENV)/fastkd.stamp
