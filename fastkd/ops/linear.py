@@ -24,11 +24,11 @@ from fastkd.ops.tokens import Tokens
 from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
 
 # Each chunk reads both heads once more, and reads and writes the sums of the weight's gradient, so the GEMMs
-# run at full speed only in large chunks. On a CPU these take this much memory, or WEIGHT_SHARE times as much
-# as the larger head, which needs as much for its gradient. The student's logits, which three GEMMs use, get
-# STUDENT_SHARE of it.
+# run at full speed only in large chunks. On a CPU each head product also packs its head anew, which takes as
+# long as several hundred rows. The logits take this much memory, or twice as much as the larger head, which
+# needs as much for its gradient. The student's, which three GEMMs use, get STUDENT_SHARE of the former, or half
+# of the latter.
 SCRATCH_BYTES = 512 * 2**20
-WEIGHT_SHARE = 1.5
 STUDENT_SHARE = 2 / 3
 CPU_TILE = 64
 
@@ -86,11 +86,11 @@ def default_chunks(
     """
     tokens, both = max(tokens, 1), max(student_bytes + teacher_bytes, 1)
     if device_type == "cpu":
-        scratch = max(SCRATCH_BYTES, int(WEIGHT_SHARE * weight_bytes))
+        scratch = max(SCRATCH_BYTES, 2 * weight_bytes)
         if tokens * both <= scratch:
             return Chunks(tokens, tokens)
         two = student_bytes > 0 and teacher_bytes > 0
-        most = int(STUDENT_SHARE * scratch) if two else scratch
+        most = max(int(STUDENT_SHARE * SCRATCH_BYTES), scratch // 2) if two else scratch
         each = student_bytes if two else both
         rows = tokens
         if tokens * each > most + sums:
