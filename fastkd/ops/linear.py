@@ -25,9 +25,8 @@ from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
 
 # Each chunk reads both heads once more, and reads and writes the sums of the weight's gradient, so the GEMMs
 # run at full speed only in large chunks. On a CPU each head product also packs its head anew, which takes as
-# long as several hundred rows. The logits take this much memory, or twice as much as the larger head, which
-# needs as much for its gradient. The student's, which three GEMMs use, get STUDENT_SHARE of the former, or half
-# of the latter.
+# long as several hundred rows. The logits take this much memory, of which the student's, used by three GEMMs,
+# get STUDENT_SHARE; or each side's take as much as the larger head, which needs as much for its gradient.
 SCRATCH_BYTES = 512 * 2**20
 STUDENT_SHARE = 2 / 3
 CPU_TILE = 64
