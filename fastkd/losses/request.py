@@ -54,6 +54,11 @@ class HeadScales(NamedTuple):
     teacher_scale: float = 1.0
     teacher_softcap: float | None = None
 
+    @property
+    def softcaps(self) -> tuple[float | None, float | None]:
+        """The student's and the teacher's."""
+        return self.student_softcap, self.teacher_softcap
+
 
 class Results(NamedTuple):
     """``row_loss`` ``(rows,)``, ``metrics`` ``(rows, len(METRICS))``; a gradient is None where not wanted."""
@@ -149,11 +154,13 @@ class Request(NamedTuple):
         tokens = inputs.loss_scale.shape[0]
         wanted = (place < 3, place >= 3)
         weights = (inputs.student_weight, inputs.teacher_weight)
+        assert self.head_scales is not None
         sides = inputs.student, inputs.teacher, inputs.teacher_weight
         chunks = chunks_of(
             *(tokens, self._columns(inputs), *weights, wanted, self.chunk_size, self.group is not None),
-            inputs.student.device.type,
+            inputs.student.device,
             copied_bytes(*sides, inputs.teacher_columns, self.teacher_rest),
+            self.head_scales.softcaps,
         )
         return x.dtype if chunks[place // 3] >= tokens else wide(x)
 

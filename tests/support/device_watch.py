@@ -46,6 +46,8 @@ INSIDE = {
     "fastkd::linear_kd": linear._linear_kd,
 }
 FUNCTIONS = (autograd.Fused, autograd.Deferred)
+# About what torch reports as the memory of an H100 with 80 GB.
+H100_BYTES = 79 * 2**30
 
 
 class Refused(AssertionError):
@@ -63,6 +65,7 @@ class Seen:
         products: ``(rows, inner, columns)`` of every matrix product.
         moved: bytes that operators other than kernels and products read and wrote.
         small: the names of these operators, each of which launches a kernel of torch's.
+        sums: bytes that products read and wrote beyond one write of a result in the dtype of their operands.
     """
 
     launches: list[tuple[int, int]] = field(default_factory=list)
@@ -71,6 +74,7 @@ class Seen:
     products: list[tuple[int, int, int]] = field(default_factory=list)
     moved: int = 0
     small: list[str] = field(default_factory=list)
+    sums: int = 0
 
 
 class Watch(TorchDispatchMode):
@@ -138,6 +142,9 @@ class Watch(TorchDispatchMode):
         if name in ("mm", "matmul", "addmm", "addmm_"):
             a, b = given[1:3] if "add" in name else given[:2]
             self.seen.products.append((a.shape[0], a.shape[1], b.shape[1]))
+            for x in results:
+                reads = given[0] is x and name != "mm"
+                self.seen.sums += x.numel() * ((1 + reads) * x.element_size() - a.element_size())
         elif func.namespace == "aten" and "empty" not in name and not _is_view(func, given, results):
             # An output that the caller allocated is also among the given tensors; it is not read.
             read = given if name.endswith("_") else [x for x in given if not any(x is y for y in results)]
@@ -222,8 +229,14 @@ def _guard_devices() -> None:
 
 
 @contextmanager
-def watched(device: str = "cuda:1", reads_allowed: int = 0, keeps_graph: bool = False) -> Iterator[Watch]:
-    """Inside the block tensors are fake, and the native backend behaves as if ``device`` existed."""
+def watched(
+    device: str = "cuda:1",
+    reads_allowed: int = 0,
+    keeps_graph: bool = False,
+    device_bytes: int = H100_BYTES,
+) -> Iterator[Watch]:
+    """Inside the block tensors are fake, and the native backend behaves as if ``device`` existed and had this
+    much memory."""
     _guard_devices()
     on = torch.device(device)
     watch = Watch(on, reads_allowed)
@@ -256,6 +269,7 @@ def watched(device: str = "cuda:1", reads_allowed: int = 0, keeps_graph: bool = 
         stack.enter_context(mock.patch.object(native, "_address", lambda x: 0 if x is None else 4096))
         for user in (native, memory):
             stack.enter_context(mock.patch.object(user, "nothing_traces", lambda *tensors: True))
+        stack.enter_context(mock.patch.object(memory, "device_bytes", lambda _: device_bytes))
         stack.enter_context(mock.patch.object(torch.cuda, "current_stream", current_stream))
         stack.enter_context(mock.patch.object(autograd, "_keeps_graph", lambda: keeps_graph))
         stack.enter_context(FakeTensorMode())
