@@ -65,6 +65,12 @@ def backward(watch: Watch, loss: Any, reduction: str) -> None:
     watch.backward(torch.empty(shape, device=DEVICE, dtype=loss.dtype), None, None)
 
 
+def needs(backend: str) -> None:
+    """Skip the test where this backend's kernels cannot be imported."""
+    if backend == "triton":
+        pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
+
+
 def dense(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
     loss = fastkd.kd_loss(given.student, teacher, given.labels, **options)
     backward(watch, loss, options.get("reduction", "mean"))
@@ -101,29 +107,43 @@ def test_logits(reduction: str, inplace: bool) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_launches(reduction: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *(("native", dtype) for dtype in (torch.float32, torch.bfloat16)),
+        *(("triton", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    ],
+    ids=str,
+)
+def test_launches(reduction: str, backend: str, dtype: torch.dtype) -> None:
     """A call takes three launches (weights, loss, sum) and its backward one, whatever the options.
 
     Each launch of a tiny kernel costs some two microseconds, which for few tokens is as much as the loss.
+    Triton's kernel of the sum also has the means of the metrics.
     """
+    needs(backend)
     with watched(DEVICE) as watch:
         given = Inputs(watch, dtype)
         options: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}]
         options += [{"token_weights": w} for w in (given.weights, given.weights.bfloat16(), given.labels > 0)]
         if reduction == "mean":
             options += [{"num_items": n} for n in (7, given.count, torch.tensor(7))]
+        if backend == "triton":
+            options.append({"return_metrics": True, "token_weights": given.weights})
         for more in options:
             for labels, ratio in ((given.labels, 0.5), (None, 1.0)):
                 watch.seen.launches.clear()
                 watch.seen.small.clear()
                 arguments = given.student, given.logits, labels
-                loss = fastkd.kd_loss(*arguments, kd_ratio=ratio, reduction=reduction, **more)
-                assert len(watch.seen.launches) == 2, more
-                assert watch.seen.small == ([] if reduction == "none" else ["sum"]), more
+                loss = fastkd.kd_loss(
+                    *arguments, kd_ratio=ratio, reduction=reduction, backend=backend, **more
+                )
+                count = 2 + (reduction != "none" or "return_metrics" in more)
+                assert len(watch.seen.launches) + len(watch.seen.small) == count, more
+                assert watch.seen.small == (["sum"] if backend == "native" and count == 3 else []), more
                 backward(watch, loss, reduction)
-                assert len(watch.seen.launches) == 3, more
-                assert len(watch.seen.small) == (reduction != "none"), more
+                assert len(watch.seen.launches) + len(watch.seen.small) == count + 1, more
+                launches_are_placed(watch)
 
 
 def test_gradients_have_the_strides_of_views() -> None:

@@ -79,7 +79,7 @@ OTHERS = (
         "sums": phase("sums", "jsd"),
         "finish": phase("finish", "alpha_beta", metrics=True),
         "off support": phase("finish", "off_support", grad_teacher=False, sharded=False),
-        "scale odd": {"kernel": "scale", "student": "fp32", "strides": None, "vocab": None},
+        "scale odd": {"kernel": "scale", "student": "fp32", "strides": 1, "vocab": None},
     }
 )
 ELSEWHERE = {"forward_kl-bf16": USUAL["forward_kl-bf16"], "jsd-loaded": USUAL["jsd-loaded"]}
@@ -142,6 +142,7 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
         "labels": "i64" if labels else None,
         "loss_scale": "fp32",
         "grad_scale": "fp32",
+        "upstream": "fp32" if variant.get("upstream") else None,
         "row_loss": "fp32",
         "metrics": "fp32" if variant.get("metrics") else None,
         "record": "fp32" if variant.get("phase") else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkd.backends.base import Call
+from fastkd.backends.base import Call, Weighing
 from fastkd.backends.kernels import KernelBackend, Phase
 
 _MISSING: str | None
@@ -27,6 +27,7 @@ class TritonBackend(KernelBackend):
     """One program per row, which sweeps over both sides twice, or three times if the divergence has sums."""
 
     name = "triton"
+    takes_upstream = True
 
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
         if _MISSING is not None:
@@ -38,6 +39,14 @@ class TritonBackend(KernelBackend):
         if device.type not in ("cpu", "cuda"):
             return f"it runs on NVIDIA and AMD GPUs, not on {device.type}; use the reference backend"
         return None
+
+    def row_weights(self, given: Weighing) -> Tensor | None:
+        return launch.row_weights(given)
+
+    def totals(
+        self, row_loss: Tensor | None, metrics: Tensor | None, loss_scale: Tensor
+    ) -> tuple[Tensor | None, Tensor | None] | None:
+        return launch.totals(row_loss, metrics, loss_scale)
 
     def launch(
         self,

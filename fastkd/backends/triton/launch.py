@@ -13,16 +13,17 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from fastkd.backends.base import Call
+from fastkd.backends.base import Call, Weighing
 from fastkd.backends.kernels import Phase
 from fastkd.backends.triton import tuning
 from fastkd.backends.triton.divergences import Formulas, formulas_of
 from fastkd.backends.triton.kernel import dense_rows_kernel
+from fastkd.backends.triton.reduction import row_weights_kernel, totals_kernel
 from fastkd.backends.triton.scale import scale_rows_kernel
-from fastkd.backends.triton.shapes import RECORDING, SCALE, Shape, usual
+from fastkd.backends.triton.shapes import RECORDING, SCALE, TOTALS, WEIGHTS, Shape, usual
 from fastkd.backends.triton.terms import Terms
 from fastkd.backends.triton.tuning import Run
-from fastkd.spec import LossSpec
+from fastkd.spec import METRICS, LossSpec
 
 INTERPRETED = isinstance(dense_rows_kernel, InterpretedFunction)
 
@@ -30,6 +31,9 @@ LOG2E = math.log2(math.e)
 # Scratch tensors for tuning: enough rows to fill a GPU several times, in at most this much memory.
 SCRATCH_BYTES = 2**30
 SCRATCH_ROWS = 4096
+# Programs that scale gradients: a few times what any GPU runs at once, since each ends after one number where
+# nothing is to be scaled.
+SCALE_PROGRAMS = 4096
 
 
 def options(shape: Shape, backend: str, warp_size: int) -> dict[str, Any]:
@@ -188,6 +192,7 @@ def _launch(
         labels,
         call.loss_scale,
         call.grad_scale,
+        call.upstream,
         call.row_loss,
         out_s.buffer,
         out_t.buffer,
@@ -196,6 +201,7 @@ def _launch(
         coefficient,
         *(number for of_tensor in strides.values() for number in of_tensor),
         inner,
+        0 if call.upstream is None else call.upstream.stride(0),
         spec.vocab_size,
         student_columns,
         0 if teacher is None else teacher.shape[2],
@@ -239,15 +245,17 @@ def scale_rows(grad: Tensor, factor: Tensor, out: Tensor) -> None:
     result = _Rounded(out)
     assert result.buffer is not None
     strides = {"": _strides(grad), "_OUT": _strides(result.buffer)}
+    assert strides[""][2] == strides["_OUT"][2] == 1, "a row is not contiguous"
     with _on(grad.device):
-        scale_rows_kernel[(factor.numel(),)](
+        scale_rows_kernel[(min(factor.numel(), SCALE_PROGRAMS),)](
             grad,
             factor,
             result.buffer,
+            factor.numel(),
             grad.shape[1],
-            *strides[""],
             factor.stride(0),
-            *strides["_OUT"],
+            *strides[""][:2],
+            *strides["_OUT"][:2],
             columns,
             IN_PLACE=result.buffer is grad,
             **alignment(16 // grad.element_size(), columns, strides),
@@ -255,3 +263,56 @@ def scale_rows(grad: Tensor, factor: Tensor, out: Tensor) -> None:
             **_options(SCALE),
         )
     result.finish()
+
+
+def row_weights(given: Weighing) -> Tensor:
+    """See ``Backend.row_weights``."""
+    weights = torch.empty(given.tokens, dtype=given.dtype, device=given.device)
+    if given.tokens == 0:
+        return weights
+    divisor, token_weights = given.divisor, given.token_weights
+    factor, items = 0.0, None
+    if isinstance(divisor, Tensor):
+        items = divisor
+    elif divisor is not None and divisor != 0:
+        factor = 1.0 / divisor
+    alone = divisor is None
+    with _on(given.device):
+        row_weights_kernel[(1 if alone else triton.cdiv(given.tokens, WEIGHTS.elements),)](
+            given.labels,
+            _without_bool(token_weights),
+            _without_bool(items),
+            weights,
+            given.tokens,
+            given.ignore_index,
+            factor,
+            SUM=alone,
+            BLOCK=WEIGHTS.elements,
+            **_options(WEIGHTS),
+        )
+    return weights
+
+
+def _without_bool(x: Tensor | None) -> Tensor | None:
+    return x.view(torch.uint8) if x is not None and x.dtype == torch.bool else x
+
+
+def totals(
+    row_loss: Tensor | None, metrics: Tensor | None, loss_scale: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """See ``Backend.totals``."""
+    loss = None if row_loss is None else loss_scale.new_empty(())
+    means = None if metrics is None else metrics.new_empty(len(METRICS) + 1)
+    with _on(loss_scale.device):
+        totals_kernel[(1,)](
+            row_loss,
+            metrics,
+            loss_scale,
+            loss,
+            means,
+            loss_scale.numel(),
+            BLOCK=TOTALS.elements,
+            COLUMNS=triton.next_power_of_2(len(METRICS)),
+            **_options(TOTALS),
+        )
+    return loss, means
