@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkd.backends.base import Call, Weighing
+from fastkd.backends.base import Call, SparseRows, Weighing
 from fastkd.backends.kernels import KernelBackend, Phase
 
 _MISSING: str | None
@@ -40,6 +40,10 @@ class TritonBackend(KernelBackend):
             return f"it runs on NVIDIA and AMD GPUs, not on {device.type}; use the reference backend"
         return None
 
+    def takes_sparse(self, device: torch.device, entries: int, sharded: bool) -> bool:
+        # A shard's entries need the statistics of the other shards.
+        return not sharded and 1 <= entries <= launch.MAX_ENTRIES
+
     def row_weights(self, given: Weighing) -> Tensor | None:
         return launch.row_weights(given)
 
@@ -55,7 +59,10 @@ class TritonBackend(KernelBackend):
         record: Tensor | None = None,
         coefficient: Tensor | None = None,
     ) -> None:
-        launch.dense_rows(call, phase, record, coefficient)
+        if phase == "all" and call.spec.kd_weight != 0 and isinstance(call.teacher, SparseRows):
+            launch.sparse_rows(call)
+        else:
+            launch.dense_rows(call, phase, record, coefficient)
 
     def scale_rows(self, grad: Tensor, factor: Tensor, out: Tensor) -> None:
         launch.scale_rows(grad, factor, out)

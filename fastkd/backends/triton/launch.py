@@ -13,15 +13,17 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from fastkd.backends.base import Call, Weighing
+from fastkd.backends.base import Call, SparseRows, Weighing
 from fastkd.backends.kernels import Phase
+from fastkd.backends.sparse import has_rest
 from fastkd.backends.triton import tuning
-from fastkd.backends.triton.divergences import Formulas, formulas_of
+from fastkd.backends.triton.divergences import OFF_SUPPORT, Formulas, formulas_of
 from fastkd.backends.triton.kernel import dense_rows_kernel
 from fastkd.backends.triton.reduction import row_weights_kernel, totals_kernel
 from fastkd.backends.triton.scale import scale_rows_kernel
 from fastkd.backends.triton.shapes import RECORDING, SCALE, TOTALS, WEIGHTS, Shape, usual
-from fastkd.backends.triton.terms import Terms
+from fastkd.backends.triton.sparse_kernel import sparse_rows_kernel
+from fastkd.backends.triton.terms import CLASS_TERMS, Terms
 from fastkd.backends.triton.tuning import Run
 from fastkd.spec import METRICS, LossSpec
 
@@ -31,6 +33,11 @@ LOG2E = math.log2(math.e)
 # Scratch tensors for tuning: enough rows to fill a GPU several times, in at most this much memory.
 SCRATCH_BYTES = 2**30
 SCRATCH_ROWS = 4096
+METRICS_PLACES = triton.next_power_of_2(len(METRICS))
+# A sparse teacher's entries, with one more class, take one tile of a program. About this many pairs of them
+# are compared at once.
+MAX_ENTRIES = 511
+COMPARED = 2048
 # Programs that scale gradients: a few times what any GPU runs at once, since each ends after one number where
 # nothing is to be scaled.
 SCALE_PROGRAMS = 4096
@@ -160,12 +167,32 @@ def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Ten
         _launch(call, phase, record, coefficient, shape)
 
 
+def _terms(call: Call, phase: Phase, sparse: bool = False) -> tuple[Terms, float]:
+    """The terms of the loss, and the student's temperature in the kernel."""
+    spec, labels, metrics = call.spec, call.labels is not None, call.metrics is not None
+    cross_entropy = spec.ce_weight != 0 and labels
+    # Without a divergence only a metric, the entropy, needs the student's temperature.
+    temperature = spec.temperature if spec.kd_weight != 0 or metrics else 1.0
+    terms = Terms(
+        phase=phase,
+        sharded=call.shards is not None,
+        labels=labels,
+        metrics=metrics,
+        cross_entropy=cross_entropy,
+        smoothing=spec.label_smoothing != 0 and labels and (cross_entropy or metrics),
+        z_loss=spec.z_loss != 0,
+        power={1.0: 1, 2.0: 2}.get(temperature, 0),
+        sparse=sparse,
+    )
+    return terms, temperature
+
+
 def _launch(
     call: Call, phase: Phase, record: Tensor | None, coefficient: Tensor | None, shape: Shape
 ) -> None:
-    spec, student, labels = call.spec, call.student, call.labels
+    spec, student = call.spec, call.student
     outer, inner, student_columns = student.shape
-    formulas = formulas_of(spec)
+    formulas = formulas_of(call.spec)
     teacher = call.teacher if formulas.reads_teacher else None
     assert teacher is None or isinstance(teacher, Tensor)
     grad_student, grad_teacher = call.grad_student, call.grad_teacher
@@ -174,10 +201,7 @@ def _launch(
     elif teacher is None and grad_teacher is not None:
         grad_teacher.zero_()
         grad_teacher = None
-    metrics = call.metrics is not None
-    cross_entropy = spec.ce_weight != 0 and labels is not None
-    # Without a divergence only a metric, the entropy, needs the student's temperature.
-    temperature = spec.temperature if spec.kd_weight != 0 or metrics else 1.0
+    terms, temperature = _terms(call, phase)
     width = 16 // max(x.element_size() for x in (student, teacher) if x is not None)
     out_s, out_t = _Rounded(grad_student), _Rounded(grad_teacher)
     strides = {
@@ -189,7 +213,7 @@ def _launch(
     dense_rows_kernel[(outer * inner,)](
         student,
         teacher,
-        labels,
+        call.labels,
         call.loss_scale,
         call.grad_scale,
         call.upstream,
@@ -215,26 +239,84 @@ def _launch(
         spec.kd_metric,
         spec.kd_weight / temperature,
         spec.kd_weight / spec.teacher_temperature,
-        spec.ce_weight if cross_entropy else 0.0,
+        spec.ce_weight if terms.cross_entropy else 0.0,
         spec.label_smoothing,
         spec.z_loss,
         DIVERGENCE=formulas,
-        TERMS=Terms(
-            phase=phase,
-            sharded=call.shards is not None,
-            labels=labels is not None,
-            metrics=metrics,
-            cross_entropy=cross_entropy,
-            smoothing=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
-            z_loss=spec.z_loss != 0,
-            power={1.0: 1, 2.0: 2}.get(temperature, 0),
-        ),
+        TERMS=terms,
         **alignment(width, student_columns, strides),
         **shape.tile(16 // width),
         **_options(shape),
     )
     out_s.finish()
     out_t.finish()
+
+
+def class_tile(entries: int) -> dict[str, int]:
+    """The constants ``CLASSES`` and ``CHUNK`` of the kernel for a sparse teacher."""
+    classes = triton.next_power_of_2(entries + 1)
+    return {"CLASSES": classes, "CHUNK": max(1, COMPARED // classes)}
+
+
+def sparse_rows(call: Call) -> None:
+    """``KernelBackend.launch`` of a sparse teacher, in the phase ``"all"``."""
+    teacher, spec, student = call.teacher, call.spec, call.student
+    assert isinstance(teacher, SparseRows)
+    if call.row_loss.numel() == 0:
+        return
+    outer, inner, student_columns = student.shape
+    entries, formulas = teacher.indices.shape[1], formulas_of(spec)
+    terms, temperature = _terms(call, "all", sparse=True)
+    width = 16 // student.element_size()
+    out = _Rounded(call.grad_student)
+    strides = {"_S": _strides(student), "_GS": _strides(out.buffer)}
+    with _on(student.device):
+        sparse_rows_kernel[(outer * inner,)](
+            student,
+            teacher.indices,
+            teacher.logprobs,
+            call.labels,
+            call.loss_scale,
+            call.grad_scale,
+            call.upstream,
+            call.row_loss,
+            out.buffer,
+            teacher.grad,
+            call.metrics,
+            *(number for of_tensor in strides.values() for number in of_tensor),
+            inner,
+            0 if call.upstream is None else call.upstream.stride(0),
+            spec.vocab_size,
+            student_columns,
+            entries,
+            spec.ignore_index,
+            LOG2E / temperature,
+            1.0 / temperature,
+            LOG2E / teacher.class_temperature,
+            LOG2E / spec.teacher_temperature,
+            1.0 / teacher.class_temperature,
+            1.0 / spec.teacher_temperature,
+            teacher.class_temperature / spec.teacher_temperature,
+            *_powers(spec, formulas),
+            spec.kd_weight,
+            spec.kd_metric,
+            spec.kd_weight / temperature,
+            spec.ce_weight if terms.cross_entropy else 0.0,
+            spec.label_smoothing,
+            spec.z_loss,
+            teacher.most_mass,
+            DIVERGENCE=formulas,
+            STUDENT=OFF_SUPPORT,
+            TERMS=terms,
+            CLASS_TERMS=CLASS_TERMS,
+            TAIL=teacher.tail,
+            HAS_REST=has_rest(teacher.tail, spec),
+            **class_tile(entries),
+            **alignment(width, student_columns, strides),
+            **RECORDING.tile(student.element_size()),
+            **_options(RECORDING),
+        )
+    out.finish()
 
 
 def scale_rows(grad: Tensor, factor: Tensor, out: Tensor) -> None:
@@ -312,7 +394,7 @@ def totals(
             means,
             loss_scale.numel(),
             BLOCK=TOTALS.elements,
-            COLUMNS=triton.next_power_of_2(len(METRICS)),
+            COLUMNS=METRICS_PLACES,
             **_options(TOTALS),
         )
     return loss, means
