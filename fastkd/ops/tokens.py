@@ -110,7 +110,9 @@ class Tokens:
     @property
     def read(self) -> Tensor:
         """``(rows,)`` bool: the rows that are read."""
-        read = (self.loss_scale != 0) | (self.grad_scale != 0)
+        read = self.loss_scale != 0
+        if self.grad_scale is not self.loss_scale:
+            read = read | (self.grad_scale != 0)
         return read if self.labels is None else read & (self.labels != self.spec.ignore_index)
 
     def _check_labels(self, labels: Tensor, total: int | Tensor, runner: Backend) -> None:

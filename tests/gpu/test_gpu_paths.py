@@ -240,34 +240,46 @@ def test_sparse_teachers(divergence: str, tail: str) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
-def test_launches_of_a_sparse_teacher(divergence: str, tail: str, dtype: torch.dtype, grad: bool) -> None:
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_launches_of_a_sparse_teacher(
+    divergence: str, tail: str, backend: str, dtype: torch.dtype, grad: bool
+) -> None:
     """A call takes three launches, as with dense logits: the one that computes also checks the entries.
 
     One converts log-probabilities that are not float32, and two do so with their gradient.
     """
+    needs(backend)
     with watched(DEVICE) as watch:
         given = Inputs(watch, dtype)
-        converts = dtype != torch.float32
-        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}):
+        converts = (dtype != torch.float32) * (1 + 2 * grad)
+        options: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}]
+        if backend == "triton":
+            options += [{"return_metrics": True}, {"token_weights": given.weights, "num_items": given.count}]
+        for more in options:
             watch.seen.launches.clear()
             watch.seen.small.clear()
             arguments = given.student, given.sparse(tail, grad), given.labels
-            loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=0.5, **options)
-            assert len(watch.seen.launches) == 2, options
-            assert len(watch.seen.small) == 1 + converts * (1 + 2 * grad), watch.seen.small
+            loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=0.5, backend=backend, **more)
+            assert len(watch.seen.launches) == (3 if backend == "triton" else 2), more
+            assert len(watch.seen.small) == (backend == "native") + converts, watch.seen.small
             backward(watch, loss, "mean")
-            assert len(watch.seen.launches) == 3 + grad, options
+            assert len(watch.seen.launches) + len(watch.seen.small) == 4 + converts + grad, more
+            launches_are_placed(watch)
 
 
-@pytest.mark.parametrize("k, launches", [(1024, 2), (1025, 3)])
-def test_sparse_teachers_with_many_entries(k: int, launches: int) -> None:
-    """The entries of a row have to fit a block's shared memory; more of them are computed in torch."""
+@pytest.mark.parametrize(
+    ("backend", "k", "launches"),
+    [("native", 1024, 2), ("native", 1025, 3), ("triton", 511, 3), ("triton", 512, 4)],
+)
+def test_sparse_teachers_with_many_entries(backend: str, k: int, launches: int) -> None:
+    """The entries of a row have to fit a block's memory; more of them are computed in torch."""
+    needs(backend)
     with watched(DEVICE) as watch:
         given = Inputs(watch, vocab=2000)
         shape = (*TOKENS, k)
         indices = torch.empty(shape, dtype=torch.int64, device=DEVICE)
         teacher = fastkd.SparseTeacher(indices, torch.empty(shape, device=DEVICE))
-        fastkd.kd_loss(given.student, teacher)
+        fastkd.kd_loss(given.student, teacher, backend=backend)
         assert len(watch.seen.launches) == launches
 
 

@@ -65,7 +65,6 @@ USUAL: dict[str, Variant] = (
         "weights": {"kernel": "weights"},
         "totals": {"kernel": "totals"},
         "sparse": sparse("forward_kl", "bucket"),
-        "sparse of many entries": sparse("jsd", "renormalize", 511, metrics=True),
     }
 )
 OTHERS = (
@@ -91,6 +90,7 @@ OTHERS = (
         "upstream": PLAIN
         | {"divergence": "forward_kl", "student": "fp16", "teacher": "fp16", "upstream": True},
         "weights of a sum": {"kernel": "weights", "labels": True, "sum": True},
+        "sparse of many entries": sparse("jsd", "renormalize", 511, metrics=True),
         "sparse drop": sparse("forward_kl", "drop", metrics=True),
         "sparse powers": sparse("alpha_beta", "bucket", metrics=True),
         "sparse distant": sparse("log_acceptance", "renormalize", metrics=True),
@@ -98,17 +98,18 @@ OTHERS = (
         "scale odd": {"kernel": "scale", "student": "fp32", "strides": 1, "vocab": None},
     }
 )
-ELSEWHERE = {"forward_kl-bf16": USUAL["forward_kl-bf16"], "jsd-loaded": USUAL["jsd-loaded"]}
+SMALL = ("scale", "weights", "totals")
+ELSEWHERE = {name: USUAL[name] for name in ("forward_kl-bf16", "jsd-loaded", *SMALL)}
 # The native kernels need sm_80, so that on a T4 Triton's run. It has no bfloat16 arithmetic.
 HALF: Variant = {"student": "fp16", "teacher": "fp16"}
 TURING = {f"{divergence}-fp16": main(divergence, **HALF) for divergence in ("forward_kl", "tvd")}
-SMALL = {name: USUAL[name] for name in ("scale", "weights", "totals", "sparse")}
+TURING |= {name: USUAL[name] | HALF for name in (*SMALL, "sparse")}
 VARIANTS = {"sm_75": TURING, "sm_80": ELSEWHERE, "sm_90": USUAL, "gfx942": ELSEWHERE}
 SLOW = {
     "sm_75": {"jsd-fp16": main("jsd", **HALF), "forward_kl-fp32": main("forward_kl", **FLOAT)},
-    "sm_80": SHAPES | loaded(*KINDS),
+    "sm_80": SHAPES | loaded(*KINDS) | {"sparse": USUAL["sparse"]},
     "sm_90": SHAPES | OTHERS,
-    "gfx942": SHAPES | loaded(*KINDS),
+    "gfx942": SHAPES | loaded(*KINDS) | {"sparse": USUAL["sparse"]},
 }
 
 
