@@ -55,8 +55,10 @@ def test_kinds_of_rows(divergence: str, tail: str) -> None:
     ):
         s, entries, labels = with_all_kinds_of_rows(k, dtype)
         arithmetic = spec(700, (divergence, {}), teacher_temperature=of_teacher)
+        # A power of p / q is large, and its rounding too.
+        factor = 8 if divergence in POWERS else 2
         with during(k=k):
-            compare(sparse_call(s, entries, labels, arithmetic, tail, temperature, metrics=True), factor=2)
+            compare(sparse_call(s, entries, labels, arithmetic, tail, temperature, metrics=True), factor)
 
 
 @pytest.mark.parametrize("k", [1, 2, 511])
@@ -101,18 +103,23 @@ def test_wrong_rows(tail: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("divergence", "tail"), SPARSE_CASES)
-def test_confident_models(divergence: str, tail: str) -> None:
-    """One entry has nearly all mass, on both sides."""
+def test_confident_models(divergence: str, tail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One entry has nearly all mass, on both sides: float32 loses digits, but no more than torch's does."""
     s = logits(2, 400, torch.float32, scale=1.0)
     indices, logprobs = entries_of(s, 50)
     s[0].scatter_(-1, indices[:, :1], 16.0)
     logprobs = logprobs - 12
     logprobs[:, 0] = torch.log1p(torch.tensor([-1e-4, -1e-5]))
     arithmetic = spec(400, (divergence, {}), label_smoothing=0.0, z_loss=0.0, teacher_temperature=1.0)
-    # The student's rest is 1 less a mass near 1, which is right to float32's rounding.
-    rest = float(1 - torch.softmax(s[0].double(), -1).gather(-1, indices).sum(-1).max())
-    factor = max(2.0, 0.1 / rest) if tail == "bucket" else 2.0
-    compare(sparse_call(s, (indices, logprobs), indices[:, 0].clone(), arithmetic, tail), factor)
+
+    def call() -> Call:
+        return sparse_call(s, (indices, logprobs), indices[:, 0].clone(), arithmetic, tail)
+
+    expected, found = exact_results(call()), run(call())
+    monkeypatch.setattr(KERNEL, "takes_sparse", lambda *_: False)
+    for ours, torchs, exact in zip(found, run(call()), expected, strict=True):
+        norm = exact.norm()
+        assert (ours.double() - exact).norm() <= 3 * (torchs.double() - exact).norm() + 2e-6 * norm
 
 
 @pytest.mark.slow

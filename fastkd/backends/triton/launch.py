@@ -255,7 +255,7 @@ def _launch(
 def class_tile(entries: int) -> dict[str, int]:
     """The constants ``CLASSES`` and ``CHUNK`` of the kernel for a sparse teacher."""
     classes = triton.next_power_of_2(entries + 1)
-    return {"CLASSES": classes, "CHUNK": max(1, COMPARED // classes)}
+    return {"CLASSES": classes, "CHUNK": min(classes, COMPARED // classes)}
 
 
 def sparse_rows(call: Call) -> None:

@@ -132,9 +132,10 @@ def _divergence(log_q, log_p, scales, DIVERGENCE: tl.constexpr, TERMS: tl.conste
             sum_0, sum_1 = _distant_sums(e, row, DIVERGENCE)
     value, constants = DIVERGENCE.evaluate(statistics, 0.0, sum_0, sum_1, row, scales)
     by_student, by_teacher = _gradients(e, constants, row, scales, DIVERGENCE)
-    if DIVERGENCE.has_distant:  # noqa: SIM102
+    if DIVERGENCE.has_distant:
+        DISTANT: tl.constexpr = DIVERGENCE.distant.formulas
         if sum_0 < 0.0:
-            by_student, by_teacher = _gradients(e, constants, row, scales, DIVERGENCE.distant.formulas)
+            by_student, by_teacher = _gradients(e, constants, row, scales, DISTANT)
     return value, by_student, by_teacher
 
 
