@@ -97,11 +97,11 @@ def kept_bytes() -> int:
     return 0 if _C is None else _C.cpu_kept_bytes()
 
 
-def nothing_traces(*tensors: Tensor) -> bool:
+def nothing_traces(*tensors: Tensor | None) -> bool:
     """Whether a tensor is its memory and no more: no mode (fake tensors, tracing) sees the operators, no
     transform of torch.func or torch.compile does, and none of ``tensors`` is of a class of its own.
     """
-    if any([type(x) is not Tensor for x in tensors]):
+    if any([x is not None and type(x) is not Tensor for x in tensors]):
         return False
     return not (
         torch.compiler.is_compiling()

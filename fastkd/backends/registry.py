@@ -62,7 +62,7 @@ def _helper(
     None may if something traces the call, to which a kernel of our own would be invisible, or if the named
     backend cannot run, which the op says.
     """
-    if not nothing_traces(*(x for x in tensors if x is not None)):
+    if not nothing_traces(*tensors):
         return None
     name = name or _settings.default_backend()
     if name is None:
@@ -98,9 +98,10 @@ def row_weights(
         if items.device.type != "cpu":
             return None
         divisor = float(items)  # the host reads its own memory
-    labels, token_weights = (
-        None if x is None else x.reshape(tokens).contiguous() for x in (labels, token_weights)
-    )
+    if labels is not None:
+        labels = labels.reshape(tokens).contiguous()
+    if token_weights is not None:
+        token_weights = token_weights.reshape(tokens).contiguous()
     return backend.row_weights(Weighing(tokens, device, dtype, labels, ignore_index, token_weights, divisor))
 
 
@@ -116,6 +117,8 @@ def totals(
     Returns:
         None where plain torch has to compute them.
     """
+    if loss_scale.device.type == "cpu" and name != "triton":
+        return None  # an operator is no launch there, and asking costs more
     backend = _helper(name, loss_scale.device, loss_scale.dtype, row_loss, metrics, loss_scale)
     return None if backend is None else backend.totals(row_loss, metrics, loss_scale)
 
