@@ -10,7 +10,7 @@ from fastkd.backends.registry import REGISTRY
 from fastkd.losses.reduction import totals
 from fastkd.spec import METRICS
 
-launch = pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
+launch_small = pytest.importorskip("fastkd.backends.triton.launch_small", exc_type=ImportError)
 pytestmark = pytest.mark.triton_interpret
 
 
@@ -18,16 +18,16 @@ pytestmark = pytest.mark.triton_interpret
 @pytest.mark.parametrize("programs", [2, 4096])
 def test_scale_rows(dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row is scaled, however few programs there are, into another tensor and in place."""
-    monkeypatch.setattr(launch, "SCALE_PROGRAMS", programs)
+    monkeypatch.setattr(launch_small, "SCALE_PROGRAMS", programs)
     grad = torch.randn(2, 3, 21).to(dtype)[..., :19]
     each = torch.tensor([1.0, 2.0, 1.0, 0.0, -3.0, 1.0])
     for factor in (each, each[1:2].expand(6), each[:1].expand(6)):
         expected = (grad.double() * factor.double().view(2, 3, 1)).to(dtype)
         out = torch.full_like(grad, 7.0)
-        launch.scale_rows(grad, factor, out)
+        launch_small.scale_rows(grad, factor, out)
         assert torch.equal(out, expected)
         given = grad.clone()
-        launch.scale_rows(given, factor, given)
+        launch_small.scale_rows(given, factor, given)
         assert torch.equal(given, expected)
 
 

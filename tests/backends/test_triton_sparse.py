@@ -28,7 +28,7 @@ from fastkd.backends.base import Call
 from fastkd.backends.registry import REGISTRY
 from fastkd.spec import METRICS
 
-launch = pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
+launch_sparse = pytest.importorskip("fastkd.backends.triton.launch_sparse", exc_type=ImportError)
 pytestmark = pytest.mark.triton_interpret
 
 KERNEL = REGISTRY["triton"]
@@ -168,6 +168,6 @@ def test_the_first_of_equal_entries_agrees() -> None:
 
 def test_rows_of_entries_that_one_launch_takes() -> None:
     device = torch.device("cuda")
-    assert KERNEL.takes_sparse(device, launch.MAX_ENTRIES, False)
-    assert not KERNEL.takes_sparse(device, launch.MAX_ENTRIES + 1, False)
+    assert KERNEL.takes_sparse(device, launch_sparse.MAX_ENTRIES, False)
+    assert not KERNEL.takes_sparse(device, launch_sparse.MAX_ENTRIES + 1, False)
     assert not KERNEL.takes_sparse(device, 8, True)

@@ -246,7 +246,7 @@ class TritonKernel:
 def _triton_patches(watch: Watch) -> Iterator[Any]:
     """The patches with which the Triton backend behaves as if the device existed."""
     try:
-        from fastkd.backends.triton import launch
+        from fastkd.backends.triton import host, launch, launch_small, launch_sparse
     except ImportError:
         return
     current = [0]
@@ -258,12 +258,13 @@ def _triton_patches(watch: Watch) -> Iterator[Any]:
         yield
         current.pop()
 
-    yield mock.patch.object(launch, "_on", on)
-    yield mock.patch.object(launch, "_options", lambda shape: {})
-    yield mock.patch.object(launch, "INTERPRETED", False)
-    for name, kernel in vars(launch).items():
-        if name.endswith("_kernel"):
-            yield mock.patch.object(launch, name, TritonKernel(watch, kernel, current))
+    yield mock.patch.object(host, "on", on)
+    yield mock.patch.object(host, "options_here", lambda shape: {})
+    yield mock.patch.object(host, "INTERPRETED", False)
+    for module in (launch, launch_small, launch_sparse):
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                yield mock.patch.object(module, name, TritonKernel(watch, kernel, current))
 
 
 @contextmanager

@@ -147,7 +147,15 @@ def itemsize(variant: Variant) -> int:
 
 def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
     """The kernel of a variant and its ASTSource arguments: signature, constants, attributes."""
-    from fastkd.backends.triton import kernel as loss, launch, reduction, scale, sparse_kernel
+    from fastkd.backends.triton import (
+        host,
+        kernel as loss,
+        launch_small,
+        launch_sparse,
+        reduction,
+        scale,
+        sparse_kernel,
+    )
     from fastkd.backends.triton.divergences import OFF_SUPPORT
     from fastkd.backends.triton.terms import CLASS_TERMS, Terms
 
@@ -210,9 +218,9 @@ def arguments(variant: Variant) -> tuple[Any, dict[str, str], dict[str, Any], di
         "IN_PLACE": False,
         "SUM": variant.get("sum", False),
         "BLOCK": shape.elements,
-        "COLUMNS": launch.METRICS_PLACES,
-        **launch.class_tile(entries),
-        **launch.alignment(width, columns, dict.fromkeys(suffixes or ("",), strides)),
+        "COLUMNS": launch_small.METRICS_PLACES,
+        **launch_sparse.class_tile(entries),
+        **host.alignment(width, columns, dict.fromkeys(suffixes or ("",), strides)),
         **shape.tile(itemsize(variant)),
     }
     signature: dict[str, str] = {}
