@@ -146,6 +146,18 @@ def test_launches(reduction: str, backend: str, dtype: torch.dtype) -> None:
                 launches_are_placed(watch)
 
 
+def test_small_kernels_that_the_documents_count() -> None:
+    """With the native backend torch computes the means of the metrics, and float16's factors of gradients."""
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, torch.float16)
+        loss = fastkd.kd_loss(given.student, given.logits, return_metrics=True, backend="native")
+        assert watch.seen.small[0] == "sum" and len(watch.seen.small) == 1 + 6
+        watch.seen.small.clear()
+        backward(watch, loss, "mean")
+        assert len(watch.seen.small) == 3
+        assert len(watch.seen.launches) == 3
+
+
 def test_gradients_have_the_strides_of_views() -> None:
     """Rows of a view and of its gradient begin alike, so that a vocabulary of odd size costs no vectors."""
     with watched(DEVICE) as watch:

@@ -128,7 +128,6 @@ def sparse_rows_kernel(
         poison = tl.where(wrong, float("nan"), 0.0)
         scale_g += poison
 
-        # The student's row.
         scales = Scales(log2_scale_s, log2_scale_s, to_nats, 1.0, a, b)
         rows = Rows(student, student, s_stride, s_stride, begin, begin + vocab, label_column, 0.0, 0.0)
         rows, statistics, cross_shift = find_statistics(
@@ -140,7 +139,7 @@ def sparse_rows_kernel(
         lse = ce_softmax.lse + rows.origin_s
         ce = cross_entropy(statistics, ce_softmax, low_s, vocab, smoothing, TERMS.smoothing, False)
 
-        # The classes, from logarithms relative to the row maximum, where that of the normaliser is small.
+        # The logarithms are relative to the row maximum, where that of the normaliser is small.
         low = logit - rows.origin_s
         top = finite_shift(statistics.max_s) - rows.origin_s
         log_z = tl.log(statistics.z_s * tl.exp2((statistics.logit_shift_s - top) * log2_scale_s))
