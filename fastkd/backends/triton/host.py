@@ -1,4 +1,4 @@
-"""What every launch needs of its tensors and their device."""
+"""A launch's options, its device, and the layout of its tensors."""
 
 from __future__ import annotations
 
