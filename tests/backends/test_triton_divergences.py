@@ -75,7 +75,7 @@ EDITS = [
     ("divergences/jsd.py", "0.28012025356292725", "0.28"),
     ("arithmetic.py", "tl.where(weight < TINY, 0.0, weight * x)", "weight * x"),  # called by formulas
     ("arithmetic.py", "TINY = constant(2.0**-126)", "TINY = constant(2.0**-100)"),
-    ("terms.py", 'self.metrics or self.phase == "statistics"', "True"),
+    ("terms.py", 'self.metrics or self.sparse or self.phase == "statistics"', "True"),
 ]
 
 
