@@ -179,7 +179,7 @@ def _linear_kd(
     tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor | None,
+    upstream: Tensor | None,
     divergence: str,
     ignore_index: int,
     vocab_size: int,
@@ -205,7 +205,7 @@ def _linear_kd(
         student.dtype,
         loss_scale.dtype if teacher is None or indices is not None else teacher.dtype,
     )
-    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, columns, spec, group, runner)
+    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, upstream, columns, spec, group, runner)
     spec, read = tokens_of.spec, tokens_of.read
     tokens, vocab = loss_scale.numel(), spec.vocab_size
     wanted = grad_student_weight is not None, grad_teacher_weight is not None

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import shutil
 import subprocess
 import tempfile
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastkd.backends import memory, native
+from fastkd.backends import memory, native, registry
 from fastkd.losses import autograd, checks
 from fastkd.ops import dense, linear
 
@@ -228,6 +229,51 @@ def _guard_devices() -> None:
         ctypes.CDLL(str(library))
 
 
+class TritonKernel:
+    """A stand-in for one of Triton's kernels, which binds the arguments of a launch and records it.
+
+    Triton launches on the current stream of the current device, the last of ``current``.
+    """
+
+    def __init__(self, watch: Watch, kernel: Any, current: list[int]) -> None:
+        self.watch, self.current = watch, current
+        self.signature = inspect.signature(kernel.fn)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            assert all(1 <= size < 2**31 for size in grid)
+            bound = self.signature.bind(*arguments, **constants)
+            for x in bound.arguments.values():
+                assert not isinstance(x, Tensor) or x.device == self.watch.device
+            self.watch.seen.launches.append((self.current[-1], 1000 + self.current[-1]))
+
+        return launch
+
+
+def _triton_patches(watch: Watch) -> Iterator[Any]:
+    """The patches with which the Triton backend behaves as if the device existed."""
+    try:
+        from fastkd.backends.triton import host, launch, launch_small, launch_sparse
+    except ImportError:
+        return
+    current = [0]
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        assert device.index is not None
+        current.append(device.index)
+        yield
+        current.pop()
+
+    yield mock.patch.object(host, "on", on)
+    yield mock.patch.object(host, "options_here", lambda shape: {})
+    yield mock.patch.object(host, "INTERPRETED", False)
+    for module in (launch, launch_small, launch_sparse):
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                yield mock.patch.object(module, name, TritonKernel(watch, kernel, current))
+
+
 @contextmanager
 def watched(
     device: str = "cuda:1",
@@ -235,8 +281,8 @@ def watched(
     keeps_graph: bool = False,
     device_bytes: int = H100_BYTES,
 ) -> Iterator[Watch]:
-    """Inside the block tensors are fake, and the native backend behaves as if ``device`` existed and had this
-    much memory."""
+    """Inside the block tensors are fake, and the backends with kernels behave as if ``device`` existed and
+    had this much memory."""
     _guard_devices()
     on = torch.device(device)
     watch = Watch(on, reads_allowed)
@@ -267,7 +313,9 @@ def watched(
         stack.enter_context(mock.patch.object(checks, "overwritable", lambda x: None))
         stack.enter_context(mock.patch.object(native, "_C", module))
         stack.enter_context(mock.patch.object(native, "_address", lambda x: 0 if x is None else 4096))
-        for user in (native, memory):
+        for patch in list(_triton_patches(watch)):
+            stack.enter_context(patch)
+        for user in (native, memory, registry):
             stack.enter_context(mock.patch.object(user, "nothing_traces", lambda *tensors: True))
         stack.enter_context(mock.patch.object(memory, "device_bytes", lambda _: device_bytes))
         stack.enter_context(mock.patch.object(torch.cuda, "current_stream", current_stream))
