@@ -16,7 +16,8 @@ if(FASTKD_NO_ZIG)
   message(FATAL_ERROR "FASTKD_GLIBC needs Zig's linker: pip install ziglang")
 endif()
 
-foreach(FASTKD_FILE libstdc++.a libgcc_s.so.1)
+# libgcc.a has the table of the CPU's instruction sets. Zig's own runtime defines it too, and leaves it empty.
+foreach(FASTKD_FILE libstdc++.a libgcc.a libgcc_s.so.1)
   execute_process(COMMAND "${CMAKE_CXX_COMPILER}" -print-file-name=${FASTKD_FILE}
                   OUTPUT_VARIABLE FASTKD_FOUND OUTPUT_STRIP_TRAILING_WHITESPACE)
   if(NOT EXISTS "${FASTKD_FOUND}")

@@ -89,6 +89,13 @@ def one_line() -> str:
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0]
 
 
+def instruction_sets() -> set[str]:
+    """The instruction sets among AVX2 and AVX-512 that Linux finds in this CPU."""
+    information = Path("/proc/cpuinfo")
+    words = set(information.read_text().split()) if information.exists() else set()
+    return {name for name, flag in (("avx2", "avx2"), ("avx512", "avx512vl")) if flag in words}
+
+
 def use(environment: Environment) -> str:
     """Run ``fastkd env`` and the README's first example; return the instruction sets found."""
     place = environment.run("python", "-c", "import fastkd; print(fastkd.__file__)").strip()
@@ -97,6 +104,8 @@ def use(environment: Environment) -> str:
     report = json.loads(environment.run("fastkd", "env", "--json"))
     if report["backends"]["native:cpu"] != "available":
         raise Failure(f"the CPU kernels are not available: {report['backends']['native:cpu']}")
+    if missing := instruction_sets() - set(report["cpu"]["available"]):
+        raise Failure(f"the kernels for {', '.join(missing)}, which this CPU has, are not available")
     environment.run("python", "-c", one_line())
     return f"{', '.join(report['cpu']['available'])}; CUDA kernels: {report['built with CUDA'] or 'none'}"
 
