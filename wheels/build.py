@@ -20,7 +20,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from failure import Failure
+from common import GLIBC, Failure
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "wheels"
@@ -105,7 +105,7 @@ def cuda_label() -> str | None:
     return f"cu{major}"
 
 
-def build(python: Path, sdist: Path, label: str | None, glibc: str, out: Path) -> Path:
+def build(python: Path, sdist: Path, label: str | None, out: Path) -> Path:
     """The finished wheel in ``out``; with a label it has the CUDA kernels."""
     kind = label or "cpu"
     source, made = FOLDER / f"source-{kind}", FOLDER / f"made-{PYTHON_TAG}-{kind}"
@@ -117,7 +117,7 @@ def build(python: Path, sdist: Path, label: str | None, glibc: str, out: Path) -
     settings = {
         "build-dir": FOLDER / f"cmake-{PYTHON_TAG}-{kind}",
         "cmake.define.FASTKD_CUDA": "OFF" if label is None else "ON",
-        "cmake.define.FASTKD_GLIBC": glibc,
+        "cmake.define.FASTKD_GLIBC": GLIBC["cuda" if label else "cpu"],
     }
     chosen = [f"--config-settings={name}={value}" for name, value in settings.items()]
     pip = (python, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-build-isolation", "--no-deps")
@@ -134,9 +134,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--cuda", choices=("AUTO", "ON", "OFF"), default="AUTO", help="AUTO: where nvcc is found"
-    )
-    parser.add_argument(
-        "--glibc", default="2.17", help="the oldest glibc to work with (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="the folder of the results")
     options = parser.parse_args(arguments)
@@ -155,10 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
         for kind in (None, label) if label else (None,):
             what = f"with the CUDA kernels ({kind}; many minutes)" if kind else "for CPUs (a minute or two)"
             print(f"[3/3] the wheel {what}", flush=True)
-            wheel = build(python, sdist, kind, options.glibc, out)
-            print(
-                run(python, ROOT / "wheels" / "check.py", wheel, "--glibc", options.glibc).strip(), flush=True
-            )
+            wheel = build(python, sdist, kind, out)
+            print(run(python, ROOT / "wheels" / "check.py", wheel).strip(), flush=True)
     except Failure as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1

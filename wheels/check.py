@@ -17,7 +17,7 @@ from email.parser import Parser
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
-from failure import Failure
+from common import GLIBC, Failure
 
 MEGABYTE = 10**6
 MOST_BYTES = {"cpu": 10 * MEGABYTE, "cuda": 60 * MEGABYTE}
@@ -89,7 +89,11 @@ def tag_of_auditwheel(wheel: Path) -> str:
     return found[1]
 
 
-def check(wheel: Path, glibc: str) -> str:
+def version_numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def check(wheel: Path) -> str:
     """A sentence on the wheel.
 
     Raises:
@@ -105,7 +109,8 @@ def check(wheel: Path, glibc: str) -> str:
             raise Failure(f"it has files outside the package: {foreign[:5]}")
         if not any(name.endswith("licenses/LICENSE") for name in archive.namelist()):
             raise Failure("it lacks the licence")
-    most = MOST_BYTES["cuda" if "+" in version else "cpu"]
+    kind = "cuda" if "+" in version else "cpu"
+    most, glibc = MOST_BYTES[kind], GLIBC[kind]
     size = wheel.stat().st_size
     if size > most:
         raise Failure(f"it has {size / MEGABYTE:.1f} MB, and at most {most / MEGABYTE:.0f} are allowed")
@@ -116,25 +121,21 @@ def check(wheel: Path, glibc: str) -> str:
         raise Failure(f"glibc {glibc} lacks {', '.join(missing)}")
     if exported(elf) != ["PyInit__C"]:
         raise Failure(f"it exports {exported(elf)}, not PyInit__C alone")
-    wanted = f"manylinux_{glibc.replace('.', '_')}_"
     tag = tag_of_auditwheel(wheel)
-    oldest = tuple(map(int, re.findall(r"manylinux_(\d+)_(\d+)_", tag)[0]))
-    if oldest > tuple(map(int, glibc.split("."))) or wanted not in wheel.name:
-        raise Failure(f"auditwheel finds {tag}, and its name does not promise more than {wanted}")
+    found = re.match(r"manylinux_(\d+)_(\d+)_", tag)
+    if tag not in wheel.name or found is None or tuple(map(int, found.groups())) > version_numbers(glibc):
+        raise Failure(f"auditwheel finds {tag}, which should be in its name and not newer than glibc {glibc}")
     return f"{wheel.name}: {size / MEGABYTE:.1f} MB, {tag}, needs {', '.join(needed(elf))}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("wheels", nargs="+", type=Path)
-    parser.add_argument(
-        "--glibc", default="2.17", help="the oldest glibc to work with (default: %(default)s)"
-    )
     options = parser.parse_args(arguments)
     status = 0
     for wheel in options.wheels:
         try:
-            print(check(wheel, options.glibc))
+            print(check(wheel))
         except Failure as failure:
             print(f"{wheel.name}: {failure}")
             status = 1

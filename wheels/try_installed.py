@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from failure import Failure
+from common import Failure
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("losses", "ops", "backends")

@@ -1,5 +1,0 @@
-"""The error of the scripts in this folder."""
-
-
-class Failure(Exception):
-    """A step failed; the message states which one, and why."""
