@@ -16,8 +16,8 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
 from common import GLIBC, Failure
+from elftools.elf.elffile import ELFFile
 
 MEGABYTE = 10**6
 MOST_BYTES = {"cpu": 10 * MEGABYTE, "cuda": 60 * MEGABYTE}

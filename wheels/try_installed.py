@@ -116,7 +116,7 @@ def run_tests(environment: Environment, arguments: list[str]) -> None:
     shutil.copy(ROOT / "pyproject.toml", environment.work)
     chosen = [f"tests/{folder}" for folder in FOLDERS]
     options = ["-m", MARKS, "-p", "no:cacheprovider", *arguments]
-    environment.run("pytest", *chosen, *options, quiet=False)
+    environment.run("python", "-m", "pytest", *chosen, *options, quiet=False)
 
 
 def main(arguments: list[str] | None = None) -> int:

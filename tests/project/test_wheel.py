@@ -65,8 +65,9 @@ def test_unpacking_touches_changed_files_only(builder: ModuleType, tmp_path: Pat
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="make wheel is for Linux")
 @pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason=f"needs {', '.join(NEEDED)}")
 def test_wheel_for_cpus(builder: ModuleType, tmp_path: Path) -> None:
-    """The wheel is built from the source distribution and works in an environment without a compiler. A module
-    that was built for this machine alone is refused in it.
+    """The wheel is built from the source distribution and works in an environment without a compiler.
+
+    A module that was built for this machine alone is refused in a wheel.
     """
 
     def call(python: Path | str, script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
