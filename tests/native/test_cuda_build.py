@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.cuda_counts import VOCABULARIES, Counts, counts_of, shares, tables, turns_of
+from support.cuda_counts import VOCABULARIES, Counts, counts_of, packet_loops, shares, tables, turns_of
 from support.cuda_sass import Loop, kernels, loops_of, turns
 from support.cuda_sources import CSRC, Unit, units
 from support.sass import Instruction, cuobjdump
@@ -171,7 +171,8 @@ def sweeps_of(code: list[Instruction], load: str, group: int) -> list[Loop]:
     The copy is for the few rows whose logits are shifted down, and has two more additions per pair.
     """
     paths = {path: Counter(code[n].name for n in path.nodes) for path in loops_of(code)}
-    sweeps = {path: turn for path, turn in paths.items() if load in turn}
+    packets = {path.nodes for path in packet_loops(code)}
+    sweeps = {path: turn for path, turn in paths.items() if load in turn and path.nodes not in packets}
     only_sums = [path for path, turn in sweeps.items() if turn["FMNMX"] and not turn["MUFU.LG2"]]
     first, again = sorted(only_sums, key=lambda path: sweeps[path]["FADD"])
     assert sweeps[again]["FADD"] == sweeps[first]["FADD"] + 2 * group

@@ -15,7 +15,7 @@ constexpr int64_t kMaxBlocks = 0x7fffffff;
 constexpr int64_t kLeastVectors = 512;
 
 int64_t bytes_per_block(const RowSize& row, unsigned blocks) {
-  return (row.vectors + int64_t{blocks} - 1) / blocks * kVector * row.sides;
+  return (row.vectors + int64_t{blocks} - 1) / blocks * kVector * row.sides + int64_t{blocks} * row.packets;
 }
 
 // Whether the rows leave multiprocessors idle that more blocks for each row would use.

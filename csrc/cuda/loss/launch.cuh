@@ -123,7 +123,7 @@ cudaError_t launch_cluster(const Call& call, const D& functor, ClusterShape shap
 // Returns the cluster for the call, empty where its rows have to be streamed.
 template <class E, class D>
 ClusterShape cluster_for(const Call& call) {
-  using Context = RowContext<D, E, Cluster>;
+  using Context = RowContext<D, E, ClusterOf<D>>;
   const bool contiguous =
       call.student.column_stride == 1 && (!Context::kTeacher || call.teacher.column_stride == 1);
   const int bytes = sizeof(typename E::Bits);
@@ -134,7 +134,9 @@ ClusterShape cluster_for(const Call& call) {
   if (launches == nullptr) return {};
   // A row may begin anywhere in its first vector, hence the extra one.
   const int vectors = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
-  const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1};
+  const int packets =
+      kBuffers * kClusterThreads / kWarp * kPacketVectors<WordsOf<Context>::kCount> * kVectorBytes;
+  const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1, packets};
   return launches->shape_for(cluster_kernel<D, E>, call, size);
 }
 

@@ -24,11 +24,32 @@ __device__ __forceinline__ Origin& origin() {
   return of_row;
 }
 
+// The parts of the student's gradient that all columns of a row have in common.
+struct GradientFactors {
+  float by_student;         // factor of the divergence's gradient by s / T
+  float by_teacher;         // factor of the divergence's gradient by t / T_t
+  float by_column;          // subtracted from each column, for label smoothing
+  float by_ce_exponential;  // factor of the exponentials at temperature 1
+  float at_label;           // added to the label's column, in place of its exponential
+};
+
+// The numbers of a row that the sweeps' sums define. They are the same in all threads.
+struct RowNumbers {
+  float shift_s, shift_t, shift_ce;              // subtracted from the exponents of 2
+  float inverse_z_s, inverse_z_t, inverse_z_ce;  // reciprocals of the normalisers
+  float lse;                                     // student's log-sum-exp at temperature 1, less the origin
+  float ce_softmax_label, ce_softmax_others;     // ce_softmax of the label, and of all other columns together
+  float columns;                                 // number of columns of the whole vocabulary
+  bool lowered = false;                          // whether the origin is subtracted from the logits
+  Row<float> divergence;                         // the divergence's sums, as its functor reads them
+  GradientFactors factors;
+};
+
 // One token's rows during its sweeps. Both sides have the element type E. It is AnyElement where they differ,
 // and for phases and metrics, which most calls do not use. P is the place (memory/place.cuh): it defines
 // where the sweeps find the logits, and which threads share a row.
 template <class D, class E, class P>
-struct RowContext {
+struct RowContext : RowNumbers {
   using Div = D;
   using Element = E;
   using Place = P;
@@ -51,15 +72,6 @@ struct RowContext {
   // depend on the small sum of the others, whose digits 1 - q would lose.
   int label_column;
 
-  // Known after sweep 1, the same in all threads:
-  float shift_s, shift_t, shift_ce;              // subtracted from the exponents of 2
-  float inverse_z_s, inverse_z_t, inverse_z_ce;  // reciprocals of the normalisers
-  float lse;                                     // student's log-sum-exp at temperature 1, less the origin
-  float ce_softmax_label, ce_softmax_others;     // ce_softmax of the label, and of all other columns together
-  float columns;                                 // number of columns of the whole vocabulary
-  bool lowered = false;                          // whether the origin is subtracted from the logits
-  Row<float> divergence;                         // the divergence's sums, as its functor reads them
-
   __device__ __forceinline__ RowContext(const Call& a, const D& d, const P& p, RowIndex index)
       : call(a), functor(d), place(p), student{}, teacher{} {
     const RowView<E> s = row_of<E>(a.student, index);
@@ -80,10 +92,10 @@ struct RowContext {
     place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
   }
 
-  // Returns the label's logit, or -inf where `label_column` is negative. It is read from memory, because the
-  // copy that the sweeps use may be in another block.
-  __device__ __forceinline__ float label_logit(const Rows& rows, RowIndex index) const {
-    return label_column >= 0 ? row_of<E>(rows, index)[label_column] : -INFINITY;
+  // Whether this block works on the label's column, and the call uses the label.
+  __device__ __forceinline__ bool has_label_logit() const {
+    const int group = (label_column - first) / kGroup;
+    return label_column >= 0 && group >= begin && group < end;
   }
 
   // Whether the origin has to be moved, given the row maxima. The answer is the same in all threads.

@@ -23,19 +23,12 @@ __device__ __forceinline__ void write_teacher_gradient(const Context& row, int c
   gradient.write(column, row.call.vocab, grad_t);
 }
 
-// The parts of the student's gradient that all columns of a row have in common.
-struct GradientFactors {
-  float by_student;         // factor of the divergence's gradient by s / T
-  float by_column;          // subtracted from each column, for label smoothing
-  float by_ce_exponential;  // factor of the exponentials at temperature 1
-  float at_label;           // added to the label's column, in place of its exponential
-};
-
 template <class Context>
 __device__ __forceinline__ GradientFactors gradient_factors(const Context& row, float scale) {
   const Call& call = row.call;
   GradientFactors factors;
   factors.by_student = scale * call.kd_by_student;
+  factors.by_teacher = scale * call.kd_by_teacher;
   const float cross_entropy = call.label_weight + call.smoothing_weight;
   // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
   const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
@@ -49,7 +42,8 @@ __device__ __forceinline__ GradientFactors gradient_factors(const Context& row, 
   return factors;
 }
 
-// Writes the gradients of row `index`. A sparse teacher's divergence has the gradient coefficient * q here.
+// Writes the gradients of row `index`, given its factors. A sparse teacher's divergence has the gradient
+// coefficient * q here.
 template <class Context>
 __device__ __forceinline__ void write_gradients(const Context& row, RowIndex index, float coefficient = 0) {
   using E = typename Context::Element;
@@ -60,11 +54,9 @@ __device__ __forceinline__ void write_gradients(const Context& row, RowIndex ind
   if (!wants_student && !wants_teacher) return;
   RowView<E> grad_student = row_of<E>(call.grad_student, index);
   RowView<E> grad_teacher = row_of<E>(call.grad_teacher, index);
-  const float scale = call.grad_scale[index.row];
   grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
   grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
-  const float by_teacher = scale * call.kd_by_teacher;
-  const auto [by_student, by_column, by_ce_exponential, at_label] = gradient_factors(row, scale);
+  const auto [by_student, by_teacher, by_column, by_ce_exponential, at_label] = row.factors;
   const float by_q = Context::kSparse ? by_student * coefficient * row.inverse_z_s : 0.0f;
 
   // Backwards, because the caches still hold the end of the row.

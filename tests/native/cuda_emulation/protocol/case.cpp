@@ -26,6 +26,8 @@ Case::Case(uint64_t seed) : rng(seed * 0x9e3779b97f4a7c15u) {
   offset = static_cast<int64_t>(rng() % 9);
   params.rows = params.inner = static_cast<int64_t>(1 + rng() % 2);
   params.kd_weight = rng() % 8 == 0 ? 0 : 0.7;
+  params.divergence = one_of({Divergence::kForwardKL, Divergence::kJSD});
+  params.beta = 0.3;
   params.temperature = params.teacher_temperature = one_of({1.0, 1.5, 2.0});
   params.ce_weight = one_of({0.0, 0.4});
   params.label_smoothing = 0.1;
@@ -71,7 +73,9 @@ std::string Case::describe() const {
   std::string text = dtype == Dtype::kFloat32 ? "float32" : "bfloat16";
   text += ", " + std::to_string(params.vocab) + " columns, " + std::to_string(params.rows) + " rows, ";
   text += std::to_string(params.cluster) + " blocks per row, offset " + std::to_string(offset);
-  if (params.kd_weight == 0) text += ", no divergence";
+  text += params.kd_weight == 0                   ? ", no divergence"
+          : params.divergence == Divergence::kJSD ? ", JSD"
+                                                  : ", KL";
   if (in_place) text += ", in place";
   if (far) text += ", far from 0";
   return text;
