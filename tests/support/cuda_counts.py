@@ -62,6 +62,7 @@ class Counts:
     packets: int
     first_packets: int
     before_copy: int
+    keeping: Counts | None = None  # of a kernel whose second sweep can keep logarithms: where it does
 
     def outside(self, warps: int, blocks: int) -> float:
         """Instructions outside the loops, on average over the warps of a block."""
@@ -74,25 +75,34 @@ class Counts:
         return sum(turn.total() for turn in self.turns)
 
 
-def turns_of(code: list[Instruction], sweeps: Iterable[Loop], load: str) -> list[Counter[str]]:
+def turns_of(code: list[Instruction], sweeps: Iterable[Loop], load: str, keeps: bool) -> list[Counter[str]]:
     """The shortest turns of the sweeps, in their order; that of the last one stores the gradient.
 
     A turn without a store exists, too: in a call for the teacher's gradient alone.
+
+    Args:
+        keeps: whether the second sweep keeps logarithms for the last one.
     """
     graph, loops = graph_of(code), list(sweeps)
-    last = loops[-1]
-    stores = [n for n in range(last.first, last.last + 1) if code[n].base == "STG"]
-    ways = [(shortest(graph, last.first, n, last), shortest(graph, n, last.last, last)) for n in stores]
-    path = min(([*a, *b[1:]] for a, b in ways if a and b), key=len)
-    found = [Counter(code[n].name for n in nodes) for nodes in (*(loop.nodes for loop in loops[:-1]), path)]
-    assert found[-1][load] == 2 and any(name.startswith("STG") for name in found[-1])
+
+    def turn_with(loop: Loop, store: str) -> list[int]:
+        stores = [n for n in range(loop.first, loop.last + 1) if code[n].base == store]
+        ways = [(shortest(graph, loop.first, n, loop), shortest(graph, n, loop.last, loop)) for n in stores]
+        return min(([*a, *b[1:]] for a, b in ways if a and b), key=len)
+
+    paths = [list(loop.nodes) for loop in loops]
+    paths[-1] = turn_with(loops[-1], "STG")
+    if keeps:
+        paths[1] = turn_with(loops[1], "STS")
+    found = [Counter(code[n].name for n in nodes) for nodes in paths]
+    assert found[-1][load] >= 2 and any(name.startswith("STG") for name in found[-1])
     return found
 
 
-def counts_of(code: list[Instruction], sweeps: Iterable[Loop], load: str) -> Counts:
+def counts_of(code: list[Instruction], sweeps: Iterable[Loop], load: str, keeps: bool = False) -> Counts:
     """The counts of a kernel with these loops, in the order in which they run."""
     graph, loops = graph_of(code), list(sweeps)
-    turns = turns_of(code, loops, load)
+    turns = turns_of(code, loops, load, keeps)
     # The loops over packets come between the sweeps: all warps look for the maxima, the first one adds up.
     packets = [loop for loop in packet_loops(code) if loops[0].last < loop.first < loops[-1].first]
     maxima, again = [loop for loop in packets if any(code[n].base == "FMNMX" for n in loop.nodes)]
@@ -126,7 +136,8 @@ def packet_loops(code: list[Instruction]) -> list[Loop]:
     found = []
     for loop in loops_of(code):
         turn = Counter(code[n].base for n in loop.nodes)
-        if turn["LDS"] and turn["MUFU"] <= MOST_FACTORS:
+        stores = any(code[n].base == "STG" for n in range(loop.first, loop.last))
+        if turn["LDS"] and turn["MUFU"] <= MOST_FACTORS and not stores:
             found.append(loop)
     return found
 
@@ -164,22 +175,32 @@ def _through(graph: list[list[int]], first: int, last: int, places: list[int]) -
     return found
 
 
-def shape_for(vocab: int, element_bytes: int) -> tuple[int, int]:
+def shape_for(vocab: int, element_bytes: int, sides: int = 2) -> tuple[int, int]:
     """The blocks of a row's cluster, as ``csrc/cuda/loss/cluster_shape.cu`` chooses them for many rows, and
     how many of them a multiprocessor holds."""
     vectors = -(-(vocab * element_bytes + 16 - element_bytes) // 16)
     for together, sizes in ((2, (1, 2, 4, 8)), (1, (1, 2, 4, 8, 16))):
         for blocks in sizes:
             # Two buffers of packets of two vectors each, one from each warp of the cluster.
-            size = -(-vectors // blocks) * 16 * 2 + 2 * (THREADS // LANES) * blocks * 2 * 16
+            size = -(-vectors // blocks) * 16 * sides + 2 * (THREADS // LANES) * blocks * 2 * 16
             if size <= MOST and together * (size + TAKEN) <= SHARED:
                 return blocks, together
     raise ValueError(f"no cluster holds {vocab} columns")
 
 
+def keeping_shape(vocab: int, element_bytes: int) -> tuple[int, int] | None:
+    """The shape with room for logarithms, if it is as good as the one without, as in ``launch.cuh``."""
+    blocks, together = shape_for(vocab, element_bytes)
+    more_blocks, more_together = shape_for(vocab, element_bytes, sides=2 if element_bytes == 4 else 3)
+    as_good = more_together >= together and more_blocks <= max(blocks, 8)
+    return (more_blocks, more_together) if as_good else None
+
+
 def shares(counts: Counts, vocab: int, element_bytes: int) -> tuple[float, float]:
     """The shares of the byte floor that the counts allow, and that the model predicts, with cross-entropy."""
     blocks, together = shape_for(vocab, element_bytes)
+    if counts.keeping and (keeping := keeping_shape(vocab, element_bytes)):
+        (blocks, together), counts = keeping, counts.keeping
     columns = 16 // element_bytes
     # The groups of a block, each of which is a lane's in a turn of its warp.
     turns = -(-vocab // (columns * blocks * LANES))
@@ -202,9 +223,11 @@ def tables(found: dict[tuple[str, int], Counts]) -> str:
     lines.append("|---|---|---|---|")
     names = {2: "bfloat16", 4: "float32"}
     for (name, size), counts in found.items():
-        in_loops = counts.of_group / (16 // size) + CROSS_ENTROPY
-        outside = f"{counts.fixed}, {counts.first} | {counts.before_copy}"
-        lines.append(f"| {name}, {names[size]} | {in_loops:.1f} | {outside} |")
+        for title, of_title in ((name, counts), (f"{name}, logarithms kept", counts.keeping)):
+            if of_title:
+                in_loops = of_title.of_group / (16 // size) + CROSS_ENTROPY
+                outside = f"{of_title.fixed}, {of_title.first} | {of_title.before_copy}"
+                lines.append(f"| {title}, {names[size]} | {in_loops:.1f} | {outside} |")
     lines += ["", "| allowed / predicted | " + " | ".join(f"V = {vocab:,}" for vocab in VOCABULARIES) + " |"]
     lines.append("|---" * (1 + len(VOCABULARIES)) + "|")
     for (name, size), counts in found.items():

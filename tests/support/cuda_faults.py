@@ -51,7 +51,7 @@ FAULTS = [
     PlantedFault(
         "relaxed arrival at the cluster's barrier before a buffer is used again",
         ((CLUSTER, "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned"),),
-        rf"a copy to dynamic shared memory .*, which {READ}",
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})",
     ),
     PlantedFault(
         "sends to the own block",

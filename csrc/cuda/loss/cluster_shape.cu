@@ -51,8 +51,8 @@ std::vector<ClusterShape> cluster_shapes(const ClusterDevice& device, const RowS
     const int64_t bytes = bytes_per_block(row, blocks);
     if (wanted > 0 && static_cast<int>(blocks) != wanted) continue;
     if (bytes > device.per_block || row.rows * blocks > kMaxBlocks) continue;
-    const ClusterShape shape{blocks, static_cast<unsigned>(bytes)};
     const bool fits_twice = 2 * (bytes + device.taken) <= device.per_multiprocessor;
+    const ClusterShape shape{blocks, static_cast<unsigned>(bytes), fits_twice ? 2 : 1};
     one.push_back(shape);
     if (blocks > kPortableCluster || !fits_twice) continue;
     (leaves_idle(device, row, blocks) ? idle : two).push_back(shape);

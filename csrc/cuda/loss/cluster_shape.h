@@ -14,6 +14,8 @@ namespace cuda {
 struct ClusterShape {
   unsigned blocks = 0;  // 0: use the streaming kernel
   unsigned bytes = 0;   // dynamic shared memory per block, in addition to what the kernel declares
+  int together = 0;     // how many of the blocks a multiprocessor can hold, 1 or 2
+  bool keeps_logs = false;
 };
 
 // The memory that a kernel needs for a row: at most `vectors` vectors of 16 bytes for each of its sides, and

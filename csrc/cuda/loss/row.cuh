@@ -58,6 +58,7 @@ struct RowContext : RowNumbers {
   static constexpr bool kSparse = D::kSparseTeacher;
   static constexpr bool kSplits = D::kSplitsLabel;
   static constexpr int kGroup = RowView<E>::kGroup;
+  static constexpr bool kKeeps = P::kKeeps && D::kStudentReadsQ;  // where Call::keeps_logs says so
 
   using View = typename P::template View<E>;
 
@@ -122,9 +123,10 @@ struct RowContext : RowNumbers {
 
   // Loads a group of columns with at most one read of each side. Columns that do not exist look like masked
   // ones, and so does a label that the divergence treats apart.
+  template <bool kBoth = kTeacher>
   __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
     const auto of_student = student.read(column, call.vocab);
-    if constexpr (kTeacher) teacher.unpack(teacher.read(column, call.vocab), t);
+    if constexpr (kBoth) teacher.unpack(teacher.read(column, call.vocab), t);
     student.unpack(of_student, s);
     if (lowered) {
       // `volatile`: read again for each group, so that it needs no registers in between.
@@ -133,7 +135,7 @@ struct RowContext : RowNumbers {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {
         s[k] -= from_s;
-        if constexpr (kTeacher) t[k] -= from_t;
+        if constexpr (kBoth) t[k] -= from_t;
       }
     }
     if constexpr (kSplits) {
@@ -144,6 +146,30 @@ struct RowContext : RowNumbers {
         }
       }
     }
+  }
+
+  // Keeps a number for each column of a group, which the same thread reads again: in the place of the
+  // teacher's logits, and those that narrow types leave no room for behind all of them.
+  __device__ __forceinline__ void keep(int group, const float (&x)[kGroup]) const {
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 4) {
+      *kept_at(group, i) = make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]),
+                                      __float_as_uint(x[i + 2]), __float_as_uint(x[i + 3]));
+    }
+  }
+
+  __device__ __forceinline__ void load_kept(int group, float (&x)[kGroup]) const {
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 4) {
+      const uint4 four = *kept_at(group, i);
+      x[i] = __uint_as_float(four.x), x[i + 1] = __uint_as_float(four.y);
+      x[i + 2] = __uint_as_float(four.z), x[i + 3] = __uint_as_float(four.w);
+    }
+  }
+
+  __device__ __forceinline__ uint4* kept_at(int group, int i) const {
+    const auto side = teacher.data - student.data;
+    return reinterpret_cast<uint4*>(teacher.data + i / 4 * side + (group - begin) * kVectorBytes);
   }
 
   // Computes ce_exponential() for a group of columns, with one decision for all of them.
@@ -192,10 +218,15 @@ struct RowContext : RowNumbers {
     shift_ce = ce_shift_of(max_s, shift_s);
   }
 
-  // Returns log p - log q without the row's offset. It is computed from the logits' difference, because the
-  // rounding of two logarithms would drown a small ratio.
+  // Returns log p - log q without the row's offset, times the student's temperature. It is computed from the
+  // logits' difference, because the rounding of two logarithms would drown a small ratio.
+  __device__ __forceinline__ float difference(float s, float t) const {
+    return fmaf(t, call.temperature_ratio, -s);
+  }
+
+  // The same, divided by the temperature.
   __device__ __forceinline__ float log_ratio_raw(float s, float t) const {
-    return fmaf(t, call.temperature_ratio, -s) * call.inverse_temperature;
+    return difference(s, t) * call.inverse_temperature;
   }
 
   // Returns an entry with the fields that are known before the normalisers, its exponentials relative to the

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "partial.cuh"
+#include "streams.cuh"
 
 namespace fastkd {
 namespace cuda {
@@ -111,18 +112,20 @@ __device__ __forceinline__ void accumulate(const Context& row, int column, Parti
     }
   }
   float e_s[kGroup];
+  Streams<Context> streams(part);
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
     if constexpr (Context::kTeacher) {
       const Entry<float> e = row.raw_entry(s[k], t[k], part.shift_s, part.shift_t);
       e_s[k] = e.es;
       part.z_t += e.et;
-      row.functor.stream(e, 0.0f, part.stream);
+      streams.add(row, e, s[k], t[k]);
     } else {
       e_s[k] = exp2_fast(fmaf(s[k], call.log2_scale_s, -part.shift_s));
     }
     part.z_s += e_s[k];  // in the same order as the streams, so that equal rows have equal sums
   }
+  streams.finish(row, s, t, part);
   add_ce_exponentials(row, column, s, e_s, part);
 }
 
@@ -149,6 +152,7 @@ __device__ __forceinline__ Packets send_partial(const Context& row, Partial& par
   part.max_s = max[0], part.max_t = max[1];
   raise(row, part);
   add_lanes<Context>(part);
+  Streams<Context>::scale(row, part);
   uint4 mine[kPacketVectors<WordsOf<Context>::kCount>];
   pack<Context>(part, mine);
   const Packets packets = row.place.exchange(mine);

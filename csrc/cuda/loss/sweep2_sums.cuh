@@ -14,10 +14,17 @@ __device__ __forceinline__ Packets send_sums(const Context& row) {
   float sum[kMaxSums] = {0, 0};
 #pragma unroll 1
   for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
-    float s[kGroup], t[kGroup];
+    float s[kGroup], t[kGroup], log[kGroup];
     row.load(row.first + g * kGroup, s, t);
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) row.functor.sums(row.entry(s[k], t[k]), sum);
+    for (int k = 0; k < kGroup; ++k) {
+      const Entry<float> e = row.entry(s[k], t[k]);
+      row.functor.sums(e, sum);
+      if constexpr (Context::kKeeps) log[k] = row.functor.student_log(e);
+    }
+    if constexpr (Context::kKeeps) {
+      if (row.call.keeps_logs) row.keep(g, log);
+    }
   }
   return send_reductions<Sum>(row.place, sum);
 }

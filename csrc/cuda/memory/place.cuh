@@ -4,6 +4,7 @@
 //   share_columns(...)   the same for columns that are filled with a value
 //   open(...)            the views of a row
 //   stages(), await()    the first sweep may proceed up to the group that await() returns
+//   kKeeps               whether sweeps can keep numbers in the place of logits
 //   exchange(packet)     the packets (packets.cuh) of all warps that share the row, given each warp's own
 //   leads()              whether this block writes the results that exist once per row
 #pragma once
@@ -19,6 +20,8 @@ class OneBlock {
  public:
   template <class E>
   using View = RowView<E>;
+
+  static constexpr bool kKeeps = false;
 
   __device__ __forceinline__ bool leads() const { return true; }
 

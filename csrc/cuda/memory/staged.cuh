@@ -20,7 +20,7 @@ struct StagedView {
   static constexpr int kWords = RowView<E>::kWords;
   static_assert(kWords % 4 == 0, "groups of whole vectors");
 
-  const char* data;
+  char* data;
   int origin;  // the column that `data` points to
 
   __device__ __forceinline__ float operator[](int column) const {
@@ -57,6 +57,7 @@ class Cluster {
  public:
   template <class E>
   using View = StagedView<E>;
+  static constexpr bool kKeeps = true;
 
   __device__ __forceinline__ Cluster()
       : rank_(cluster_rank()), size_(cluster_size()), shift_(exponent_of(size_)) {}
