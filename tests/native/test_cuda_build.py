@@ -25,7 +25,7 @@ LIMIT_S = 600
 # 96 it holds 640, with 128 it holds 512. csrc/cuda/loss/kernel_streaming.cuh states what needs more than 64.
 # All others have 80.
 STREAMING = {
-    64: ("scale.cu", "weights.cu", "none", "off_support", "forward_kl", "reverse_kl", "jeffreys"),
+    64: ("scale.cu", "weights.cu", "none", "off_support", "forward_kl", "reverse_kl"),
     128: ("alpha_beta",),
 }
 EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # all others have 96

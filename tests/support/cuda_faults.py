@@ -8,6 +8,7 @@ from support.cuda_emulation import Change
 
 CLUSTER, STAGED = "cuda/memory/cluster.cuh", "cuda/memory/staged.cuh"
 KERNEL, LAUNCH = "cuda/loss/kernel.cuh", "cuda/loss/launch.cuh"
+ROW, GRADIENT = "cuda/loss/row.cuh", "cuda/loss/sweep3_gradient.cuh"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ FAULTS = [
                 "    if (exchanges_ == 0) await_sent(arrival, phase);",
             ),
         ),
-        EARLY,
+        rf"{EARLY}|dynamic shared memory .*, which nobody has written",
     ),
     PlantedFault(
         "waits for the first phase in each exchange",
@@ -228,6 +229,32 @@ FAULTS = [
             ),
         ),
         rf"published, which {READ}",
+    ),
+    PlantedFault(
+        "keeps logarithms in the place of the next group",
+        ((ROW, "(group - begin) * kVectorBytes);", "(group - begin + 1) * kVectorBytes);"),),
+        rf"{READ}|{UNORDERED}|behind the dynamic shared memory|is wrong",
+    ),
+    PlantedFault(
+        "no room for the logarithms",
+        ((LAUNCH, "with_logs.sides = bytes == 4 ? 2 : 3;", "with_logs.sides = 2;"),),
+        r"behind the dynamic shared memory",
+    ),
+    PlantedFault(
+        "keeps logarithms where the teacher's gradient needs its logits",
+        ((LAUNCH, "if (!Context::kKeeps || call.grad_teacher.data) return", "if (!Context::kKeeps) return"),),
+        r"the teacher's gradient of row . is wrong",
+    ),
+    PlantedFault(
+        "reads the logarithms of another thread's groups",
+        (
+            (
+                GRADIENT,
+                "thread = static_cast<int>(threadIdx.x);",
+                "thread = threads - 1 - static_cast<int>(threadIdx.x);",
+            ),
+        ),
+        rf"dynamic shared memory .*, which {UNORDERED}",
     ),
     PlantedFault(
         "expects a copy that it does not start",
