@@ -217,17 +217,18 @@ def shares(counts: Counts, vocab: int, element_bytes: int) -> tuple[float, float
 
 def tables(found: dict[tuple[str, int], Counts]) -> str:
     """The tables of ``docs/performance.md``, in Markdown, from the counts by name and bytes of an element."""
+    outside = "outside, by row: a warp; the first warp"
     lines = [
-        "| | instructions a pair in the loops | outside them, by row: a warp, the first warp | first copy |"
+        f"| | instructions a pair in the loops | {outside} | before the first copy |",
+        "|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|")
     names = {2: "bfloat16", 4: "float32"}
     for (name, size), counts in found.items():
         for title, of_title in ((name, counts), (f"{name}, logarithms kept", counts.keeping)):
             if of_title:
                 in_loops = of_title.of_group / (16 // size) + CROSS_ENTROPY
-                outside = f"{of_title.fixed}, {of_title.first} | {of_title.before_copy}"
-                lines.append(f"| {title}, {names[size]} | {in_loops:.1f} | {outside} |")
+                fixed = f"{of_title.fixed}; {of_title.first} | {of_title.before_copy}"
+                lines.append(f"| {title}, {names[size]} | {in_loops:.1f} | {fixed} |")
     lines += ["", "| allowed / predicted | " + " | ".join(f"V = {vocab:,}" for vocab in VOCABULARIES) + " |"]
     lines.append("|---" * (1 + len(VOCABULARIES)) + "|")
     for (name, size), counts in found.items():
