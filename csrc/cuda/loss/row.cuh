@@ -95,7 +95,7 @@ struct RowContext : RowNumbers {
 
   // Whether this block works on the label's column, and the call uses the label.
   __device__ __forceinline__ bool has_label_logit() const {
-    const int group = (label_column - first) / kGroup;
+    const int group = (label_column - first) / kGroup;  // `first` is at most 0
     return label_column >= 0 && group >= begin && group < end;
   }
 
