@@ -146,14 +146,14 @@ class Budget:
 
 
 BUDGETS = {
-    "forward_kl": Budget(2, 4, 32, 37),
-    "tvd": Budget(3, 6, 53, 62),
-    "jsd": Budget(3, 9, 85, 94),
+    "forward_kl": Budget(2, 4, 30, 37),
+    "tvd": Budget(3, 6, 48, 62),
+    "jsd": Budget(3, 9, 82, 94),
 }
 KEEPING = ("jsd",)  # divergences whose second sweep can keep logarithms
 TITLES = {"forward_kl": "forward KL", "tvd": "TVD", "jsd": "JSD"}
 # Instructions of a warp for each row and block, outside the loops.
-FIXED, BEFORE_COPY = 960, 200
+FIXED, FIRST, BEFORE_COPY = 760, 1_110, 200
 DOCUMENT = CSRC.parent / "docs" / "performance.md"
 
 
@@ -224,11 +224,11 @@ def test_documented_shares(tmp_path: Path) -> None:
             if divergence in KEEPING:
                 sweeps = sweeps_of(code, "LDS.128", 16 // size, keeps=True)
                 counts = replace(counts, keeping=counts_of(code, sweeps, "LDS.128", keeps=True))
-            assert counts.fixed <= FIXED and counts.before_copy <= BEFORE_COPY
+            assert counts.fixed <= FIXED and counts.first <= FIRST and counts.before_copy <= BEFORE_COPY
             found[TITLES[divergence], size] = counts
     ordered = dict(sorted(found.items(), key=lambda item: item[0][1]))
     assert len(ordered) == 2 * len(BUDGETS)
-    for least, name in ((0.95, "forward KL"), (0.75, "TVD"), (0.60, "JSD")):
+    for least, name in ((0.95, "forward KL"), (0.90, "TVD"), (0.60, "JSD")):
         assert all(shares(ordered[name, 2], vocab, 2)[0] >= least for vocab in VOCABULARIES)
     if "release 13.0" not in release:
         pytest.skip("the documented tables are those of nvcc 13.0")

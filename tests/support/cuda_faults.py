@@ -93,17 +93,17 @@ FAULTS = [
     ),
     PlantedFault(
         "waits for the first phase in each exchange",
-        ((STAGED, "await_sent(arrival, phase);", "await_sent(arrival, 0);"),),
+        ((STAGED, "await_sent(arrival, phase);", "await_sent(arrival, 0 * phase);"),),
         EARLY,
     ),
     PlantedFault(
         "uses a buffer again without a wait",
         ((STAGED, "if (exchanges_ >= kBuffers) cluster_arrive(), cluster_wait();", ""),),
-        rf"a copy to dynamic shared memory .*, which {READ}|into which a copy is in flight",
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight",
     ),
     PlantedFault(
         "all warps send to one place",
-        ((STAGED, "(rank_ * warps + warp) * kVectors", "rank_ * warps * kVectors"),),
+        ((STAGED, "(rank_ * warps + warp) * kVectors", "(rank_ * warps + 0 * warp) * kVectors"),),
         r"into which a copy is in flight|which races|nobody has written",
     ),
     PlantedFault(
@@ -281,7 +281,7 @@ FAULTS = [
                 "buffer = 0, phase = exchanges_;",
             ),
         ),
-        rf"a copy to dynamic shared memory .*, which {READ}|into which a copy is in flight",
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight",
     ),
     PlantedFault(
         "arrives twice",
