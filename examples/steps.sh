@@ -1,7 +1,9 @@
 # Sourced by the run.sh of every example. Steps that have ended are not run again, so a script that was stopped
 # goes on where it stopped.
 set -euo pipefail
-seeds=${SEEDS:-3}
+count=${SEEDS:-1}
+# A list, so that a single seed also has a directory of its own, beside which more seeds find their place later.
+seeds="[$(seq -s ', ' 42 $((41 + count)))]"
 
 # once NAME COMMAND...: runs the command, unless it ended well before.
 once() {
@@ -17,14 +19,15 @@ once() {
   fi
 }
 
-# trained NAME ARGUMENTS...: fastkd train, into out/NAME. distilled NAME ARGUMENTS...: fastkd distill likewise.
+# trained NAME ARGUMENTS...: fastkd train, into out/NAME. distilled NAME ARGUMENTS...: fastkd distill likewise,
+# which adds to the seeds that out/NAME has.
 trained() {
   estimated "$@"
   once "$1" fastkd train "${@:2}" --output-dir "out/$1"
 }
 distilled() {
   estimated "$@"
-  once "$1" fastkd distill "${@:2}" --output-dir "out/$1"
+  once "$1-seeds-$count" fastkd distill "${@:2}" --output-dir "out/$1"
 }
 # estimated NAME ARGUMENTS...: what the run will need, into out/estimates; only with ESTIMATE=1.
 estimated() {

@@ -118,7 +118,7 @@ class Task:
     metrics: list[str]
     runs: list[Run]
     picture: Picture | None = None
-    command: str = "bash run.sh"
+    command: str = "SEEDS=3 bash run.sh"
     claims: list[Claim] = field(default_factory=list)
     notes: str = ""
     order: int = 0

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
+from fastkd.ops.namespace import LIBRARY, NAMESPACE
 from fastkd.ops.rows import as_rows, same_rows
 from fastkd.ops.tokens import Tokens
 from fastkd.spec import SPEC_SCHEMA, spec_of
 
-LIBRARY = torch.library.Library("fastkd", "FRAGMENT")
 DEVICES = ("CPU", "CUDA", "XPU", "MPS")
 
 # `teacher` holds logits, or with `indices` the log-probabilities of a sparse teacher.
 TEACHER_SCHEMA = (
-    "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
+    "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? upstream"
 )
+# `upstream`, a number or (rows,), multiplies the gradients; it has the dtype of loss_scale.
 # The caller allocates the results: `row_loss` (rows,) and `metrics` (rows, len(METRICS)) of the dtype of
 # loss_scale. A gradient has its input's shape and dtype, is contiguous or has its input's strides, and is
 # None if it is not wanted.
@@ -34,7 +35,7 @@ def _dense_kd(
     tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor | None,
+    upstream: Tensor | None,
     divergence: str,
     ignore_index: int,
     vocab_size: int,
@@ -54,7 +55,7 @@ def _dense_kd(
         backend, student.device, student.dtype, loss_scale.dtype if given is None else given.dtype
     )
     columns = student.shape[-1]
-    tokens = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, columns, spec, group, runner)
+    tokens = Tokens(labels, indices, teacher, tail, loss_scale, upstream, columns, spec, group, runner)
     rows = loss_scale.numel()
     if rows == 0:
         return
@@ -93,4 +94,4 @@ for key in DEVICES:
     LIBRARY.impl("dense_kd", _dense_kd, key)
     LIBRARY.impl("scale_rows", _scale_rows, key)
 for name in ("dense_kd", "scale_rows"):
-    torch.library.register_fake(f"fastkd::{name}", no_results, lib=LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", no_results, lib=LIBRARY)

@@ -125,8 +125,9 @@ def test_means_and_spreads_over_the_seeds(examples: Path) -> None:
     assert (
         "Missing, because no finished report was found: Distilled, few labels (`sentiment/out/few`)." in page
     )
-    for text in ("Sentences of films (Someone 2013).", "cd examples/sentiment\nbash run.sh", "threads 2",
-                 "fastkd distill all.yaml", "falls short because", "(results-sentiment.png)"):  # fmt: skip
+    for text in ("Sentences of films (Someone 2013).", "cd examples/sentiment\nSEEDS=3 bash run.sh",
+                 "threads 2", "fastkd distill all.yaml", "falls short because",
+                 "(results-sentiment.png)"):  # fmt: skip
         assert text in page
 
 
@@ -152,7 +153,7 @@ def test_a_task_without_any_report_says_so(examples: Path) -> None:
     assert main(["examples", "--out", "docs"]) == 0
     page = Path("docs/results.md").read_text()
     notes = "The control falls short because it is small."
-    assert f"Not run yet.\n\n{notes}\n\n```sh\ncd examples/sentiment\nbash run.sh" in page
+    assert f"Not run yet.\n\n{notes}\n\n```sh\ncd examples/sentiment\nSEEDS=3 bash run.sh" in page
     assert "| run |" not in page
 
 

@@ -106,9 +106,11 @@ def test_a_step_that_was_stopped_is_run_again(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     assert run() == (1, ["train t.yaml --output-dir out/teacher"])
     (tmp_path / "broken").unlink()
-    distilled = "distill s.yaml --control --seeds 3 --output-dir out/few"
-    assert run() == (0, ["train t.yaml --output-dir out/teacher", distilled])
+    distilled = "distill s.yaml --control --seeds {} --output-dir out/few"
+    assert run() == (0, ["train t.yaml --output-dir out/teacher", distilled.format("[42]")])
     assert run() == (0, [])
+    assert run(SEEDS="3") == (0, [distilled.format("[42, 43, 44]")])
+    assert run(SEEDS="3") == (0, [])
     assert run(ESTIMATE="1") == (0, ["estimate t.yaml --output-dir out/teacher --json",
                                      "estimate s.yaml --output-dir out/few --json"])  # fmt: skip
     assert (tmp_path / "out/estimates/few.json").is_file()
