@@ -76,7 +76,7 @@ def test_a_property_of_the_object(monkeypatch: pytest.MonkeyPatch, trait: str, v
 
 def test_the_oracle() -> None:
     """2. The formula in the oracle: it refuses the name."""
-    source = ROOT / "tests/support/oracle.py"
+    source = ROOT / "fastkd/conformance/oracle.py"
     p = torch.full((1, 4), 0.25).log()
     assert load(source).divergence(NAME, p, p) == 0
     module = load(source, without(source.read_text(), rf'^    if name == "{NAME}":\n(?:        .*\n)+'))
