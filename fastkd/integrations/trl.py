@@ -120,10 +120,14 @@ def chunked_divergence_loss(
     Raises:
         Unsupported: a head that DeepSpeed ZeRO-3 has partitioned.
     """
+    if hasattr(student_lm_head_weight, "ds_id") or hasattr(teacher_lm_head_weight, "ds_id"):
+        remedy = "use ZeRO-2 or FSDP, or train without use_fastkd"
+        raise refusal("trl", "a head that DeepSpeed ZeRO-3 has partitioned", remedy)
     valid = completion_mask.reshape(-1) != 0
     student = _head(student_hidden_states, student_lm_head_weight, student_lm_head_bias, valid)
-    with torch.no_grad():
-        teacher = _head(teacher_hidden_states, teacher_lm_head_weight, teacher_lm_head_bias, valid)
+    teacher_bias = None if teacher_lm_head_bias is None else teacher_lm_head_bias.detach()
+    teacher_states, teacher_weight = teacher_hidden_states.detach(), teacher_lm_head_weight.detach()
+    teacher = _head(teacher_states, teacher_weight, teacher_bias, valid)
     with torch.autocast(valid.device.type, enabled=False):  # the operands have its dtype already
         loss, metrics = linear_kd_loss(
             *student[:2],
@@ -150,9 +154,6 @@ def _head(
     TRL rounds the operands to the dtype of autocast or of the hidden states, and keeps float32 logits. On a
     CPU that takes float32 operands. On a GPU they stay in 16 bits, and bfloat16 logits are rounded.
     """
-    if hasattr(weight, "ds_id"):
-        remedy = "use ZeRO-2 or FSDP, or train without use_fastkd"
-        raise refusal("trl", "a head that DeepSpeed ZeRO-3 has partitioned", remedy)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     wide = dtype if hidden.is_cuda else torch.promote_types(dtype, torch.float32)
