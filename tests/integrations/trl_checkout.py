@@ -2,10 +2,10 @@
 
     python tests/integrations/trl_checkout.py CHECKOUT [arguments for pytest]
 
-The interpreter needs fastkd, TRL and pytest. The loss tests are those of the classes with ``Loss`` in their name
-in the tests of ``GKDTrainer`` and ``DistillationTrainer``. Those that TRL runs on an accelerator alone run on
-whatever device there is. Other tests load models from the hub, and are left out. This file is also the plugin of
-pytest that does so.
+The interpreter needs fastkd, TRL and pytest. The loss tests are those of the classes with ``Loss`` in their
+name, among the tests of ``GKDTrainer`` and ``DistillationTrainer``. Those that TRL leaves out on a CPU run on
+any device. Other tests load models from the hub, and are left out. This file is also the plugin of pytest
+that does so.
 """
 
 from __future__ import annotations
