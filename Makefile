@@ -1,5 +1,6 @@
 # Except for gpu, targets set up what they need in $(VENV), given Python 3.10+, make and a C++17 compiler.
-#   make test   make test-served   make test-matrix   make demo   make bench   make lint   make gpu   make clean
+#   make test   make test-served   make test-integrations   make test-matrix   make demo   make bench   make lint
+#   make gpu   make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
 # MATRIX (the versions that test-matrix tests).
 
@@ -13,10 +14,10 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-served test-matrix demo bench lint clean help
+.PHONY: test test-slow test-long test-served test-integrations test-matrix demo bench lint clean help
 
 help:
-	@sed -n '1,4s/^# *//p' Makefile
+	@sed -n '1,5s/^# *//p' Makefile
 
 # --- the environment --------------------------------------------------------------------------------------
 
@@ -83,6 +84,15 @@ test-served: $(VENV)/fastkd.stamp
 	@bash tests/served/beside.sh $(VLLM)
 	FASTKD_VLLM=$(abspath $(VLLM)) $(RUN) -m pytest tests/served -m served $(ARGS) || [ $$? -eq 5 ]
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/served/test_engine.py $(ARGS) || [ $$? -eq 5 ]
+
+# Tests the adapters with the libraries that they are for, which are installed in build/integrations. fastkd there is
+# this checkout, with the compiled part of $(VENV). pytest exits with 5 if ARGS select none.
+INTEGRATIONS ?= build/integrations
+
+test-integrations: $(VENV)/fastkd.stamp
+	@echo "[setup] the libraries in $(INTEGRATIONS) (a few minutes, 3 GB)"
+	@bash tests/integrations/install.sh $(RUN) $(INTEGRATIONS) $(TORCH)
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/pytest tests/integrations $(ARGS) || [ $$? -eq 5 ]
 
 # Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
 # tests/project/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,

@@ -167,9 +167,7 @@ def render(run: dict[str, Any]) -> str:
     about = (
         f"Vocabulary {size['vocab']:,}, hidden sizes {size['hidden']} and {2 * size['hidden']}, "
         f"{size['layers']} layers, {size['batch']} x {size['length']} tokens, float32, "
-        f"{size['threads']} thread; {run['device']}; "
-        + ", ".join(f"{name} {run['versions'][name]}" for name in NAMED)
-        + "."
+        f"{size['threads']} thread; {run['device']}; {named}."
     )
     return "\n".join([*lines, "", about])
 
