@@ -77,6 +77,7 @@ for beta in BETAS:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (find_spec("liger_kernel") and find_spec("triton")), reason="needs liger-kernel")
 def test_equals_the_package() -> None:
     here = Path(__file__).resolve().parent

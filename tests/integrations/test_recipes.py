@@ -44,6 +44,7 @@ def scope_of(name: str, folder: Path) -> dict[str, Any]:
     return {"model": nn.Identity()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "recipe"), RECIPES, ids=[name for name, _ in RECIPES])
 def test_the_recipe_runs(name: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)

@@ -179,6 +179,7 @@ def distillation_trainer(folder: Path, kind: Any = distillation.DistillationTrai
     return kind(tiny.llama(0), tiny.llama(1, hidden=24), args, rows, processing_class=tokenizer())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gkd_trainer, distillation_trainer])
 def test_training_is_the_same(make: Any, tmp_path: Path) -> None:
     """Three steps with TRL's loss and with fastkd's log the same losses and end with the same weights."""
@@ -200,6 +201,7 @@ def test_training_is_the_same(make: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_only_the_given_trainer_changes(tmp_path: Path) -> None:
     before = distillation._chunked_divergence_loss, distillation.DistillationTrainer._compute_loss
     trainer, other = distillation_trainer(tmp_path), distillation_trainer(tmp_path)
@@ -211,6 +213,7 @@ def test_only_the_given_trainer_changes(tmp_path: Path) -> None:
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_class_changes_all_of_its_trainers(tmp_path: Path) -> None:
     class Gkd(gkd.GKDTrainer):  # type: ignore[misc, name-defined]
         pass
