@@ -1,8 +1,9 @@
-# Except for gpu, targets set up what they need in $(VENV), given Python 3.10+, make and a C++17 compiler.
-#   make test   make test-served   make test-integrations   make test-matrix   make demo   make bench   make lint
-#   make gpu   make clean
-# Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo or bench),
-# MATRIX (the versions that test-matrix tests).
+# Except for gpu, hub-kernel and docs, targets set up what they need in $(VENV), given Python 3.10+, make and a
+# C++17 compiler.
+#   make test   make test-served   make test-integrations   make test-matrix   make test-hub   make hub-kernel
+#   make demo   make bench   make bench-readme   make docs   make lint   make gpu   make clean
+# Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo,
+# bench or hub/build.py), MATRIX (the versions that test-matrix tests).
 
 PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3))
 TORCH ?= torch==2.13.0
@@ -14,10 +15,10 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-served test-integrations test-matrix demo bench lint clean help
+.PHONY: test test-slow test-long test-served test-integrations test-matrix test-hub hub-kernel demo bench bench-readme docs lint clean help
 
 help:
-	@sed -n '1,5s/^# *//p' Makefile
+	@sed -n '1,6s/^# *//p' Makefile
 
 # --- the environment --------------------------------------------------------------------------------------
 
@@ -104,6 +105,24 @@ test-matrix:
 	@test -n "$(PYTHON)" || { echo "No Python found: name one: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) tests/project/matrix.py $(MATRIX_OPTIONS) $(MATRIX) --pytest $(ARGS)
 
+# Writes the kernel for the Hugging Face hub, out of the Python sources alone.
+hub-kernel:
+	@test -n "$(PYTHON)" || { echo "No Python found: name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) hub/build.py --out build/hub-kernel $(ARGS)
+
+# Tests that kernel with the package that loads it, which is installed in build/kernels. pytest exits with 5 if ARGS
+# select none of its tests.
+build/kernels.stamp: $(VENV)/fastkd.stamp
+	@echo "[setup] the package kernels in build/kernels"
+	@$(PIP) --upgrade --target build/kernels 'kernels>=0.17'
+	@touch $@
+
+test-hub: build/kernels.stamp
+	OMP_NUM_THREADS=1 PYTHONPATH=build/kernels $(RUN) -m pytest tests/hub/test_kernels.py -m "not triton_interpret" \
+	  $(ARGS) || [ $$? -eq 5 ]
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=build/kernels $(RUN) -m pytest tests/hub/test_kernels.py \
+	  -m triton_interpret $(ARGS) || [ $$? -eq 5 ]
+
 demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)
 
@@ -111,10 +130,35 @@ bench: $(VENV)/bench.stamp
 	$(RUN) -m fastkd.bench.instruction_sets --quick
 	$(RUN) -m fastkd.cli bench --suite --fresh --out build/bench --save bench/results $(ARGS)
 
+# The README's tables and its picture: the forward KL from logits and from hidden states, with every peer.
+bench-readme: $(VENV)/bench.stamp
+	$(RUN) -m fastkd.cli bench --vocab 151936 --tokens 512 --heads 256/512 --divergence forward_kl \
+	  --allocator default kept --budget 0 --fresh --out build/bench-readme --save bench/results $(ARGS)
+	$(RUN) -m bench.readme "$$(ls -t bench/results/*.json | head -n 1)"
+
+# The site, in build/site (`python -m http.server -d build/site` shows it). Its environment is its own and has no
+# torch. KaTeX, which renders the formulas while the site is built, is a package of npm. (--quiet would hide the
+# warnings from --strict.)
+DOCS ?= build/docs
+
+$(DOCS)/docs.stamp: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python found: name one: make PYTHON=/path/to/python3"; exit 1; }
+	@command -v npm >/dev/null || { echo "npm installs KaTeX, for the formulas, and is missing: apt install npm"; exit 1; }
+	@echo "[setup] mkdocs and KaTeX in $(DOCS)"
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check --no-input 'pip>=25.1'
+	@$(DOCS)/bin/python -m pip install -qq --no-input --group docs
+	@npm install --silent --no-fund --no-audit --no-save --prefix $(DOCS) katex@^0.19
+	@touch $@
+
+docs: $(DOCS)/docs.stamp
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+	@echo "The site is in build/site."
+
 lint: $(VENV)/fastkd.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy fastkd bench
+	$(VENV)/bin/mypy fastkd bench hub/build.py
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 include tests/gpu/gpu.mk

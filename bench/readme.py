@@ -1,5 +1,5 @@
 """``python -m bench.readme FILE.json``: put the tables of a run in bench/results into README.md,
-and draw the picture that README.md shows.
+and draw the pictures that README.md begins with, for light and for dark pages.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from fastkd.bench.plot import draw_summary
 from fastkd.bench.render import markdown
+from fastkd.bench.summary import write
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PICTURE = ROOT / "docs" / "benchmark.png"
+PICTURE = ROOT / "docs" / "benchmark.svg"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -29,5 +29,5 @@ if __name__ == "__main__":
     source = results.resolve().relative_to(ROOT).as_posix()
     run = json.loads(results.read_text())
     README.write_text(with_tables(README.read_text(), markdown(run, source)))
-    if not draw_summary(run, PICTURE):
+    if not write(run, PICTURE):
         print(f"the machine was busy in every case: {PICTURE.name} stays as it was", file=sys.stderr)

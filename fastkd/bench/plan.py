@@ -58,14 +58,15 @@ def memory_cases(selection: Selection) -> list[Case]:
 def measures_memory(selection: Selection, case: Case, route: Route) -> bool:
     """Whether the memory of a route is measured beside its time.
 
-    On a CPU each measurement of memory starts a process, so outside the suite only the main quantity at the
-    largest vocabulary gets one.
+    On a CPU each measurement of memory starts a process, so outside the suite only ``forward_kl`` at the
+    largest vocabulary, with cross-entropy and alone, gets one.
     """
     if selection.device != "cpu":
         return True
     if selection.suite:
         return suite.measures_memory(case, route.ours, selection.sizes.vocab)
-    return case.kd_ratio == KD_RATIO and case.backward and case.vocab == max(selection.sizes.vocab)
+    distilled = case.divergence == MAIN and case.kd_ratio > 0
+    return distilled and case.backward and case.vocab == max(selection.sizes.vocab)
 
 
 def _quantities(selection: Selection) -> list[tuple[str, str, float, bool]]:

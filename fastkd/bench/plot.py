@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from fastkd.bench import table
+from fastkd.bench import summary, table
 from fastkd.bench.cases import Case
 from fastkd.bench.measure import Entry
 from fastkd.bench.results import NAME, Run
@@ -57,13 +57,13 @@ Panel = tuple[str, list[tuple[Case, Entry]]]
 def draw_all(run: Run, folder: Path) -> list[Path]:
     """Draw ``summary``, ``roofline``, ``peers`` and ``memory``, each as PNG and if there is data for it."""
     colours = _colours(run)
+    (folder / "summary.png").unlink(missing_ok=True)
+    written = summary.write(run, folder / "summary.png")
     pictures = {
-        "summary": summary(run, colours),
         "roofline": roofline(run, colours),
         "peers": peers(run, colours),
         "memory": memory(run, colours),
     }
-    written = []
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
@@ -73,55 +73,9 @@ def draw_all(run: Run, folder: Path) -> list[Path]:
     return written
 
 
-def draw_summary(run: Run, path: Path) -> bool:
-    """Draw the summary alone; False, and no file is touched, if no case was measured on a quiet machine."""
-    figure = summary(run, _colours(run))
-    if figure is None:
-        return False
-    _save(figure, path)
-    return True
-
-
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
     plt.close(figure)
-
-
-def summary(run: Run, colours: dict[str, str]) -> Any:
-    """Time and peak extra memory of one case: the largest of those that most routes can be compared in.
-
-    Routes that were measured while the machine was busy are left out.
-    """
-    cases = [
-        comparable
-        for group in table.groups(run).values()
-        for case in table.by_case(group).values()
-        if len(comparable := _comparable(list(case.values()))) > 1
-    ]
-    if not cases:
-        return None
-    shown = max(cases, key=lambda entries: (entries[0]["logits_bytes"], len(entries)))
-    with plt.rc_context(STYLE):
-        figure, (left, right) = _grid(2, 1.1 + 0.33 * len(shown))
-        fastest = min(e["ms"] for e in shown if e["ours"])
-        times = [f"{e['ms']:.0f} ms" + ("" if e["ours"] else f" ({e['ms'] / fastest:.1f}x)") for e in shown]
-        _bars(left, shown, [e["ms"] for e in shown], times, colours)
-        left.set_title("time of one call, forward and backward", loc="left", fontsize=10)
-        _memory_bars(right, shown, colours)
-        right.set_title("peak memory besides the inputs", loc="left", fontsize=10)
-        case = table.case_of(shown[0])
-        figure.suptitle(f"{_title(shown[0])}, {_shape(case)}, V = {case.vocab:,}", x=0.01, ha="left")
-        _foot(figure, _note(run, "dashed: one tensor of logits"))
-    return figure
-
-
-def _comparable(entries: list[Entry]) -> list[Entry]:
-    """fastkd's fastest route and the peers whose times can be compared with it; all with their memory."""
-    measured = [e for e in entries if "peak_extra_bytes" in e and e["status"] == "ok"]
-    ours = min((e for e in measured if e["ours"]), key=lambda e: e["ms"], default=None)
-    if ours is None:
-        return []
-    return [ours, *(e for e in measured if not e["ours"] and table.quiet(ours, e))]
 
 
 def roofline(run: Run, colours: dict[str, str]) -> Any:

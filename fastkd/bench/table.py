@@ -98,13 +98,13 @@ def by_case(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
 
 def sections(run: Run) -> Iterator[Section]:
     """The tables of the cases: times and, if the memory of peers was measured, the memory of all routes."""
-    found, peaks = groups(run), _peaks(run)
+    found, memory_of = groups(run), peaks(run)
     several = len({allocator for allocator, *_ in found}) > 1
     for (allocator, op, quantity, calls), entries in found.items():
         title = f"{op}, {calls}: {quantity}"
         if several:
             title += f" [{ALLOCATORS[allocator]}]"
-        yield _times(title, entries, peaks)
+        yield _times(title, entries, memory_of)
     memory = _memory(run)
     if memory is not None:
         yield memory
@@ -116,7 +116,7 @@ def variants(run: Run) -> Iterator[Section]:
         yield _variants(run, allocator)
 
 
-def _peaks(run: Run) -> dict[tuple[Case, str], int]:
+def peaks(run: Run) -> dict[tuple[Case, str], int]:
     """The peak memory of each case and route, which is measured in one allocator mode only."""
     measured = [entry for entry in run["entries"] if "peak_extra_bytes" in entry]
     return {(case_of(entry), entry["route"]): entry["peak_extra_bytes"] for entry in measured}

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fastkd.backends import memory
 from fastkd.losses.request import DIFFERENTIABLE, NO_GRADIENT, Inputs, Request
+from fastkd.ops.namespace import OPS
 from fastkd.ops.rows import wide
 
 try:  # private in torch; without it gradients are copied, which only costs memory
@@ -290,7 +291,7 @@ def times_upstream(grad: Tensor, upstream: Tensor, dtype: torch.dtype, backend: 
     if _is_one(upstream):
         return memory.empty_like(grad).copy_(grad) if keep else grad
     out = memory.empty_like(grad) if keep else grad
-    torch.ops.fastkd.scale_rows(grad, upstream.expand(rows), backend, out)
+    OPS.scale_rows(grad, upstream.expand(rows), backend, out)
     return out
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-import fastkd.ops.dense
-import fastkd.ops.linear  # noqa: F401  registers the ops, like the line above
 from fastkd.backends import memory
+from fastkd.ops import dense, linear  # noqa: F401  they register the ops
 from fastkd.ops.columns import copied_bytes
 from fastkd.ops.linear import chunks_of
+from fastkd.ops.namespace import OPS
 from fastkd.ops.rows import wide
 from fastkd.spec import METRICS, LossSpec, names_of, numbers_of
 
@@ -109,13 +109,13 @@ class Request(NamedTuple):
         source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, grad_scale)
         spec = (*names_of(self.spec), *_numbers(self.spec))
         if self.head_scales is None:
-            torch.ops.fastkd.dense_kd(
+            OPS.dense_kd(
                 *(inputs.student, *source, *spec, self.group, self.backend),
                 *(row_loss, found, gradients[0], gradients[3]),
             )
         else:
             scales, tensors = tuple(self.head_scales), tuple(inputs)
-            torch.ops.fastkd.linear_kd(
+            OPS.linear_kd(
                 *(*tensors[:3], *scales[:2], *tensors[4:6], *scales[2:]),
                 *(inputs.teacher_columns, self.teacher_rest, *source, *spec),
                 *(self.chunk_size, self.group, self.backend, row_loss, found, *gradients),

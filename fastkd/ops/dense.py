@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from fastkd.backends import registry
+from fastkd.ops.namespace import LIBRARY, NAMESPACE
 from fastkd.ops.rows import as_rows, same_rows
 from fastkd.ops.tokens import Tokens
 from fastkd.spec import SPEC_SCHEMA, spec_of
 
-LIBRARY = torch.library.Library("fastkd", "FRAGMENT")
 DEVICES = ("CPU", "CUDA", "XPU", "MPS")
 
 # `teacher` holds logits, or with `indices` the log-probabilities of a sparse teacher.
@@ -93,4 +93,4 @@ for key in DEVICES:
     LIBRARY.impl("dense_kd", _dense_kd, key)
     LIBRARY.impl("scale_rows", _scale_rows, key)
 for name in ("dense_kd", "scale_rows"):
-    torch.library.register_fake(f"fastkd::{name}", no_results, lib=LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", no_results, lib=LIBRARY)

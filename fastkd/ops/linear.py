@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fastkd.backends import registry
 from fastkd.ops.columns import SelectedColumns, WithoutRest, check_columns, copied_bytes
-from fastkd.ops.dense import DEVICES, LIBRARY, TEACHER_SCHEMA, no_results
+from fastkd.ops.dense import DEVICES, TEACHER_SCHEMA, no_results
 from fastkd.ops.given import GivenLogits, Logits
 from fastkd.ops.head import Head, row_bytes
+from fastkd.ops.namespace import LIBRARY, NAMESPACE
 from fastkd.ops.rows import wide
 from fastkd.ops.tokens import Tokens
 from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
@@ -283,4 +284,4 @@ def _linear_kd_without_autocast(student: Tensor, *arguments: object) -> None:
 
 for key in DEVICES:
     LIBRARY.impl("linear_kd", _linear_kd_without_autocast, key)
-torch.library.register_fake("fastkd::linear_kd", no_results, lib=LIBRARY)
+torch.library.register_fake(f"{NAMESPACE}::linear_kd", no_results, lib=LIBRARY)

@@ -71,8 +71,9 @@ class DistillationTrainer(GuardedTrainer):
             ``kd_ratio=0`` (plain supervised training). With a teacher and ``kd_ratio=0``, the student is
             compared with the teacher's distributions but not trained on them.
         args: a :class:`DistillationConfig`; its ``task`` is the task of both models.
-        train_dataset, eval_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the
-            columns that the task reads, which ``processing_class`` then tokenizes.
+        train_dataset: rows with ``input_ids`` (and ``labels``, aligned with them), or with the columns that
+            the task reads, which ``processing_class`` then tokenizes.
+        eval_dataset: held-out rows, likewise.
         processing_class: the tokenizer; if unset and ``model`` is a name, the one saved with that model.
         kwargs: all other arguments of :class:`transformers.Trainer`. ``model_init`` is a function of no
             argument or of a trial that returns a student: each :meth:`train` begins with a new one, which

@@ -18,7 +18,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 PROSE = [
     *PAGES,
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *(ROOT / name for name in ("bench/README.md", "bench/NOTES.md", "tests/gpu/README.md")),
+    *(ROOT / name for name in ("bench/README.md", "bench/NOTES.md", "hub/README.md", "tests/gpu/README.md")),
 ]
 LOSSES = (ROOT / "docs" / "losses.md").read_text()
 

@@ -36,7 +36,8 @@ def test_python_snippets_run() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
     assert not missing
 
@@ -50,3 +51,17 @@ def test_the_table_is_what_was_measured() -> None:
     assert source, "the README has no table, or it names no source"
     run = json.loads((ROOT / source[1]).read_text())
     assert tables == markdown(run, source[1])
+
+
+@pytest.mark.parametrize("name", ["benchmark.svg", "benchmark-dark.svg"])
+def test_the_picture_shows_what_was_measured(name: str) -> None:
+    """Each bar of the picture has its name, its number and its ratio to fastkd's in the text of the SVG."""
+    pytest.importorskip("matplotlib")
+    from fastkd.bench.summary import labels, scenes
+
+    source = re.search(r"From \[`(.+?)`\]", README)
+    assert source
+    run = json.loads((ROOT / source[1]).read_text())
+    shown = set(re.findall(r">([^<>]+)</text>", (ROOT / "docs" / name).read_text("utf-8")))
+    found = [text for scene in scenes(run) for text in labels(scene)]
+    assert len(found) >= 6 and set(found) <= shown

@@ -235,7 +235,7 @@ def test_csrc_does_not_include_torch() -> None:
     assert not broken, "\n".join(broken)
 
 
-@pytest.mark.parametrize("folder", ["csrc", "fastkd", "bench", "tests"])
+@pytest.mark.parametrize("folder", ["csrc", "fastkd", "bench", "hub", "tests"])
 def test_comments_open_with_a_subject(folder: str) -> None:
     paths = sources(folder, ".py", ".h", ".cuh", ".cpp", ".cu")
     broken = [v for path in paths for v in openings(path, (ROOT / path).read_text())]

@@ -18,18 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from support.tiny import llama
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from support.recipes import BLOCK, DOCS, SHORT, commands, save_model, short, write_configurations
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fastkd.cli import main
-from fastkd.cli.fields_read import READ_BY
 from fastkd.cli.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^```(yaml|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TRAINER = BLOCK.findall((DOCS / "trainer.md").read_text("utf-8"))
 ASK = re.search(
     r"^```python notest\n# ask\.py\n(.*?)^```$", (DOCS / "trainer.md").read_text("utf-8"), re.M | re.S
 )
@@ -61,30 +56,21 @@ class LLM:
                 known.append({i: SimpleNamespace(logprob=float(row[i])) for i in columns})
             yield SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=known)
 """
-COMMANDS = [line for kind, text in TRAINER if kind == "sh" for line in text.strip().splitlines()]
+COMMANDS = commands("trainer.md")
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the files that the page assumes: a student, a teacher, some chats, and its YAML files."""
     folder = tmp_path_factory.mktemp("recipes")
-    tokens = {symbol: i for i, symbol in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    bpe = Tokenizer(models.BPE(tokens, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
     for name, hidden, layers in (("teacher", 24, 2), ("other-teacher", 32, 1), ("student", 16, 1)):
-        PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>").save_pretrained(folder / name)
-        llama(hidden, hidden=hidden, vocab=len(tokens), layers=layers, positions=320).save_pretrained(
-            folder / name
-        )
+        save_model(folder / name, hidden, layers)
     chats = [{"prompt": f"{i} plus {i}? ", "completion": str(2 * i)} for i in range(24)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     routed = [{**chat, "teacher": ("math", "chat")[i % 2]} for i, chat in enumerate(chats)]
     (folder / "routed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in routed))
     with_logprobs(folder, chats)
-    for kind, text in TRAINER:
-        if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
-            (folder / name[1]).write_text(text)
+    write_configurations("trainer.md", folder)
     assert ASK is not None
     (folder / "ask.py").write_text(ASK[1])
     (folder / "vllm.py").write_text(VLLM)
@@ -111,22 +97,6 @@ def with_logprobs(folder: Path, chats: list[dict[str, str]]) -> None:
     (folder / "with-logprobs.jsonl").write_text("".join(lines))
     (folder / "logits").mkdir()
     pq.write_table(pa.Table.from_pylist(packed), folder / "logits" / "data_0.parquet")
-
-
-# Options that make a run small enough for a test; each command gets those that it accepts.
-SHORT = ["--use-cpu", "--max-steps", "3", "--save-strategy", "no", "--max-completion-length", "4"]
-
-
-def short(command: str) -> list[str]:
-    """The options of ``SHORT`` that a command reads."""
-    return [
-        argument
-        for place, argument in enumerate(SHORT)
-        if command
-        in READ_BY.get(
-            (argument if argument[:2] == "--" else SHORT[place - 1])[2:].replace("-", "_"), [command]
-        )
-    ]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("fastkd ", "python "))])

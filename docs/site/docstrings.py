@@ -1,0 +1,28 @@
+"""Turns the roles of Sphinx in docstrings into the Markdown that mkdocstrings reads."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+ROLE = re.compile(r":(?:class|func|meth):`(~?)([^`]+)`")
+INLINE = re.compile(r":math:`([^`]+)`")
+BLOCK = re.compile(r"^( *)\.\. math:: (.+)$", flags=re.MULTILINE)
+
+
+def _role(match: re.Match[str]) -> str:
+    """A name as code, which leads to its place in the reference if it has one."""
+    shown = match[2].rpartition(".")[2] if match[1] else match[2]
+    path = match[2] if match[2].startswith(("fastkd.", "transformers.")) else f"fastkd.{match[2]}"
+    return f'<autoref identifier="{path}" optional><code>{shown}</code></autoref>'
+
+
+class SphinxRoles(griffe.Extension):
+    """Rewrites ``:class:`X```, ``:math:`x``` and ``.. math::``, which ``help()`` shows as they are."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None and not obj.is_alias:
+            text = INLINE.sub(r"$\1$", ROLE.sub(_role, obj.docstring.value))
+            obj.docstring.value = BLOCK.sub(r"\1$$\2$$", text)
