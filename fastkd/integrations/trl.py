@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
@@ -36,6 +37,9 @@ def use_fastkd(trainer: Any) -> Any:
         if owner(kind, method) is not base:
             what = f"a {kind.__name__} with its own {method}"
             raise refusal("trl", what, f"call use_fastkd({base.__name__}) if that calls TRL's")
+        if not {"compute_loss", method} & _names_in(kind, "compute_loss"):
+            what = f"a {kind.__name__}, whose loss is not that of {base.__name__}"
+            raise refusal("trl", what, "keep its own")
         ours: Any = replacement(getattr(base, method))
         if not isinstance(vars(base)[method], staticmethod):
             ours = ours if kind is trainer else MethodType(ours, trainer)
@@ -44,6 +48,11 @@ def use_fastkd(trainer: Any) -> Any:
         setattr(trainer, method, ours)
         return trainer
     raise refusal("trl", f"a {kind.__name__}", "pass a GKDTrainer or a DistillationTrainer")
+
+
+def _names_in(kind: type, method: str) -> set[str]:
+    """The names that a method uses, of which that of a method of ``super()`` is one."""
+    return set(inspect.unwrap(getattr(kind, method)).__code__.co_names)
 
 
 def _generalized_jsd_loss(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -241,6 +241,15 @@ def test_other_trainers_are_refused(tmp_path: Path) -> None:
     class OwnLoss(gkd.GKDTrainer):  # type: ignore[misc, name-defined]
         generalized_jsd_loss = staticmethod(lambda *inputs, **options: inputs[0].sum())
 
+    class WithMore(distillation.DistillationTrainer):  # type: ignore[misc, name-defined]
+        def compute_loss(self, *inputs: Any, **options: Any) -> Any:
+            return super().compute_loss(*inputs, **options)
+
+    adapter.use_fastkd(WithMore)  # it adds to TRL's loss
+    server = pytest.importorskip("trl.experimental.server_distillation").ServerDistillationTrainer
+    with pytest.raises(Unsupported, match="does not take a ServerDistillationTrainer, whose loss"):
+        adapter.use_fastkd(server)
+
     for trainer, remedy in ((OwnStep, "use_fastkd\\(DistillationTrainer\\)"), (OwnLoss, "GKDTrainer")):
         with pytest.raises(Unsupported, match=f"with its own .*{remedy}"):
             adapter.use_fastkd(trainer)
