@@ -1,7 +1,8 @@
-# Except for gpu, hub-kernel and docs, targets set up what they need in $(VENV), given Python 3.10+, make and a
-# C++17 compiler.
+# Except for gpu, hub-kernel, wheel, test-wheel and docs, targets set up what they need in $(VENV), given
+# Python 3.10+, make and a C++17 compiler.
 #   make test   make test-served   make test-integrations   make test-matrix   make test-hub   make hub-kernel
-#   make demo   make bench   make bench-readme   make docs   make lint   make gpu   make clean
+#   make demo   make bench   make bench-readme   make docs   make wheel   make test-wheel   make lint   make gpu
+#   make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo,
 # bench or hub/build.py), MATRIX (the versions that test-matrix tests).
 
@@ -15,10 +16,11 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
-.PHONY: test test-slow test-long test-served test-integrations test-matrix test-hub hub-kernel demo bench bench-readme docs lint clean help
+.PHONY: test test-slow test-long test-served test-matrix test-hub hub-kernel demo bench bench-readme docs lint clean help
+.PHONY: wheel test-wheel test-integrations
 
 help:
-	@sed -n '1,6s/^# *//p' Makefile
+	@sed -n '1,7s/^# *//p' Makefile
 
 # --- the environment --------------------------------------------------------------------------------------
 
@@ -122,6 +124,17 @@ test-hub: build/kernels.stamp
 	  $(ARGS) || [ $$? -eq 5 ]
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=build/kernels $(RUN) -m pytest tests/hub/test_kernels.py \
 	  -m triton_interpret $(ARGS) || [ $$? -eq 5 ]
+
+# The source distribution and the wheels for $(PYTHON), in dist: one for CPUs and, unless CUDA is OFF or there is no nvcc,
+# one with the CUDA kernels.
+wheel:
+	@$(PYTHON) wheels/build.py --cuda $(CUDA)
+
+# Builds the wheel for CPUs, and installs and tests it in an environment of its own, without a compiler.
+test-wheel:
+	@rm -rf build/wheels/tested
+	@$(PYTHON) wheels/build.py --cuda OFF --out build/wheels/tested
+	@$(PYTHON) wheels/try_installed.py build/wheels/tested/*.whl --torch "$(TORCH)" --pytest $(ARGS)
 
 demo: $(VENV)/fastkd.stamp
 	$(VENV)/bin/fastkd demo $(ARGS)

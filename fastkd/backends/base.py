@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class Call:
         loss_scale, grad_scale: ``(outer * inner,)`` float32, or float64 if an input is float64. A row in
             which both are 0 is not read.
         row_loss: receives ``loss_scale * L``, in the dtype of ``loss_scale``.
+        upstream: ``(outer * inner,)`` of that dtype, any stride: a factor of ``grad_scale`` where that is not
+            0; None for ones. Only a backend with :attr:`Backend.takes_upstream` gets one.
         grad_student, grad_teacher: receive ``grad_scale * dL/dlogits``, and 0 beyond the vocabulary, in the
             shape and dtype of their logits; or None. May share the logits' memory, with the same strides.
         metrics: ``(outer * inner, len(METRICS))`` of the dtype of ``loss_scale``, or None; receives 0 in rows
@@ -70,6 +73,7 @@ class Call:
     grad_teacher: Tensor | None = None
     metrics: Tensor | None = None
     shards: Shards | None = None
+    upstream: Tensor | None = None
 
     @property
     def read(self) -> Tensor:
@@ -78,15 +82,40 @@ class Call:
         return read if self.labels is None else read & (self.labels != self.spec.ignore_index)
 
 
+class Weighing(NamedTuple):
+    """How a reduction weighs the tokens: see :func:`fastkd.losses.reduction.row_scale`.
+
+    Attributes:
+        device, dtype: of the result.
+        labels: ``(tokens,)`` int64, contiguous, or None; tokens labelled ``ignore_index`` get weight 0.
+        token_weights: ``(tokens,)`` of any dtype, contiguous, or None for ones.
+        divisor: a number, a 0-d tensor on the device, or None for the sum of the tokens' weights. All
+            weights are divided by it, or are 0 where it is 0.
+    """
+
+    tokens: int
+    device: torch.device
+    dtype: torch.dtype
+    labels: Tensor | None
+    ignore_index: int
+    token_weights: Tensor | None
+    divisor: float | Tensor | None
+
+
 def bad_labels(labels: Tensor, total: int | Tensor, ignore_index: int) -> Tensor:
     """``(rows,)`` bool: labels that are neither in ``[0, total)`` nor ignored."""
     return ((labels < 0) | (labels >= total)) & (labels != ignore_index)
 
 
 class Backend(ABC):
-    """Row-wise kernels over logits."""
+    """Row-wise kernels over logits.
+
+    Attributes:
+        takes_upstream: whether its kernels multiply by :attr:`Call.upstream`; if not, torch does before them.
+    """
 
     name: str
+    takes_upstream = False
 
     @abstractmethod
     def missing(self, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -110,6 +139,25 @@ class Backend(ABC):
         launches.
         """
         return False
+
+    def row_weights(self, given: Weighing) -> Tensor | None:
+        """``(given.tokens,)`` weights of a reduction, in one step, in a dtype that it can run.
+
+        Returns:
+            None where plain torch has to compute them.
+        """
+        return None
+
+    def totals(
+        self, row_loss: Tensor | None, metrics: Tensor | None, loss_scale: Tensor
+    ) -> tuple[Tensor | None, Tensor | None] | None:
+        """The sum of a call's losses and the means of its metrics, in one step: see
+        :func:`fastkd.losses.reduction.totals`.
+
+        Returns:
+            None where plain torch has to compute them.
+        """
+        return None
 
     def rows(self, call: Call) -> None:
         """Fill the results of ``call``."""

@@ -47,6 +47,14 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return empty(x.shape, x.dtype if dtype is None else dtype, x.device)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def device_bytes(device: torch.device) -> int:
+    """The memory of this CUDA device; 0 for others, and where there is none."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def keeps_gaps(x: Tensor) -> bool:
     """Whether the gradient of ``x`` should have its strides: for views such as ``logits[:, :-1]`` on a GPU.
 

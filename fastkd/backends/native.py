@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastkd import _settings
-from fastkd.backends.base import Call, SparseRows
+from fastkd.backends.base import Call, SparseRows, Weighing
 from fastkd.backends.extension import _C, IMPORT_ERROR
 from fastkd.backends.kernels import KernelBackend, Phase
 from fastkd.backends.record import COLUMNS, reads_teacher
@@ -97,75 +97,17 @@ def kept_bytes() -> int:
     return 0 if _C is None else _C.cpu_kept_bytes()
 
 
-def nothing_traces(*tensors: Tensor) -> bool:
+def nothing_traces(*tensors: Tensor | None) -> bool:
     """Whether a tensor is its memory and no more: no mode (fake tensors, tracing) sees the operators, no
     transform of torch.func or torch.compile does, and none of ``tensors`` is of a class of its own.
     """
-    if any([type(x) is not Tensor for x in tensors]):
+    if any([x is not None and type(x) is not Tensor for x in tensors]):
         return False
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
     )
-
-
-def row_weights(
-    tokens: int,
-    device: torch.device,
-    labels: Tensor | None,
-    ignore_index: int,
-    token_weights: Tensor | None,
-    divisor: float | Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """``(tokens,)`` weights of a reduction, in one step: see :func:`fastkd.losses.reduction.row_scale`.
-
-    Args:
-        divisor: a number, a 0-d tensor, or None for the sum of the tokens' weights.
-
-    Returns:
-        None where plain torch has to compute them: without the compiled module, where something traces the
-        call, and for float64 on a GPU.
-    """
-    tensors = [x for x in (labels, token_weights, divisor) if isinstance(x, Tensor)]
-    if not nothing_traces(*tensors) or NativeBackend().missing(device, dtype) is not None:
-        return None
-    weights, types = torch.empty(tokens, dtype=dtype, device=device), _SCALARS
-    kind, factor, given, items = _C.Divisor.factor, 0.0, token_weights, None
-    if labels is not None:
-        labels = labels.reshape(tokens).contiguous()
-    if given is not None:
-        given = given.reshape(tokens).contiguous()
-        given = given if given.dtype in types else given.to(dtype)
-    if isinstance(divisor, Tensor) and divisor.device.type == "cpu":
-        divisor = float(divisor)  # the host reads its own memory
-    if divisor is None:
-        kind = _C.Divisor.sum
-    elif not isinstance(divisor, Tensor):
-        factor = 1.0 / divisor if divisor != 0 else 0.0
-    elif divisor.device != device:
-        return None
-    else:
-        kind, items = _C.Divisor.items, divisor if divisor.dtype in types else divisor.to(dtype)
-    params = _C.WeightParams(
-        tokens,
-        _address(labels),
-        ignore_index,
-        _address(given),
-        types[torch.float32 if given is None else given.dtype],
-        kind,
-        factor,
-        _address(items),
-        types[torch.float32 if items is None else items.dtype],
-        _address(weights),
-        dtype == torch.float64,
-    )
-    if device.type == "cpu":
-        _C.cpu_row_weights(params)
-    else:
-        _C.cuda_row_weights(params, *_place(device))
-    return weights
 
 
 class NativeBackend(KernelBackend):
@@ -200,6 +142,37 @@ class NativeBackend(KernelBackend):
         # A shard's entries need the statistics of the other shards. On a GPU, a block's shared memory has
         # to hold the entries.
         return not sharded and (device.type == "cpu" or 1 <= entries <= _C.CUDA_MAX_ENTRIES)
+
+    def row_weights(self, given: Weighing) -> Tensor | None:
+        weights = torch.empty(given.tokens, dtype=given.dtype, device=given.device)
+        kind, factor, divisor, types = _C.Divisor.factor, 0.0, given.divisor, _SCALARS
+        token_weights, items = given.token_weights, None
+        if token_weights is not None and token_weights.dtype not in types:
+            token_weights = token_weights.to(given.dtype)
+        if divisor is None:
+            kind = _C.Divisor.sum
+        elif isinstance(divisor, Tensor):
+            kind, items = _C.Divisor.items, divisor if divisor.dtype in types else divisor.to(given.dtype)
+        else:
+            factor = 1.0 / divisor if divisor != 0 else 0.0
+        params = _C.WeightParams(
+            given.tokens,
+            _address(given.labels),
+            given.ignore_index,
+            _address(token_weights),
+            types[torch.float32 if token_weights is None else token_weights.dtype],
+            kind,
+            factor,
+            _address(items),
+            types[torch.float32 if items is None else items.dtype],
+            _address(weights),
+            given.dtype == torch.float64,
+        )
+        if given.device.type == "cpu":
+            _C.cpu_row_weights(params)
+        else:
+            _C.cuda_row_weights(params, *_place(given.device))
+        return weights
 
     def launch(
         self,

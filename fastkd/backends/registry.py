@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 
 import torch
+from torch import Tensor
 
 from fastkd import _settings
-from fastkd.backends.base import Backend
-from fastkd.backends.native import NativeBackend
+from fastkd.backends.base import Backend, Weighing
+from fastkd.backends.native import NativeBackend, nothing_traces
 from fastkd.backends.reference import ReferenceBackend
 from fastkd.backends.triton import TritonBackend
 from fastkd.errors import BackendUnavailable
@@ -51,6 +52,75 @@ def choose(name: str | None, device: torch.device, *dtypes: torch.dtype) -> Back
         if all(backend.missing(device, dtype) is None for dtype in dtypes):
             return backend
     return REGISTRY["reference"]
+
+
+def _helper(
+    name: str | None, device: torch.device, dtype: torch.dtype, *tensors: Tensor | None
+) -> Backend | None:
+    """The backend that may do a small step of a call in place of plain torch: the one that runs the call.
+
+    None may if something traces the call, to which a kernel of our own would be invisible, or if the named
+    backend cannot run, which the op says.
+    """
+    if not nothing_traces(*tensors):
+        return None
+    name = name or _settings.default_backend()
+    if name is None:
+        return choose(None, device, dtype)
+    backend = REGISTRY.get(name)
+    return None if backend is None or backend.missing(device, dtype) is not None else backend
+
+
+def row_weights(
+    name: str | None,
+    tokens: int,
+    device: torch.device,
+    labels: Tensor | None,
+    ignore_index: int,
+    token_weights: Tensor | None,
+    divisor: float | Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """``(tokens,)`` weights of a reduction, in one step: see :func:`fastkd.losses.reduction.row_scale`.
+
+    Args:
+        name: the call's backend, or None.
+        divisor: a number, a 0-d tensor, or None for the sum of the tokens' weights.
+
+    Returns:
+        None where plain torch has to compute them.
+    """
+    items = divisor if isinstance(divisor, Tensor) else None
+    backend = _helper(name, device, dtype, labels, token_weights, items)
+    if backend is None:
+        return None
+    if items is not None and items.device != device:
+        if items.device.type != "cpu":
+            return None
+        divisor = float(items)  # the host reads its own memory
+    if labels is not None:
+        labels = labels.reshape(tokens).contiguous()
+    if token_weights is not None:
+        token_weights = token_weights.reshape(tokens).contiguous()
+    return backend.row_weights(Weighing(tokens, device, dtype, labels, ignore_index, token_weights, divisor))
+
+
+def totals(
+    name: str | None, row_loss: Tensor | None, metrics: Tensor | None, loss_scale: Tensor
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """The sum of a call's losses and the means of its metrics, in one step: see
+    :func:`fastkd.losses.reduction.totals`.
+
+    Args:
+        name: the call's backend, or None.
+
+    Returns:
+        None where plain torch has to compute them.
+    """
+    if loss_scale.device.type == "cpu" and name != "triton":
+        return None  # an operator is no launch there, and asking costs more
+    backend = _helper(name, loss_scale.device, loss_scale.dtype, row_loss, metrics, loss_scale)
+    return None if backend is None else backend.totals(row_loss, metrics, loss_scale)
 
 
 def available_backends() -> dict[str, str]:

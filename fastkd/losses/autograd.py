@@ -92,12 +92,12 @@ class Fused(torch.autograd.Function):
         ctx: Any, request: Request, wanted: tuple[bool, ...], overwritten: Overwritten | None, *inputs: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         into = None if overwritten is None else overwritten.logits
-        row_loss, metrics, gradients = request.compute(Inputs(*inputs), wanted, into_student=into)
-        anchor = row_loss.new_empty(0)
+        results = request.compute(Inputs(*inputs), wanted, into_student=into)
+        gradients, anchor = results.gradients, results.row_loss.new_empty(0)
         ctx.save_for_backward(anchor, *(gradients if overwritten is None else (None, *gradients[1:])))
         ctx.dtypes = _dtypes(inputs)
         ctx.backend, ctx.overwritten = request.backend, overwritten
-        return _returned(ctx, request, row_loss, metrics, anchor)
+        return _returned(ctx, request.totals(Inputs(*inputs), results), anchor)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None, second: Tensor | None) -> Any:
@@ -129,11 +129,11 @@ class Deferred(torch.autograd.Function):
     def forward(
         ctx: Any, request: Request, wanted: tuple[bool, ...], inplace: bool, *inputs: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        row_loss, metrics, _ = request.compute(Inputs(*inputs), NO_GRADIENT)
-        anchor = row_loss.new_empty(0)
+        results = request.compute(Inputs(*inputs), NO_GRADIENT)
+        anchor = results.row_loss.new_empty(0)
         _save(ctx, anchor, *inputs)
         ctx.request, ctx.wanted, ctx.inplace = request, wanted, inplace
-        return _returned(ctx, request, row_loss, metrics, anchor)
+        return _returned(ctx, request.totals(Inputs(*inputs), results), anchor)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None, second: Tensor | None) -> Any:
@@ -156,13 +156,14 @@ class Deferred(torch.autograd.Function):
 
 
 def _returned(
-    ctx: Any, request: Request, row_loss: Tensor, metrics: Tensor | None, anchor: Tensor
+    ctx: Any, totals: tuple[Tensor, Tensor | None], anchor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of a forward: the loss, the metrics (empty if not requested), and the anchor."""
-    metrics = row_loss.new_empty(0) if metrics is None else metrics
+    loss, metrics = totals
+    metrics = loss.new_empty(0) if metrics is None else metrics
     ctx.mark_non_differentiable(metrics)
     ctx.set_materialize_grads(False)
-    return row_loss if request.per_token else row_loss.sum(), metrics, anchor
+    return loss, metrics, anchor
 
 
 class Overwrite(torch.autograd.Function):
@@ -219,13 +220,14 @@ class Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(request: Request, wanted: tuple[bool, ...], *inputs: Any) -> tuple[Tensor, ...]:
-        row_loss, metrics, gradients = request.compute(Inputs(*inputs), wanted)
-        nothing = row_loss.new_empty(0)
+        results = request.compute(Inputs(*inputs), wanted)
+        loss, metrics = request.totals(Inputs(*inputs), results)
+        nothing = loss.new_empty(0)
         return (
-            row_loss if request.per_token else row_loss.sum(),
+            loss,
             nothing if metrics is None else metrics,
-            row_loss.new_empty(0),
-            *(nothing.clone() if g is None else g for g in gradients),
+            loss.new_empty(0),
+            *(nothing.clone() if g is None else g for g in results.gradients),
         )
 
     @staticmethod
@@ -308,10 +310,8 @@ def _gradients(
 ) -> list[Tensor | None]:
     """The gradients of a call whose upstream gradient is known."""
     inputs = Inputs(*tensors)
-    scale = inputs.loss_scale
-    grad_scale = torch.where(scale == 0, 0.0, scale * upstream)
     into = inputs.student.detach() if inplace else None
-    found = request.compute(inputs, wanted, grad_scale, into_student=into, metrics=False).gradients
+    found = request.compute(inputs, wanted, upstream, into_student=into, metrics=False).gradients
     return [None if g is None else g.to(dtype) for g, dtype in zip(found, _dtypes(inputs), strict=True)]
 
 

@@ -98,7 +98,7 @@ def by_class(
     measured = options.return_metrics and labels is not None
     tokens = options.reduction, hard, options.ignore_index, options.token_weights, options.num_items
     if spec.kd_weight != 0 or spec.z_loss != 0 or options.return_metrics:
-        scale = reductions.row_scale(*tokens, student, wide(student, teacher.tensor))
+        scale = reductions.row_scale(*tokens, student, wide(student, teacher.tensor), options.backend)
         terms.append(Term(changed(spec, ce_weight=0.0, label_smoothing=0.0), teacher, hard, scale))
     if labels is None or (spec.ce_weight == 0 and not measured and terms):
         return terms
@@ -160,10 +160,11 @@ def _scale(
     As in ``F.cross_entropy``, the mean over hard labels is divided by the sum of their class weights.
     """
     tokens = labels, options.ignore_index, options.token_weights
+    result = student, factor.dtype, options.backend
     if options.reduction == "mean" and options.num_items is None and by_label is not None:
-        scale = reductions.row_scale("sum", *tokens, None, student, factor.dtype)
+        scale = reductions.row_scale("sum", *tokens, None, *result)
         total = (scale * by_label).sum()
         scale = scale * torch.where(total == 0, 0.0, 1.0 / total)
     else:
-        scale = reductions.row_scale(options.reduction, *tokens, options.num_items, student, factor.dtype)
+        scale = reductions.row_scale(options.reduction, *tokens, options.num_items, *result)
     return torch.where(scale == 0, 0.0, scale * factor)

@@ -61,8 +61,9 @@ def linear_kd_loss(
         logit_scale: factor on the student's logits.
         logit_softcap: ``c`` in ``c * tanh(logits / c)``, applied to the scaled logits (Gemma 2); None for no
             cap.
-        chunk_size: tokens per chunk. The default keeps the scratch memory near 400 MB, on a GPU near 1 GiB;
-            with ``group`` it is 512, on a GPU 2,048, since all processes must use the same chunks.
+        chunk_size: tokens per chunk. The default keeps the scratch memory within 512 MiB or, if that is
+            more, twice the larger head. On a GPU it is up to 8,192 tokens, within 1/16 of the device's memory
+            or 1 GiB. With ``group`` it is 512, on a GPU 2,048, since all processes must use the same chunks.
         group: as in :func:`fastkd.kd_loss`. The weights of both heads and the bias are this process's rows;
             the hidden states are the same on every process. Their gradient on each process is a partial sum:
             the tensor-parallel layer before the head adds these up, as it does for a head that returns

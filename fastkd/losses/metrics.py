@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastkd.spec import METRICS
@@ -13,8 +12,8 @@ from fastkd.spec import METRICS
 class KDMetrics(NamedTuple):
     """Means over the valid tokens, as detached 0-d tensors of the loss's dtype; 0 if no token is valid.
 
-    A token is valid if its label is not ``ignore_index`` and its weight is not 0. With ``group`` the metrics
-    are those of the whole vocabulary.
+    A token is valid if its label is not ``ignore_index`` and its weight in the loss is not 0. With ``group``
+    the metrics are those of the whole vocabulary.
 
     Attributes:
         kd: the divergence, multiplied by T**2 if the loss does so, but not by ``kd_ratio`` (it is computed at
@@ -37,8 +36,6 @@ class KDMetrics(NamedTuple):
     num_valid: Tensor
 
 
-def mean_metrics(rows: Tensor, valid: Tensor) -> KDMetrics:
-    """From ``(tokens, len(METRICS))``, which are 0 in invalid tokens, and ``valid``, ``(tokens,)`` bool."""
-    count = valid.sum().to(rows.dtype)
-    means = rows.detach().sum(0) / torch.clamp(count, min=1)
-    return KDMetrics(**dict(zip(METRICS, means.unbind(0), strict=True)), num_valid=count)
+def metrics_of(totals: Tensor) -> KDMetrics:
+    """From ``(len(METRICS) + 1,)``, see :func:`fastkd.losses.reduction.totals`."""
+    return KDMetrics(**dict(zip((*METRICS, "num_valid"), totals.unbind(0), strict=True)))

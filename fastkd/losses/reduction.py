@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastkd.backends.native import row_weights
+from fastkd.backends import registry
 from fastkd.losses.checks import REDUCTIONS, number, one_of
 
 
@@ -34,6 +34,7 @@ def row_scale(
     num_items: int | Tensor | None,
     student: Tensor,
     dtype: torch.dtype,
+    backend: str | None,
 ) -> Tensor:
     """``(tokens,)`` weights such that the sum of ``weight * L`` is the reduced loss.
 
@@ -42,7 +43,9 @@ def row_scale(
     tokens = math.prod(student.shape[:-1])
     weights = None if token_weights is None else token_weights.detach()
     divisor = _divisor(reduction, labels, weights, num_items, student)
-    found = row_weights(tokens, student.device, labels, ignore_index, weights, divisor, dtype)
+    found = registry.row_weights(
+        backend, tokens, student.device, labels, ignore_index, weights, divisor, dtype
+    )
     if found is not None:
         return found
     if weights is not None:
@@ -80,12 +83,27 @@ def _divisor(
     return math.prod(student.shape[:-1])
 
 
-def valid(labels: Tensor | None, ignore_index: int, token_weights: Tensor | None, student: Tensor) -> Tensor:
-    """``(tokens,)`` bool: the tokens over which the metrics are averaged."""
-    tokens = math.prod(student.shape[:-1])
-    counted = torch.ones(tokens, dtype=torch.bool, device=student.device)
-    if labels is not None:
-        counted = labels.reshape(tokens) != ignore_index
-    if token_weights is not None:
-        counted = counted & (token_weights.detach().reshape(tokens) != 0)
-    return counted
+def totals(
+    row_loss: Tensor | None, metrics: Tensor | None, loss_scale: Tensor, backend: str | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The sum of a call's losses, and the means of its metrics.
+
+    Args:
+        row_loss: ``(rows,)``, with their weights; or None.
+        metrics: ``(rows, len(METRICS))``, 0 in rows of weight 0; or None.
+        loss_scale: ``(rows,)``, the weights.
+
+    Returns:
+        The sum, and ``(len(METRICS) + 1,)``: the means over the rows whose weight is not 0, and the number of
+        these rows. None for what was not given.
+    """
+    if row_loss is None and metrics is None:
+        return None, None
+    found = registry.totals(backend, row_loss, metrics, loss_scale)
+    if found is not None:
+        return found
+    loss = None if row_loss is None else row_loss.sum()
+    if metrics is None:
+        return loss, None
+    count = (loss_scale != 0).sum(0, keepdim=True, dtype=metrics.dtype)
+    return loss, torch.cat([metrics.sum(0) / count.clamp(min=1), count])

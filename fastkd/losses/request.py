@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fastkd.backends import memory
+from fastkd.losses import reduction as reductions
 from fastkd.ops import dense, linear  # noqa: F401  they register the ops
 from fastkd.ops.columns import copied_bytes
 from fastkd.ops.linear import chunks_of
@@ -54,6 +55,11 @@ class HeadScales(NamedTuple):
     teacher_scale: float = 1.0
     teacher_softcap: float | None = None
 
+    @property
+    def softcaps(self) -> tuple[float | None, float | None]:
+        """The student's and the teacher's."""
+        return self.student_softcap, self.teacher_softcap
+
 
 class Results(NamedTuple):
     """``row_loss`` ``(rows,)``, ``metrics`` ``(rows, len(METRICS))``; a gradient is None where not wanted."""
@@ -69,6 +75,8 @@ class Request(NamedTuple):
     Attributes:
         tail: a sparse teacher's ``tail``.
         per_token: whether the loss is ``(rows,)`` and not their sum.
+        metrics: whether the call has metrics.
+        row_metrics: whether the metrics are ``(rows, len(METRICS))`` and not their means.
         head_scales: None if neither side has a head and the call has no ``teacher_columns``.
         teacher_rest: whether the teacher's columns that the student lacks form one more class.
     """
@@ -77,6 +85,7 @@ class Request(NamedTuple):
     tail: str | None
     per_token: bool
     metrics: bool
+    row_metrics: bool
     head_scales: HeadScales | None
     teacher_rest: bool
     chunk_size: int | None
@@ -87,7 +96,7 @@ class Request(NamedTuple):
         self,
         inputs: Inputs,
         wanted: tuple[bool, ...],
-        grad_scale: Tensor | None = None,
+        upstream: Tensor | None = None,
         *,
         into_student: Tensor | None = None,
         metrics: bool = True,
@@ -96,7 +105,7 @@ class Request(NamedTuple):
 
         Args:
             wanted: which of the differentiable inputs get a gradient.
-            grad_scale: ``(rows,)``, the weights of the gradients; None for ``loss_scale``.
+            upstream: a number or ``(rows,)``, the factor of the gradients; None for 1.
             into_student: memory for the gradient of the student's logits; None to allocate it.
             metrics: False to omit the metrics even if the request has them.
         """
@@ -106,7 +115,7 @@ class Request(NamedTuple):
                 gradients[place] = self._empty(inputs, place)
         row_loss = torch.empty_like(inputs.loss_scale)
         found = row_loss.new_empty(row_loss.shape[0], len(METRICS)) if self.metrics and metrics else None
-        source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, grad_scale)
+        source = (inputs.teacher, inputs.indices, self.tail, inputs.labels, inputs.loss_scale, upstream)
         spec = (*names_of(self.spec), *_numbers(self.spec))
         if self.head_scales is None:
             OPS.dense_kd(
@@ -121,6 +130,17 @@ class Request(NamedTuple):
                 *(self.chunk_size, self.group, self.backend, row_loss, found, *gradients),
             )
         return Results(row_loss, found, tuple(gradients))
+
+    def totals(self, inputs: Inputs, results: Results) -> tuple[Tensor, Tensor | None]:
+        """The loss and the metrics in the form that the request asks for."""
+        row_loss, metrics = results.row_loss, results.metrics
+        loss, means = reductions.totals(
+            None if self.per_token else row_loss,
+            None if self.row_metrics else metrics,
+            inputs.loss_scale,
+            self.backend,
+        )
+        return row_loss if loss is None else loss, metrics if self.row_metrics else means
 
     def _empty(self, inputs: Inputs, place: int) -> Tensor:
         """Memory for the gradient of ``inputs[place]``."""
@@ -149,11 +169,13 @@ class Request(NamedTuple):
         tokens = inputs.loss_scale.shape[0]
         wanted = (place < 3, place >= 3)
         weights = (inputs.student_weight, inputs.teacher_weight)
+        assert self.head_scales is not None
         sides = inputs.student, inputs.teacher, inputs.teacher_weight
         chunks = chunks_of(
             *(tokens, self._columns(inputs), *weights, wanted, self.chunk_size, self.group is not None),
-            inputs.student.device.type,
+            inputs.student.device,
             copied_bytes(*sides, inputs.teacher_columns, self.teacher_rest),
+            self.head_scales.softcaps,
         )
         return x.dtype if chunks[place // 3] >= tokens else wide(x)
 

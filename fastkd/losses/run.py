@@ -11,7 +11,7 @@ from torch import Tensor
 from fastkd.losses import checks, reduction as reductions
 from fastkd.losses.autograd import Deferred, Fused, Overwrite, Overwritten, Transformed, under_transforms
 from fastkd.losses.classes import Term, by_class
-from fastkd.losses.metrics import mean_metrics
+from fastkd.losses.metrics import metrics_of
 from fastkd.losses.options import Options
 from fastkd.losses.request import DIFFERENTIABLE, NO_GRADIENT, HeadScales, Inputs, Request
 from fastkd.losses.sides import Side, subset_of, teacher_side
@@ -45,7 +45,8 @@ def run(
         terms = by_class(student.tensor, student.columns, source, labels, options, spec)
     else:
         tokens = options.reduction, labels, options.ignore_index, options.token_weights, options.num_items
-        scale = reductions.row_scale(*tokens, student.tensor, wide(student.tensor, source.tensor))
+        dtype = wide(student.tensor, source.tensor)
+        scale = reductions.row_scale(*tokens, student.tensor, dtype, options.backend)
         terms = [Term(spec, source, labels, scale)]
     loss: Tensor | None = None
     metrics: Tensor | None = None
@@ -58,6 +59,7 @@ def run(
             tail=side.tail,
             per_token=options.reduction == "none",
             metrics=options.return_metrics,
+            row_metrics=len(terms) > 1,
             head_scales=heads,
             teacher_rest=side.rest,
             chunk_size=chunk_size,
@@ -75,9 +77,10 @@ def run(
         loss = loss.view(leading)
     if metrics is None:
         return loss
-    hard = None if soft else labels
-    counted = reductions.valid(hard, options.ignore_index, options.token_weights, student.tensor)
-    return loss, mean_metrics(metrics, counted)
+    if len(terms) > 1:
+        _, metrics = reductions.totals(None, metrics, terms[0].scale, options.backend)
+        assert metrics is not None
+    return loss, metrics_of(metrics)
 
 
 def _apply(
@@ -90,8 +93,7 @@ def _apply(
     if under_transforms():
         return _transformed(request, inputs, student, teacher)
     if True not in wanted:
-        results = request.compute(inputs, wanted)
-        return results.row_loss if request.per_token else results.row_loss.sum(), results.metrics
+        return request.totals(inputs, request.compute(inputs, wanted))
     return _with_gradients(request, wanted, inputs, inplace)
 
 

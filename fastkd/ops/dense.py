@@ -15,8 +15,9 @@ DEVICES = ("CPU", "CUDA", "XPU", "MPS")
 
 # `teacher` holds logits, or with `indices` the log-probabilities of a sparse teacher.
 TEACHER_SCHEMA = (
-    "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? grad_scale"
+    "Tensor? teacher, Tensor? indices, str? tail, Tensor? labels, Tensor loss_scale, Tensor? upstream"
 )
+# `upstream`, a number or (rows,), multiplies the gradients; it has the dtype of loss_scale.
 # The caller allocates the results: `row_loss` (rows,) and `metrics` (rows, len(METRICS)) of the dtype of
 # loss_scale. A gradient has its input's shape and dtype, is contiguous or has its input's strides, and is
 # None if it is not wanted.
@@ -34,7 +35,7 @@ def _dense_kd(
     tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor | None,
+    upstream: Tensor | None,
     divergence: str,
     ignore_index: int,
     vocab_size: int,
@@ -54,7 +55,7 @@ def _dense_kd(
         backend, student.device, student.dtype, loss_scale.dtype if given is None else given.dtype
     )
     columns = student.shape[-1]
-    tokens = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, columns, spec, group, runner)
+    tokens = Tokens(labels, indices, teacher, tail, loss_scale, upstream, columns, spec, group, runner)
     rows = loss_scale.numel()
     if rows == 0:
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,11 +36,17 @@ def row_pitch(vocab: int, dtype: torch.dtype, device_type: str) -> int:
     return -(-vocab // step) * step
 
 
-def row_bytes(weight: Tensor | None, vocab: int) -> int:
-    """Bytes per row of this head's logits; 0 without a head."""
+def row_bytes(weight: Tensor | None, vocab: int, softcap: float | None = None) -> int:
+    """Bytes per row of this head's logits, and on a GPU of what :class:`Head` keeps beside them.
+
+    These are the slope of a softcap, and the gradient's float16 copy. 0 without a head.
+    """
     if weight is None:
         return 0
-    return row_pitch(vocab, weight.dtype, weight.device.type) * logits_dtype(weight.dtype).itemsize
+    size = logits_dtype(weight.dtype).itemsize
+    if weight.device.type == "cuda":
+        size += (softcap is not None) * size + (weight.dtype == torch.float16) * torch.float16.itemsize
+    return row_pitch(vocab, weight.dtype, weight.device.type) * size
 
 
 class Head:
@@ -123,7 +131,10 @@ class Head:
 
     def slope(self, logits: Tensor) -> Tensor | None:
         """d capped / d uncapped, computed before the logits are overwritten; None if there is no cap."""
-        return None if self.softcap is None else 1 - (logits[0] / self.softcap).square()
+        if self.softcap is None:
+            return None
+        # One operator: chunks are large, and so would be the results of several.
+        return torch.addcmul(logits.new_ones(()), logits[0], logits[0], value=-1 / self.softcap**2)
 
     def backward(self, start: int, stop: int, grad: Tensor, slope: Tensor | None) -> None:
         """Propagate the gradient ``(1, stop - start, vocab)`` of these rows' logits to the head's tensors."""
@@ -149,10 +160,12 @@ class Head:
 
     def _backward_of_half(self, start: int, stop: int, grad: Tensor, hidden: Tensor) -> None:
         # A power of two brings the largest element to 2**FLOAT16_TOP or just below, so that gradients of any
-        # size fit float16; the product is divided by the same power.
-        finite = torch.where(torch.isfinite(grad), grad.abs(), 0.0).amax()
+        # size fit float16; the product is divided by the same power. Rows that are not finite have no say.
+        largest = torch.linalg.vector_norm(grad, ord=math.inf, dim=-1)
+        finite = torch.where(torch.isfinite(largest), largest, 0.0).amax()
         exponent = torch.where(finite == 0, 0.0, FLOAT16_TOP - torch.ceil(torch.log2(finite)))
-        half, inverse = (grad * torch.exp2(exponent)).half(), torch.exp2(-exponent)
+        half = torch.mul(grad, torch.exp2(exponent), out=torch.empty_like(grad, dtype=torch.float16))
+        inverse = torch.exp2(-exponent)
         vocab = self.weight.shape[0]
         if self.by_hidden is not None:
             _mm_to_float32(half, self.weight, self.by_hidden[start:stop])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastkd.backends import registry
+from fastkd.backends import memory, registry
 from fastkd.ops.columns import SelectedColumns, WithoutRest, check_columns, copied_bytes
 from fastkd.ops.dense import DEVICES, TEACHER_SCHEMA, no_results
 from fastkd.ops.given import GivenLogits, Logits
@@ -24,19 +24,23 @@ from fastkd.ops.tokens import Tokens
 from fastkd.spec import METRICS, SPEC_SCHEMA, spec_of
 
 # Each chunk reads both heads once more, and reads and writes the sums of the weight's gradient, so the GEMMs
-# run at full speed only in large chunks. On a CPU these take this much memory, or WEIGHT_SHARE times as much
-# as the larger head, which needs as much for its gradient. The student's logits, which three GEMMs use, get
-# STUDENT_SHARE of it.
+# run at full speed only in large chunks. On a CPU each head product also packs its head anew, which takes as
+# long as several hundred rows. The logits take this much memory, of which the student's, used by three GEMMs,
+# get STUDENT_SHARE; or each side's take as much as the larger head, which needs as much for its gradient.
 SCRATCH_BYTES = 512 * 2**20
-WEIGHT_SHARE = 1.5
 STUDENT_SHARE = 2 / 3
 CPU_TILE = 64
 
 AGREEMENT = METRICS.index("agreement")
 
-# On a GPU each chunk reads and writes the weight's float32 sums (8 bytes per element of the weight) and reads
-# the heads, so chunks are few and large. They consist of whole tiles of the GPU's GEMMs.
+# On a GPU the sums of a chunk of GPU_ROWS rows take about 2 % of the time of its products, so larger chunks
+# are not worth their memory. They get 1 / GPU_SHARE of the device's memory, and at least GPU_SCRATCH_BYTES.
+# The teacher's head, whose products need no sums, takes 1 / GPU_PARTS of a chunk at a time. Chunks and parts
+# consist of whole tiles of the GPU's GEMMs.
+GPU_ROWS = 8192
+GPU_SHARE = 16
 GPU_SCRATCH_BYTES = 2**30
+GPU_PARTS = 4
 GPU_TILE = 128
 
 # With a group, all processes must use the same chunks without knowing each other's widths: a fixed size.
@@ -68,6 +72,7 @@ def default_chunks(
     device_type: str,
     sums: int = 0,
     weight_bytes: int = 0,
+    device_bytes: int = 0,
 ) -> Chunks:
     """As many rows as fit the scratch memory, in chunks of equal size.
 
@@ -76,30 +81,33 @@ def default_chunks(
         sums: bytes that the float32 sums of the weights' gradients need beyond the gradients themselves. A
             single chunk needs no sums, so its logits may use that memory.
         weight_bytes: bytes of the larger head.
+        device_bytes: the GPU's memory; 0 if it is not known.
     """
     tokens, both = max(tokens, 1), max(student_bytes + teacher_bytes, 1)
     if device_type == "cpu":
-        scratch = max(SCRATCH_BYTES, int(WEIGHT_SHARE * weight_bytes))
+        scratch = max(SCRATCH_BYTES, 2 * weight_bytes)
         if tokens * both <= scratch:
             return Chunks(tokens, tokens)
         two = student_bytes > 0 and teacher_bytes > 0
-        most = int(STUDENT_SHARE * scratch) if two else scratch
+        most = max(int(STUDENT_SHARE * SCRATCH_BYTES), scratch // 2) if two else scratch
         each = student_bytes if two else both
         rows = tokens
         if tokens * each > most + sums:
             rows = equal_parts(tokens, _whole_tiles(most, each, CPU_TILE))
         if not two:
             return Chunks(rows, rows)
-        left = max(scratch - rows * student_bytes, scratch - most)
+        left = max(scratch - rows * student_bytes + (sums if rows == tokens else 0), scratch - most)
         return Chunks(rows, equal_parts(rows, _whole_tiles(left, teacher_bytes, CPU_TILE)))
     if tokens * both <= GPU_SCRATCH_BYTES:
         return Chunks(tokens, tokens)
-    part = min(tokens, _whole_tiles(GPU_SCRATCH_BYTES // 4, teacher_bytes))
-    left = GPU_SCRATCH_BYTES - part * teacher_bytes
-    if tokens * student_bytes <= left + sums:
-        return Chunks(tokens, part)
-    rows = equal_parts(tokens, _whole_tiles(left, student_bytes), GPU_TILE)
-    return Chunks(rows, min(rows, part))
+    # A row of the student's logits, with the teacher's for as many rows as there are at once.
+    pair = max(student_bytes + teacher_bytes // GPU_PARTS, 1)
+    scratch = max(GPU_SCRATCH_BYTES, min(device_bytes // GPU_SHARE, GPU_ROWS * pair))
+    rows = _whole_tiles(scratch, pair)
+    if tokens * student_bytes <= rows * student_bytes + sums:
+        rows = tokens
+    rows = equal_parts(tokens, rows, GPU_TILE)
+    return Chunks(rows, equal_parts(rows, _whole_tiles(scratch // GPU_PARTS, pair), GPU_TILE))
 
 
 def equal_parts(rows: int, most: int, tile: int = 1) -> int:
@@ -121,8 +129,9 @@ def chunks_of(
     wanted: tuple[bool, bool],
     chunk_size: int | None,
     sharded: bool,
-    device_type: str,
+    device: torch.device,
     copied: tuple[int, int] = (0, 0),
+    softcaps: tuple[float | None, float | None] = (None, None),
 ) -> Chunks:
     """How many rows of a call the heads process at once.
 
@@ -130,22 +139,26 @@ def chunks_of(
         student_weight, teacher_weight: None where the logits are given.
         wanted: whether the gradients of these weights are wanted.
         chunk_size: the user's choice, or None.
+        device: where the call runs.
         copied: bytes per row that :mod:`fastkd.ops.columns` adds to the logits of either side.
+        softcaps: of both heads.
     """
     if chunk_size is not None:
         chunks = Chunks(chunk_size, chunk_size)
     elif sharded:
-        chunks = Chunks(*[SHARDED_CHUNK if device_type == "cpu" else GPU_SHARDED_CHUNK] * 2)
+        chunks = Chunks(*[SHARDED_CHUNK if device.type == "cpu" else GPU_SHARDED_CHUNK] * 2)
     else:
         sums = 0
         for x, want in zip((student_weight, teacher_weight), wanted, strict=True):
             if x is not None and want:
                 sums += x.numel() * (wide(x).itemsize - x.element_size())
         selects = teacher_weight is not None and copied[1] > 0
-        of_student = row_bytes(student_weight, vocab) + copied[0]
-        of_teacher = row_bytes(teacher_weight, teacher_weight.shape[0] if selects else vocab) + copied[1]  # type: ignore[union-attr]
+        of_student = row_bytes(student_weight, vocab, softcaps[0]) + copied[0]
+        columns = teacher_weight.shape[0] if selects else vocab  # type: ignore[union-attr]
+        of_teacher = row_bytes(teacher_weight, columns, softcaps[1] if wanted[1] else None) + copied[1]
         heads = [0 if x is None else x.numel() * x.element_size() for x in (student_weight, teacher_weight)]
-        chunks = default_chunks(tokens, of_student, of_teacher, device_type, sums, max(heads))
+        sizes = of_student, of_teacher, device.type, sums, max(heads), memory.device_bytes(device)
+        chunks = default_chunks(tokens, *sizes)
     return Chunks(*(min(rows, max(tokens, 1)) for rows in chunks))
 
 
@@ -166,7 +179,7 @@ def _linear_kd(
     tail: str | None,
     labels: Tensor | None,
     loss_scale: Tensor,
-    grad_scale: Tensor | None,
+    upstream: Tensor | None,
     divergence: str,
     ignore_index: int,
     vocab_size: int,
@@ -192,14 +205,15 @@ def _linear_kd(
         student.dtype,
         loss_scale.dtype if teacher is None or indices is not None else teacher.dtype,
     )
-    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, grad_scale, columns, spec, group, runner)
+    tokens_of = Tokens(labels, indices, teacher, tail, loss_scale, upstream, columns, spec, group, runner)
     spec, read = tokens_of.spec, tokens_of.read
     tokens, vocab = loss_scale.numel(), spec.vocab_size
     wanted = grad_student_weight is not None, grad_teacher_weight is not None
     copied = copied_bytes(student, teacher, teacher_weight, teacher_columns, teacher_rest)
-    weights, device_type = (student_weight, teacher_weight), student.device.type
+    weights, softcaps = (student_weight, teacher_weight), (student_softcap, teacher_softcap)
     chunk, part = chunks_of(
-        tokens, vocab, *weights, wanted, chunk_size, group is not None, device_type, copied
+        *(tokens, vocab, *weights, wanted, chunk_size, group is not None),
+        *(student.device, copied, softcaps),
     )
     if teacher_columns is not None:
         check_columns(teacher_columns, teacher, teacher_weight)
@@ -268,6 +282,7 @@ def _linear_kd(
             loss_of(first, min(first + step, stop), s[:, rows], into)
         if by_student is not None:
             student_side.backward(start, stop, by_student, slope)
+        del slope  # before the next chunk's is made
 
     for side in (student_side, teacher_side):
         if side is not None:

@@ -25,7 +25,8 @@ class Tokens:
     Args:
         labels: any shape, int64.
         indices: ``(..., K)`` of a sparse teacher, with its ``logprobs`` and ``tail``; None for logits.
-        loss_scale, grad_scale: ``(rows,)``.
+        loss_scale: ``(rows,)``.
+        upstream: a number or ``(rows,)``, the factor of the gradients of rows whose weight is not 0; or None.
         columns: width of this process's logits of the student.
         spec: ``vocab_size`` counts the columns that exist; with a group those of all shards, or -1 for all.
         group: name of the process group across which the columns are sharded, in rank order.
@@ -39,7 +40,7 @@ class Tokens:
         logprobs: Tensor | None,
         tail: str | None,
         loss_scale: Tensor,
-        grad_scale: Tensor | None,
+        upstream: Tensor | None,
         columns: int,
         spec: LossSpec,
         group: str | None,
@@ -51,7 +52,7 @@ class Tokens:
             self.class_temperature = spec.temperature
             self.spec = spec._replace(temperature=1.0)
         self.loss_scale = loss_scale.contiguous()
-        self.grad_scale = self.loss_scale if grad_scale is None else grad_scale.contiguous()
+        self.grad_scale, self.upstream = self.loss_scale, None
         self.labels = None if labels is None else labels.reshape(-1).contiguous()
         self.indices = self.logprobs = None
         if indices is not None and logprobs is not None:
@@ -68,6 +69,12 @@ class Tokens:
             and device.type != "cpu"
             and runner.takes_sparse(device, self.indices.shape[1], sharded)
         )
+        if upstream is not None and runner.takes_upstream and (checked or self.indices is None):
+            self.upstream = upstream.expand(self.loss_scale.shape)
+        elif upstream is not None:
+            # A row of weight 0 has no gradient, even where the upstream gradient is infinite.
+            scale = self.loss_scale
+            self.grad_scale = (scale * upstream).masked_fill(scale == 0, 0.0)
         if checked:
             # One launch checks the rows and computes them. Each operator here would be one more.
             self.most_mass = self._most_mass(logprobs)
@@ -103,7 +110,9 @@ class Tokens:
     @property
     def read(self) -> Tensor:
         """``(rows,)`` bool: the rows that are read."""
-        read = (self.loss_scale != 0) | (self.grad_scale != 0)
+        read = self.loss_scale != 0
+        if self.grad_scale is not self.loss_scale:
+            read = read | (self.grad_scale != 0)
         return read if self.labels is None else read & (self.labels != self.spec.ignore_index)
 
     def _check_labels(self, labels: Tensor, total: int | Tensor, runner: Backend) -> None:
@@ -225,6 +234,7 @@ class Tokens:
             grad_teacher=grad_teacher,
             metrics=None if metrics is None else of(metrics),
             shards=self.shards,
+            upstream=None if self.upstream is None else of(self.upstream),
         )
 
 

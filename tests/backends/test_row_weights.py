@@ -1,16 +1,16 @@
-"""Test that the weights of a reduction are the same from the compiled function and from torch's operators."""
+"""Test that the weights of a reduction are the same from a backend's kernel and from torch's operators."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastkd.backends import native
-from fastkd.losses import reduction as reductions
+from fastkd.backends.registry import REGISTRY
 from fastkd.losses.reduction import row_scale
 
 IGNORED = -7
@@ -24,46 +24,43 @@ class Watching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def both_ways(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights from the compiled function, and those from torch's operators."""
-    results: list[torch.Tensor | None] = []
+# A backend and the dtype of the weights.
+KERNELS = [("native", torch.float32), ("native", torch.float64)]
+KERNELS += [pytest.param("triton", torch.float32, marks=pytest.mark.triton_interpret)]
+kernels = pytest.mark.parametrize(("backend", "dtype"), KERNELS, ids=str)
 
-    def noted(*inner: Any) -> torch.Tensor | None:
-        results.append(native.row_weights(*inner))
-        return results[-1]
 
-    monkeypatch.setattr(reductions, "row_weights", noted)
-    found = row_scale(*arguments)
-    with Watching():
-        expected = row_scale(*arguments)
-    assert results[0] is found, "the compiled function was not used"
-    assert results[1] is None
+def both_ways(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights from the backend's kernel, and those from torch's operators."""
+    backend = REGISTRY[arguments[-1]]
+    with mock.patch.object(backend, "row_weights", wraps=backend.row_weights) as kernel:
+        found = row_scale(*arguments)
+        assert kernel.call_count == 1, "the backend was not asked"
+        with Watching():
+            expected = row_scale(*arguments)
+        assert kernel.call_count == 1, "the operators' watch did not see everything"
     assert found.dtype == expected.dtype and found.shape == expected.shape
     return found, expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@kernels
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_mean(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], share: float, dtype: torch.dtype
-) -> None:
+def test_mean(shape: tuple[int, ...], share: float, backend: str, dtype: torch.dtype) -> None:
     """The weights of a mean over labels are equal to the last bit, whatever the labels' strides."""
     labels = torch.randint(0, 9, shape).where(torch.rand(shape) >= share, IGNORED)
     student = torch.zeros(*shape, 9)
     for given in (labels, labels.t() if labels.dim() == 2 else labels):
         logits = student if given is labels else student.transpose(0, 1)
-        found, expected = both_ways(monkeypatch, "mean", given, IGNORED, None, None, logits, dtype)
+        found, expected = both_ways("mean", given, IGNORED, None, None, logits, dtype, backend)
         assert torch.equal(found, expected)
         assert float(found.sum()) == pytest.approx(float((given != IGNORED).any()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@kernels
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_reduction(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], reduction: str, dtype: torch.dtype
-) -> None:
+def test_every_reduction(shape: tuple[int, ...], reduction: str, backend: str, dtype: torch.dtype) -> None:
     student, labels = torch.zeros(*shape, 9), torch.randint(0, 2, shape)
     weights = torch.randn(shape).where(torch.rand(shape) > 0.2, 0.0)
     given = [None, weights, weights.double(), weights.bfloat16(), weights.half(), weights > 0]
@@ -73,16 +70,15 @@ def test_every_reduction(
         items += [0, 3, *(torch.tensor(5, dtype=x) for x in (torch.int64, torch.float32, torch.int16))]
         items += [torch.tensor(0), torch.tensor(2.5, dtype=torch.bfloat16)]
     for targets, w, n in itertools.product((None, labels), given, items):
-        found, expected = both_ways(monkeypatch, reduction, targets, 1, w, n, student, dtype)
+        found, expected = both_ways(reduction, targets, 1, w, n, student, dtype, backend)
         close = {"rtol": 1e-6, "atol": 1e-6 * float(expected.abs().sum() + 1)}
         torch.testing.assert_close(found, expected, **close)
 
 
+@kernels
 @pytest.mark.parametrize("count", [1, 5000])
-def test_a_sum_of_many_weights(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_a_sum_of_many_weights(count: int, backend: str, dtype: torch.dtype) -> None:
     weights = torch.rand(count)
-    found, _ = both_ways(
-        monkeypatch, "mean", None, IGNORED, weights, None, torch.zeros(count, 3), torch.float32
-    )
+    found, _ = both_ways("mean", None, IGNORED, weights, None, torch.zeros(count, 3), dtype, backend)
     expected = weights.double() / weights.double().sum()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)

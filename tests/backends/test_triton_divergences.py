@@ -19,7 +19,7 @@ pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
 from support.triton_variants import arguments, main
 
 import fastkd
-from fastkd.backends.triton import divergences, launch, sources
+from fastkd.backends.triton import divergences, host, sources
 from fastkd.backends.triton.divergences import FORMULAS, Formulas
 from fastkd.backends.triton.divergences.streams import NO_STREAMS
 from fastkd.divergences import DIVERGENCES
@@ -75,7 +75,7 @@ EDITS = [
     ("divergences/jsd.py", "0.28012025356292725", "0.28"),
     ("arithmetic.py", "tl.where(weight < TINY, 0.0, weight * x)", "weight * x"),  # called by formulas
     ("arithmetic.py", "TINY = constant(2.0**-126)", "TINY = constant(2.0**-100)"),
-    ("terms.py", 'self.metrics or self.phase == "statistics"', "True"),
+    ("terms.py", 'self.metrics or self.sparse or self.phase == "statistics"', "True"),
 ]
 
 
@@ -99,7 +99,7 @@ def test_an_edited_source_changes_the_digest(tmp_path: pathlib.Path, file: str, 
     assert digest() != before
 
 
-@pytest.mark.skipif(launch.INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.skipif(host.INTERPRETED, reason="interpreted kernels are not compiled")
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_the_digest_is_part_of_the_keys(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The cache on disk uses the hash of the source, the cache of the process the ``repr`` of constants."""

@@ -117,8 +117,8 @@ def test_16_byte_accesses_of_every_shape(shapes: Report, target: str, name: str)
 
 def test_batch_sizes_select_no_variant() -> None:
     """No argument that depends on the batch is a compile-time constant or specialised."""
+    from fastkd.backends.triton.host import alignment
     from fastkd.backends.triton.kernel import UNSPECIALISED, dense_rows_kernel
-    from fastkd.backends.triton.launch import alignment
 
     names = dense_rows_kernel.arg_names
     assert "rows" not in names and set(UNSPECIALISED) <= set(names)
@@ -136,7 +136,7 @@ def test_batch_sizes_select_no_variant() -> None:
 
 def test_a_teacher_that_begins_elsewhere_is_not_wide() -> None:
     """Rows at other distances from a 16-byte boundary than the student's get no wide accesses."""
-    from fastkd.backends.triton.launch import alignment
+    from fastkd.backends.triton.host import alignment
 
     found = alignment(8, 50_257, {"_S": (0, 50_257, 1), "_T": (0, 50_304, 1), "_GS": (0, 50_257, 2)})
     assert found == {"PHASED": True, "WIDE_S": True, "WIDE_T": False, "WIDE_GS": False}

@@ -65,6 +65,12 @@ def backward(watch: Watch, loss: Any, reduction: str) -> None:
     watch.backward(torch.empty(shape, device=DEVICE, dtype=loss.dtype), None, None)
 
 
+def needs(backend: str) -> None:
+    """Skip the test where this backend's kernels cannot be imported."""
+    if backend == "triton":
+        pytest.importorskip("fastkd.backends.triton.launch", exc_type=ImportError)
+
+
 def dense(watch: Watch, teacher: Any, given: Inputs, **options: Any) -> None:
     loss = fastkd.kd_loss(given.student, teacher, given.labels, **options)
     backward(watch, loss, options.get("reduction", "mean"))
@@ -101,29 +107,55 @@ def test_logits(reduction: str, inplace: bool) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_launches(reduction: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *(("native", dtype) for dtype in (torch.float32, torch.bfloat16)),
+        *(("triton", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    ],
+    ids=str,
+)
+def test_launches(reduction: str, backend: str, dtype: torch.dtype) -> None:
     """A call takes three launches (weights, loss, sum) and its backward one, whatever the options.
 
     Each launch of a tiny kernel costs some two microseconds, which for few tokens is as much as the loss.
+    Triton's kernel of the sum also has the means of the metrics.
     """
+    needs(backend)
     with watched(DEVICE) as watch:
         given = Inputs(watch, dtype)
         options: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}]
         options += [{"token_weights": w} for w in (given.weights, given.weights.bfloat16(), given.labels > 0)]
         if reduction == "mean":
             options += [{"num_items": n} for n in (7, given.count, torch.tensor(7))]
+        if backend == "triton":
+            options.append({"return_metrics": True, "token_weights": given.weights})
         for more in options:
             for labels, ratio in ((given.labels, 0.5), (None, 1.0)):
                 watch.seen.launches.clear()
                 watch.seen.small.clear()
                 arguments = given.student, given.logits, labels
-                loss = fastkd.kd_loss(*arguments, kd_ratio=ratio, reduction=reduction, **more)
-                assert len(watch.seen.launches) == 2, more
-                assert watch.seen.small == ([] if reduction == "none" else ["sum"]), more
+                loss = fastkd.kd_loss(
+                    *arguments, kd_ratio=ratio, reduction=reduction, backend=backend, **more
+                )
+                count = 2 + (reduction != "none" or "return_metrics" in more)
+                assert len(watch.seen.launches) + len(watch.seen.small) == count, more
+                assert watch.seen.small == (["sum"] if backend == "native" and count == 3 else []), more
                 backward(watch, loss, reduction)
-                assert len(watch.seen.launches) == 3, more
-                assert len(watch.seen.small) == (reduction != "none"), more
+                assert len(watch.seen.launches) + len(watch.seen.small) == count + 1, more
+                launches_are_placed(watch)
+
+
+def test_small_kernels_that_the_documents_count() -> None:
+    """With the native backend torch computes the means of the metrics, and float16's factors of gradients."""
+    with watched(DEVICE) as watch:
+        given = Inputs(watch, torch.float16)
+        loss = fastkd.kd_loss(given.student, given.logits, return_metrics=True, backend="native")
+        assert watch.seen.small[0] == "sum" and len(watch.seen.small) == 1 + 6
+        watch.seen.small.clear()
+        backward(watch, loss, "mean")
+        assert len(watch.seen.small) == 3
+        assert len(watch.seen.launches) == 3
 
 
 def test_gradients_have_the_strides_of_views() -> None:
@@ -220,34 +252,46 @@ def test_sparse_teachers(divergence: str, tail: str) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
-def test_launches_of_a_sparse_teacher(divergence: str, tail: str, dtype: torch.dtype, grad: bool) -> None:
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_launches_of_a_sparse_teacher(
+    divergence: str, tail: str, backend: str, dtype: torch.dtype, grad: bool
+) -> None:
     """A call takes three launches, as with dense logits: the one that computes also checks the entries.
 
     One converts log-probabilities that are not float32, and two do so with their gradient.
     """
+    needs(backend)
     with watched(DEVICE) as watch:
         given = Inputs(watch, dtype)
-        converts = dtype != torch.float32
-        for options in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}):
+        converts = (dtype != torch.float32) * (1 + 2 * grad)
+        options: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"inplace": True}]
+        if backend == "triton":
+            options += [{"return_metrics": True}, {"token_weights": given.weights, "num_items": given.count}]
+        for more in options:
             watch.seen.launches.clear()
             watch.seen.small.clear()
             arguments = given.student, given.sparse(tail, grad), given.labels
-            loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=0.5, **options)
-            assert len(watch.seen.launches) == 2, options
-            assert len(watch.seen.small) == 1 + converts * (1 + 2 * grad), watch.seen.small
+            loss = fastkd.kd_loss(*arguments, divergence=divergence, kd_ratio=0.5, backend=backend, **more)
+            assert len(watch.seen.launches) == (3 if backend == "triton" else 2), more
+            assert len(watch.seen.small) == (backend == "native") + converts, watch.seen.small
             backward(watch, loss, "mean")
-            assert len(watch.seen.launches) == 3 + grad, options
+            assert len(watch.seen.launches) + len(watch.seen.small) == 4 + converts + grad, more
+            launches_are_placed(watch)
 
 
-@pytest.mark.parametrize("k, launches", [(1024, 2), (1025, 3)])
-def test_sparse_teachers_with_many_entries(k: int, launches: int) -> None:
-    """The entries of a row have to fit a block's shared memory; more of them are computed in torch."""
+@pytest.mark.parametrize(
+    ("backend", "k", "launches"),
+    [("native", 1024, 2), ("native", 1025, 3), ("triton", 511, 3), ("triton", 512, 4)],
+)
+def test_sparse_teachers_with_many_entries(backend: str, k: int, launches: int) -> None:
+    """The entries of a row have to fit a block's memory; more of them are computed in torch."""
+    needs(backend)
     with watched(DEVICE) as watch:
         given = Inputs(watch, vocab=2000)
         shape = (*TOKENS, k)
         indices = torch.empty(shape, dtype=torch.int64, device=DEVICE)
         teacher = fastkd.SparseTeacher(indices, torch.empty(shape, device=DEVICE))
-        fastkd.kd_loss(given.student, teacher)
+        fastkd.kd_loss(given.student, teacher, backend=backend)
         assert len(watch.seen.launches) == launches
 
 

@@ -33,6 +33,8 @@ APART = (
     "docs/test_readme.py",
     "project/test_layers.py",
     "project/test_matrix.py",
+    "project/test_release.py",
+    "project/test_wheel.py",
 )
 ROOM = 8 * 2**30  # bytes of disk for torch with CUDA and its dependencies, unpacked and as downloaded
 FOUND = """

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import shutil
 import subprocess
 import tempfile
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastkd.backends import memory, native
+from fastkd.backends import memory, native, registry
 from fastkd.losses import autograd, checks
 from fastkd.ops import dense, linear
 
@@ -46,6 +47,8 @@ INSIDE = {
     "fastkd::linear_kd": linear._linear_kd,
 }
 FUNCTIONS = (autograd.Fused, autograd.Deferred)
+# About what torch reports as the memory of an H100 with 80 GB.
+H100_BYTES = 79 * 2**30
 
 
 class Refused(AssertionError):
@@ -63,6 +66,7 @@ class Seen:
         products: ``(rows, inner, columns)`` of every matrix product.
         moved: bytes that operators other than kernels and products read and wrote.
         small: the names of these operators, each of which launches a kernel of torch's.
+        sums: bytes that products read and wrote beyond one write of a result in the dtype of their operands.
     """
 
     launches: list[tuple[int, int]] = field(default_factory=list)
@@ -71,6 +75,7 @@ class Seen:
     products: list[tuple[int, int, int]] = field(default_factory=list)
     moved: int = 0
     small: list[str] = field(default_factory=list)
+    sums: int = 0
 
 
 class Watch(TorchDispatchMode):
@@ -138,6 +143,9 @@ class Watch(TorchDispatchMode):
         if name in ("mm", "matmul", "addmm", "addmm_"):
             a, b = given[1:3] if "add" in name else given[:2]
             self.seen.products.append((a.shape[0], a.shape[1], b.shape[1]))
+            for x in results:
+                reads = given[0] is x and name != "mm"
+                self.seen.sums += x.numel() * ((1 + reads) * x.element_size() - a.element_size())
         elif func.namespace == "aten" and "empty" not in name and not _is_view(func, given, results):
             # An output that the caller allocated is also among the given tensors; it is not read.
             read = given if name.endswith("_") else [x for x in given if not any(x is y for y in results)]
@@ -221,9 +229,60 @@ def _guard_devices() -> None:
         ctypes.CDLL(str(library))
 
 
+class TritonKernel:
+    """A stand-in for one of Triton's kernels, which binds the arguments of a launch and records it.
+
+    Triton launches on the current stream of the current device, the last of ``current``.
+    """
+
+    def __init__(self, watch: Watch, kernel: Any, current: list[int]) -> None:
+        self.watch, self.current = watch, current
+        self.signature = inspect.signature(kernel.fn)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **constants: Any) -> None:
+            assert all(1 <= size < 2**31 for size in grid)
+            bound = self.signature.bind(*arguments, **constants)
+            for x in bound.arguments.values():
+                assert not isinstance(x, Tensor) or x.device == self.watch.device
+            self.watch.seen.launches.append((self.current[-1], 1000 + self.current[-1]))
+
+        return launch
+
+
+def _triton_patches(watch: Watch) -> Iterator[Any]:
+    """The patches with which the Triton backend behaves as if the device existed."""
+    try:
+        from fastkd.backends.triton import host, launch, launch_small, launch_sparse
+    except ImportError:
+        return
+    current = [0]
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        assert device.index is not None
+        current.append(device.index)
+        yield
+        current.pop()
+
+    yield mock.patch.object(host, "on", on)
+    yield mock.patch.object(host, "options_here", lambda shape: {})
+    yield mock.patch.object(host, "INTERPRETED", False)
+    for module in (launch, launch_small, launch_sparse):
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                yield mock.patch.object(module, name, TritonKernel(watch, kernel, current))
+
+
 @contextmanager
-def watched(device: str = "cuda:1", reads_allowed: int = 0, keeps_graph: bool = False) -> Iterator[Watch]:
-    """Inside the block tensors are fake, and the native backend behaves as if ``device`` existed."""
+def watched(
+    device: str = "cuda:1",
+    reads_allowed: int = 0,
+    keeps_graph: bool = False,
+    device_bytes: int = H100_BYTES,
+) -> Iterator[Watch]:
+    """Inside the block tensors are fake, and the backends with kernels behave as if ``device`` existed and
+    had this much memory."""
     _guard_devices()
     on = torch.device(device)
     watch = Watch(on, reads_allowed)
@@ -254,8 +313,11 @@ def watched(device: str = "cuda:1", reads_allowed: int = 0, keeps_graph: bool = 
         stack.enter_context(mock.patch.object(checks, "overwritable", lambda x: None))
         stack.enter_context(mock.patch.object(native, "_C", module))
         stack.enter_context(mock.patch.object(native, "_address", lambda x: 0 if x is None else 4096))
-        for user in (native, memory):
+        for patch in list(_triton_patches(watch)):
+            stack.enter_context(patch)
+        for user in (native, memory, registry):
             stack.enter_context(mock.patch.object(user, "nothing_traces", lambda *tensors: True))
+        stack.enter_context(mock.patch.object(memory, "device_bytes", lambda _: device_bytes))
         stack.enter_context(mock.patch.object(torch.cuda, "current_stream", current_stream))
         stack.enter_context(mock.patch.object(autograd, "_keeps_graph", lambda: keeps_graph))
         stack.enter_context(FakeTensorMode())

@@ -45,11 +45,11 @@ def compile_variant(target: str, variant: Variant) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fastkd.backends.triton import launch
+    from fastkd.backends.triton import host
 
     gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     shape = shape_of(variant)
-    options = launch.options(shape, gpu.backend, gpu.warp_size)
+    options = host.options(shape, gpu.backend, gpu.warp_size)
     compiled = triton.compile(ASTSource(*arguments(variant)), target=gpu, options=options)
     shared = compiled.metadata.shared
     if gpu.backend == "hip":

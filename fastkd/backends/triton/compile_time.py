@@ -62,7 +62,12 @@ def constant(value: Any) -> Any:
     The interpreter leaves arithmetic between a ``tl.constexpr`` and a tensor to Python, and the result is a
     ``tl.constexpr`` that holds a tensor. Triton 3.7 and 3.8 reject those in ``tl.maximum`` and the like.
     """
-    return value if _INTERPRETED else tl.constexpr(value)
+    if _INTERPRETED:
+        return value
+    found = tl.constexpr(value)
+    for name in getattr(value, "_fields", ()):
+        setattr(found, name, getattr(value, name))  # where Triton 3.4 and 3.5 look for a tuple's fields
+    return found
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -37,19 +37,19 @@ METRICS_COLUMNS = row_metrics.COUNT
 # The pointers to logits and gradients are, on alignment to 16 bytes, and so is the vocabulary, which belongs
 # to the model, on divisibility by 16.
 UNSPECIALISED = [
-    *("labels", "loss_scale", "grad_scale", "row_loss", "metrics", "record", "coefficient"),
+    *("labels", "loss_scale", "grad_scale", "upstream", "row_loss", "metrics", "record", "coefficient"),
     *(f"{tensor}_{dimension}" for tensor in ("s", "t", "gs", "gt") for dimension in ("outer", "inner")),
-    *("inner", "ignore_index"),
+    *("inner", "upstream_stride", "ignore_index"),
 ]
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def dense_rows_kernel(
-    student, teacher, labels, loss_scale, grad_scale, row_loss, grad_student, grad_teacher,
+    student, teacher, labels, loss_scale, grad_scale, upstream, row_loss, grad_student, grad_teacher,
     metrics, record, coefficient,
     s_outer, s_inner, s_stride, t_outer, t_inner, t_stride,
     gs_outer, gs_inner, gs_stride, gt_outer, gt_inner, gt_stride,
-    inner, vocab, student_columns, teacher_columns, ignore_index,
+    inner, upstream_stride, vocab, student_columns, teacher_columns, ignore_index,
     log2_scale_s, log2_scale_t, to_nats, temperatures, a, b,
     kd_weight, kd_metric, kd_s, kd_t, ce_weight, smoothing, z_loss,
     DIVERGENCE: tl.constexpr, TERMS: tl.constexpr,
@@ -89,6 +89,8 @@ def dense_rows_kernel(
 
     scale_l = tl.load(loss_scale + row)
     scale_g = tl.load(grad_scale + row)
+    if upstream is not None:
+        scale_g = tl.where(scale_g == 0.0, 0.0, scale_g * tl.load(upstream + row * upstream_stride))
     active = (scale_l != 0.0) | (scale_g != 0.0)
     if labels is not None:
         label = tl.load(labels + row)

@@ -1,30 +1,23 @@
-"""The host side: turns tensors and a LossSpec into kernel launches."""
+"""Launches the kernel of the loss, given its tensors and a LossSpec."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-import triton
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from fastkd.backends.base import Call
 from fastkd.backends.kernels import Phase
-from fastkd.backends.triton import tuning
+from fastkd.backends.triton import host, tuning
 from fastkd.backends.triton.divergences import Formulas, formulas_of
 from fastkd.backends.triton.kernel import dense_rows_kernel
-from fastkd.backends.triton.scale import scale_rows_kernel
-from fastkd.backends.triton.shapes import RECORDING, SCALE, Shape, usual
+from fastkd.backends.triton.shapes import RECORDING, Shape, usual
 from fastkd.backends.triton.terms import Terms
 from fastkd.backends.triton.tuning import Run
 from fastkd.spec import LossSpec
-
-INTERPRETED = isinstance(dense_rows_kernel, InterpretedFunction)
 
 LOG2E = math.log2(math.e)
 # Scratch tensors for tuning: enough rows to fill a GPU several times, in at most this much memory.
@@ -32,72 +25,7 @@ SCRATCH_BYTES = 2**30
 SCRATCH_ROWS = 4096
 
 
-def options(shape: Shape, backend: str, warp_size: int) -> dict[str, Any]:
-    """Compiler options of every launch. Automatic fusion of multiply and add is off, so that equal logits
-    give equal intermediate results; the kernels call ``fma`` where they need it."""
-    found: dict[str, Any] = {"num_warps": shape.threads // warp_size, "enable_fp_fusion": False}
-    if backend == "cuda":
-        # By default the compiler aims at fewer registers and spills values that live across the sweeps.
-        found["maxnreg"] = shape.registers
-    return found
-
-
-def _options(shape: Shape) -> dict[str, Any]:
-    if INTERPRETED:
-        return {}
-    target = triton.runtime.driver.active.get_current_target()
-    return options(shape, target.backend, target.warp_size)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Make ``device`` current, because a launch uses the current stream of the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _strides(x: Tensor | None) -> tuple[int, int, int]:
-    """Element strides of a 3-D tensor. A row dimension of size 1 gets stride 0: its own stride is arbitrary,
-    and an odd one would cost the kernel its wide accesses."""
-    if x is None:
-        return 0, 0, 0
-    outer, inner, column = (
-        0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
-    )
-    return outer, inner, column if x.shape[2] > 1 else 1
-
-
-def alignment(width: int, columns: int, strides: dict[str, tuple[int, int, int]]) -> dict[str, bool]:
-    """The constants ``PHASED`` and ``WIDE_*`` of the kernels.
-
-    Args:
-        width: elements per access.
-        columns: width of the first tensor.
-        strides: the strides of each tensor, by the suffix of its constant; those of the first tensor first.
-    """
-    phases = {
-        name: (outer % width, inner % width) if column == 1 else None
-        for name, (outer, inner, column) in strides.items()
-    }
-    first = next(iter(phases.values()))
-    phased = first is not None and (any(first) or columns % width != 0)
-    wanted = (0, 0) if first is None else first
-    return {"PHASED": phased, **{f"WIDE{name}": phase == wanted for name, phase in phases.items()}}
-
-
-class _Rounded:
-    """A float32 stand-in for a bfloat16 output, since Triton's interpreter truncates where GPUs round."""
-
-    def __init__(self, out: Tensor | None) -> None:
-        self.out = out
-        self.buffer = out
-        if INTERPRETED and out is not None and out.dtype == torch.bfloat16:
-            self.buffer = torch.empty_like(out, dtype=torch.float32)
-
-    def finish(self) -> None:
-        if self.out is not None and self.buffer is not None and self.buffer is not self.out:
-            self.out.copy_(self.buffer)
-
-
-def _powers(spec: LossSpec, formulas: Formulas) -> tuple[float, float]:
+def powers_of(spec: LossSpec, formulas: Formulas) -> tuple[float, float]:
     """``Scales.a`` and ``Scales.b``."""
     if formulas.divergence is not None and formulas.divergence.cross:
         a, b = formulas.divergence.streams(spec.alpha, spec.beta)[0]
@@ -132,6 +60,7 @@ def _scratch(call: Call) -> Callable[[], Run]:
             grad_student=torch.empty_like(student),
             grad_teacher=None,
             metrics=None,
+            upstream=None,
         )
         return lambda shape: _launch(like, "all", None, None, shape)
 
@@ -144,7 +73,7 @@ def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Ten
         return
     formulas = formulas_of(call.spec)
     vocab = call.spec.vocab_size
-    with _on(call.student.device):
+    with host.on(call.student.device):
         if phase != "all" or call.metrics is not None:
             shape = RECORDING
         elif formulas.reads_teacher and vocab > 0:
@@ -156,12 +85,32 @@ def dense_rows(call: Call, phase: Phase, record: Tensor | None, coefficient: Ten
         _launch(call, phase, record, coefficient, shape)
 
 
+def terms_of(call: Call, phase: Phase, sparse: bool = False) -> tuple[Terms, float]:
+    """The terms of the loss, and the student's temperature in the kernel."""
+    spec, labels, metrics = call.spec, call.labels is not None, call.metrics is not None
+    cross_entropy = spec.ce_weight != 0 and labels
+    # Without a divergence only a metric, the entropy, needs the student's temperature.
+    temperature = spec.temperature if spec.kd_weight != 0 or metrics else 1.0
+    terms = Terms(
+        phase=phase,
+        sharded=call.shards is not None,
+        labels=labels,
+        metrics=metrics,
+        cross_entropy=cross_entropy,
+        smoothing=spec.label_smoothing != 0 and labels and (cross_entropy or metrics),
+        z_loss=spec.z_loss != 0,
+        power={1.0: 1, 2.0: 2}.get(temperature, 0),
+        sparse=sparse,
+    )
+    return terms, temperature
+
+
 def _launch(
     call: Call, phase: Phase, record: Tensor | None, coefficient: Tensor | None, shape: Shape
 ) -> None:
-    spec, student, labels = call.spec, call.student, call.labels
+    spec, student = call.spec, call.student
     outer, inner, student_columns = student.shape
-    formulas = formulas_of(spec)
+    formulas = formulas_of(call.spec)
     teacher = call.teacher if formulas.reads_teacher else None
     assert teacher is None or isinstance(teacher, Tensor)
     grad_student, grad_teacher = call.grad_student, call.grad_teacher
@@ -170,24 +119,22 @@ def _launch(
     elif teacher is None and grad_teacher is not None:
         grad_teacher.zero_()
         grad_teacher = None
-    metrics = call.metrics is not None
-    cross_entropy = spec.ce_weight != 0 and labels is not None
-    # Without a divergence only a metric, the entropy, needs the student's temperature.
-    temperature = spec.temperature if spec.kd_weight != 0 or metrics else 1.0
+    terms, temperature = terms_of(call, phase)
     width = 16 // max(x.element_size() for x in (student, teacher) if x is not None)
-    out_s, out_t = _Rounded(grad_student), _Rounded(grad_teacher)
+    out_s, out_t = host.Rounded(grad_student), host.Rounded(grad_teacher)
     strides = {
-        "_S": _strides(student),
-        "_T": _strides(teacher),
-        "_GS": _strides(out_s.buffer),
-        "_GT": _strides(out_t.buffer),
+        "_S": host.strides_of(student),
+        "_T": host.strides_of(teacher),
+        "_GS": host.strides_of(out_s.buffer),
+        "_GT": host.strides_of(out_t.buffer),
     }
     dense_rows_kernel[(outer * inner,)](
         student,
         teacher,
-        labels,
+        call.labels,
         call.loss_scale,
         call.grad_scale,
+        call.upstream,
         call.row_loss,
         out_s.buffer,
         out_t.buffer,
@@ -196,6 +143,7 @@ def _launch(
         coefficient,
         *(number for of_tensor in strides.values() for number in of_tensor),
         inner,
+        0 if call.upstream is None else call.upstream.stride(0),
         spec.vocab_size,
         student_columns,
         0 if teacher is None else teacher.shape[2],
@@ -204,54 +152,19 @@ def _launch(
         LOG2E / spec.teacher_temperature,
         1.0 / temperature,
         temperature / spec.teacher_temperature,
-        *_powers(spec, formulas),
+        *powers_of(spec, formulas),
         spec.kd_weight,
         spec.kd_metric,
         spec.kd_weight / temperature,
         spec.kd_weight / spec.teacher_temperature,
-        spec.ce_weight if cross_entropy else 0.0,
+        spec.ce_weight if terms.cross_entropy else 0.0,
         spec.label_smoothing,
         spec.z_loss,
         DIVERGENCE=formulas,
-        TERMS=Terms(
-            phase=phase,
-            sharded=call.shards is not None,
-            labels=labels is not None,
-            metrics=metrics,
-            cross_entropy=cross_entropy,
-            smoothing=spec.label_smoothing != 0 and labels is not None and (cross_entropy or metrics),
-            z_loss=spec.z_loss != 0,
-            power={1.0: 1, 2.0: 2}.get(temperature, 0),
-        ),
-        **alignment(width, student_columns, strides),
+        TERMS=terms,
+        **host.alignment(width, student_columns, strides),
         **shape.tile(16 // width),
-        **_options(shape),
+        **host.options_here(shape),
     )
     out_s.finish()
     out_t.finish()
-
-
-def scale_rows(grad: Tensor, factor: Tensor, out: Tensor) -> None:
-    """See ``Backend.scale_rows``."""
-    columns = grad.shape[2]
-    if grad.numel() == 0:
-        return
-    result = _Rounded(out)
-    assert result.buffer is not None
-    strides = {"": _strides(grad), "_OUT": _strides(result.buffer)}
-    with _on(grad.device):
-        scale_rows_kernel[(factor.numel(),)](
-            grad,
-            factor,
-            result.buffer,
-            grad.shape[1],
-            *strides[""],
-            factor.stride(0),
-            *strides["_OUT"],
-            columns,
-            IN_PLACE=result.buffer is grad,
-            **alignment(16 // grad.element_size(), columns, strides),
-            **SCALE.tile(grad.element_size()),
-            **_options(SCALE),
-        )
-    result.finish()

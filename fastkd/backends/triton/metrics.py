@@ -18,7 +18,7 @@ COUNT = constant(len(METRICS))
 
 
 @triton.jit
-def _entropy(z, moment):
+def entropy_of(z, moment):
     return tl.log(z) - LN2 * (moment / z)
 
 
@@ -28,10 +28,10 @@ def write_metrics(
     DIVERGENCE: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """``label``: the two-way split. Metrics that the call cannot have are NaN."""
-    student = _entropy(statistics.z_s, statistics.moment_s)
+    student = entropy_of(statistics.z_s, statistics.moment_s)
     teacher, agreement = float("nan"), float("nan")
     if DIVERGENCE.reads_teacher:
-        teacher = _entropy(statistics.z_t, statistics.moment_t)
+        teacher = entropy_of(statistics.z_t, statistics.moment_t)
         arg_s, arg_t = statistics.arg_s, statistics.arg_t
         if DIVERGENCE.splits_label:
             student, teacher = split_entropy(label.student, student), split_entropy(label.teacher, teacher)

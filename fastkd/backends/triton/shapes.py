@@ -36,6 +36,9 @@ CANDIDATES = {
 # Metrics and records need twice as many sums.
 RECORDING = Shape(128, 8, 168)
 SCALE = Shape(128, 16, 128)
+# These read numbers of rows in place of logits, ``elements`` rows at once.
+WEIGHTS = Shape(512, 4096, 64)
+TOTALS = Shape(512, 2048, 128)
 
 
 def usual(formulas: Formulas, vocab: int) -> Shape:

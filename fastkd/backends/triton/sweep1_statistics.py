@@ -149,7 +149,7 @@ def _sweep(
 
 
 @triton.jit
-def _largest(x):
+def largest(x):
     return tl.max(tl.max(x, axis=1), axis=0)
 
 
@@ -160,7 +160,7 @@ def _first(x, top, arg):
 
 
 @triton.jit
-def _statistics(part, shifts, scales, DIVERGENCE: tl.constexpr, TERMS: tl.constexpr):
+def statistics_of(part, shifts, scales, DIVERGENCE: tl.constexpr, TERMS: tl.constexpr):
     """The row's ``Statistics``, from the sums of each place, corrected for the rounding of the exponents."""
     by_s, by_t = 0.0 - shifts.rest_s, 0.0 - shifts.rest_t
     lost_s, lost_t = tl.exp2(by_s), tl.exp2(by_t)
@@ -177,7 +177,7 @@ def _statistics(part, shifts, scales, DIVERGENCE: tl.constexpr, TERMS: tl.conste
     max_s, max_t = shifts.logit_shift_s, shifts.logit_shift_t
     arg_s, arg_t = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
     if TERMS.maxima:
-        max_s, max_t = _largest(part.max_s), _largest(part.max_t)
+        max_s, max_t = largest(part.max_s), largest(part.max_t)
     if TERMS.metrics:
         moment_s = (row_total(part.moment_s) + by_s * sum_s) * lost_s
         moment_t = (row_total(part.moment_t) + by_t * sum_t) * lost_t
@@ -193,11 +193,11 @@ def _statistics(part, shifts, scales, DIVERGENCE: tl.constexpr, TERMS: tl.conste
 def _maxima(rows, first, stripe, DIVERGENCE: tl.constexpr):
     s, t = load_sides(rows, first + stripe, DIVERGENCE.reads_teacher, True)
     s, t = widen_sides(rows, first + stripe, s, t, DIVERGENCE.splits_label)
-    return _largest(s), _largest(t)
+    return largest(s), largest(t)
 
 
 @triton.jit
-def _guess(max_s, max_t, scales, TEACHER: tl.constexpr):
+def guess(max_s, max_t, scales, TEACHER: tl.constexpr):
     """``(origin_s, origin_t, logit_shift_s, logit_shift_t, logit_shift_ce)`` for rows with these maxima."""
     origin_s, origin_t = origins(max_s, max_t, scales, TEACHER)
     logit_shift_ce = finite_shift(max_s) - origin_s
@@ -224,7 +224,7 @@ def find_statistics(
     headroom = 0.0 if CROSS else (HEADROOM_OF_SQUARES if TERMS.power == 2 else HEADROOM)
     most = MOST_OF_POWERS if CROSS else MOST
     max_s, max_t = _maxima(rows, 0, stripe, DIVERGENCE)
-    origin_s, origin_t, logit_shift_s, logit_shift_t, logit_shift_ce = _guess(max_s, max_t, scales, TEACHER)
+    origin_s, origin_t, logit_shift_s, logit_shift_t, logit_shift_ce = guess(max_s, max_t, scales, TEACHER)
     logit_shift_ce += HEADROOM / LOG2E
     logit_shift_s += headroom / scales.log2_scale_s
     logit_shift_t += headroom / scales.log2_scale_t
@@ -240,7 +240,7 @@ def find_statistics(
             lowered_by(rows, origin_s, origin_t), stripe, shifts, scales,
             DIVERGENCE, TERMS, REPEAT, LANES, WIDTH,
         )  # fmt: skip
-        statistics = _statistics(part, shifts, scales, DIVERGENCE, TERMS)
+        statistics = statistics_of(part, shifts, scales, DIVERGENCE, TERMS)
         guessed = (statistics.z_s > LEAST) & (statistics.z_s < most)  # False for NaN
         if TEACHER:
             guessed = guessed & (statistics.z_t > LEAST) & (statistics.z_t < most)
@@ -254,7 +254,7 @@ def find_statistics(
             for first in range(STRIPE, rows.end, STRIPE):
                 here_s, here_t = _maxima(rows, first, stripe, DIVERGENCE)
                 max_s, max_t = tl.maximum(max_s, here_s), tl.maximum(max_t, here_t)
-            origin_s, origin_t, logit_shift_s, logit_shift_t, logit_shift_ce = _guess(
+            origin_s, origin_t, logit_shift_s, logit_shift_t, logit_shift_ce = guess(
                 max_s, max_t, scales, TEACHER
             )
     rows = lowered_by(rows, origin_s, origin_t)
@@ -279,13 +279,17 @@ def with_powers(statistics, stream_0, stream_1, stream_2):
 
 
 @triton.jit
+def cross_exponent(e, scales):
+    """``a xt + b xs``; -inf where both sides are -inf."""
+    return exists(e, scales.a * e.xt + scales.b * e.xs, NEG_INF)
+
+
+@triton.jit
 def _distant_terms(rows, first, stripe, shifts, scales):
-    """``a xt + b xs`` of a stripe; -inf where both sides are -inf."""
     s, t = load_sides(rows, first + stripe, True, True)
     s, t = widen_sides(rows, first + stripe, s, t, False)
     s, t = lower(rows, s, t)
-    e = raw_entry(s, t, shifts, scales, True)
-    return exists(e, scales.a * e.xt + scales.b * e.xs, NEG_INF)
+    return cross_exponent(raw_entry(s, t, shifts, scales, True), scales)
 
 
 @triton.jit
@@ -296,7 +300,7 @@ def _distant_cross(rows, stripe, statistics, scales, LANES: tl.constexpr, WIDTH:
     tops = tl.full([LANES, WIDTH], NEG_INF, tl.float32)
     for first in range(0, rows.end, LANES * WIDTH):
         tops = tl.maximum(tops, _distant_terms(rows, first, stripe, shifts, scales))
-    top = _largest(tops)
+    top = largest(tops)
     # If the rows are infinitely far apart, or there are no terms, no shift helps.
     shift = tl.where(tl.abs(top) == float("inf"), 0.0, top)
     cross = tl.zeros([LANES, WIDTH], tl.float32)

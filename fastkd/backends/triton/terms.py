@@ -19,6 +19,7 @@ class Terms:
         cross_entropy: whether cross-entropy is part of the loss; then the call has labels.
         smoothing: whether cross-entropy, in the loss or in the metrics, has label smoothing.
         z_loss: whether the z-loss is part of the loss.
+        sparse: whether the teacher is sparse.
         power: ``T`` if it is 1 or 2 (then exp(s) is exp(s / T)**T), else 0.
     """
 
@@ -30,6 +31,7 @@ class Terms:
     smoothing: bool
     z_loss: bool
     power: int
+    sparse: bool = False
 
     @property
     def nll(self) -> bool:
@@ -44,9 +46,22 @@ class Terms:
     @property
     def maxima(self) -> bool:
         """Whether the exact row maxima are needed."""
-        return self.metrics or self.phase == "statistics"
+        return self.metrics or self.sparse or self.phase == "statistics"
 
     @property
     def finishes(self) -> bool:
         """Whether the launch writes the loss and the gradients."""
         return self.phase in ("all", "finish")
+
+
+# The terms of a divergence alone.
+CLASS_TERMS = Terms(
+    phase="all",
+    sharded=False,
+    labels=False,
+    metrics=False,
+    cross_entropy=False,
+    smoothing=False,
+    z_loss=False,
+    power=1,
+)

@@ -144,12 +144,15 @@ def inside(name: str, given: dict[str, Any], device: torch.device) -> tuple[int,
     vocab = given["vocab_size"]
     by_weight = given["grad_student_weight"]
     wanted = by_weight is not None, given["grad_teacher_weight"] is not None
-    sharded, kind = given["group"] is not None, device.type
-    rows, part = chunks_of(tokens, vocab, *weights, wanted, given["chunk_size"], sharded, kind)
+    softcaps = given["student_softcap"], given["teacher_softcap"]
+    sharded = given["group"] is not None
+    rows, part = chunks_of(
+        tokens, vocab, *weights, wanted, given["chunk_size"], sharded, device, softcaps=softcaps
+    )
     spec = spec_of([given[name] for name in NAMES], given["numbers"], given["changing"])
     # The operator computes the teacher's logits only if the loss or the metrics read them.
     reads_teacher = weights[1] is not None and (spec.kd_weight != 0 or given["metrics"] is not None)
-    student_bytes, teacher_bytes = (row_bytes(weight, vocab) for weight in weights)
+    student_bytes, teacher_bytes = row_bytes(weights[0], vocab, softcaps[0]), row_bytes(weights[1], vocab)
     scratch = rows * (student_bytes + spare * vocab) + part * teacher_bytes * reads_teacher
     if by_weight is not None and rows < tokens and by_weight.element_size() < WIDE:
         scratch += by_weight.numel() * WIDE
