@@ -30,9 +30,6 @@ Block* owner_of(const void* address) {
   return nullptr;
 }
 
-// The bytes whose accesses are recorded together.
-uint32_t step_at(uint32_t offset) { return offset < kStaticBytes ? 4 : kVector; }
-
 void check_vector(const void* address, bool writes) {
   if (reinterpret_cast<uintptr_t>(address) % kVector) fail("an access of 16 bytes that is not aligned");
   check_global(address, kVector, writes);
@@ -113,7 +110,7 @@ void SharedMemory::write(uint32_t offset) {
 }
 
 void SharedMemory::begin_landing(uint32_t offset, uint32_t bytes) {
-  const uint32_t step = step_at(offset);
+  const uint32_t step = offset < kStaticBytes ? 4 : kVector;
   for (uint32_t i = 0; i < bytes; i += step) {
     Cell& target = cell(offset + i);
     check_order(target, offset + i, "a copy to ");
@@ -128,7 +125,7 @@ void SharedMemory::land(uint32_t offset, const char* from, uint32_t bytes, Event
     fail("a thread writes to " + name_of(offset) + " while a copy into it is in flight");
   }
   std::memcpy(at(offset), from, bytes);
-  const uint32_t step = step_at(offset);
+  const uint32_t step = offset < kStaticBytes ? 4 : kVector;
   for (uint32_t i = 0; i < bytes; i += step) {
     Cell& target = cell(offset + i);
     target.in_flight = false;
@@ -147,8 +144,6 @@ uint32_t shared_address(const void* address) {
   return memory.offset_of(address);
 }
 
-void* at_shared_address(size_t address) { return self->block->memory.at(static_cast<uint32_t>(address)); }
-
 SharedAddress locate(uint32_t address) {
   const uint32_t rank = address >> kRankShift, offset = address & ((1u << kRankShift) - 1);
   Block* const block = rank == 0 ? self->block : cluster->blocks.at(rank - 1).get();
@@ -162,7 +157,7 @@ void on_vector_read(const void* address) {
   if (owner != self->block) fail("a read of another block's shared memory through a plain pointer");
   const uint32_t offset = owner->memory.offset_of(address);
   if (offset % kVector) fail("an access of 16 bytes to shared memory that is not aligned");
-  for (uint32_t i = 0; i < kVector; i += step_at(offset)) owner->memory.read(offset + i);
+  owner->memory.read(offset);
 }
 
 void on_vector_write(const void* address) {
@@ -172,7 +167,7 @@ void on_vector_write(const void* address) {
   if (owner != self->block) fail("a write to another block's shared memory through a plain pointer");
   const uint32_t offset = owner->memory.offset_of(address);
   if (offset % kVector) fail("an access of 16 bytes to shared memory that is not aligned");
-  for (uint32_t i = 0; i < kVector; i += step_at(offset)) owner->memory.write(offset + i);
+  owner->memory.write(offset);
 }
 
 void on_word_read(const void* word) {

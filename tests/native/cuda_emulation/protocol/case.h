@@ -90,7 +90,7 @@ struct Case {
   fastkd::DenseParams params;
   fastkd::Dtype dtype;
   int64_t stride, offset;
-  bool in_place, far, for_teacher;
+  bool in_place, far;
 
  private:
   template <class T>
