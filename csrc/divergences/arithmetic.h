@@ -54,6 +54,20 @@ FASTKD_HD float abs(float x) { return ::fabsf(x); }
 FASTKD_HD double abs(double x) { return ::fabs(x); }
 FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }
 FASTKD_HD double where_le(double a, double b, double yes, double no) { return a <= b ? yes : no; }
+// Returns the sign of x: -1, 0 or 1. The sign of NaN is NaN, except in a CUDA thread.
+template <class F>
+FASTKD_HD F sign_of(const F& x) {
+  return where_le(x, F(0), where_le(F(0), x, F(0), F(-1)), where_le(F(0), x, F(1), x));
+}
+// Returns sum + y * sign_of(x), for y of at least 0.
+template <class F>
+FASTKD_HD F add_signed(const F& sum, const F& y, const F& x) {
+  return sum + y * sign_of(x);
+}
+#if defined(__CUDA_ARCH__)
+FASTKD_HD float sign_of(float x) { return x == 0 ? 0.0f : ::copysignf(1.0f, x); }
+FASTKD_HD float add_signed(float sum, float y, float x) { return x == 0 ? sum : sum + ::copysignf(y, x); }
+#endif
 // 2^x for any x. Subnormal results may be 0.
 FASTKD_HD float exp2_any(float x) {
 #if defined(__CUDA_ARCH__)

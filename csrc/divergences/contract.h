@@ -84,6 +84,8 @@ constexpr void check_functor() {
     static_assert(FASTKD_OWN(label_student), "kSplitsLabel needs label_student(row)");
     static_assert(FASTKD_OWN(label_teacher), "kSplitsLabel needs label_teacher(row)");
   }
+  static_assert(!D::kStudentReadsQ || D::kStudentReads == Fields::kStudentLog,
+                "kStudentReadsQ needs kStudentLog");
   if constexpr (D::kStudentReads == Fields::kStudentLog) {
     static_assert(D::kLog && D::kSumsRead == Fields::kAll, "kStudentLog needs kLog, and sums() that read it");
     static_assert(FASTKD_HAS(student_log(any::entry())), "kStudentLog needs student_log(entry)");

@@ -143,6 +143,9 @@ enum class Fields {
 //       kTerm, which needs kCross, one stream, and powers that add up to 1
 //           term(entry, cross_shift), which sweep 1 stores, the cross_term() with the power es; and
 //           student(entry, term, row), which reads of the entry what kProbabilities provides.
+//   kStudentReadsQ (default false), for kStudentLog
+//       whether student(entry, student_log, row) reads nothing of the entry but q. A cluster of blocks on a
+//       GPU can then keep student_log() in the place of the teacher's logits.
 //   kLinear (default false)
 //       whether student() is linear in p and q, and reads nothing of the entry but p, q and q_minus_p. It
 //       needs kStudentReads = kProbabilities. The CPU then scales p and q in advance instead of scaling the
@@ -154,6 +157,7 @@ struct Functor {
   static constexpr bool kReadsTeacher = true, kSparseTeacher = false;
   static constexpr int kStreams = 0, kSums = 0;
   static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false, kLinear = false;
+  static constexpr bool kStudentReadsQ = false;
   static constexpr Fields kSumsRead = Fields::kAll, kStudentReads = Fields::kAll;
 
   static double teacher_power(int) { return 0; }

@@ -8,7 +8,7 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct JSD : Functor {
-  static constexpr bool kLog = true;
+  static constexpr bool kLog = true, kStudentReadsQ = true;
   static constexpr int kSums = 2;  // KL(p, m), -KL(q, m)
   static constexpr Fields kStudentReads = Fields::kStudentLog;
 

@@ -11,31 +11,26 @@ struct TVD : Functor {
   static constexpr Fields kSumsRead = Fields::kProbabilities, kStudentReads = Fields::kProbabilities;
 
   template <class F>
-  FASTKD_HD F sign(const Entry<F>& e) const {
-    const F d = e.q_minus_p;  // NaN is returned as it is
-    return where_le(d, F(0), where_le(F(0), d, F(0), F(-1)), where_le(F(0), d, F(1), d));
-  }
-
-  template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
     sum[0] = sum[0] + abs(e.q_minus_p);
-    sum[1] = sum[1] + e.q * sign(e);
+    sum[1] = add_signed(sum[1], e.q, e.q_minus_p);
   }
 
   template <class R>
   FASTKD_HD R value(Row<R>& row) const {
-    row.constant[0] = row.sum[1] - row.sum[0];  // sum p sign(q - p)
+    row.constant[0] = row.sum[1] - row.sum[0];         // sum p sign(q - p)
+    row.constant[3] = row.sum[1] + R(0) * row.sum[0];  // NaN where q - p is, whatever sign_of() returns
     return R(0.5) * row.sum[0];
   }
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return F(0.5) * e.q * (sign(e) - row.sum[1]);
+    return F(0.5) * e.q * (sign_of(e.q_minus_p) - row.constant[3]);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return F(-0.5) * e.p * (sign(e) - row.constant[0]);
+    return F(-0.5) * e.p * (sign_of(e.q_minus_p) - row.constant[0]);
   }
 };
 

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from support.cuda_counts import VOCABULARIES, Counts, counts_of, shares, tables, turns_of
+from support.cuda_counts import VOCABULARIES, Counts, counts_of, packet_loops, shares, tables, turns_of
 from support.cuda_sass import Loop, kernels, loops_of, turns
 from support.cuda_sources import CSRC, Unit, units
 from support.sass import Instruction, cuobjdump
@@ -25,7 +25,7 @@ LIMIT_S = 600
 # 96 it holds 640, with 128 it holds 512. csrc/cuda/loss/kernel_streaming.cuh states what needs more than 64.
 # All others have 80.
 STREAMING = {
-    64: ("scale.cu", "weights.cu", "none", "off_support", "forward_kl", "reverse_kl", "jeffreys"),
+    64: ("scale.cu", "weights.cu", "none", "off_support", "forward_kl", "reverse_kl"),
     128: ("alpha_beta",),
 }
 EXTRA = {128: ("alpha_beta", "jsd", "skew_forward_kl", "skew_reverse_kl")}  # all others have 96
@@ -146,13 +146,14 @@ class Budget:
 
 
 BUDGETS = {
-    "forward_kl": Budget(2, 4, 32, 37),
-    "tvd": Budget(3, 6, 53, 62),
-    "jsd": Budget(3, 9, 85, 94),
+    "forward_kl": Budget(2, 4, 30, 37),
+    "tvd": Budget(3, 6, 48, 62),
+    "jsd": Budget(3, 9, 82, 94),
 }
+KEEPING = ("jsd",)  # divergences whose second sweep can keep logarithms
 TITLES = {"forward_kl": "forward KL", "tvd": "TVD", "jsd": "JSD"}
 # Instructions of a warp for each row and block, outside the loops.
-FIXED, BEFORE_COPY = 960, 200
+FIXED, FIRST, BEFORE_COPY = 760, 1_110, 200
 DOCUMENT = CSRC.parent / "docs" / "performance.md"
 
 
@@ -165,21 +166,29 @@ def machine_code(divergence: str, folder: Path) -> dict[str, list[Instruction]]:
     return kernels(cuobjdump(out.read_bytes(), "-sass"))
 
 
-def sweeps_of(code: list[Instruction], load: str, group: int) -> list[Loop]:
+def sweeps_of(code: list[Instruction], load: str, group: int, keeps: bool = False) -> list[Loop]:
     """The loops of a kernel that read logits by ``load``, without the copy of the first sweep.
 
     The copy is for the few rows whose logits are shifted down, and has two more additions per pair.
+
+    Args:
+        keeps: whether the second sweep keeps logarithms, for which the last sweep has a copy of its own.
     """
     paths = {path: Counter(code[n].name for n in path.nodes) for path in loops_of(code)}
-    sweeps = {path: turn for path, turn in paths.items() if load in turn}
+    packets = {path.nodes for path in packet_loops(code)}
+    sweeps = {path: turn for path, turn in paths.items() if load in turn and path.nodes not in packets}
     only_sums = [path for path, turn in sweeps.items() if turn["FMNMX"] and not turn["MUFU.LG2"]]
     first, again = sorted(only_sums, key=lambda path: sweeps[path]["FADD"])
     assert sweeps[again]["FADD"] == sweeps[first]["FADD"] + 2 * group
     del sweeps[again]
-    for turn in sweeps.values():
-        assert sum(n for op, n in turn.items() if op.startswith(("LDS", "LDG"))) == turn[load] == 2
-        assert not any(op.startswith(("LDL", "STL")) for op in turn)
-    return list(sweeps)
+    found = list(sweeps)
+    from_logs = [path for path in found[2:] if sweeps[path]["MUFU.EX2"] == group]
+    for path in found:
+        assert not any(op.startswith(("LDL", "STL")) for op in sweeps[path])
+        loads = 1 + group // 4 if path in from_logs else 2
+        assert sum(n for op, n in sweeps[path].items() if op.startswith(("LDS", "LDG"))) == loads
+        assert sweeps[path][load] == loads
+    return found[:2] + from_logs if keeps else [path for path in found if path not in from_logs]
 
 
 @pytest.mark.repeats(1)
@@ -193,7 +202,7 @@ def test_instructions_per_pair(divergence: str, tmp_path: Path) -> None:
         load = "LDS.128" if kind == "cluster" else "LDG.E.128"
         loops = sweeps_of(code, load, group)
         assert len(loops) == budget.sweeps
-        turns = turns_of(code, loops, load)
+        turns = turns_of(code, loops, load, keeps=False)
         found = sum(turn.total() for turn in turns) / group
         special = sum(n for turn in turns for op, n in turn.items() if op.startswith("MUFU")) / group
         print(f"{divergence}, {kind}: {found:.1f} instructions, {special:.1f} special")
@@ -212,11 +221,14 @@ def test_documented_shares(tmp_path: Path) -> None:
             if "cluster" not in name or "Float16" in name.replace("BFloat16", ""):
                 continue
             counts = counts_of(code, sweeps_of(code, "LDS.128", 16 // size), "LDS.128")
-            assert counts.fixed <= FIXED and counts.before_copy <= BEFORE_COPY
+            if divergence in KEEPING:
+                sweeps = sweeps_of(code, "LDS.128", 16 // size, keeps=True)
+                counts = replace(counts, keeping=counts_of(code, sweeps, "LDS.128", keeps=True))
+            assert counts.fixed <= FIXED and counts.first <= FIRST and counts.before_copy <= BEFORE_COPY
             found[TITLES[divergence], size] = counts
     ordered = dict(sorted(found.items(), key=lambda item: item[0][1]))
     assert len(ordered) == 2 * len(BUDGETS)
-    for least, name in ((0.95, "forward KL"), (0.75, "TVD"), (0.60, "JSD")):
+    for least, name in ((0.95, "forward KL"), (0.90, "TVD"), (0.60, "JSD")):
         assert all(shares(ordered[name, 2], vocab, 2)[0] >= least for vocab in VOCABULARIES)
     if "release 13.0" not in release:
         pytest.skip("the documented tables are those of nvcc 13.0")

@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from support.cuda_sass import Loop, graph_of, shortest
+from support.cuda_sass import Loop, graph_of, loops_of, shortest
 from support.cuda_sources import CSRC
 from support.sass import Instruction
 
 # An H100 SXM: multiprocessors, instructions of a warp per clock and multiprocessor, clock and copy bandwidth.
 MULTIPROCESSORS, ISSUED, CLOCK_HZ, BANDWIDTH = 132, 4, 1.755e9, 3.0e12
 # Shared memory of a multiprocessor, and what each block takes in addition to its share of the row.
-SHARED, TAKEN, MOST = 233_472, 1_024 + 2_048, 232_448 - 2_048
+SHARED, TAKEN, MOST = 233_472, 1_024 + 512, 232_448 - 512
 LANES = 32
 # The model's assumptions, none of which was measured: seconds from a block's launch to its first instruction,
-# of one instruction that waits for the one before, from a copy's start to its first bytes, of a reduction
-# over the cluster, and of the row's constants after it; and the share of issue slots that can be used.
+# of one instruction that waits for the one before, from a copy's start to its first bytes, of an exchange
+# between the blocks with its reductions, and of the row's constants after it; and the share of issue slots
+# that can be used.
 LAUNCH, DEPENDENT, FIRST_BYTES, EXCHANGE, CONSTANTS, USABLE = 0.45e-6, 3.0e-9, 0.75e-6, 0.9e-6, 0.4e-6, 0.85
 
 
@@ -38,6 +39,8 @@ THREADS = _constant("loss/kernel_cluster.cuh", "kClusterThreads")
 STAGES = _constant("memory/staged.cuh", "kStages")
 # Cross-entropy at temperature 1 or 2, per pair of logits. The shortest turns are those without it.
 CROSS_ENTROPY = 4
+# A packet's sums are rescaled by this many exponentials at most; a group of logits has more.
+MOST_FACTORS = 6
 VOCABULARIES = (32_000, 128_256, 151_936, 262_144)
 
 
@@ -48,47 +51,95 @@ class Counts:
     Attributes:
         turns: the shortest turn of each sweep, for one group of 16 bytes of either side, by instruction.
         fixed: executed once for each row, outside the loops, where nothing rare occurs.
+        first: the same for a block's first warp, which adds up the packets of all warps.
+        packets, first_packets: executed for each 32 packets beyond the first 32.
         before_copy: executed by the first thread until it starts the first copy.
     """
 
     turns: list[Counter[str]]
     fixed: int
+    first: int
+    packets: int
+    first_packets: int
     before_copy: int
+    keeping: Counts | None = None  # of a kernel whose second sweep can keep logarithms: where it does
+
+    def outside(self, warps: int, blocks: int) -> float:
+        """Instructions outside the loops, on average over the warps of a block."""
+        more = -(-blocks * warps // LANES) - 1
+        first, other = self.first + more * self.first_packets, self.fixed + more * self.packets
+        return (first + (warps - 1) * other) / warps
 
     @property
     def of_group(self) -> int:
         return sum(turn.total() for turn in self.turns)
 
 
-def turns_of(code: list[Instruction], sweeps: Iterable[Loop], load: str) -> list[Counter[str]]:
+def turns_of(code: list[Instruction], sweeps: Iterable[Loop], load: str, keeps: bool) -> list[Counter[str]]:
     """The shortest turns of the sweeps, in their order; that of the last one stores the gradient.
 
     A turn without a store exists, too: in a call for the teacher's gradient alone.
+
+    Args:
+        keeps: whether the second sweep keeps logarithms for the last one.
     """
     graph, loops = graph_of(code), list(sweeps)
-    last = loops[-1]
-    stores = [n for n in range(last.first, last.last + 1) if code[n].base == "STG"]
-    ways = [(shortest(graph, last.first, n, last), shortest(graph, n, last.last, last)) for n in stores]
-    path = min(([*a, *b[1:]] for a, b in ways if a and b), key=len)
-    found = [Counter(code[n].name for n in nodes) for nodes in (*(loop.nodes for loop in loops[:-1]), path)]
-    assert found[-1][load] == 2 and any(name.startswith("STG") for name in found[-1])
+
+    def turn_with(loop: Loop, store: str) -> list[int]:
+        stores = [n for n in range(loop.first, loop.last + 1) if code[n].base == store]
+        ways = [(shortest(graph, loop.first, n, loop), shortest(graph, n, loop.last, loop)) for n in stores]
+        return min(([*a, *b[1:]] for a, b in ways if a and b), key=len)
+
+    paths = [list(loop.nodes) for loop in loops]
+    paths[-1] = turn_with(loops[-1], "STG")
+    if keeps:
+        paths[1] = turn_with(loops[1], "STS")
+    found = [Counter(code[n].name for n in nodes) for nodes in paths]
+    assert found[-1][load] >= 2 and any(name.startswith("STG") for name in found[-1])
     return found
 
 
-def counts_of(code: list[Instruction], sweeps: Iterable[Loop], load: str) -> Counts:
+def counts_of(code: list[Instruction], sweeps: Iterable[Loop], load: str, keeps: bool = False) -> Counts:
     """The counts of a kernel with these loops, in the order in which they run."""
     graph, loops = graph_of(code), list(sweeps)
-    turns = turns_of(code, loops, load)
-    reads = _per_row_reads(code)
-    ends = [n for n, instruction in enumerate(code) if instruction.base == "EXIT"]
-    fixed = _through(graph, 0, loops[0].first, reads) + _first_rescaling(code, graph, loops[0])
-    # From one stage of the first sweep to the next, by way of the loop around it.
-    fixed += (STAGES - 1) * _through(graph, loops[0].last + 1, loops[0].first, [])
-    for before, after in itertools.pairwise(loops):
-        fixed += _through(graph, before.last + 1, after.first, reads)
-    fixed += min(n for end in ends if (n := _through(graph, loops[-1].last + 1, end, [])))
+    turns = turns_of(code, loops, load, keeps)
+    # The loops over packets come between the sweeps: all warps look for the maxima, the first one adds up.
+    packets = [loop for loop in packet_loops(code) if loops[0].last < loop.first < loops[-1].first]
+    maxima, again = [loop for loop in packets if any(code[n].base == "FMNMX" for n in loop.nodes)]
+    packets.remove(again)  # of the few rows that are swept again
+    assert maxima is packets[0] and len(packets) == len(loops)
+    barrier = next(n for n, instruction in enumerate(code) if instruction.base == "BAR")
+    reads = _per_row_reads(code, barrier)
+    others = [n for n in reads if n < barrier]
+    fixed, first = (
+        _outside(code, graph, loops, sorted(places + [n for loop in way for n in (loop.first, loop.last)]))
+        for places, way in ((others, [maxima]), (reads, packets))
+    )
     copy = next(n for n, instruction in enumerate(code) if instruction.base == "UBLKCP")
-    return Counts(turns, fixed, _through(graph, 0, copy, reads))
+    lengths = [len(loop.nodes) for loop in packets]
+    return Counts(turns, fixed, first, lengths[0], sum(lengths), _through(graph, 0, copy, reads))
+
+
+def _outside(code: list[Instruction], graph: list[list[int]], loops: list[Loop], places: list[int]) -> int:
+    """The instructions outside the loops on the shortest way by all ``places``."""
+    found = _through(graph, 0, loops[0].first, places) + _first_rescaling(code, graph, loops[0])
+    # From one stage of the first sweep to the next, by way of the loop around it.
+    found += (STAGES - 1) * _through(graph, loops[0].last + 1, loops[0].first, [])
+    for before, after in itertools.pairwise(loops):
+        found += _through(graph, before.last + 1, after.first, places)
+    ends = [n for n, instruction in enumerate(code) if instruction.base == "EXIT"]
+    return found + min(n for end in ends if (n := _through(graph, loops[-1].last + 1, end, [])))
+
+
+def packet_loops(code: list[Instruction]) -> list[Loop]:
+    """The loops over the packets of the row's warps: they read shared memory, and have few exponentials."""
+    found = []
+    for loop in loops_of(code):
+        turn = Counter(code[n].base for n in loop.nodes)
+        stores = any(code[n].base == "STG" for n in range(loop.first, loop.last))
+        if turn["LDS"] and turn["MUFU"] <= MOST_FACTORS and not stores:
+            found.append(loop)
+    return found
 
 
 def _first_rescaling(code: list[Instruction], graph: list[list[int]], sweep: Loop) -> int:
@@ -103,13 +154,12 @@ def _first_rescaling(code: list[Instruction], graph: list[list[int]], sweep: Loo
     return min(ways) - len(sweep.nodes)
 
 
-def _per_row_reads(code: list[Instruction]) -> list[int]:
-    """The reads of what a row has once: its weights, its label, and the label's logit.
+def _per_row_reads(code: list[Instruction], barrier: int) -> list[int]:
+    """The reads of what a row has once: its weights and its label.
 
     A path without them would be that of a call without labels. Before the first barrier the narrow reads are
     of columns at the row's edges, which only a few threads of an unaligned row make.
     """
-    barrier = next(n for n, instruction in enumerate(code) if instruction.base == "BAR")
     reads = [n for n, instruction in enumerate(code) if instruction.base == "LDG"]
     return [n for n in reads if n > barrier or code[n].bytes >= 4]
 
@@ -125,28 +175,40 @@ def _through(graph: list[list[int]], first: int, last: int, places: list[int]) -
     return found
 
 
-def shape_for(vocab: int, element_bytes: int) -> tuple[int, int]:
+def shape_for(vocab: int, element_bytes: int, sides: int = 2) -> tuple[int, int]:
     """The blocks of a row's cluster, as ``csrc/cuda/loss/cluster_shape.cu`` chooses them for many rows, and
     how many of them a multiprocessor holds."""
     vectors = -(-(vocab * element_bytes + 16 - element_bytes) // 16)
     for together, sizes in ((2, (1, 2, 4, 8)), (1, (1, 2, 4, 8, 16))):
         for blocks in sizes:
-            size = -(-vectors // blocks) * 16 * 2
+            # Two buffers of packets of two vectors each, one from each warp of the cluster.
+            size = -(-vectors // blocks) * 16 * sides + 2 * (THREADS // LANES) * blocks * 2 * 16
             if size <= MOST and together * (size + TAKEN) <= SHARED:
                 return blocks, together
     raise ValueError(f"no cluster holds {vocab} columns")
 
 
+def keeping_shape(vocab: int, element_bytes: int) -> tuple[int, int] | None:
+    """The shape with room for logarithms, if it is as good as the one without, as in ``launch.cuh``."""
+    blocks, together = shape_for(vocab, element_bytes)
+    more_blocks, more_together = shape_for(vocab, element_bytes, sides=2 if element_bytes == 4 else 3)
+    as_good = more_together >= together and more_blocks <= max(blocks, 8)
+    return (more_blocks, more_together) if as_good else None
+
+
 def shares(counts: Counts, vocab: int, element_bytes: int) -> tuple[float, float]:
     """The shares of the byte floor that the counts allow, and that the model predicts, with cross-entropy."""
     blocks, together = shape_for(vocab, element_bytes)
+    if counts.keeping and (keeping := keeping_shape(vocab, element_bytes)):
+        (blocks, together), counts = keeping, counts.keeping
     columns = 16 // element_bytes
     # The groups of a block, each of which is a lane's in a turn of its warp.
     turns = -(-vocab // (columns * blocks * LANES))
     of_group = counts.of_group + CROSS_ENTROPY * columns
-    issue = ((THREADS // LANES) * counts.fixed + turns * of_group) / (ISSUED * CLOCK_HZ)
+    warps = THREADS // LANES
+    issue = (warps * counts.outside(warps, blocks) + turns * of_group) / (ISSUED * CLOCK_HZ)
     floor = 3 * vocab * element_bytes / blocks / (BANDWIDTH / MULTIPROCESSORS)
-    exchanges = len(counts.turns)
+    exchanges = len(counts.turns) - 1  # between the sweeps
     waits = LAUNCH + DEPENDENT * counts.before_copy + FIRST_BYTES + EXCHANGE * exchanges + CONSTANTS
     # The blocks on a multiprocessor share its issue slots; the waits of one pass while another works.
     busy = max(together * issue / USABLE, waits + issue / USABLE)
@@ -155,12 +217,18 @@ def shares(counts: Counts, vocab: int, element_bytes: int) -> tuple[float, float
 
 def tables(found: dict[tuple[str, int], Counts]) -> str:
     """The tables of ``docs/performance.md``, in Markdown, from the counts by name and bytes of an element."""
-    lines = ["| | instructions a pair in the loops | outside them, a warp and row | before the first copy |"]
-    lines.append("|---|---|---|---|")
+    outside = "outside, by row: a warp; the first warp"
+    lines = [
+        f"| | instructions a pair in the loops | {outside} | before the first copy |",
+        "|---|---|---|---|",
+    ]
     names = {2: "bfloat16", 4: "float32"}
     for (name, size), counts in found.items():
-        in_loops = counts.of_group / (16 // size) + CROSS_ENTROPY
-        lines.append(f"| {name}, {names[size]} | {in_loops:.1f} | {counts.fixed} | {counts.before_copy} |")
+        for title, of_title in ((name, counts), (f"{name}, logarithms kept", counts.keeping)):
+            if of_title:
+                in_loops = of_title.of_group / (16 // size) + CROSS_ENTROPY
+                fixed = f"{of_title.fixed}; {of_title.first} | {of_title.before_copy}"
+                lines.append(f"| {title}, {names[size]} | {in_loops:.1f} | {fixed} |")
     lines += ["", "| allowed / predicted | " + " | ".join(f"V = {vocab:,}" for vocab in VOCABULARIES) + " |"]
     lines.append("|---" * (1 + len(VOCABULARIES)) + "|")
     for (name, size), counts in found.items():

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from support.cuda_emulation import Change
 
-CLUSTER, STAGED, REDUCE = "cuda/memory/cluster.cuh", "cuda/memory/staged.cuh", "cuda/memory/reduce.cuh"
-PLACE, KERNEL, LAUNCH = "cuda/memory/place.cuh", "cuda/loss/kernel.cuh", "cuda/loss/launch.cuh"
+CLUSTER, STAGED = "cuda/memory/cluster.cuh", "cuda/memory/staged.cuh"
+KERNEL, LAUNCH = "cuda/loss/kernel.cuh", "cuda/loss/launch.cuh"
+ROW, GRADIENT = "cuda/loss/row.cuh", "cuda/loss/sweep3_gradient.cuh"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class PlantedFault:
 
 
 UNORDERED = r"races with the write before it"
+READ = r"races with a read of the value before it"
 EARLY = r"into which a copy is in flight|without a wait for the copy that filled it"
 
 FAULTS = [
@@ -36,18 +38,73 @@ FAULTS = [
     ),
     PlantedFault(
         "no fence after the initialisation",
-        ((CLUSTER, 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', ""),),
+        (
+            (CLUSTER, 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', ""),
+            (CLUSTER, 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', ""),
+        ),
         r"no fence has shown to the copy engine",
     ),
     PlantedFault(
-        "relaxed arrival at the cluster's barrier",
-        ((CLUSTER, "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned"),),
-        rf"of_rank, which {UNORDERED}",
+        "no fence for the other blocks",
+        ((CLUSTER, 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', ""),),
+        r"not ordered after its initialisation",
     ),
     PlantedFault(
-        "remote store to the own block",
-        ((CLUSTER, "st.shared::cluster.u32 [remote], %2;", "st.shared::cluster.u32 [%0], %2;"),),
-        rf"of_rank, which ({UNORDERED}|nobody has written)",
+        "relaxed arrival at the cluster's barrier before a buffer is used again",
+        ((CLUSTER, "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned"),),
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})",
+    ),
+    PlantedFault(
+        "sends to the own block",
+        ((CLUSTER, "v4.b32 [place],", "v4.b32 [%0],"),),
+        r"whose mbarrier is not in the block that it writes to",
+    ),
+    PlantedFault(
+        "counts at the own block",
+        ((CLUSTER, '"[signal]; }"', '"[%1]; }"'),),
+        r"whose mbarrier is not in the block that it writes to",
+    ),
+    PlantedFault(
+        "waits for packets in the block's scope",
+        (
+            (
+                CLUSTER,
+                "mbarrier.try_wait.parity.acquire.cluster.shared::cta",
+                "mbarrier.try_wait.parity.shared::cta",
+            ),
+        ),
+        r"a wait of the block's scope for what other blocks have sent",
+    ),
+    PlantedFault(
+        "expects the bytes of fewer packets",
+        ((STAGED, "packets.count * kVectors", "(packets.count - 1) * kVectors"),),
+        EARLY,
+    ),
+    PlantedFault(
+        "waits for the packets of the first exchange only",
+        (
+            (
+                STAGED,
+                "    await_sent(arrival, phase);",
+                "    if (exchanges_ == 0) await_sent(arrival, phase);",
+            ),
+        ),
+        rf"{EARLY}|dynamic shared memory .*, which nobody has written",
+    ),
+    PlantedFault(
+        "waits for the first phase in each exchange",
+        ((STAGED, "await_sent(arrival, phase);", "await_sent(arrival, 0 * phase);"),),
+        EARLY,
+    ),
+    PlantedFault(
+        "uses a buffer again without a wait",
+        ((STAGED, "if (exchanges_ >= kBuffers) cluster_arrive(), cluster_wait();", ""),),
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight",
+    ),
+    PlantedFault(
+        "all warps send to one place",
+        ((STAGED, "(rank_ * warps + warp) * kVectors", "(rank_ * warps + 0 * warp) * kVectors"),),
+        r"into which a copy is in flight|which races|nobody has written",
     ),
     PlantedFault(
         "copies half of the bytes",
@@ -62,18 +119,18 @@ FAULTS = [
                 "if (exchanges_ == 0) cluster_wait();",
                 "if (exchanges_ == 0 && size_ == 1) cluster_wait();",
             ),
-            (STAGED, "    cluster_arrive();  // this", "    if (size_ == 1) cluster_arrive();  // this"),
+            (STAGED, "    cluster_arrive_relaxed();", "    if (size_ == 1) cluster_arrive_relaxed();"),
         ),
-        r"a remote store into a block that may not have started",
+        r"a block that may not have started|not ordered after its initialisation",
     ),
     PlantedFault(
         "only the first and the last warp wait for copies",
         (
             (
                 STAGED,
-                "    await_arrival(stage_arrivals() + stage);",
+                "    await_copies(arrivals_of_block() + stage);",
                 "    if (threadIdx.x < 32 || threadIdx.x + 32 >= blockDim.x) "
-                "await_arrival(stage_arrivals() + stage);",
+                "await_copies(arrivals_of_block() + stage);",
             ),
         ),
         EARLY,
@@ -83,14 +140,14 @@ FAULTS = [
         (
             (
                 STAGED,
-                "await_arrival(stage_arrivals() + stage);",
-                "if (stage == 0) await_arrival(stage_arrivals() + kStages - 1);",
+                "await_copies(arrivals_of_block() + stage);",
+                "if (stage == 0) await_copies(arrivals_of_block() + kStages - 1);",
             ),
         ),
         EARLY,
     ),
     PlantedFault(
-        "remote store behind the last barrier",
+        "sends behind the last exchange",
         (
             (
                 KERNEL,
@@ -101,23 +158,24 @@ FAULTS = [
                 STAGED,
                 "  __device__ __forceinline__ int stages()",
                 "  __device__ void say_bye() const {\n"
-                "    __shared__ uint32_t done[kMaxCluster];\n"
-                "    if (threadIdx.x == 0 && rank_ != 0) store_remote(&done[rank_], 0, 1);\n"
+                "    const uint4 bye = make_uint4(1, 1, 1, 1);\n"
+                "    Arrival* const arrival = arrivals_of_block() + kStages;\n"
+                "    if (threadIdx.x == 0 && rank_ != 0) send(packets_of(0), 0, bye, arrival);\n"
                 "  }\n"
                 "  __device__ __forceinline__ int stages()",
             ),
         ),
-        r"a block can exit before a remote store or|a block that has exited",
+        rf"a block (can exit|exits|that has exited)|{READ}",
     ),
     PlantedFault(
         "no block barrier when a row is opened",
-        ((STAGED, "    __syncthreads();   // the arrivals", "    // the arrivals"),),
+        ((STAGED, "    __syncthreads();           // the arrivals", "    // the arrivals"),),
         r"not ordered after its initialisation|nobody has initialised|which nobody has written",
     ),
     PlantedFault(
         "writes the row's edges behind the block barrier",
         (
-            (STAGED, "    __syncthreads();   // the arrivals", "    // the arrivals"),
+            (STAGED, "    __syncthreads();           // the arrivals", "    // the arrivals"),
             (
                 STAGED,
                 "    // The group that contains",
@@ -131,9 +189,10 @@ FAULTS = [
         (
             (
                 KERNEL,
-                "  float loss = normalise(",
-                "  if (row.label_column >= 0) found.label_s = row.label_logit(row.call.student, index) - "
-                "(row.lowered ? origin().s : 0.0f);\n  float loss = normalise(",
+                "    loss = normalise(",
+                "    if (row.label_column >= 0) found.label_s = "
+                "row_of<typename Context::Element>(call.student, index)[row.label_column] - "
+                "(row.lowered ? origin().s : 0.0f);\n    loss = normalise(",
             ),
         ),
         r"is wrong",
@@ -150,20 +209,52 @@ FAULTS = [
         r"a read outside of the tensors' rows",
     ),
     PlantedFault(
-        "no barrier between writing and reading of_warp",
-        ((REDUCE, "= x[i];\n  }\n  __syncthreads();", "= x[i];\n  }"),),
-        rf"of_warp, which ({UNORDERED}|nobody has written)",
+        "no barrier between writing and reading a row's numbers",
+        ((KERNEL, "  __syncthreads();\n  read_packet", "  read_packet"),),
+        rf"published, which ({UNORDERED}|nobody has written)",
     ),
     PlantedFault(
-        "no wait in the last exchange",
+        "one memory for all numbers of a row",
         (
             (
-                STAGED,
-                "      cluster_wait();\n      const unsigned from",
-                "      if (kCount <= 2) cluster_wait();\n      const unsigned from",
+                KERNEL,
+                "// Lets the block's first warp",
+                "template <int kVectors>\nuint4* one_place() {\n  __shared__ uint4 published[kVectors];\n"
+                "  return published;\n}\n// Lets the block's first warp",
+            ),
+            (
+                KERNEL,
+                "__shared__ uint4 published[kPacketVectors<kWords>];",
+                "uint4* const published = one_place<kPacketVectors<kWords>>();",
             ),
         ),
-        rf"of_rank, which ({UNORDERED}|nobody has written)|exits between barrier.cluster.arrive",
+        rf"published, which {READ}",
+    ),
+    PlantedFault(
+        "keeps logarithms in the place of the next group",
+        ((ROW, "(group - begin) * kVectorBytes);", "(group - begin + 1) * kVectorBytes);"),),
+        rf"{READ}|{UNORDERED}|behind the dynamic shared memory|is wrong",
+    ),
+    PlantedFault(
+        "no room for the logarithms",
+        ((LAUNCH, "with_logs.sides = bytes == 4 ? 2 : 3;", "with_logs.sides = 2;"),),
+        r"behind the dynamic shared memory",
+    ),
+    PlantedFault(
+        "keeps logarithms where the teacher's gradient needs its logits",
+        ((LAUNCH, "if (!Context::kKeeps || call.grad_teacher.data) return", "if (!Context::kKeeps) return"),),
+        r"the teacher's gradient of row . is wrong",
+    ),
+    PlantedFault(
+        "reads the logarithms of another thread's groups",
+        (
+            (
+                GRADIENT,
+                "thread = static_cast<int>(threadIdx.x);",
+                "thread = threads - 1 - static_cast<int>(threadIdx.x);",
+            ),
+        ),
+        rf"dynamic shared memory .*, which {UNORDERED}",
     ),
     PlantedFault(
         "expects a copy that it does not start",
@@ -183,29 +274,35 @@ FAULTS = [
     ),
     PlantedFault(
         "one buffer for all exchanges",
-        ((STAGED, "of_rank[exchanges_ % 2];", "of_rank[0];"),),
-        r"of_rank, which races with a read of the value before it",
-    ),
-    PlantedFault(
-        "arrives twice",
         (
             (
                 STAGED,
-                "      cluster_arrive();\n      cluster_wait();",
-                "      cluster_arrive();\n      cluster_arrive();",
+                "buffer = exchanges_ % kBuffers, phase = exchanges_ / kBuffers;",
+                "buffer = 0, phase = exchanges_;",
             ),
         ),
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight",
+    ),
+    PlantedFault(
+        "arrives twice",
+        ((STAGED, "cluster_arrive(), cluster_wait();", "cluster_arrive(), cluster_arrive();"),),
         r"barrier.cluster.arrive twice, without a wait",
     ),
     PlantedFault(
         "only one block arrives at the handshake",
-        ((STAGED, "    cluster_arrive();  // this", "    if (rank_ == 0) cluster_arrive();  // this"),),
+        ((STAGED, "    cluster_arrive_relaxed();", "    if (rank_ == 0) cluster_arrive_relaxed();"),),
         r"barrier.cluster.wait without an arrive",
     ),
     PlantedFault(
         "a warp that leaves out a block barrier",
-        ((REDUCE, "  __syncthreads();  // before", "  if (warp > 0) __syncthreads();  // before"),),
-        r"deadlock|of_warp, which races",
+        (
+            (
+                KERNEL,
+                "  __syncthreads();\n  read_packet",
+                "  if (threadIdx.x >= kWarp) __syncthreads();\n  read_packet",
+            ),
+        ),
+        r"deadlock",
     ),
     PlantedFault(
         "requests too little shared memory",
@@ -227,7 +324,7 @@ FAULTS = [
         (
             (
                 STAGED,
-                "    await_arrival(stage_arrivals() + stage);\n    return stage_end(stage, begin, end);",
+                "    await_copies(arrivals_of_block() + stage);\n    return stage_end(stage, begin, end);",
                 "    return begin;",
             ),
         ),
@@ -240,7 +337,7 @@ FAULTS = [
     ),
     PlantedFault(
         "maps an address to a block that is not there",
-        ((CLUSTER, "mapa.shared::cluster.u32 remote, %0, %1;", "mapa.shared::cluster.u32 remote, %0, 16;"),),
+        ((CLUSTER, "mapa.shared::cluster.u32 place, %0, %2;", "mapa.shared::cluster.u32 place, %0, 16;"),),
         r"mapa with a rank that is not in the cluster",
     ),
 ]

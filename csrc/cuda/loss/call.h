@@ -35,6 +35,7 @@ struct Call {
   float kd_metric;
   float label_smoothing;
 
+  bool keeps_logs;   // whether the second sweep of a cluster keeps logarithms for the third one
   bool needs_label;  // whether any result depends on the label's logit
   bool sum_logits;   // whether sweep 1 sums the student's logits, for label smoothing
   bool equal_temperatures;

@@ -15,7 +15,7 @@ constexpr int64_t kMaxBlocks = 0x7fffffff;
 constexpr int64_t kLeastVectors = 512;
 
 int64_t bytes_per_block(const RowSize& row, unsigned blocks) {
-  return (row.vectors + int64_t{blocks} - 1) / blocks * kVector * row.sides;
+  return (row.vectors + int64_t{blocks} - 1) / blocks * kVector * row.sides + int64_t{blocks} * row.packets;
 }
 
 // Whether the rows leave multiprocessors idle that more blocks for each row would use.
@@ -51,8 +51,8 @@ std::vector<ClusterShape> cluster_shapes(const ClusterDevice& device, const RowS
     const int64_t bytes = bytes_per_block(row, blocks);
     if (wanted > 0 && static_cast<int>(blocks) != wanted) continue;
     if (bytes > device.per_block || row.rows * blocks > kMaxBlocks) continue;
-    const ClusterShape shape{blocks, static_cast<unsigned>(bytes)};
     const bool fits_twice = 2 * (bytes + device.taken) <= device.per_multiprocessor;
+    const ClusterShape shape{blocks, static_cast<unsigned>(bytes), fits_twice ? 2 : 1};
     one.push_back(shape);
     if (blocks > kPortableCluster || !fits_twice) continue;
     (leaves_idle(device, row, blocks) ? idle : two).push_back(shape);

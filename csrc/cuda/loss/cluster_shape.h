@@ -14,13 +14,17 @@ namespace cuda {
 struct ClusterShape {
   unsigned blocks = 0;  // 0: use the streaming kernel
   unsigned bytes = 0;   // dynamic shared memory per block, in addition to what the kernel declares
+  int together = 0;     // how many of the blocks a multiprocessor can hold, 1 or 2
+  bool keeps_logs = false;
 };
 
-// The memory that a kernel needs for a row: at most `vectors` vectors of 16 bytes for each of its sides.
+// The memory that a kernel needs for a row: at most `vectors` vectors of 16 bytes for each of its sides, and
+// in each block `packets` bytes for each block of the cluster.
 struct RowSize {
   int64_t rows;
   int vectors;
   int sides;
+  int packets;
 };
 
 // Whether vectors of both sides begin on 16-byte boundaries together, in each of the rows, of which `inner`

@@ -44,6 +44,84 @@ __device__ __forceinline__ void fill_row_results(const Call& call, const typenam
   fill_padding<Context>(call, place, index);
 }
 
+// Lets the block's first warp compute numbers of a row, and all threads read them. Each place that calls this
+// has a lambda of its own, and so memory of its own: no warp overwrites what a slower one has yet to read.
+template <class Context, class Work>
+__device__ __forceinline__ void by_first_warp(Context& row, const Work& work) {
+  constexpr int kWords = sizeof(RowNumbers) / sizeof(uint32_t);
+  __shared__ uint4 published[kPacketVectors<kWords>];
+  RowNumbers& numbers = row;
+  uint32_t word[kWords];
+  if (threadIdx.x < kWarp) {
+    work();
+    memcpy(word, &numbers, sizeof(word));
+    uint4 packed[kPacketVectors<kWords>];
+    pack_packet(word, packed);
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (int i = 0; i < kPacketVectors<kWords>; ++i) published[i] = packed[i];
+    }
+  }
+  __syncthreads();
+  read_packet<kWords>(Packets::at(published, 1), 0, word);
+  memcpy(&numbers, word, sizeof(word));
+}
+
+// Computes the divergence from the row's sums, and writes the results that exist once per row. `loss` is the
+// rest of the loss, `nll` the cross-entropy for the metrics. Values that are read once per row are read where
+// they are needed, which keeps registers free during the sweeps.
+template <class Context>
+__device__ __forceinline__ void write_results(Context& row, RowIndex index, const Statistics& found,
+                                              const Moments& moments, float loss, float nll) {
+  const Call& call = row.call;
+  float divergence = 0;
+  if constexpr (Context::kTeacher) {
+    divergence = row.functor.value(row.divergence);
+    loss += call.kd_weight * divergence;
+  }
+  if (threadIdx.x == 0 && row.place.leads()) {
+    const float scale = call.loss_scale[index.row];
+    call.row_loss[index.row] = scale == 0 ? 0.0f : scale * loss;
+  }
+  if (Context::kHasExtra && call.metrics) {
+    write_metrics(row, found, moments, divergence, nll, call.metrics + index.row * int64_t{metric::kCount});
+  }
+  row.factors = gradient_factors(row, call.grad_scale[index.row]);
+}
+
+// Finds the divergence's sums over probabilities, all of them or those of the call's phase. Returns whether
+// the row goes on.
+template <class Context, class Write>
+__device__ __forceinline__ bool run_sums(Context& row, Phase phase, double* record, const Write& write) {
+  using D = typename Context::Div;
+  Row<float>& sums = row.divergence;
+  const bool known = phase == Phase::kDistant || phase == Phase::kFinish;
+  Packets packets{};
+  if (known) {
+    sums.sum[0] = static_cast<float>(record[record::kSum0]);
+    sums.sum[1] = static_cast<float>(record[record::kSum1]);
+  } else {
+    packets = send_sums(row);
+  }
+  if constexpr (D::kDistant) {
+    if (!known) add_sums(row, packets);
+    find_log2_normalisers(row);
+    if (phase == Phase::kFinish) {
+      sums.distant = sums.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
+    } else if (phase != Phase::kSums && row.functor.is_distant(sums.sum)) {
+      find_distant_sums(row);
+    }
+  }
+  by_first_warp(row, [&] {
+    if (!D::kDistant && !known) add_sums(row, packets);
+    if (phase != Phase::kSums && phase != Phase::kDistant) return write();
+    if (threadIdx.x != 0) return;
+    record[record::kSum0] = sums.sum[0];
+    record[record::kSum1] = sums.sum[1];
+  });
+  return phase != Phase::kSums && phase != Phase::kDistant;
+}
+
 // Runs the sweeps of one row, or the part of them that is the call's phase.
 template <class Context>
 __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
@@ -54,54 +132,30 @@ __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
 
   __shared__ Moments moments;
   Statistics found;
+  Packets packets{};
+  float max[2], loss = 0, nll = 0;
   row.columns = static_cast<float>(call.vocab);
-  if (phase == Phase::kAll || phase == Phase::kStatistics) {
-    found = find_statistics(row, index, &moments);
-    if (phase == Phase::kStatistics) return write_record(row, found, moments, record);
-  } else {
+  const bool sweeps = phase == Phase::kAll || phase == Phase::kStatistics;
+  if (!sweeps) {
     found = read_record(row, record, &moments);
     row.columns = static_cast<float>(record[record::kColumns]);
+  } else if constexpr (D::kCross) {
+    found = find_statistics(row, &moments);
+  } else {
+    packets = send_statistics(row, max);
   }
-  float nll = 0, divergence = 0;
-  float loss = normalise(row, found, &nll);
+  by_first_warp(row, [&] {
+    if (!D::kCross && sweeps) found = combine(row, packets, max, &moments);
+    if (phase == Phase::kStatistics) return write_record(row, found, moments, record);
+    loss = normalise(row, found, &nll);
+    if constexpr (D::kSums == 0) write_results(row, index, found, moments, loss, nll);
+  });
+  if (phase == Phase::kStatistics) return;
   if constexpr (D::kSums > 0) {
-    Row<float>& sums = row.divergence;
-    if (phase == Phase::kDistant || phase == Phase::kFinish) {
-      sums.sum[0] = static_cast<float>(record[record::kSum0]);
-      sums.sum[1] = static_cast<float>(record[record::kSum1]);
-    } else {
-      find_sums(row);
-    }
-    if constexpr (D::kDistant) {
-      find_log2_normalisers(row);
-      if (phase == Phase::kFinish) {
-        sums.distant = sums.sum[0] < 0;  // the sum is a logarithm, see Functor::kDistant
-      } else if (phase != Phase::kSums && row.functor.is_distant(sums.sum)) {
-        find_distant_sums(row);
-      }
-    }
-    if (phase == Phase::kSums || phase == Phase::kDistant) {
-      if (threadIdx.x == 0) {
-        record[record::kSum0] = row.divergence.sum[0];
-        record[record::kSum1] = row.divergence.sum[1];
-      }
-      return;
-    }
+    const bool goes_on =
+        run_sums(row, phase, record, [&] { write_results(row, index, found, moments, loss, nll); });
+    if (!goes_on) return;
   }
-  if constexpr (Context::kTeacher) {
-    divergence = row.functor.value(row.divergence);
-    loss += call.kd_weight * divergence;
-  }
-  // Values that are read once per row are read where they are needed, which keeps registers free during the
-  // sweeps.
-  if (threadIdx.x == 0 && row.place.leads()) {
-    const float scale = call.loss_scale[index.row];
-    call.row_loss[index.row] = scale == 0 ? 0.0f : scale * loss;
-  }
-  if (Context::kHasExtra && call.metrics) {
-    write_metrics(row, found, moments, divergence, nll, call.metrics + index.row * int64_t{metric::kCount});
-  }
-
   float coefficient = 0;
   if constexpr (Context::kSparse) {
     if (call.grad_student.data) coefficient = call.coefficient[index.row];

@@ -31,7 +31,7 @@ __device__ __forceinline__ void run_sparse_row(SparseContext& row, const D& func
   row.columns = static_cast<float>(call.vocab);
   // Before the gradient may overwrite the logits. The first sweep has the barriers that the entries need.
   read_entries(row, teacher, index);
-  const Statistics found = find_statistics(row, index, &moments);
+  const Statistics found = find_statistics(row, &moments);
   const SparseSums sums = sum_entries(row, teacher, found);
   if (sums.wrong) return fill_sparse_row(call, teacher, index, NAN);
 
@@ -49,6 +49,7 @@ __device__ __forceinline__ void run_sparse_row(SparseContext& row, const D& func
     write_sparse_metrics(call, teacher, divergence, found.max_s, out);
   }
   write_by_logprobs(teacher, index, double{call.kd_weight} * call.grad_scale[index.row]);
+  row.factors = gradient_factors(row, call.grad_scale[index.row]);
   write_gradients(row, index, static_cast<float>(divergence.coefficient));
   __syncthreads();  // before entries replace what other threads have written
   write_entries(row, teacher, index);

@@ -8,12 +8,12 @@ namespace fastkd {
 namespace cuda {
 
 // The threads of a block, and the blocks that a multiprocessor has to hold. Together they bound the registers
-// per thread to 64, 80, 96 or 128. Where logarithms, powers, a label treated apart or extras need more than
-// 64, fewer threads with more registers each are better than spilling.
+// per thread to 64, 80, 96 or 128. Where logarithms, powers, two streams, a label treated apart or extras
+// need more than 64, fewer threads with more registers each are better than spilling.
 template <class D, class E>
 struct BlockShape {
   static constexpr bool kExtra = RowContext<D, E, OneBlock>::kHasExtra;
-  static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel;
+  static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel || D::kStreams > 1;
   static constexpr bool kMost = D::kStreams == 3 || (kExtra && D::kLog);
   static constexpr int kThreads = kMost ? 256 : kExtra ? 320 : kMore ? 256 : 512;
   static constexpr int kBlocks = kMost || kExtra || !kMore ? 2 : 3;

@@ -2,6 +2,7 @@
 // each divergence.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -117,13 +118,15 @@ template <class E, class D>
 cudaError_t launch_cluster(const Call& call, const D& functor, ClusterShape shape, cudaStream_t stream) {
   cudaLaunchAttribute attribute{};
   const cudaLaunchConfig_t config = cluster_config(call, shape, stream, &attribute);
-  return cudaLaunchKernelEx(&config, cluster_kernel<D, E>, call, functor);
+  Call shaped = call;
+  shaped.keeps_logs = shape.keeps_logs;
+  return cudaLaunchKernelEx(&config, cluster_kernel<D, E>, shaped, functor);
 }
 
 // Returns the cluster for the call, empty where its rows have to be streamed.
 template <class E, class D>
 ClusterShape cluster_for(const Call& call) {
-  using Context = RowContext<D, E, Cluster>;
+  using Context = RowContext<D, E, ClusterOf<D>>;
   const bool contiguous =
       call.student.column_stride == 1 && (!Context::kTeacher || call.teacher.column_stride == 1);
   const int bytes = sizeof(typename E::Bits);
@@ -134,8 +137,20 @@ ClusterShape cluster_for(const Call& call) {
   if (launches == nullptr) return {};
   // A row may begin anywhere in its first vector, hence the extra one.
   const int vectors = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
-  const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1};
-  return launches->shape_for(cluster_kernel<D, E>, call, size);
+  const int packets =
+      kBuffers * kClusterThreads / kWarp * kPacketVectors<WordsOf<Context>::kCount> * kVectorBytes;
+  const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1, packets};
+  const ClusterShape shape = launches->shape_for(cluster_kernel<D, E>, call, size);
+  if (!Context::kKeeps || call.grad_teacher.data) return shape;
+  // Logarithms of 4 bytes take the place of the teacher's logits, and of narrow ones as much again.
+  RowSize with_logs = size;
+  with_logs.sides = bytes == 4 ? 2 : 3;
+  ClusterShape keeping = launches->shape_for(cluster_kernel<D, E>, call, with_logs);
+  keeping.keeps_logs = true;
+  // More blocks on a multiprocessor are worth more than the logarithms.
+  const bool is_as_good =
+      keeping.together >= shape.together && keeping.blocks <= std::max(shape.blocks, kPortableCluster);
+  return keeping.blocks > 0 && is_as_good ? keeping : shape;
 }
 
 template <class E, class D>

@@ -24,11 +24,32 @@ __device__ __forceinline__ Origin& origin() {
   return of_row;
 }
 
+// The parts of the student's gradient that all columns of a row have in common.
+struct GradientFactors {
+  float by_student;         // factor of the divergence's gradient by s / T
+  float by_teacher;         // factor of the divergence's gradient by t / T_t
+  float by_column;          // subtracted from each column, for label smoothing
+  float by_ce_exponential;  // factor of the exponentials at temperature 1
+  float at_label;           // added to the label's column, in place of its exponential
+};
+
+// The numbers of a row that the sweeps' sums define. They are the same in all threads.
+struct RowNumbers {
+  float shift_s, shift_t, shift_ce;              // subtracted from the exponents of 2
+  float inverse_z_s, inverse_z_t, inverse_z_ce;  // reciprocals of the normalisers
+  float lse;                                     // student's log-sum-exp at temperature 1, less the origin
+  float ce_softmax_label, ce_softmax_others;     // ce_softmax of the label, and of all other columns together
+  float columns;                                 // number of columns of the whole vocabulary
+  bool lowered = false;                          // whether the origin is subtracted from the logits
+  Row<float> divergence;                         // the divergence's sums, as its functor reads them
+  GradientFactors factors;
+};
+
 // One token's rows during its sweeps. Both sides have the element type E. It is AnyElement where they differ,
 // and for phases and metrics, which most calls do not use. P is the place (memory/place.cuh): it defines
 // where the sweeps find the logits, and which threads share a row.
 template <class D, class E, class P>
-struct RowContext {
+struct RowContext : RowNumbers {
   using Div = D;
   using Element = E;
   using Place = P;
@@ -37,6 +58,7 @@ struct RowContext {
   static constexpr bool kSparse = D::kSparseTeacher;
   static constexpr bool kSplits = D::kSplitsLabel;
   static constexpr int kGroup = RowView<E>::kGroup;
+  static constexpr bool kKeeps = P::kKeeps && D::kStudentReadsQ;  // where Call::keeps_logs says so
 
   using View = typename P::template View<E>;
 
@@ -50,15 +72,6 @@ struct RowContext {
   // label is left out of the sum of exponentials at temperature 1: a confident model's loss and gradient
   // depend on the small sum of the others, whose digits 1 - q would lose.
   int label_column;
-
-  // Known after sweep 1, the same in all threads:
-  float shift_s, shift_t, shift_ce;              // subtracted from the exponents of 2
-  float inverse_z_s, inverse_z_t, inverse_z_ce;  // reciprocals of the normalisers
-  float lse;                                     // student's log-sum-exp at temperature 1, less the origin
-  float ce_softmax_label, ce_softmax_others;     // ce_softmax of the label, and of all other columns together
-  float columns;                                 // number of columns of the whole vocabulary
-  bool lowered = false;                          // whether the origin is subtracted from the logits
-  Row<float> divergence;                         // the divergence's sums, as its functor reads them
 
   __device__ __forceinline__ RowContext(const Call& a, const D& d, const P& p, RowIndex index)
       : call(a), functor(d), place(p), student{}, teacher{} {
@@ -80,10 +93,10 @@ struct RowContext {
     place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
   }
 
-  // Returns the label's logit, or -inf where `label_column` is negative. It is read from memory, because the
-  // copy that the sweeps use may be in another block.
-  __device__ __forceinline__ float label_logit(const Rows& rows, RowIndex index) const {
-    return label_column >= 0 ? row_of<E>(rows, index)[label_column] : -INFINITY;
+  // Whether this block works on the label's column, and the call uses the label.
+  __device__ __forceinline__ bool has_label_logit() const {
+    const int group = (label_column - first) / kGroup;  // `first` is at most 0
+    return label_column >= 0 && group >= begin && group < end;
   }
 
   // Whether the origin has to be moved, given the row maxima. The answer is the same in all threads.
@@ -110,9 +123,10 @@ struct RowContext {
 
   // Loads a group of columns with at most one read of each side. Columns that do not exist look like masked
   // ones, and so does a label that the divergence treats apart.
+  template <bool kBoth = kTeacher>
   __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
     const auto of_student = student.read(column, call.vocab);
-    if constexpr (kTeacher) teacher.unpack(teacher.read(column, call.vocab), t);
+    if constexpr (kBoth) teacher.unpack(teacher.read(column, call.vocab), t);
     student.unpack(of_student, s);
     if (lowered) {
       // `volatile`: read again for each group, so that it needs no registers in between.
@@ -121,7 +135,7 @@ struct RowContext {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {
         s[k] -= from_s;
-        if constexpr (kTeacher) t[k] -= from_t;
+        if constexpr (kBoth) t[k] -= from_t;
       }
     }
     if constexpr (kSplits) {
@@ -132,6 +146,30 @@ struct RowContext {
         }
       }
     }
+  }
+
+  // Keeps a number for each column of a group, which the same thread reads again: in the place of the
+  // teacher's logits, and those that narrow types leave no room for behind all of them.
+  __device__ __forceinline__ void keep(int group, const float (&x)[kGroup]) const {
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 4) {
+      *kept_at(group, i) = make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]),
+                                      __float_as_uint(x[i + 2]), __float_as_uint(x[i + 3]));
+    }
+  }
+
+  __device__ __forceinline__ void load_kept(int group, float (&x)[kGroup]) const {
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 4) {
+      const uint4 four = *kept_at(group, i);
+      x[i] = __uint_as_float(four.x), x[i + 1] = __uint_as_float(four.y);
+      x[i + 2] = __uint_as_float(four.z), x[i + 3] = __uint_as_float(four.w);
+    }
+  }
+
+  __device__ __forceinline__ uint4* kept_at(int group, int i) const {
+    const auto side = teacher.data - student.data;
+    return reinterpret_cast<uint4*>(teacher.data + i / 4 * side + (group - begin) * kVectorBytes);
   }
 
   // Computes ce_exponential() for a group of columns, with one decision for all of them.
@@ -180,10 +218,15 @@ struct RowContext {
     shift_ce = ce_shift_of(max_s, shift_s);
   }
 
-  // Returns log p - log q without the row's offset. It is computed from the logits' difference, because the
-  // rounding of two logarithms would drown a small ratio.
+  // Returns log p - log q without the row's offset, times the student's temperature. It is computed from the
+  // logits' difference, because the rounding of two logarithms would drown a small ratio.
+  __device__ __forceinline__ float difference(float s, float t) const {
+    return fmaf(t, call.temperature_ratio, -s);
+  }
+
+  // The same, divided by the temperature.
   __device__ __forceinline__ float log_ratio_raw(float s, float t) const {
-    return fmaf(t, call.temperature_ratio, -s) * call.inverse_temperature;
+    return difference(s, t) * call.inverse_temperature;
   }
 
   // Returns an entry with the fields that are known before the normalisers, its exponentials relative to the

@@ -3,26 +3,11 @@
 // the maxima alone would read the logits once more.
 #pragma once
 
-#include "../memory/reduce.cuh"
-#include "row.cuh"
+#include "partial.cuh"
+#include "streams.cuh"
 
 namespace fastkd {
 namespace cuda {
-
-// The sums of one thread.
-struct Partial {
-  float max_s = -INFINITY, max_t = -INFINITY;
-  // The logits that the exponentials are relative to. The maxima may exceed them by a margin, so that most
-  // groups with a larger logit need no rescaling.
-  float anchor_s = -INFINITY, anchor_t = -INFINITY;
-  float shift_s = 0, shift_t = 0;
-  float z_s = 0, z_t = 0;                 // normalisers at the divergence's temperatures
-  float z_ce_others = 0;                  // normaliser at temperature 1, without the label's exponential
-  float stream[kMaxStreams] = {0, 0, 0};  // the divergence's streams
-  float logit_sum = 0;                    // plain sum of the student's logits
-  float moment_s = 0, moment_t = 0;       // sums of exponentials times their exponents of 2
-  int arg_s = 0, arg_t = 0;               // columns of the largest logits
-};
 
 // The row's sums, which sweep 1 finds, relative to the shifts of RowContext.
 struct Statistics {
@@ -41,53 +26,6 @@ struct Moments {
   float moment_s, moment_t;
   int64_t arg_s, arg_t;
 };
-
-// Rescales a divergence's streams when the teacher's exponentials are multiplied by 2^by_t and the student's
-// by 2^by_s. Where the two are equal, so are the factors, to the bit.
-template <class D>
-__device__ __forceinline__ void rescale_streams(const Call& call, float (&stream)[kMaxStreams], float by_s,
-                                                float by_t) {
-#pragma unroll
-  for (int k = 0; k < D::kStreams; ++k) {
-    const float by = fmaf(call.teacher_power[k], by_t - by_s, call.total_power[k] * by_s);
-    if constexpr (D::kCross) {
-      stream[k] = stream[k] == 0 ? 0.0f : stream[k] * exp2_fast(by);
-    } else {
-      // Each stream depends on the exponentials of one side only. A factor that vanishes removes an infinite
-      // ratio with it.
-      stream[k] = times(exp2_fast(call.teacher_power[k] != 0 ? by_t : by_s), stream[k]);
-    }
-  }
-}
-
-// Rescales a sum of exponentials times exponents, whose shift changes with that of the exponentials.
-__device__ __forceinline__ float rescaled_moment(float moment, float sum, float by) {
-  return times(exp2_fast(by), fmaf(by, sum, moment));
-}
-
-// Makes the exponentials relative to the largest logits so far.
-template <class Context>
-__device__ __forceinline__ void raise(const Context& row, Partial& part) {
-  const Call& call = row.call;
-  const float to_s = shift_of(part.max_s, call.log2_scale_s);
-  const float to_t = shift_of(part.max_t, call.log2_scale_t);
-  const float by_s = change_of(part.anchor_s, part.shift_s, to_s);
-  const float by_t = change_of(part.anchor_t, part.shift_t, to_t);
-  const float factor_s = exp2_fast(by_s);
-  part.z_ce_others *= row.ce_factor(part.anchor_s, factor_s, row.ce_shift_of(part.anchor_s, part.shift_s),
-                                    row.ce_shift_of(part.max_s, to_s));
-  rescale_streams<typename Context::Div>(call, part.stream, by_s, by_t);
-  if (Context::kHasExtra && call.metrics) {
-    part.moment_s = rescaled_moment(part.moment_s, part.z_s, by_s);
-    part.moment_t = rescaled_moment(part.moment_t, part.z_t, by_t);
-  }
-  part.z_s *= factor_s;
-  part.z_t *= exp2_fast(by_t);
-  part.anchor_s = anchor_of(part.max_s, call.log2_scale_s);
-  part.anchor_t = anchor_of(part.max_t, call.log2_scale_t);
-  part.shift_s = to_s;
-  part.shift_t = to_t;
-}
 
 // Sums in pairs, so that the additions of one level do not depend on each other.
 template <int kGroup>
@@ -174,64 +112,99 @@ __device__ __forceinline__ void accumulate(const Context& row, int column, Parti
     }
   }
   float e_s[kGroup];
+  Streams<Context> streams(part);
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
     if constexpr (Context::kTeacher) {
       const Entry<float> e = row.raw_entry(s[k], t[k], part.shift_s, part.shift_t);
       e_s[k] = e.es;
       part.z_t += e.et;
-      row.functor.stream(e, 0.0f, part.stream);
+      streams.add(row, e, s[k], t[k]);
     } else {
       e_s[k] = exp2_fast(fmaf(s[k], call.log2_scale_s, -part.shift_s));
     }
     part.z_s += e_s[k];  // in the same order as the streams, so that equal rows have equal sums
   }
+  streams.finish(row, s, t, part);
   add_ce_exponentials(row, column, s, e_s, part);
 }
 
-// Combines the sums of all threads that share the row. `max`: the row maxima.
+// Adds the label's logits to the sums of one thread, of those that share the row: it is before the exchange
+// of the packets, after which the gradient may overwrite the logits.
 template <class Context>
-__device__ __forceinline__ Statistics combine(Context& row, const Partial& part, const float (&max)[2],
-                                              RowIndex index, Moments* moments) {
-  constexpr int kStreams = Context::Div::kStreams;
+__device__ __forceinline__ void add_label(const Context& row, Partial& part) {
+  if (threadIdx.x != 0 || !row.has_label_logit()) return;
+  part.label_s = row.student[row.label_column];
+  if constexpr (Context::kSplits) part.label_t = row.teacher[row.label_column];
+}
+
+// Sends the sums of each warp to all warps that share the row. Sets the row maxima.
+template <class Context>
+__device__ __forceinline__ Packets send_partial(const Context& row, Partial& part, float (&max)[2]) {
+  add_label(row, part);
+  max[0] = part.max_s, max[1] = part.max_t;
+  reduce_lanes<Max>(max);
+  if (Context::kHasExtra && row.call.metrics) {
+    int arg[2] = {part.max_s == max[0] ? part.arg_s : INT_MAX, part.max_t == max[1] ? part.arg_t : INT_MAX};
+    reduce_lanes<First>(arg);
+    part.arg_s = arg[0], part.arg_t = arg[1];
+  }
+  part.max_s = max[0], part.max_t = max[1];
+  raise(row, part);
+  add_lanes<Context>(part);
+  Streams<Context>::scale(row, part);
+  uint4 mine[kPacketVectors<WordsOf<Context>::kCount>];
+  pack<Context>(part, mine);
+  const Packets packets = row.place.exchange(mine);
+  max[0] = max[1] = -INFINITY;
+#pragma unroll 1
+  for (unsigned i = threadIdx.x % kWarp; i < packets.count; i += kWarp) {
+    float one[2];
+    read_packet<WordsOf<Context>::kCount>(packets, i, one);
+    max[0] = fmaxf(max[0], one[0]), max[1] = fmaxf(max[1], one[1]);
+  }
+  reduce_lanes<Max>(max);
+  return packets;
+}
+
+// Adds up the packets. `max`: the row maxima.
+template <class Context>
+__device__ __forceinline__ Statistics combine(Context& row, const Packets& packets, const float (&max)[2],
+                                              Moments* moments) {
+  row.choose_shifts(max[0], max[1]);
+  Partial total;
+  int arg[2] = {INT_MAX, INT_MAX};
+#pragma unroll 1
+  for (unsigned i = threadIdx.x % kWarp; i < packets.count; i += kWarp) {
+    Partial part = unpack(row, packets, i);
+    if (part.max_s == max[0]) arg[0] = min(arg[0], part.arg_s);
+    if (part.max_t == max[1]) arg[1] = min(arg[1], part.arg_t);
+    part.max_s = max[0], part.max_t = max[1];
+    rescale(row, part, row.shift_s, row.shift_t);
+    float sum[WordsOf<Context>::kSums];
+    int k = 0;
+    for_each_sum<Context>(part, [&](float x) { sum[k++] = x; });
+    k = 0;
+    for_each_sum<Context>(total, [&](float& x) { x += sum[k++]; });
+  }
+  add_lanes<Context>(total);
   Statistics found;
-  // Read before the barriers: after them the gradient may overwrite the logit.
-  found.label_s = row.label_logit(row.call.student, index);
-  found.label_t = Context::kSplits ? row.label_logit(row.call.teacher, index) : -INFINITY;
-  if (row.lowered) found.label_s -= origin().s, found.label_t -= origin().t;
   found.max_s = anchor_of(max[0], row.call.log2_scale_s);
   found.max_t = anchor_of(max[1], row.call.log2_scale_t);
-  row.choose_shifts(max[0], max[1]);
-
-  const float by_s = change_of(part.anchor_s, part.shift_s, row.shift_s);
-  const float by_t = change_of(part.anchor_t, part.shift_t, row.shift_t);
-  const float factor_s = exp2_fast(by_s);
-  const float factor_ce =
-      row.ce_factor(part.anchor_s, factor_s, row.ce_shift_of(part.anchor_s, part.shift_s), row.shift_ce);
-  float stream[kMaxStreams];
+  found.z_s = total.z_s;
+  found.z_t = total.z_t;
+  found.z_ce_others = total.z_ce_others;
+  found.logit_sum = total.logit_sum;
 #pragma unroll
-  for (int k = 0; k < kStreams; ++k) stream[k] = part.stream[k];
-  rescale_streams<typename Context::Div>(row.call, stream, by_s, by_t);
-  float sum[4 + kStreams] = {part.z_s * factor_s, part.z_t * exp2_fast(by_t), part.z_ce_others * factor_ce,
-                             part.logit_sum};
-#pragma unroll
-  for (int k = 0; k < kStreams; ++k) sum[4 + k] = stream[k];
-  row.place.template reduce<Sum>(sum);
-  found.z_s = sum[0];
-  found.z_t = sum[1];
-  found.z_ce_others = sum[2];
-  found.logit_sum = sum[3];
-#pragma unroll
-  for (int k = 0; k < kMaxStreams; ++k) found.stream[k] = k < kStreams ? sum[4 + k] : 0.0f;
+  for (int k = 0; k < kMaxStreams; ++k) found.stream[k] = total.stream[k];
   found.cross_shift = 0;
-
+  const bool has_label = row.label_column >= 0;
+  found.label_s = has_label ? total.label_s : -INFINITY;
+  found.label_t = has_label && Context::kSplits ? total.label_t : -INFINITY;
+  if (row.lowered) found.label_s -= origin().s, found.label_t -= origin().t;
   if (Context::kHasExtra && row.call.metrics) {
-    float moment[2] = {rescaled_moment(part.moment_s, part.z_s, by_s),
-                       rescaled_moment(part.moment_t, part.z_t, by_t)};
-    row.place.template reduce<Sum>(moment);
-    int arg[2] = {part.max_s == max[0] ? part.arg_s : INT_MAX, part.max_t == max[1] ? part.arg_t : INT_MAX};
-    row.place.template reduce<First>(arg);
-    if (threadIdx.x == 0) *moments = {moment[0], moment[1], arg[0], arg[1]};
+    reduce_lanes<First>(arg);
+    if (threadIdx.x == 0) *moments = {total.moment_s, total.moment_t, arg[0], arg[1]};
   }
   return found;
 }
@@ -255,7 +228,7 @@ __device__ __forceinline__ void find_distant_cross(const Context& row, Statistic
       if (fmaxf(xs, xt) != -INFINITY) top[0] = fmaxf(top[0], a * xt + b * xs);
     }
   }
-  row.place.template reduce<Max>(top);
+  reduce_row<Max>(row.place, top);
   if (fabsf(top[0]) == INFINITY) {
     // There is no term at all, or an infinite one (unless the row contains NaN, as its other sums then do).
     if (top[0] > 0) found.stream[0] = top[0] * found.z_s * found.z_t;
@@ -272,14 +245,14 @@ __device__ __forceinline__ void find_distant_cross(const Context& row, Statistic
     }
     sum[0] += stream[0];
   }
-  row.place.template reduce<Sum>(sum);
+  reduce_row<Sum>(row.place, sum);
   found.stream[0] = sum[0];
   found.cross_shift = top[0];
 }
 
-// Runs the sweep: returns this thread's sums and sets `max` to the row maxima.
+// Runs the sweep: returns this thread's sums.
 template <class Context>
-__device__ __forceinline__ Partial sweep(const Context& row, float (&max)[2]) {
+__device__ __forceinline__ Partial sweep(const Context& row) {
   Partial part;
   int g = row.begin + threadIdx.x;
   for (int stage = 0; stage < row.place.stages(); ++stage) {
@@ -287,21 +260,27 @@ __device__ __forceinline__ Partial sweep(const Context& row, float (&max)[2]) {
 #pragma unroll 1
     for (; g < end; g += blockDim.x) accumulate(row, row.first + g * Context::kGroup, part);
   }
-  max[0] = part.max_s, max[1] = part.max_t;
-  row.place.template reduce<Max>(max);
   return part;
 }
 
-// Returns the row's statistics, after a second pass relative to the row maxima where these are extreme.
+// Runs the sweep, and once more relative to the row maxima where these are extreme. Returns the packets of
+// all warps, and sets the row maxima.
 template <class Context>
-__device__ __forceinline__ Statistics find_statistics(Context& row, RowIndex index, Moments* moments) {
+__device__ __forceinline__ Packets send_statistics(Context& row, float (&max)[2]) {
+  Partial part = sweep(row);
+  const Packets packets = send_partial(row, part, max);
+  if (!row.is_far(max[0], max[1])) return packets;
+  row.lower(max[0], max[1]);
+  part = sweep(row);
+  return send_partial(row, part, max);
+}
+
+// Returns the row's statistics, in all threads.
+template <class Context>
+__device__ __forceinline__ Statistics find_statistics(Context& row, Moments* moments) {
   float max[2];
-  Partial part = sweep(row, max);
-  if (row.is_far(max[0], max[1])) {
-    row.lower(max[0], max[1]);
-    part = sweep(row, max);
-  }
-  Statistics found = combine(row, part, max, index, moments);
+  const Packets packets = send_statistics(row, max);
+  Statistics found = combine(row, packets, max, moments);
   if constexpr (Context::Div::kCross) {
     if (!(found.stream[0] > 1e-18f && found.stream[0] < 1e30f)) find_distant_cross(row, found);
   }

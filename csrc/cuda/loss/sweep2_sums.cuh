@@ -2,24 +2,38 @@
 // first.
 #pragma once
 
-#include "../memory/reduce.cuh"
 #include "row.cuh"
 
 namespace fastkd {
 namespace cuda {
 
+// Runs the sweep, and sends the sums of each warp.
 template <class Context>
-__device__ __forceinline__ void find_sums(Context& row) {
+__device__ __forceinline__ Packets send_sums(const Context& row) {
   constexpr int kGroup = Context::kGroup;
   float sum[kMaxSums] = {0, 0};
 #pragma unroll 1
   for (int g = row.begin + threadIdx.x; g < row.end; g += blockDim.x) {
-    float s[kGroup], t[kGroup];
+    float s[kGroup], t[kGroup], log[kGroup];
     row.load(row.first + g * kGroup, s, t);
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) row.functor.sums(row.entry(s[k], t[k]), sum);
+    for (int k = 0; k < kGroup; ++k) {
+      const Entry<float> e = row.entry(s[k], t[k]);
+      row.functor.sums(e, sum);
+      if constexpr (Context::kKeeps) log[k] = row.functor.student_log(e);
+    }
+    if constexpr (Context::kKeeps) {
+      if (row.call.keeps_logs) row.keep(g, log);
+    }
   }
-  row.place.template reduce<Sum>(sum);
+  return send_reductions<Sum>(row.place, sum);
+}
+
+// Adds up what send_sums() has sent.
+template <class Context>
+__device__ __forceinline__ void add_sums(Context& row, const Packets& packets) {
+  float sum[kMaxSums];
+  reduce_packets<Sum>(packets, sum);
   row.divergence.sum[0] = sum[0];
   row.divergence.sum[1] = sum[1];
 }
@@ -47,7 +61,7 @@ __device__ __forceinline__ void find_distant_sums(Context& row) {
       top[0] = fmaxf(top[0], row.functor.distant_exponent(row.entry(s[k], t[k]), sums));
     }
   }
-  row.place.template reduce<Max>(top);
+  reduce_row<Max>(row.place, top);
   sums.sum[0] = sums.sum[1] = top[0];
   if (top[0] == -INFINITY) return;
   float sum[kMaxSums] = {0, 0};
@@ -60,7 +74,7 @@ __device__ __forceinline__ void find_distant_sums(Context& row) {
       row.functor.distant_sums(row.entry(s[k], t[k]), sums, top[0], sum);
     }
   }
-  row.place.template reduce<Sum>(sum);
+  reduce_row<Sum>(row.place, sum);
   sums.sum[0] += log2f(sum[0]);
   sums.sum[1] += log2f(sum[1]);
 }

@@ -23,19 +23,12 @@ __device__ __forceinline__ void write_teacher_gradient(const Context& row, int c
   gradient.write(column, row.call.vocab, grad_t);
 }
 
-// The parts of the student's gradient that all columns of a row have in common.
-struct GradientFactors {
-  float by_student;         // factor of the divergence's gradient by s / T
-  float by_column;          // subtracted from each column, for label smoothing
-  float by_ce_exponential;  // factor of the exponentials at temperature 1
-  float at_label;           // added to the label's column, in place of its exponential
-};
-
 template <class Context>
 __device__ __forceinline__ GradientFactors gradient_factors(const Context& row, float scale) {
   const Call& call = row.call;
   GradientFactors factors;
   factors.by_student = scale * call.kd_by_student;
+  factors.by_teacher = scale * call.kd_by_teacher;
   const float cross_entropy = call.label_weight + call.smoothing_weight;
   // A call without terms at temperature 1 has a weight of exactly 0, whatever the log-sum-exp.
   const float z_weight = call.z_loss != 0 ? 2 * call.z_loss * row.lse_in_memory() : 0.0f;
@@ -49,22 +42,49 @@ __device__ __forceinline__ GradientFactors gradient_factors(const Context& row, 
   return factors;
 }
 
-// Writes the gradients of row `index`. A sparse teacher's divergence has the gradient coefficient * q here.
-template <class Context>
-__device__ __forceinline__ void write_gradients(const Context& row, RowIndex index, float coefficient = 0) {
+// Computes the divergence's part of the student's gradient, for one group, and the student's exponentials.
+// `kKept`: from the logarithms that the second sweep has kept.
+template <bool kKept, class Context>
+__device__ __forceinline__ void load_divergence(const Context& row, int group, float by_q,
+                                                float (&s)[Context::kGroup], float (&t)[Context::kGroup],
+                                                float (&e_s)[Context::kGroup],
+                                                float (&grad_s)[Context::kGroup]) {
+  constexpr int kGroup = Context::kGroup;
+  const float by_student = row.factors.by_student, by_column = row.factors.by_column;
+  row.template load<Context::kTeacher && !kKept>(row.first + group * kGroup, s, t);
+  float log[kGroup];
+  if constexpr (kKept) row.load_kept(group, log);
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    if constexpr (kKept) {
+      Entry<float> e;
+      e_s[k] = e.es = row.student_exponential(s[k]);
+      e.q = __fmul_rn(e.es, row.inverse_z_s);
+      grad_s[k] = fmaf(by_student, row.functor.student(e, log[k], row.divergence), -by_column);
+    } else if constexpr (Context::kTeacher) {
+      const Entry<float> e = row.entry(s[k], t[k]);
+      e_s[k] = e.es;
+      grad_s[k] = fmaf(by_student, row.functor.student(e, row.divergence), -by_column);
+    } else {
+      e_s[k] = row.student_exponential(s[k]);
+      grad_s[k] = fmaf(by_q, e_s[k], -by_column);
+    }
+  }
+}
+
+// Runs the sweep. With kKept a call has no gradient of the teacher.
+template <bool kKept, class Context>
+__device__ __forceinline__ void sweep_gradients(const Context& row, RowIndex index, float coefficient) {
   using E = typename Context::Element;
   constexpr int kGroup = Context::kGroup;
   const Call& call = row.call;
   const bool wants_student = call.grad_student.data,
-             wants_teacher = Context::kTeacher && call.grad_teacher.data;
-  if (!wants_student && !wants_teacher) return;
+             wants_teacher = Context::kTeacher && !kKept && call.grad_teacher.data;
   RowView<E> grad_student = row_of<E>(call.grad_student, index);
   RowView<E> grad_teacher = row_of<E>(call.grad_teacher, index);
-  const float scale = call.grad_scale[index.row];
   grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
   grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
-  const float by_teacher = scale * call.kd_by_teacher;
-  const auto [by_student, by_column, by_ce_exponential, at_label] = gradient_factors(row, scale);
+  const auto [by_student, by_teacher, by_column, by_ce_exponential, at_label] = row.factors;
   const float by_q = Context::kSparse ? by_student * coefficient * row.inverse_z_s : 0.0f;
 
   // Backwards, because the caches still hold the end of the row.
@@ -75,23 +95,11 @@ __device__ __forceinline__ void write_gradients(const Context& row, RowIndex ind
   while ((g -= threads) >= 0) {
     const int column = row.first + (row.begin + g) * kGroup;
     float s[kGroup], t[kGroup], e_s[kGroup], grad_s[kGroup];
-    row.load(column, s, t);
-    const bool has_label = row.has_label(column);
-    if constexpr (Context::kTeacher) {
+    load_divergence<kKept>(row, row.begin + g, by_q, s, t, e_s, grad_s);
+    if constexpr (Context::kTeacher && !kKept) {
       if (wants_teacher) write_teacher_gradient(row, column, s, t, by_teacher, grad_teacher);
     }
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      if constexpr (Context::kTeacher) {
-        const Entry<float> e = row.entry(s[k], t[k]);
-        e_s[k] = e.es;
-        grad_s[k] = fmaf(by_student, row.functor.student(e, row.divergence), -by_column);
-      } else {
-        e_s[k] = row.student_exponential(s[k]);
-        grad_s[k] = fmaf(by_q, e_s[k], -by_column);
-      }
-    }
-    if (has_label) {
+    if (row.has_label(column)) {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {
         if (column + k != row.label_column) continue;
@@ -110,6 +118,17 @@ __device__ __forceinline__ void write_gradients(const Context& row, RowIndex ind
     }
     if (wants_student) grad_student.write(column, call.vocab, grad_s);
   }
+}
+
+// Writes the gradients of row `index`, given its factors. A sparse teacher's divergence has the gradient
+// coefficient * q here.
+template <class Context>
+__device__ __forceinline__ void write_gradients(const Context& row, RowIndex index, float coefficient = 0) {
+  if (!row.call.grad_student.data && !(Context::kTeacher && row.call.grad_teacher.data)) return;
+  if constexpr (Context::kKeeps) {
+    if (row.call.keeps_logs) return sweep_gradients<true>(row, index, coefficient);
+  }
+  sweep_gradients<false>(row, index, coefficient);
 }
 
 // Sets columns [begin, end) of a gradient row to `value`.

@@ -10,8 +10,8 @@
 namespace fastkd {
 namespace cuda {
 
-// Counts the bytes of copies that are under way. One thread begins it, announces the bytes and starts the
-// copies. All threads may wait for it; once it has ended, they no longer have to.
+// Counts the bytes of copies and stores that are under way to a block, in one phase after the other. One
+// thread of the block begins it and announces the bytes of each phase. All threads may wait for a phase.
 struct Arrival {
   uint64_t state;
 };
@@ -34,32 +34,43 @@ __device__ __forceinline__ unsigned cluster_size() {
   return x;
 }
 
-// A barrier over all threads of the cluster, in two halves. Writes before the first half, including those to
-// the shared memory of other blocks, are visible after the second.
+// A barrier over all threads of the cluster, in two halves. What precedes the first half is ordered before
+// what follows the second one.
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// The first half for a block that has nothing to show but that it runs, and the arrivals that it has begun.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Writes into the shared memory of block `rank` of the cluster, at the place where `x` is in this block's.
-__device__ __forceinline__ void store_remote(uint32_t* x, unsigned rank, uint32_t value) {
+// Writes into the shared memory of block `rank` of the cluster, at the place where `to` is in this block's,
+// and counts the bytes at that block's `arrival`.
+__device__ __forceinline__ void send(uint4* to, unsigned rank, const uint4& x, Arrival* arrival) {
   asm volatile(
-      "{ .reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "st.shared::cluster.u32 [remote], %2; }"
+      "{ .reg .b32 place, signal;\n"
+      "mapa.shared::cluster.u32 place, %0, %2;\n"
+      "mapa.shared::cluster.u32 signal, %1, %2;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [place], {%3, %4, %5, %6}, "
+      "[signal]; }"
       :
-      : "r"(shared_address(x)), "r"(rank), "r"(value)
+      : "r"(shared_address(to)), "r"(shared_address(arrival)), "r"(rank), "r"(x.x), "r"(x.y), "r"(x.z),
+        "r"(x.w)
       : "memory");
 }
 
 __device__ __forceinline__ void begin_arrivals(Arrival* all, int count) {
   for (int i = 0; i < count; ++i)
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(all + i)) : "memory");
-  // The fence makes the counters visible to the copy engine.
+  // The fences make the counters visible to the copy engine, and to the blocks that this thread's next
+  // arrival at the cluster's barrier reaches.
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 __device__ __forceinline__ void expect_bytes(Arrival* arrival, uint32_t bytes) {
@@ -77,11 +88,22 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t b
       : "memory");
 }
 
-__device__ __forceinline__ void await_arrival(Arrival* arrival) {
+// Waits for the bytes that threads of this block have announced and copied, in the first phase.
+__device__ __forceinline__ void await_copies(Arrival* arrival) {
   asm volatile(
       "{ .reg .pred done;\n"
       "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
       "@!done bra again; }" ::"r"(shared_address(arrival))
+      : "memory");
+}
+
+// Waits for the bytes that the blocks of the cluster have sent in a phase, the present one or the one before.
+__device__ __forceinline__ void await_sent(Arrival* arrival, unsigned phase) {
+  asm volatile(
+      "{ .reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again; }" ::"r"(shared_address(arrival)),
+      "r"(phase % 2)
       : "memory");
 }
 
@@ -91,12 +113,14 @@ __device__ __forceinline__ void await_arrival(Arrival* arrival) {
 __device__ unsigned cluster_rank();
 __device__ unsigned cluster_size();
 __device__ void cluster_arrive();
+__device__ void cluster_arrive_relaxed();
 __device__ void cluster_wait();
-__device__ void store_remote(uint32_t* x, unsigned rank, uint32_t value);
+__device__ void send(uint4* to, unsigned rank, const uint4& x, Arrival* arrival);
 __device__ void begin_arrivals(Arrival* all, int count);
 __device__ void expect_bytes(Arrival* arrival, uint32_t bytes);
 __device__ void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival* arrival);
-__device__ void await_arrival(Arrival* arrival);
+__device__ void await_copies(Arrival* arrival);
+__device__ void await_sent(Arrival* arrival, unsigned phase);
 
 #endif
 

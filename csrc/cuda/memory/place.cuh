@@ -4,20 +4,24 @@
 //   share_columns(...)   the same for columns that are filled with a value
 //   open(...)            the views of a row
 //   stages(), await()    the first sweep may proceed up to the group that await() returns
-//   reduce<Op>(x)        a reduction over all threads that share the row
+//   kKeeps               whether sweeps can keep numbers in the place of logits
+//   exchange(packet)     the packets (packets.cuh) of all warps that share the row, given each warp's own
 //   leads()              whether this block writes the results that exist once per row
 #pragma once
 
-#include "reduce.cuh"
+#include "packets.cuh"
 #include "rows.cuh"
 
 namespace fastkd {
 namespace cuda {
 
 // One block per row, which streams it from memory in each sweep: any row fits.
-struct OneBlock {
+class OneBlock {
+ public:
   template <class E>
   using View = RowView<E>;
+
+  static constexpr bool kKeeps = false;
 
   __device__ __forceinline__ bool leads() const { return true; }
 
@@ -39,10 +43,21 @@ struct OneBlock {
   __device__ __forceinline__ int stages() const { return 1; }
   __device__ __forceinline__ int await(int, int, int end) const { return end; }
 
-  template <class Op, int kCount>
-  __device__ __forceinline__ void reduce(typename Op::Value (&x)[kCount]) const {
-    reduce_block<Op>(x);
+  template <int kVectors>
+  __device__ __forceinline__ Packets exchange(const uint4 (&mine)[kVectors]) const {
+    // Two buffers in turn: when all warps have written the next packets, they have read these.
+    __shared__ uint4 slots[2][kMaxWarps][kVectors];
+    auto& buffer = slots[exchanges_++ % 2];
+    if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) buffer[threadIdx.x / kWarp][i] = mine[i];
+    }
+    __syncthreads();
+    return Packets::at(buffer[0], blockDim.x / kWarp);
   }
+
+ private:
+  mutable unsigned exchanges_ = 0;
 };
 
 }  // namespace cuda

@@ -1,8 +1,6 @@
 // A cluster of blocks per row: each block fetches its groups of both sides into shared memory, once, and
-// every sweep reads them there. The blocks exchange the row's statistics through shared memory.
+// every sweep reads them there. The blocks send each other the row's statistics through shared memory.
 #pragma once
-
-#include <cstring>
 
 #include "cluster.cuh"
 #include "place.cuh"
@@ -11,7 +9,8 @@ namespace fastkd {
 namespace cuda {
 
 constexpr int kMaxCluster = 16;
-constexpr int kStages = 4;  // parts of a fetch: the first sweep begins when the first part has arrived
+constexpr int kStages = 4;   // parts of a fetch: the first sweep begins when the first part has arrived
+constexpr int kBuffers = 2;  // of packets
 
 // A side in shared memory. Requires the groups of both sides to begin on 16-byte boundaries together, because
 // whole groups are fetched; the host checks this (aligned_alike()).
@@ -21,8 +20,14 @@ struct StagedView {
   static constexpr int kWords = RowView<E>::kWords;
   static_assert(kWords % 4 == 0, "groups of whole vectors");
 
-  const char* data;
+  char* data;
   int origin;  // the column that `data` points to
+
+  __device__ __forceinline__ float operator[](int column) const {
+    float x[E::kPerWord];
+    E::unpack(reinterpret_cast<const typename E::Bits*>(data)[column - origin], x);
+    return x[0];
+  }
 
   // Columns that do not exist were fetched as -inf.
   __device__ __forceinline__ Words read(int column, int) const {
@@ -46,10 +51,13 @@ struct StagedView {
 // Returns n for 2^n. A cluster's size is a power of 2, so that shifts divide by it.
 __device__ __forceinline__ int exponent_of(unsigned power) { return 31 - __clz(static_cast<int>(power)); }
 
+// `kPacket`: the vectors of a row's largest packet.
+template <int kPacket>
 class Cluster {
  public:
   template <class E>
   using View = StagedView<E>;
+  static constexpr bool kKeeps = true;
 
   __device__ __forceinline__ Cluster()
       : rank_(cluster_rank()), size_(cluster_size()), shift_(exponent_of(size_)) {}
@@ -77,13 +85,13 @@ class Cluster {
     // Each stage is a whole number of turns of all threads.
     const int threads = static_cast<int>(blockDim.x);
     per_stage_ = (end - begin + threads * kStages - 1) / (threads * kStages) * threads;
-    char* const shared = dynamic_shared();
+    char* const shared = reinterpret_cast<char*>(packets_of(kBuffers));
     const int side = (end - begin) * kVectorBytes;
     student = {shared, first + begin * kGroup};
     teacher = {shared + side, student.origin};
-    Arrival* const arrivals = stage_arrivals();
+    Arrival* const arrivals = arrivals_of_block();
     if (threadIdx.x == 0) {
-      begin_arrivals(arrivals, kStages);
+      begin_arrivals(arrivals, kStages + kBuffers);
       // Copies whole groups only: the copy must not touch memory before or behind the row.
       const int whole_begin = begin == 0 && first < 0 ? 1 : begin;
       const int whole_end = min(end, (vocab - first) / kGroup);
@@ -113,45 +121,37 @@ class Cluster {
             exists(column, vocab) ? t.data[column] : E::kMinusInfinity;
       }
     }
-    __syncthreads();   // the arrivals are initialised, and the edges are written
-    cluster_arrive();  // this block runs: others may now write into its shared memory
+    __syncthreads();           // the arrivals have begun, and the edges are written
+    cluster_arrive_relaxed();  // this block runs: others may now send to it
   }
 
   __device__ __forceinline__ int stages() const { return kStages; }
 
   __device__ __forceinline__ int await(int stage, int begin, int end) const {
-    await_arrival(stage_arrivals() + stage);
+    await_copies(arrivals_of_block() + stage);
     return stage_end(stage, begin, end);
   }
 
-  // Reduces over each block, then over the ranks: in the same order, and so with the same bits, in all blocks
-  // and on every run.
-  template <class Op, int kCount>
-  __device__ __forceinline__ void reduce(typename Op::Value (&x)[kCount]) const {
-    using Value = typename Op::Value;
-    static_assert(sizeof(Value) == sizeof(uint32_t), "words");
-    // Two buffers in turn, so that a fast block does not overwrite what a slow one has yet to read.
-    __shared__ Value of_rank[2][kCount][kMaxCluster];
-    reduce_block<Op>(x);
+  template <int kVectors>
+  __device__ __forceinline__ Packets exchange(const uint4 (&mine)[kVectors]) const {
+    // All blocks run, and have begun their arrivals.
     if (exchanges_ == 0) cluster_wait();
-    if (size_ > 1) {
-      auto& mine = of_rank[exchanges_ % 2];
-      if (threadIdx.x < size_) {
+    // Each buffer is used once. Few rows need more exchanges; before those everybody has read all packets.
+    if (exchanges_ >= kBuffers) cluster_arrive(), cluster_wait();
+    const unsigned buffer = exchanges_ % kBuffers, phase = exchanges_ / kBuffers;
+    const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+    const Packets packets = Packets::at(packets_of(buffer), size_ * warps);
+    Arrival* const arrival = arrivals_of_block() + kStages + buffer;
+    if (threadIdx.x == 0) expect_bytes(arrival, packets.count * kVectors * kVectorBytes);
+    if (lane < size_) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          uint32_t word;
-          memcpy(&word, &x[i], sizeof(word));
-          store_remote(reinterpret_cast<uint32_t*>(&mine[i][rank_]), threadIdx.x, word);
-        }
+      for (int i = 0; i < kVectors; ++i) {
+        send(packets_of(buffer) + (rank_ * warps + warp) * kVectors + i, lane, mine[i], arrival);
       }
-      cluster_arrive();
-      cluster_wait();
-      const unsigned from = threadIdx.x % kMaxCluster;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) x[i] = from < size_ ? mine[i][from] : Op::kNeutral;
-      reduce_lanes<Op, kMaxCluster>(x);
     }
+    await_sent(arrival, phase);
     ++exchanges_;
+    return packets;
   }
 
  private:
@@ -165,15 +165,20 @@ class Cluster {
     return min(begin + (stage + 1) * per_stage_, end);
   }
 
-  static __device__ __forceinline__ Arrival* stage_arrivals() {
-    __shared__ Arrival arrivals[kStages];
+  // The buffers of packets are followed by the row.
+  __device__ __forceinline__ uint4* packets_of(unsigned buffer) const {
+    return reinterpret_cast<uint4*>(dynamic_shared()) + buffer * (blockDim.x / kWarp * kPacket << shift_);
+  }
+
+  static __device__ __forceinline__ Arrival* arrivals_of_block() {
+    __shared__ Arrival arrivals[kStages + kBuffers];
     return arrivals;
   }
 
   unsigned rank_, size_;
   int shift_;                  // the size is 1 << shift_
   mutable int per_stage_ = 0;  // groups
-  mutable int exchanges_ = 0;
+  mutable unsigned exchanges_ = 0;
 };
 
 }  // namespace cuda

@@ -30,6 +30,7 @@ using std::max;
 using std::min;
 
 inline uint32_t __cvta_generic_to_shared(const void* address) { return emulation::shared_address(address); }
+inline void* __cvta_shared_to_generic(size_t address) { return emulation::at_shared_address(address); }
 inline uint64_t __cvta_generic_to_global(const void* address) { return reinterpret_cast<uint64_t>(address); }
 
 inline void __syncthreads() { emulation::cluster->sync_block(); }
@@ -55,21 +56,26 @@ struct float2 {
 struct alignas(4) uint4 {
   uint32_t x, y, z, w;
 
+  uint4() = default;
   uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) : x(x), y(y), z(z), w(w) {}
   uint4(const uint4& from) {
     emulation::on_vector_read(&from);
     x = from.x, y = from.y, z = from.z, w = from.w;
   }
-  uint4& operator=(const uint4&) = default;
+  uint4& operator=(const uint4& from) {
+    emulation::on_vector_read(&from);
+    emulation::on_vector_write(this);
+    x = from.x, y = from.y, z = from.z, w = from.w;
+    return *this;
+  }
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline void __stcs(uint4* to, const uint4& x) {
-  emulation::on_vector_write(to);
-  *to = x;
-}
+inline void __stcs(uint4* to, const uint4& x) { *to = x; }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline float __uint_as_float(uint32_t bits) { return fastkd::float_of(bits); }
 inline uint32_t __float_as_uint(float x) { return fastkd::bits_of(x); }
+inline float __int_as_float(int bits) { return fastkd::float_of(static_cast<uint32_t>(bits)); }
+inline int __float_as_int(float x) { return static_cast<int>(fastkd::bits_of(x)); }
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration };
 enum cudaDeviceAttr {

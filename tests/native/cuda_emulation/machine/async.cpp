@@ -52,6 +52,7 @@ void AsyncUnit::complete_if_due(Mbarrier& mbarrier) {
   if (mbarrier.known) mbarrier.gathering.add(mbarrier.known);
   mbarrier.gathering.add(mbarrier.completion());
   mbarrier.known = mbarrier.gathering.close();
+  mbarrier.was_from_others = std::exchange(mbarrier.from_others, false);
   ++mbarrier.phase;
   mbarrier.pending = mbarrier.count;
   for (Thread* thread : std::exchange(mbarrier.waiting, {})) cluster->make_ready(*thread);
@@ -71,6 +72,7 @@ void AsyncUnit::arrive(uint32_t address, unsigned count, uint32_t bytes) {
   if (count > mbarrier.pending) fail("more arrivals at an mbarrier than the phase has");
   if (mbarrier.block != self->block) {
     publish_stores(self->clock);
+    mbarrier.from_others = true;
     mbarrier.block->incoming.push_back(self->clock.now());
   }
   mbarrier.gathering.add(self->clock);
@@ -80,7 +82,7 @@ void AsyncUnit::arrive(uint32_t address, unsigned count, uint32_t bytes) {
   cluster->pause_sometimes();
 }
 
-bool AsyncUnit::try_wait(uint32_t address, unsigned parity) {
+bool AsyncUnit::try_wait(uint32_t address, unsigned parity, bool of_cluster) {
   Mbarrier& mbarrier = find(address);
   if (mbarrier.block != self->block) fail("a wait at another block's mbarrier");
   cluster->pause_sometimes();
@@ -93,6 +95,8 @@ bool AsyncUnit::try_wait(uint32_t address, unsigned parity) {
     }
   }
   if (mbarrier.phase % 2 == parity) return false;
+  if (mbarrier.was_from_others && !of_cluster)
+    fail("a wait of the block's scope for what other blocks have sent");
   if (mbarrier.known) self->clock.learn(mbarrier.known);
   return true;
 }
@@ -130,18 +134,19 @@ void AsyncUnit::begin_copy(uint32_t to, const char* from, uint32_t bytes, uint32
   for (uint32_t done = 0; done < bytes;) {
     const auto vectors = static_cast<uint32_t>(1 + cluster->rng() % kMostVectorsPerPiece);
     const uint32_t size = std::min(bytes - done, vectors * kVector);
-    pieces_.push_back({&signal, target.offset + done, from + done, 0, size});
+    pieces_.push_back({&signal, target.offset + done, from + done, {}, size, target.block != self->block});
     done += size;
   }
   cluster->pause_sometimes();
 }
 
-void AsyncUnit::begin_store(uint32_t to, uint32_t value, uint32_t mbarrier) {
+void AsyncUnit::begin_store(uint32_t to, const std::vector<uint32_t>& words, uint32_t mbarrier) {
   SharedAddress target;
   Mbarrier& signal = target_of(to, mbarrier, &target);
-  if (target.offset % sizeof value) fail("an asynchronous store that is not aligned");
-  target.block->memory.begin_landing(target.offset, sizeof value);
-  pieces_.push_back({&signal, target.offset, nullptr, value, sizeof value});
+  const auto bytes = static_cast<uint32_t>(words.size() * sizeof(uint32_t));
+  if (target.offset % bytes) fail("an asynchronous store that is not aligned");
+  target.block->memory.begin_landing(target.offset, bytes);
+  pieces_.push_back({&signal, target.offset, nullptr, words, bytes, target.block != self->block});
   cluster->pause_sometimes();
 }
 
@@ -166,11 +171,12 @@ bool AsyncUnit::land_one() {
   const Piece piece = pieces_.back();
   pieces_.pop_back();
   Mbarrier& mbarrier = *piece.mbarrier;
-  const char* const from = piece.from ? piece.from : reinterpret_cast<const char*>(&piece.value);
+  const char* const from = piece.from ? piece.from : reinterpret_cast<const char*>(piece.words.data());
   mbarrier.block->memory.land(piece.offset, from, piece.bytes, mbarrier.completion());
   std::vector<Event>& incoming = mbarrier.block->incoming;
   if (incoming.empty() || incoming.back() != mbarrier.completion()) incoming.push_back(mbarrier.completion());
   mbarrier.bytes -= piece.bytes;
+  mbarrier.from_others |= piece.from_other;
   complete_if_due(mbarrier);
   return true;
 }

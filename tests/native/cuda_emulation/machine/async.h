@@ -26,6 +26,8 @@ struct Mbarrier {
   uint32_t phase = 0;   // that is under way
   Gathering gathering;  // what the arrivals of the phase publish
   Knowledge known;      // by those who wait for the last completed phase
+  // Whether other blocks have contributed to the phase under way, and to the last completed one.
+  bool from_others = false, was_from_others = false;
   std::vector<Thread*> waiting;
 
   // The events of the component.
@@ -41,10 +43,11 @@ class AsyncUnit {
   void fence_mbarriers(bool for_cluster);
   void arrive(uint32_t address, unsigned count, uint32_t bytes);
   void expect(uint32_t address, uint32_t bytes);
-  bool try_wait(uint32_t address, unsigned parity);
+  bool try_wait(uint32_t address, unsigned parity, bool of_cluster);
 
   void begin_copy(uint32_t to, const char* from, uint32_t bytes, uint32_t mbarrier);
-  void begin_store(uint32_t to, uint32_t value, uint32_t mbarrier);  // an asynchronous one
+  void begin_store(uint32_t to, const std::vector<uint32_t>& words,
+                   uint32_t mbarrier);  // an asynchronous one
   void store(uint32_t to, uint32_t value);
 
   bool copies() const { return !pieces_.empty(); }
@@ -59,12 +62,14 @@ class AsyncUnit {
   std::string describe_mbarriers() const;
 
  private:
-  // A part of a copy, or (without a source) the value of a store.
+  // A part of a copy, or (without a source) the words of a store.
   struct Piece {
     Mbarrier* mbarrier;
     uint32_t offset;
     const char* from;
-    uint32_t value, bytes;
+    std::vector<uint32_t> words;
+    uint32_t bytes;
+    bool from_other;  // block
   };
   struct Store {
     Event by;

@@ -76,8 +76,10 @@ namespace {
 
 using Frame = Program::Frame;
 
-// A wait of the block's scope is treated like one of the cluster's.
-void try_wait(Frame& f) { f.set(0, cluster->async.try_wait(f.word(1), f.word(2) % 2)); }
+template <bool kOfCluster>
+void try_wait(Frame& f) {
+  f.set(0, cluster->async.try_wait(f.word(1), f.word(2) % 2, kOfCluster));
+}
 
 void map_address(Frame& f) {
   const uint32_t rank = f.word(2);
@@ -102,7 +104,11 @@ const Known kInstructions[] = {
     {"mapa.shared::cluster.u32", 3, map_address},
     {"st.shared::cluster.u32", 2, [](Frame& f) { cluster->async.store(f.word(0), f.word(1)); }},
     {"st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32", 3,
-     [](Frame& f) { cluster->async.begin_store(f.word(0), f.word(1), f.word(2)); }},
+     [](Frame& f) { cluster->async.begin_store(f.word(0), {f.word(1)}, f.word(2)); }},
+    {"st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32", 6,
+     [](Frame& f) {
+       cluster->async.begin_store(f.word(0), {f.word(1), f.word(2), f.word(3), f.word(4)}, f.word(5));
+     }},
     {"barrier.cluster.arrive.release.aligned", 0, [](Frame&) { cluster->arrive(true); }},
     {"barrier.cluster.arrive.relaxed.aligned", 0, [](Frame&) { cluster->arrive(false); }},
     {"barrier.cluster.wait.acquire.aligned", 0, [](Frame&) { cluster->wait(); }},
@@ -113,8 +119,8 @@ const Known kInstructions[] = {
      [](Frame& f) { cluster->async.arrive(f.word(1), 1, f.word(2)); }},
     {"mbarrier.arrive.shared::cta.b64", 2, arrive_once},
     {"mbarrier.arrive.release.cluster.shared::cluster.b64", 2, arrive_once},
-    {"mbarrier.try_wait.parity.shared::cta.b64", 3, try_wait},
-    {"mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64", 3, try_wait},
+    {"mbarrier.try_wait.parity.shared::cta.b64", 3, try_wait<false>},
+    {"mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64", 3, try_wait<true>},
     {"fence.proxy.async.shared::cta", 0, [](Frame&) { cluster->async.fence_mbarriers(false); }},
     {"fence.mbarrier_init.release.cluster", 0, [](Frame&) { cluster->async.fence_mbarriers(true); }},
     {"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", 4,

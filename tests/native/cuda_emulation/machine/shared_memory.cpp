@@ -30,6 +30,9 @@ Block* owner_of(const void* address) {
   return nullptr;
 }
 
+// The bytes whose accesses are recorded together.
+uint32_t step_at(uint32_t offset) { return offset < kStaticBytes ? 4 : kVector; }
+
 void check_vector(const void* address, bool writes) {
   if (reinterpret_cast<uintptr_t>(address) % kVector) fail("an access of 16 bytes that is not aligned");
   check_global(address, kVector, writes);
@@ -110,7 +113,7 @@ void SharedMemory::write(uint32_t offset) {
 }
 
 void SharedMemory::begin_landing(uint32_t offset, uint32_t bytes) {
-  const uint32_t step = offset < kStaticBytes ? 4 : kVector;
+  const uint32_t step = step_at(offset);
   for (uint32_t i = 0; i < bytes; i += step) {
     Cell& target = cell(offset + i);
     check_order(target, offset + i, "a copy to ");
@@ -125,7 +128,7 @@ void SharedMemory::land(uint32_t offset, const char* from, uint32_t bytes, Event
     fail("a thread writes to " + name_of(offset) + " while a copy into it is in flight");
   }
   std::memcpy(at(offset), from, bytes);
-  const uint32_t step = offset < kStaticBytes ? 4 : kVector;
+  const uint32_t step = step_at(offset);
   for (uint32_t i = 0; i < bytes; i += step) {
     Cell& target = cell(offset + i);
     target.in_flight = false;
@@ -144,6 +147,8 @@ uint32_t shared_address(const void* address) {
   return memory.offset_of(address);
 }
 
+void* at_shared_address(size_t address) { return self->block->memory.at(static_cast<uint32_t>(address)); }
+
 SharedAddress locate(uint32_t address) {
   const uint32_t rank = address >> kRankShift, offset = address & ((1u << kRankShift) - 1);
   Block* const block = rank == 0 ? self->block : cluster->blocks.at(rank - 1).get();
@@ -157,7 +162,7 @@ void on_vector_read(const void* address) {
   if (owner != self->block) fail("a read of another block's shared memory through a plain pointer");
   const uint32_t offset = owner->memory.offset_of(address);
   if (offset % kVector) fail("an access of 16 bytes to shared memory that is not aligned");
-  owner->memory.read(offset);
+  for (uint32_t i = 0; i < kVector; i += step_at(offset)) owner->memory.read(offset + i);
 }
 
 void on_vector_write(const void* address) {
@@ -167,7 +172,7 @@ void on_vector_write(const void* address) {
   if (owner != self->block) fail("a write to another block's shared memory through a plain pointer");
   const uint32_t offset = owner->memory.offset_of(address);
   if (offset % kVector) fail("an access of 16 bytes to shared memory that is not aligned");
-  owner->memory.write(offset);
+  for (uint32_t i = 0; i < kVector; i += step_at(offset)) owner->memory.write(offset + i);
 }
 
 void on_word_read(const void* word) {

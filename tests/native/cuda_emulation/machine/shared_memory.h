@@ -67,6 +67,7 @@ struct SharedAddress {
   uint32_t offset;
 };
 uint32_t shared_address(const void* address);
+void* at_shared_address(size_t address);  // of the own block
 SharedAddress locate(uint32_t address);
 
 // Accesses of 16 bytes to any memory.

@@ -90,7 +90,7 @@ struct Case {
   fastkd::DenseParams params;
   fastkd::Dtype dtype;
   int64_t stride, offset;
-  bool in_place, far;
+  bool in_place, far, for_teacher;
 
  private:
   template <class T>

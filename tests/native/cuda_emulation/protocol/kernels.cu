@@ -1,4 +1,5 @@
-// The cluster kernels that the driver runs: few, because each planted fault compiles this file once.
+// The cluster kernels that the driver runs: few, because each planted fault compiles this file once. JSD has
+// a sweep more than the others.
 #include "csrc/cuda/loss/launch.cuh"
 #include "csrc/divergences/visit.h"
 
@@ -23,6 +24,11 @@ cudaError_t launch_any(const Call& call, const D& functor, cudaStream_t stream) 
 
 template <>
 cudaError_t launch_loss<ForwardKL>(const Call& call, const ForwardKL& functor, cudaStream_t stream) {
+  return launch_any(call, functor, stream);
+}
+
+template <>
+cudaError_t launch_loss<JSD>(const Call& call, const JSD& functor, cudaStream_t stream) {
   return launch_any(call, functor, stream);
 }
 

@@ -24,6 +24,8 @@ cudaError_t launch_sparse(const Call&, const D&, const SparseCall&, cudaStream_t
 template <>
 cudaError_t launch_loss<ForwardKL>(const Call&, const ForwardKL&, cudaStream_t);
 template <>
+cudaError_t launch_loss<JSD>(const Call&, const JSD&, cudaStream_t);
+template <>
 cudaError_t launch_loss<NoDivergence>(const Call&, const NoDivergence&, cudaStream_t);
 FASTKD_DIVERGENCES(FASTKD_OTHER)
 

@@ -1,5 +1,5 @@
-// The loss of a row and its gradients by their formulas, in double: forward KL, cross-entropy with label
-// smoothing, and z-loss.
+// The loss of a row and its gradients by their formulas, in double: forward KL or JSD, cross-entropy with
+// label smoothing, and z-loss.
 #pragma once
 
 #include <algorithm>
@@ -39,13 +39,25 @@ inline RowResult reference_row(const fastkd::DenseParams& p, const Vector& stude
   if (p.kd_weight != 0) {
     const Vector log_q = log_softmax(student, p.temperature);
     const Vector log_p = log_softmax(teacher, p.teacher_temperature);
-    double kl = 0;
-    for (size_t i = 0; i < columns; ++i) kl += std::exp(log_p[i]) * (log_p[i] - log_q[i]);
-    row.loss += p.kd_weight * kl;
+    // The forward KL is that to the student itself, JSD consists of those to the mixture.
+    const bool is_jsd = p.divergence == fastkd::Divergence::kJSD;
+    const double b = is_jsd ? p.beta : 1;
+    Vector log_m = log_q;
+    for (size_t i = 0; is_jsd && i < columns; ++i) {
+      const double larger = std::max(log_p[i], log_q[i]);
+      log_m[i] = larger + std::log(b * std::exp(log_p[i] - larger) + (1 - b) * std::exp(log_q[i] - larger));
+    }
+    double to_p = 0, to_q = 0;
+    for (size_t i = 0; i < columns; ++i) {
+      to_p += std::exp(log_p[i]) * (log_p[i] - log_m[i]);
+      to_q += std::exp(log_q[i]) * (log_q[i] - log_m[i]);
+    }
+    row.loss += p.kd_weight * (b * to_p + (1 - b) * to_q);
     for (size_t i = 0; i < columns; ++i) {
       const double prob_p = std::exp(log_p[i]), prob_q = std::exp(log_q[i]);
-      row.grad_student[i] = p.kd_weight / p.temperature * (prob_q - prob_p);
-      row.grad_teacher[i] = p.kd_weight / p.teacher_temperature * prob_p * (log_p[i] - log_q[i] - kl);
+      const double by_q = is_jsd ? (1 - b) * prob_q * (log_q[i] - log_m[i] - to_q) : prob_q - prob_p;
+      row.grad_student[i] = p.kd_weight / p.temperature * by_q;
+      row.grad_teacher[i] = p.kd_weight / p.teacher_temperature * b * prob_p * (log_p[i] - log_m[i] - to_p);
     }
   }
   const double lse = log_sum_exp(student), at_label = p.ce_weight * (1 - p.label_smoothing);
