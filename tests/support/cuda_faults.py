@@ -313,11 +313,11 @@ FAULTS = [
         (
             (
                 STAGED,
-                "    await_copies(arrivals_of_block() + stage);\n    return stage_end(stage, begin, end);",
-                "    return begin;",
+                "    await_copies(arrivals_of_block() + stage);\n    return stage_end",
+                "    return stage_end",
             ),
         ),
-        EARLY,
+        rf"{EARLY}|is wrong",
     ),
     PlantedFault(
         "an instruction that the emulation does not know",
