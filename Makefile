@@ -1,7 +1,8 @@
 # Except for gpu, hub-kernel, wheel, test-wheel and docs, targets set up what they need in $(VENV), given
 # Python 3.10+, make and a C++17 compiler.
-#   make test   make test-served   make test-matrix   make test-hub   make hub-kernel   make demo   make bench
-#   make bench-readme   make docs   make wheel   make test-wheel   make lint   make gpu   make clean
+#   make test   make test-served   make test-integrations   make test-matrix   make test-hub   make hub-kernel
+#   make demo   make bench   make bench-readme   make docs   make wheel   make test-wheel   make lint   make gpu
+#   make clean
 # Variables: PYTHON, TORCH, CUDA (AUTO, ON or OFF: build the CUDA kernels), ARGS (more arguments for pytest, demo,
 # bench or hub/build.py), MATRIX (the versions that test-matrix tests).
 
@@ -16,10 +17,10 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-in
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 .DELETE_ON_ERROR:
 .PHONY: test test-slow test-long test-served test-matrix test-hub hub-kernel demo bench bench-readme docs lint clean help
-.PHONY: wheel test-wheel
+.PHONY: wheel test-wheel test-integrations
 
 help:
-	@sed -n '1,6s/^# *//p' Makefile
+	@sed -n '1,7s/^# *//p' Makefile
 
 # --- the environment --------------------------------------------------------------------------------------
 
@@ -86,6 +87,15 @@ test-served: $(VENV)/fastkd.stamp
 	@bash tests/served/beside.sh $(VLLM)
 	FASTKD_VLLM=$(abspath $(VLLM)) $(RUN) -m pytest tests/served -m served $(ARGS) || [ $$? -eq 5 ]
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/served/test_engine.py $(ARGS) || [ $$? -eq 5 ]
+
+# Tests the adapters with the libraries that they are for, which are installed in build/integrations. fastkd there is
+# this checkout, with the compiled part of $(VENV). pytest exits with 5 if ARGS select none.
+INTEGRATIONS ?= build/integrations
+
+test-integrations: $(VENV)/fastkd.stamp
+	@echo "[setup] the libraries in $(INTEGRATIONS) (a few minutes, 3 GB)"
+	@bash tests/integrations/install.sh $(RUN) $(INTEGRATIONS) $(TORCH)
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/pytest tests/integrations $(ARGS) || [ $$? -eq 5 ]
 
 # Tests the losses with other versions of torch, each in an environment of its own in build/matrix.
 # tests/project/matrix.py defines the entries. The first is the oldest Python and torch that pyproject.toml supports,

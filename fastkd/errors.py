@@ -7,3 +7,7 @@ class BackendUnavailable(RuntimeError):
 
 class Diverged(RuntimeError):
     """The student's weights are no longer finite numbers, so nothing that they give means anything."""
+
+
+class Unsupported(ValueError):
+    """An adapter in ``fastkd.integrations`` cannot do this; the message says what to do instead."""

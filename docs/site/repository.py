@@ -96,6 +96,6 @@ def on_page_markdown(markdown: str, *, page: Any, files: Files, **_: Any) -> str
 
     parts = BLOCK.split(markdown)
     parts[::2] = [text(part) for part in parts[::2]]
-    # "notest" is for tests/docs, and no language.
-    parts[1::2] = [re.sub(r"^( *```\w+) notest$", r"\1", block, flags=re.MULTILINE) for block in parts[1::2]]
+    # A second word ("notest", or the library that a snippet needs) is for the tests, and no language.
+    parts[1::2] = [re.sub(r"^( *```\w+) \w+$", r"\1", block, flags=re.MULTILINE) for block in parts[1::2]]
     return "".join(parts)

@@ -21,7 +21,7 @@ from fastkd.bench.cases import Case, make_problem, step
 KEEPING = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if match is None:
         raise RuntimeError(f"/proc/self/status has no {field}: the peak of memory on a CPU needs Linux")
@@ -41,9 +41,9 @@ def peak_extra(route: str, case: Case) -> int:
     release_memory()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the memory in use
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     step(loss, problem)
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
 def peak_extra_in_child(route: str, case: Case) -> int:

@@ -152,6 +152,15 @@ def test_the_entropy_of_a_cold_sparse_teacher(target: Target) -> None:
     torch.testing.assert_close(found.teacher_entropy, entropy, rtol=1e-4, atol=1e-6)
 
 
+def test_the_entropy_of_logits_far_from_zero(target: Target) -> None:
+    """A sum over the logits themselves would lose the digits that all of them have in common."""
+    s, t = (2 * torch.randn(4, 1100, device=target.device) + offset for offset in (1000.0, -3000.0))
+    found = fastkd.kd_loss(s, t, return_metrics=True, **target.options)[1]
+    for value, logits in ((found.student_entropy, s), (found.teacher_entropy, t)):
+        right = torch.distributions.Categorical(logits=logits.double()).entropy().mean()
+        torch.testing.assert_close(value.double(), right, rtol=1e-6, atol=0)
+
+
 def test_under_compile() -> None:
     t, labels = torch.randn(4, 30), torch.randint(0, 30, (4,))
 

@@ -21,17 +21,22 @@ Rule = Callable[[str, str], Iterator[str]]
 COMMANDS = ("cli", "demo", "bench", "conformance")
 OUTERMOST = ("corpora", "served", "trainer", "runs", *COMMANDS)
 MIDDLE = ("losses", "modules", "teachers")
+# The adapters for other libraries use the losses, and nothing of fastkd but the benchmarks uses them.
+ADAPTERS = "integrations"
 FORBIDDEN = {
-    "runs": COMMANDS,
-    "trainer": ("runs", *COMMANDS),
-    "served": ("trainer", "runs", *COMMANDS),
-    "corpora": ("served", "trainer", "runs", *COMMANDS),
-    "files": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
-    "directories": ("divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
-    "divergences": ("backends", "ops", *MIDDLE, *OUTERMOST),
-    "backends": ("ops", *MIDDLE, *OUTERMOST),
-    "ops": (*MIDDLE, *OUTERMOST),
-    **{name: OUTERMOST for name in MIDDLE},
+    ADAPTERS: ("divergences", "backends", "ops", *OUTERMOST),
+    "cli": (ADAPTERS,),
+    "demo": (ADAPTERS,),
+    "runs": (ADAPTERS, *COMMANDS),
+    "trainer": (ADAPTERS, "runs", *COMMANDS),
+    "served": (ADAPTERS, "trainer", "runs", *COMMANDS),
+    "corpora": (ADAPTERS, "served", "trainer", "runs", *COMMANDS),
+    "files": (ADAPTERS, "divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
+    "directories": (ADAPTERS, "divergences", "backends", "ops", *MIDDLE, *OUTERMOST),
+    "divergences": (ADAPTERS, "backends", "ops", *MIDDLE, *OUTERMOST),
+    "backends": (ADAPTERS, "ops", *MIDDLE, *OUTERMOST),
+    "ops": (ADAPTERS, *MIDDLE, *OUTERMOST),
+    **{name: (ADAPTERS, *OUTERMOST) for name in MIDDLE},
 }
 # The modules that define a configuration, and everything of fastkd that each may import.
 SETTINGS = {
@@ -275,6 +280,10 @@ def test_make_gpu_finds_the_files_with_cases_for_a_gpu() -> None:
         (import_direction, "fastkd/served/x.py", "from fastkd.trainer.config import A"),
         (import_direction, "fastkd/files.py", "from fastkd.losses import kd_loss"),
         (import_direction, "fastkd/losses/x.py", "from fastkd.conformance.oracle import kd_loss"),
+        (import_direction, "fastkd/integrations/x.py", "from fastkd.ops import dense"),
+        (import_direction, "fastkd/integrations/x.py", "def f():\n    from fastkd.trainer import config"),
+        (import_direction, "fastkd/losses/x.py", "from fastkd.integrations.trl import use_fastkd"),
+        (import_direction, "fastkd/trainer/x.py", "from fastkd.integrations import trl"),
         (plain_settings, "fastkd/trainer/config.py", "from fastkd.trainer.matching import Matching"),
         (plain_settings, "fastkd/trainer/config.py", "def f():\n    from fastkd.corpora import tasks"),
         (plain_settings, "fastkd/trainer/matches.py", "from fastkd import kd_loss"),
@@ -337,6 +346,7 @@ def test_the_rule_on_cycles_lets_the_rest_pass() -> None:
         ),
         (import_direction, "fastkd/trainer/x.py", "from fastkd.losses import kd_loss\nimport fastkd.ops"),
         (import_direction, "fastkd/backends/triton/x.py", "from ..base import Backend"),
+        (import_direction, "fastkd/integrations/x.py", "from fastkd import kd_loss\nimport trl"),
         (
             import_direction,
             "fastkd/runs/x.py",

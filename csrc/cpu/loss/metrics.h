@@ -6,9 +6,8 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-inline double entropy(double z, double moment, double shift, double temperature) {
-  return kLn2 * (shift + std::log2(z)) - moment / z / temperature;
-}
+// In nats, of the normaliser and the sum of exponentials times their exponents of 2.
+inline double entropy(double z, double moment) { return kLn2 * (std::log2(z) - moment / z); }
 
 // The entropy of a distribution, given the entropy among all columns but the label: that of the two classes,
 // plus that among the others.
@@ -26,10 +25,8 @@ inline void write_metrics(const RowContext<V, Div>& row, double divergence, doub
   constexpr bool kTeacher = Div::kReadsTeacher;
   const DenseParams& params = row.call.params;
   const auto& statistics = row.statistics;
-  const auto& shift = statistics.shift;
-  double student = entropy(statistics.z_s, statistics.moment_s, shift.s, params.temperature);
-  double teacher =
-      kTeacher ? entropy(statistics.z_t, statistics.moment_t, shift.t, params.teacher_temperature) : kUnknown;
+  double student = entropy(statistics.z_s, statistics.moment_s);
+  double teacher = kTeacher ? entropy(statistics.z_t, statistics.moment_t) : kUnknown;
   int64_t arg_s = statistics.arg_s, arg_t = statistics.arg_t;
   if constexpr (Div::kSplitsLabel) {
     const Row<double>& parts = row.normalised;

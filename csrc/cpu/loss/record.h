@@ -35,7 +35,7 @@ inline void write_record(RowContext<V, Div>& row, double* record) {
   const AboveLargest by = above_largest(row);
   move_sums(row, by.s, by.t, by.ce, by.base);
   const auto& statistics = row.statistics;
-  const double max_s = finite(statistics.max_s), max_t = finite(statistics.max_t);
+  const double max_s = finite(statistics.max_s);
   for (int k = 0; k < record::kCount; ++k) record[k] = 0;
   record[record::kMaxS] = statistics.max_s;
   record[record::kMaxT] = statistics.max_t;
@@ -48,8 +48,8 @@ inline void write_record(RowContext<V, Div>& row, double* record) {
       statistics.logit_sum + split_logit<Div>(statistics) - statistics.columns * max_s;
   record[record::kLabelS] = statistics.label_s;
   record[record::kLabelT] = statistics.label_t;
-  record[record::kMomentS] = statistics.moment_s - statistics.z_s * max_s;
-  record[record::kMomentT] = statistics.moment_t - statistics.z_t * max_t;
+  record[record::kMomentS] = statistics.moment_s / row.call.log2_scale_s;
+  record[record::kMomentT] = statistics.moment_t / row.call.log2_scale_t;
   record[record::kArgS] = double(statistics.arg_s);
   record[record::kArgT] = double(statistics.arg_t);
   record[record::kColumns] = statistics.columns;
@@ -68,9 +68,9 @@ inline void read_record(RowContext<V, Div>& row, const double* record) {
   statistics.cross_shift = record[record::kCrossShift];
   statistics.label_s = static_cast<R>(record[record::kLabelS]);
   statistics.label_t = static_cast<R>(record[record::kLabelT]);
-  const double max_s = finite(statistics.max_s), max_t = finite(statistics.max_t);
-  statistics.moment_s = record[record::kMomentS] + statistics.z_s * max_s;
-  statistics.moment_t = record[record::kMomentT] + statistics.z_t * max_t;
+  const double max_s = finite(statistics.max_s);
+  statistics.moment_s = record[record::kMomentS] * row.call.log2_scale_s;
+  statistics.moment_t = record[record::kMomentT] * row.call.log2_scale_t;
   statistics.arg_s = static_cast<int64_t>(record[record::kArgS]);
   statistics.arg_t = static_cast<int64_t>(record[record::kArgT]);
   statistics.columns = record[record::kColumns];

@@ -22,7 +22,8 @@ struct Statistics {
   double logit_sum = 0;
   // All sums below are relative to the shifts.
   Shifts<R> shift;
-  double z_s = 0, z_t = 0, z_ce = 0, moment_s = 0, moment_t = 0;
+  double z_s = 0, z_t = 0, z_ce = 0;
+  double moment_s = 0, moment_t = 0;  // sums of exponentials times their exponents of 2
   double stream[kMaxStreams] = {0, 0, 0}, cross_shift = 0;
 };
 
@@ -100,15 +101,21 @@ inline void rescale(double& sum, double by) {
   if (sum != 0) sum *= std::exp2(by);
 }
 
+// `z`: the sum of the exponentials before they are rescaled.
+inline void rescale_moment(double& moment, double z, double by) {
+  const double factor = std::exp2(by);
+  moment = z == 0 || factor == 0 ? 0 : factor * (moment + by * z);
+}
+
 // Converts all sums to shifts, and to a base, that are smaller by these amounts.
 template <class V, class Div>
 inline void move_sums(RowContext<V, Div>& row, double by_s, double by_t, double by_ce, double by_base) {
   auto& statistics = row.statistics;
+  rescale_moment(statistics.moment_s, statistics.z_s, by_s);
+  rescale_moment(statistics.moment_t, statistics.z_t, by_t);
   rescale(statistics.z_s, by_s);
   rescale(statistics.z_t, by_t);
   rescale(statistics.z_ce, by_ce);
-  rescale(statistics.moment_s, by_s);
-  rescale(statistics.moment_t, by_t);
   for (int k = 0; k < Div::kStreams; ++k) {
     double& stream = statistics.stream[k];
     const double a = row.call.div.teacher_power(k), b = row.call.div.student_power(k);

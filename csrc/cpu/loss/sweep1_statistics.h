@@ -146,12 +146,19 @@ class StatisticsSweep {
     }
   }
 
-  // Adds the sums of exponentials times logits, which the entropies need. Only metrics use them.
+  // Adds the sums of exponentials times their exponents, which the entropies need. Only metrics use them.
+  // Sums over the logits would cancel where the largest is far from 0.
   void add_moments(const Block<R>& b) {
+    const V scale_s(call_.log2_scale_s), scale_t(call_.log2_scale_t);
+    const V less_s(-statistics_.shift.s), less_t(-statistics_.shift.t);
     V moment_s(0), moment_t(0);
     for (int64_t i = 0; i < b.n; i += kW) {
-      moment_s = times_add(V::load(b.es + i), V::load(b.s + i), moment_s);
-      if constexpr (Div::kReadsTeacher) moment_t = times_add(V::load(b.et + i), V::load(b.t + i), moment_t);
+      const V xs = fma(V::load(b.s + i), scale_s, less_s);
+      moment_s = times_add(V::load(b.es + i), xs, moment_s);
+      if constexpr (Div::kReadsTeacher) {
+        const V xt = fma(V::load(b.t + i), scale_t, less_t);
+        moment_t = times_add(V::load(b.et + i), xt, moment_t);
+      }
     }
     statistics_.moment_s += horizontal_sum(moment_s);
     statistics_.moment_t += horizontal_sum(moment_t);
