@@ -146,7 +146,7 @@ class Budget:
 
 
 BUDGETS = {
-    "forward_kl": Budget(2, 4, 30, 37),
+    "forward_kl": Budget(2, 4, 30, 38),
     "tvd": Budget(3, 6, 48, 62),
     "jsd": Budget(3, 9, 82, 94),
 }

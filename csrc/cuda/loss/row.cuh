@@ -148,8 +148,8 @@ struct RowContext : RowNumbers {
     }
   }
 
-  // Keeps a number for each column of a group, which the same thread reads again: in the place of the
-  // teacher's logits, and those that narrow types leave no room for behind all of them.
+  // Keeps a number for each column of a group: in the place of the teacher's logits, and those that narrow
+  // types leave no room for behind all of them.
   __device__ __forceinline__ void keep(int group, const float (&x)[kGroup]) const {
 #pragma unroll
     for (int i = 0; i < kGroup; i += 4) {
