@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
-#include "cpu/labels.h"
+#include "cpu/reduction.h"
 #include "cpu/memory.h"
 #include "divergences/visit.h"
 #include "params.h"
@@ -198,6 +198,18 @@ PYBIND11_MODULE(_C, m) {
                             wide};
       }));
 
+  py::class_<TotalsParams>(m, "TotalsParams")
+      .def(py::init([](int64_t rows, uintptr_t row_loss, uintptr_t metrics, uintptr_t loss_scale,
+                       uintptr_t loss, uintptr_t means, bool wide) {
+        return TotalsParams{rows,
+                            reinterpret_cast<const void*>(row_loss),
+                            reinterpret_cast<const void*>(metrics),
+                            reinterpret_cast<const void*>(loss_scale),
+                            reinterpret_cast<void*>(loss),
+                            reinterpret_cast<void*>(means),
+                            wide};
+      }));
+
   py::class_<cpu::Block>(m, "CpuBlock", py::buffer_protocol())
       .def(py::init<int64_t>(), py::arg("bytes"))
       .def_buffer([](cpu::Block& block) {
@@ -217,6 +229,7 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("labels"), py::arg("rows"), py::arg("total"), py::arg("ignore_index"));
   m.def("cpu_row_weights", &cpu::row_weights);
+  m.def("cpu_totals", &cpu::totals);
   m.def("cpu_dense_rows", &cpu::dense_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>());
   m.def("cpu_scale_rows", &cpu::scale_rows, py::arg("params"), py::arg("isa"), py::arg("threads"),
@@ -245,6 +258,12 @@ PYBIND11_MODULE(_C, m) {
       "cuda_row_weights",
       [](const WeightParams& params, int device, uintptr_t stream) {
         check(cuda::row_weights(params, device, reinterpret_cast<void*>(stream)));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "cuda_totals",
+      [](const TotalsParams& params, int device, uintptr_t stream) {
+        check(cuda::totals(params, device, reinterpret_cast<void*>(stream)));
       },
       py::call_guard<py::gil_scoped_release>());
 #endif

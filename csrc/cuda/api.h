@@ -16,6 +16,7 @@ const char* missing(int device);
 const char* dense_rows(const DenseParams& params, int device, void* stream);
 const char* scale_rows(const ScaleParams& params, int device, void* stream);
 const char* row_weights(const WeightParams& params, int device, void* stream);
+const char* totals(const TotalsParams& params, int device, void* stream);
 
 }  // namespace cuda
 }  // namespace fastkd

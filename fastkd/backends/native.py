@@ -63,14 +63,18 @@ def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
     """Run CUDA calls inside the block with the ``"stream"`` kernel, or the ``"cluster"`` one (Hopper).
 
     The cluster has ``blocks`` blocks, or as many as fastkd would choose. Calls for which only one kernel
-    exists (those with phases, metrics, two dtypes or a sparse teacher) keep it; other calls raise if the
-    kernel cannot run.
+    exists (those with phases or a sparse teacher) keep it; other calls raise if the kernel cannot run.
     """
     _forced_cluster.append({"stream": _C.CLUSTER_NONE, "cluster": blocks or _C.CLUSTER_ANY}[name])
     try:
         yield
     finally:
         _forced_cluster.pop()
+
+
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels that the module was built with cannot run on the first GPU; None if they can."""
+    return _C.cuda_missing(0) if _C is not None and _C.built_with_cuda else None
 
 
 def built_with_cuda() -> str | None:
@@ -173,6 +177,26 @@ class NativeBackend(KernelBackend):
         else:
             _C.cuda_row_weights(params, *_place(given.device))
         return weights
+
+    def totals(
+        self, row_loss: Tensor | None, metrics: Tensor | None, loss_scale: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        loss = None if row_loss is None else loss_scale.new_empty(())
+        means = None if metrics is None else metrics.new_empty(len(METRICS) + 1)
+        params = _C.TotalsParams(
+            loss_scale.numel(),
+            _address(row_loss),
+            _address(metrics),
+            _address(loss_scale),
+            _address(loss),
+            _address(means),
+            loss_scale.dtype == torch.float64,
+        )
+        if loss_scale.device.type == "cpu":
+            _C.cpu_totals(params)
+        else:
+            _C.cuda_totals(params, *_place(loss_scale.device))
+        return loss, means
 
     def launch(
         self,

@@ -117,10 +117,18 @@ def totals(
     Returns:
         None where plain torch has to compute them.
     """
-    if loss_scale.device.type == "cpu" and name != "triton":
-        return None  # an operator is no launch there, and asking costs more
+    # On a CPU an operator is no launch, and to ask costs more than torch's sum: it adds up the losses always,
+    # so that metrics do not change the last bit of the sum.
+    torch_sums = loss_scale.device.type == "cpu" and name != "triton"
+    if torch_sums and metrics is None:
+        return None
     backend = _helper(name, loss_scale.device, loss_scale.dtype, row_loss, metrics, loss_scale)
-    return None if backend is None else backend.totals(row_loss, metrics, loss_scale)
+    if backend is None:
+        return None
+    found = backend.totals(None if torch_sums else row_loss, metrics, loss_scale)
+    if found is None or not torch_sums or row_loss is None:
+        return found
+    return row_loss.sum(), found[1]
 
 
 def available_backends() -> dict[str, str]:

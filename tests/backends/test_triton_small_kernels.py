@@ -1,4 +1,4 @@
-"""Test Triton's kernels besides that of the loss: the scaling of gradients, and the sums of the results."""
+"""Test Triton's kernels besides that of the loss: the scaling of gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import torch
 from support.kernel_calls import ULP, call_of, results, spec
 
 from fastkd.backends.registry import REGISTRY
-from fastkd.losses.reduction import totals
-from fastkd.spec import METRICS
 
 launch_small = pytest.importorskip("fastkd.backends.triton.launch_small", exc_type=ImportError)
 pytestmark = pytest.mark.triton_interpret
@@ -29,25 +27,6 @@ def test_scale_rows(dtype: torch.dtype, programs: int, monkeypatch: pytest.Monke
         given = grad.clone()
         launch_small.scale_rows(given, factor, given)
         assert torch.equal(given, expected)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 2049])
-def test_totals(rows: int) -> None:
-    """The sum and the means are those of plain torch, where NaN rows count and rows of weight 0 do not."""
-    scale = torch.rand(rows).where(torch.rand(rows) > 0.3, 0.0)
-    scale[0] = 0.5
-    row_loss, metrics = torch.randn(rows) * scale, torch.randn(rows, len(METRICS))
-    metrics[scale == 0] = 0.0
-    metrics[0, 1] = torch.nan
-    for loss, measured in ((row_loss, metrics), (row_loss, None), (None, metrics)):
-        found = totals(loss, measured, scale, "triton")
-        expected = totals(loss, measured, scale, "reference")
-        for ours, theirs in zip(found, expected, strict=True):
-            assert (ours is None) == (theirs is None)
-            if ours is not None:
-                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
-    _, means = totals(None, torch.zeros_like(metrics), torch.zeros_like(scale), "triton")
-    assert means is not None and means.tolist() == [0.0] * (len(METRICS) + 1)
 
 
 @pytest.mark.parametrize("each", [False, True])

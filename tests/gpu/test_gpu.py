@@ -366,9 +366,11 @@ def test_compiled(backend: str, mode: str) -> None:
 @pytest.mark.parametrize("blocks", [None, 1, 2, 4, 8])
 @EVERY_CASE
 def test_clusters_of_every_size(blocks: int | None, divergence: str, parameters: dict[str, float]) -> None:
-    for dtype, vocab in ((torch.float32, 8192), (torch.bfloat16, 16_384), (torch.float16, 9001)):
-        s = (torch.randn(5, vocab, device="cuda") * 2).to(dtype).requires_grad_()
-        t = (torch.randn(5, vocab, device="cuda") * 2).to(dtype).requires_grad_()
+    alike = [(torch.float32, 8192), (torch.bfloat16, 16_384), (torch.float16, 9001)]
+    cases = [(dtype, dtype, vocab) for dtype, vocab in alike] + [(torch.bfloat16, torch.float32, 8192)]
+    for student, teacher, vocab in cases:
+        s = (torch.randn(5, vocab, device="cuda") * 2).to(student).requires_grad_()
+        t = (torch.randn(5, vocab, device="cuda") * 2).to(teacher).requires_grad_()
         labels = torch.randint(0, vocab, (5,), device="cuda")
         options = {"divergence": divergence, "kd_ratio": 0.6, "temperature": 2.0, **parameters}
         with native.forced_cuda_kernel("cluster", blocks):

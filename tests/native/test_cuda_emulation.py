@@ -43,10 +43,10 @@ def test_emulated_kernels(module: Path) -> None:
     own = sorted(EMULATION.glob("cases_*.py"))
     suite_files = ("test_mistakes.py", "test_parity.py", "test_sparse.py")
     files = [*own, *(TESTS / "losses" / name for name in suite_files)]
-    files.append(TESTS / "backends" / "test_row_weights.py")
+    files.append(TESTS / "backends" / "test_reduction_kernels.py")
     suite = "(test_mistakes or test_sizes or test_temperatures or test_options or test_sparse)"
     chosen = f"cases_ or {suite} and emulated_cuda and not shuffled and not float64"
-    chosen += " or test_row_weights and not float64"
+    chosen += " or test_reduction_kernels and not float64"
     command = [sys.executable, str(EMULATION / "run.py"), str(module), "-q", "-p", "no:cacheprovider"]
     command += ["-k", chosen, *map(str, files)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=3 * LIMIT_S)

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.cuda_counts import DECLARED, VOCABULARIES, shape_for
 from support.cuda_emulation import (
     COMPILER,
     EMULATION,
@@ -111,6 +112,20 @@ def test_mbarriers_of_a_persistent_cluster(mistake: str, pipeline: Path) -> None
     else:
         assert code == 3, report
         assert re.search(MISTAKES[mistake], report), report
+
+
+def test_shapes_of_the_counts(tree: Path, emulated_gpu: list[Path]) -> None:
+    """The model of the kernel's speed assumes the clusters that the kernel is launched with."""
+    units = {"shapes": Unit(PROTOCOL / "shapes.cu", ()), "cluster_shape": REST["cluster_shape"]}
+    program = link(emulated_gpu + compile_all(units, tree, tree / "objects"), tree / "shapes")
+    vocabularies = [*VOCABULARIES, 1_000, 50_257, 100_000, 220_000, 230_000, 400_000]
+    # The bytes of an element, and the sides in shared memory: with logarithms there are three narrow ones.
+    cases = [(vocab, *sides) for vocab in vocabularies for sides in ((2, 2), (2, 3), (4, 2))]
+    lines = "".join(f"{vocab} {size * sides}\n" for vocab, size, sides in cases)
+    command = [str(program), str(DECLARED)]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, timeout=LIMIT_S)
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert found == [shape_for(*case) for case in cases]
 
 
 def test_limits_of_the_emulated_gpu(tree: Path, emulated_gpu: list[Path]) -> None:

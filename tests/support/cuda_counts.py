@@ -18,8 +18,10 @@ from support.sass import Instruction
 
 # An H100 SXM: multiprocessors, instructions of a warp per clock and multiprocessor, clock and copy bandwidth.
 MULTIPROCESSORS, ISSUED, CLOCK_HZ, BANDWIDTH = 132, 4, 1.755e9, 3.0e12
-# Shared memory of a multiprocessor, and what each block takes in addition to its share of the row.
-SHARED, TAKEN, MOST = 233_472, 1_024 + 512, 232_448 - 512
+# Shared memory of a multiprocessor, what a kernel declares itself, what each block takes in addition to its
+# share of the row, and the largest such share.
+SHARED, DECLARED = 233_472, 512
+TAKEN, MOST = 1_024 + DECLARED, 232_448 - DECLARED
 LANES = 32
 # The model's assumptions, none of which was measured: seconds from a block's launch to its first instruction,
 # of one instruction that waits for the one before, from a copy's start to its first bytes, of an exchange
@@ -179,12 +181,11 @@ def shape_for(vocab: int, element_bytes: int, sides: int = 2) -> tuple[int, int]
     """The blocks of a row's cluster, as ``csrc/cuda/loss/cluster_shape.cu`` chooses them for many rows, and
     how many of them a multiprocessor holds."""
     vectors = -(-(vocab * element_bytes + 16 - element_bytes) // 16)
-    for together, sizes in ((2, (1, 2, 4, 8)), (1, (1, 2, 4, 8, 16))):
-        for blocks in sizes:
-            # Two buffers of packets of two vectors each, one from each warp of the cluster.
-            size = -(-vectors // blocks) * 16 * sides + 2 * (THREADS // LANES) * blocks * 2 * 16
-            if size <= MOST and together * (size + TAKEN) <= SHARED:
-                return blocks, together
+    for together, blocks in itertools.product((2, 1), (1, 2, 4, 8, 16)):
+        # Two buffers of packets of two vectors each, one from each warp of the cluster.
+        size = -(-vectors // blocks) * 16 * sides + 2 * (THREADS // LANES) * blocks * 2 * 16
+        if size <= MOST and together * (size + TAKEN) <= SHARED:
+            return blocks, together
     raise ValueError(f"no cluster holds {vocab} columns")
 
 
@@ -192,7 +193,7 @@ def keeping_shape(vocab: int, element_bytes: int) -> tuple[int, int] | None:
     """The shape with room for logarithms, if it is as good as the one without, as in ``launch.cuh``."""
     blocks, together = shape_for(vocab, element_bytes)
     more_blocks, more_together = shape_for(vocab, element_bytes, sides=2 if element_bytes == 4 else 3)
-    as_good = more_together >= together and more_blocks <= max(blocks, 8)
+    as_good = more_together >= together and (more_together > 1 or more_blocks <= max(blocks, 8))
     return (more_blocks, more_together) if as_good else None
 
 

@@ -237,7 +237,7 @@ FAULTS = [
     ),
     PlantedFault(
         "no room for the logarithms",
-        ((LAUNCH, "with_logs.sides = bytes == 4 ? 2 : 3;", "with_logs.sides = 2;"),),
+        ((LAUNCH, "with_logs.group_bytes = Context::kGroup * (bytes + 4);", ""),),
         r"behind the dynamic shared memory",
     ),
     PlantedFault(
@@ -247,7 +247,7 @@ FAULTS = [
     ),
     PlantedFault(
         "expects a copy that it does not start",
-        ((STAGED, "if (bytes == 0) continue;", "if (bytes == 0 || stage + 1 == kStages) continue;"),),
+        ((STAGED, "if (groups == 0) continue;", "if (groups == 0 || stage + 1 == kStages) continue;"),),
         r"deadlock.* lacks 0 arrivals and [1-9]",
     ),
     PlantedFault(
@@ -300,13 +300,23 @@ FAULTS = [
     ),
     PlantedFault(
         "copies to an address that is not aligned",
-        ((STAGED, "bulk_copy(shared + offset, ", "bulk_copy(shared + offset + 4, "),),
+        ((STAGED, "bulk_copy(shared + (from", "bulk_copy(shared + 4 + (from"),),
         r"no multiple of 16",
     ),
     PlantedFault(
         "copies both sides to one place",
-        ((STAGED, "bulk_copy(shared + side + offset, ", "bulk_copy(shared + offset, "),),
+        ((STAGED, "bulk_copy(behind + (from", "bulk_copy(shared + (from"),),
         r"a copy to dynamic shared memory .*, into which a copy is in flight",
+    ),
+    PlantedFault(
+        "the student's bytes for a teacher of another dtype",
+        ((STAGED, "of_t = kGroup * t.element_bytes();", "of_t = kGroup * s.element_bytes();"),),
+        r"is wrong|nobody has written|a read outside of the tensors' rows|behind the dynamic shared memory",
+    ),
+    PlantedFault(
+        "the student's dtype for a teacher of another one",
+        ((STAGED, "teacher = StagedView<E>::of(t, behind", "teacher = StagedView<E>::of(s, behind"),),
+        r"is wrong|nobody has written|behind the dynamic shared memory",
     ),
     PlantedFault(
         "no wait for the copies",

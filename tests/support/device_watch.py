@@ -304,7 +304,7 @@ def watched(
     module = types.SimpleNamespace(**{name: getattr(native._C, name) for name in dir(native._C)})
     module.built_with_cuda, module.cuda_missing = True, lambda index: None
     module.cuda_dense_rows = module.cuda_scale_rows = launched
-    module.cuda_row_weights = launched
+    module.cuda_row_weights = module.cuda_totals = launched
     with ExitStack() as stack:
         for function in FUNCTIONS:
             stack.enter_context(applied(function))

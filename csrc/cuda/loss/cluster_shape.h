@@ -18,18 +18,18 @@ struct ClusterShape {
   bool keeps_logs = false;
 };
 
-// The memory that a kernel needs for a row: at most `vectors` vectors of 16 bytes for each of its sides, and
-// in each block `packets` bytes for each block of the cluster.
+// The memory that a kernel needs for a row: `group_bytes` for each of its groups of columns, all sides
+// together, and in each block `packets` bytes for each block of the cluster.
 struct RowSize {
   int64_t rows;
-  int vectors;
-  int sides;
+  int groups;
+  int group_bytes;
   int packets;
 };
 
-// Whether vectors of both sides begin on 16-byte boundaries together, in each of the rows, of which `inner`
+// Whether groups of both sides begin on 16-byte boundaries together, in each of the rows, of which `inner`
 // have the same first index.
-bool aligned_alike(const Rows& student, const Rows& teacher, int64_t rows, int64_t inner, int element_bytes);
+bool aligned_alike(const Rows& student, const Rows& teacher, int64_t rows, int64_t inner);
 
 // The size of a cluster that every device with clusters allows. A launch has to request more explicitly.
 constexpr unsigned kPortableCluster = 8;
@@ -48,8 +48,8 @@ ClusterDevice cluster_device(int device, int declared);
 
 // The shapes that can hold the row, best first: as few blocks as leave room for a second row on each
 // multiprocessor, whose fetch then hides behind the first row's arithmetic, and more of them where the rows
-// would leave multiprocessors idle; then as few as can hold the row. 16 blocks come only where 8 cannot
-// hold it. `wanted` is a number of blocks that is the only one allowed, unless it is 0 or less.
+// would leave multiprocessors idle; then 16 blocks if two rows of these have room; then as few as can hold
+// the row. `wanted` is a number of blocks that is the only one allowed, unless it is 0 or less.
 std::vector<ClusterShape> cluster_shapes(const ClusterDevice& device, const RowSize& row, int wanted);
 
 }  // namespace cuda

@@ -70,35 +70,38 @@ class ClusterLaunches {
   }
 
   // Returns the best shape of which the device can run a cluster: a part of a GPU, or one that is shared,
-  // may not have enough neighbouring multiprocessors. Empty where there is none.
+  // may not have enough neighbouring multiprocessors. 16 blocks, for which the neighbours are few, are only
+  // taken in pairs if pairs then occupy the device better than single blocks could. Empty where there is none.
   template <class Kernel>
   ClusterShape shape_for(Kernel kernel, const Call& call, const RowSize& row) {
     if (error_ != cudaSuccess) return {};
     for (const ClusterShape& shape : cluster_shapes(device_, row, call.cluster)) {
-      if (runs(kernel, call, shape)) return shape;
+      const int64_t blocks = int64_t{clusters_at_once(kernel, call, shape)} * shape.blocks;
+      const bool pairs = shape.blocks > kPortableCluster && shape.together > 1;
+      if (blocks > (pairs ? device_.multiprocessors : 0)) return shape;
     }
     return {};
   }
 
  private:
   template <class Kernel>
-  bool runs(Kernel kernel, const Call& call, ClusterShape shape) {
+  int clusters_at_once(Kernel kernel, const Call& call, ClusterShape shape) {
     cudaLaunchAttribute attribute{};
     const cudaLaunchConfig_t config = cluster_config(call, shape, nullptr, &attribute);
     const auto asked = std::make_tuple(shape.blocks, shape.bytes, config.blockDim.x);
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto known = runs_.find(asked);
-    if (known != runs_.end()) return known->second;
+    const auto known = at_once_.find(asked);
+    if (known != at_once_.end()) return known->second;
     int clusters = 0;
     const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
     if (error != cudaSuccess) cudaGetLastError();  // clears the error, so that the caller does not see it
-    return runs_[asked] = error == cudaSuccess && clusters > 0;
+    return at_once_[asked] = error == cudaSuccess ? clusters : 0;
   }
 
   cudaError_t error_ = cudaErrorInvalidValue;
   ClusterDevice device_{};
   std::mutex mutex_;
-  std::map<std::tuple<unsigned, unsigned, unsigned>, bool> runs_;  // by blocks, bytes, threads
+  std::map<std::tuple<unsigned, unsigned, unsigned>, int> at_once_;  // by blocks, bytes, threads
 };
 
 constexpr int kMaxDevices = 64;
@@ -126,35 +129,36 @@ cudaError_t launch_cluster(const Call& call, const D& functor, ClusterShape shap
 // Returns the cluster for the call, empty where its rows have to be streamed.
 template <class E, class D>
 ClusterShape cluster_for(const Call& call) {
-  using Context = RowContext<D, E, ClusterOf<D>>;
+  using Context = RowContext<D, E, ClusterOf<D, E>>;
   const bool contiguous =
       call.student.column_stride == 1 && (!Context::kTeacher || call.teacher.column_stride == 1);
-  const int bytes = sizeof(typename E::Bits);
   if (!contiguous) return {};
-  if (Context::kTeacher && !aligned_alike(call.student, call.teacher, call.rows, call.inner, bytes))
-    return {};
+  if (Context::kTeacher && !aligned_alike(call.student, call.teacher, call.rows, call.inner)) return {};
   ClusterLaunches* const launches = cluster_launches<E, D>();
   if (launches == nullptr) return {};
-  // A row may begin anywhere in its first vector, hence the extra one.
-  const int vectors = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
+  // A row may begin anywhere in its first group, hence the extra one.
+  const int groups = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
+  const int bytes = element_bytes(call.student.dtype);
+  const int of_column = bytes + (Context::kTeacher ? element_bytes(call.teacher.dtype) : 0);
   const int packets =
       kBuffers * kClusterThreads / kWarp * kPacketVectors<WordsOf<Context>::kCount> * kVectorBytes;
-  const RowSize size{call.rows, vectors, Context::kTeacher ? 2 : 1, packets};
+  const RowSize size{call.rows, groups, Context::kGroup * of_column, packets};
   const ClusterShape shape = launches->shape_for(cluster_kernel<D, E>, call, size);
   if (!Context::kKeeps || call.grad_teacher.data) return shape;
   // Logarithms of 4 bytes take the place of the teacher's logits, and of narrow ones as much again.
   RowSize with_logs = size;
-  with_logs.sides = bytes == 4 ? 2 : 3;
+  with_logs.group_bytes = Context::kGroup * (bytes + 4);
   ClusterShape keeping = launches->shape_for(cluster_kernel<D, E>, call, with_logs);
   keeping.keeps_logs = true;
   // More blocks on a multiprocessor are worth more than the logarithms.
   const bool is_as_good =
-      keeping.together >= shape.together && keeping.blocks <= std::max(shape.blocks, kPortableCluster);
+      keeping.together >= shape.together &&
+      (keeping.together > 1 || keeping.blocks <= std::max(shape.blocks, kPortableCluster));
   return keeping.blocks > 0 && is_as_good ? keeping : shape;
 }
 
 template <class E, class D>
-cudaError_t launch_alike(const Call& call, const D& functor, cudaStream_t stream) {
+cudaError_t launch_dense(const Call& call, const D& functor, cudaStream_t stream) {
   // A call of a single sweep reads the logits once in either kernel; a cluster would gain nothing.
   const bool reads_again = call.grad_student.data || call.grad_teacher.data || D::kSums > 0;
   if (call.cluster != 0 && (reads_again || call.cluster != DenseParams::kChoose)) {
@@ -165,8 +169,8 @@ cudaError_t launch_alike(const Call& call, const D& functor, cudaStream_t stream
   return launch_streaming<E>(call, functor, stream);
 }
 
-// Calls with one dtype on both sides and no extras (phases, metrics) have a kernel for that dtype; one kernel
-// for all dtypes runs the rest. More kernels would take minutes to compile.
+// Calls with one dtype on both sides and no extras (phases, metrics) have kernels for that dtype; the kernels
+// for all dtypes run the rest. More kernels would take minutes to compile.
 template <class D>
 cudaError_t launch_loss(const Call& call, const D& functor, cudaStream_t stream) {
   using Context = RowContext<D, AnyElement, OneBlock>;
@@ -176,15 +180,17 @@ cudaError_t launch_loss(const Call& call, const D& functor, cudaStream_t stream)
     if (alike && !has_extras(call)) {
       switch (call.student.dtype) {
         case Dtype::kFloat32:
-          return launch_alike<Float32>(call, functor, stream);
+          return launch_dense<Float32>(call, functor, stream);
         case Dtype::kBFloat16:
-          return launch_alike<BFloat16>(call, functor, stream);
+          return launch_dense<BFloat16>(call, functor, stream);
         case Dtype::kFloat16:
-          return launch_alike<Float16>(call, functor, stream);
+          return launch_dense<Float16>(call, functor, stream);
         default:
           return cudaErrorInvalidValue;
       }
     }
+    // A phase sweeps once.
+    if (call.phase == Phase::kAll) return launch_dense<AnyElement>(call, functor, stream);
   }
   return launch_streaming<AnyElement>(call, functor, stream);
 }

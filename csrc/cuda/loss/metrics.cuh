@@ -19,7 +19,7 @@ template <class Context>
 __device__ __forceinline__ void write_metrics(const Context& row, const Statistics& found,
                                               const Moments& moments, float divergence, float nll,
                                               float* out) {
-  if (threadIdx.x != 0) return;
+  if (threadIdx.x != 0 || !row.place.leads()) return;
   float student = entropy(found.z_s, moments.moment_s);
   float teacher = Context::kTeacher ? entropy(found.z_t, moments.moment_t) : NAN;
   int64_t arg_s = moments.arg_s, arg_t = moments.arg_t;

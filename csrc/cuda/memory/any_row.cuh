@@ -30,8 +30,16 @@ struct RowView<AnyElement> {
 
   __device__ __forceinline__ bool wide() const { return dtype == Dtype::kFloat32; }
   __device__ __forceinline__ unsigned element_bytes() const { return wide() ? 4 : 2; }
+  // That of the narrow types.
+  __device__ __forceinline__ uint16_t minus_infinity() const {
+    return dtype == Dtype::kBFloat16 ? BFloat16::kMinusInfinity : Float16::kMinusInfinity;
+  }
   __device__ __forceinline__ uint32_t* words() const { return reinterpret_cast<uint32_t*>(data); }
   __device__ __forceinline__ uint16_t* halves() const { return reinterpret_cast<uint16_t*>(data); }
+
+  __device__ __forceinline__ const void* at(int column) const {
+    return data + column * static_cast<int>(element_bytes());
+  }
 
   __device__ __forceinline__ RowView from(int64_t column) const {
     return {data + column * stride * element_bytes(), stride, vector_end, dtype};
@@ -49,8 +57,7 @@ struct RowView<AnyElement> {
     if (wide()) {
       read_words<kWide>(words(), stride, vector_end, column, columns, Float32::kMinusInfinity, group.word);
     } else {
-      const uint16_t absent = dtype == Dtype::kBFloat16 ? BFloat16::kMinusInfinity : Float16::kMinusInfinity;
-      read_words<kNarrow>(halves(), stride, vector_end, column, columns, absent, group.word);
+      read_words<kNarrow>(halves(), stride, vector_end, column, columns, minus_infinity(), group.word);
     }
     return group;
   }

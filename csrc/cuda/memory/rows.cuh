@@ -97,6 +97,9 @@ struct RowView {
 
   __device__ __forceinline__ unsigned element_bytes() const { return sizeof(Bits); }
 
+  // The address of a column of a row without gaps.
+  __device__ __forceinline__ const void* at(int column) const { return data + column; }
+
   __device__ __forceinline__ RowView from(int64_t column) const {
     return {data + column * stride, stride, vector_end};
   }

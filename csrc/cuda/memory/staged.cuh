@@ -4,6 +4,7 @@
 
 #include "cluster.cuh"
 #include "place.cuh"
+#include "staged_view.cuh"
 
 namespace fastkd {
 namespace cuda {
@@ -11,42 +12,6 @@ namespace cuda {
 constexpr int kMaxCluster = 16;
 constexpr int kStages = 4;   // parts of a fetch: the first sweep begins when the first part has arrived
 constexpr int kBuffers = 2;  // of packets
-
-// A side in shared memory. Requires the groups of both sides to begin on 16-byte boundaries together, because
-// whole groups are fetched; the host checks this (aligned_alike()).
-template <class E>
-struct StagedView {
-  using Words = typename RowView<E>::Words;
-  static constexpr int kWords = RowView<E>::kWords;
-  static_assert(kWords % 4 == 0, "groups of whole vectors");
-
-  char* data;
-  int origin;  // the column that `data` points to
-
-  __device__ __forceinline__ float operator[](int column) const {
-    float x[E::kPerWord];
-    E::unpack(reinterpret_cast<const typename E::Bits*>(data)[column - origin], x);
-    return x[0];
-  }
-
-  // Columns that do not exist were fetched as -inf.
-  __device__ __forceinline__ Words read(int column, int) const {
-    const auto* vectors = reinterpret_cast<const uint4*>(data + (column - origin) * sizeof(typename E::Bits));
-    Words words;
-#pragma unroll
-    for (int i = 0; i < kWords; i += 4) {
-      const uint4 four = vectors[i / 4];
-      words.word[i] = four.x, words.word[i + 1] = four.y, words.word[i + 2] = four.z,
-      words.word[i + 3] = four.w;
-    }
-    return words;
-  }
-
-  template <int kGroup>
-  __device__ __forceinline__ void unpack(const Words& words, float (&x)[kGroup]) const {
-    unpack_words<E>(words.word, x);
-  }
-};
 
 // Returns n for 2^n. A cluster's size is a power of 2, so that shifts divide by it.
 __device__ __forceinline__ int exponent_of(unsigned power) { return 31 - __clz(static_cast<int>(power)); }
@@ -85,10 +50,11 @@ class Cluster {
     // Each stage is a whole number of turns of all threads.
     const int threads = static_cast<int>(blockDim.x);
     per_stage_ = (end - begin + threads * kStages - 1) / (threads * kStages) * threads;
+    const int of_s = kGroup * s.element_bytes(), of_t = kGroup * t.element_bytes();  // bytes of a group
     char* const shared = reinterpret_cast<char*>(packets_of(kBuffers));
-    const int side = (end - begin) * kVectorBytes;
-    student = {shared, first + begin * kGroup};
-    teacher = {shared + side, student.origin};
+    char* const behind = shared + (end - begin) * of_s;
+    student = StagedView<E>::of(s, shared, first + begin * kGroup);
+    teacher = StagedView<E>::of(t, behind, first + begin * kGroup);
     Arrival* const arrivals = arrivals_of_block();
     if (threadIdx.x == 0) {
       begin_arrivals(arrivals, kStages + kBuffers);
@@ -98,12 +64,13 @@ class Cluster {
       for (int stage = 0; stage < kStages; ++stage) {
         const int from = max(stage_end(stage - 1, begin, end), whole_begin);
         const int to = min(stage_end(stage, begin, end), whole_end);
-        const uint32_t bytes = from < to ? (to - from) * kVectorBytes : 0;
-        expect_bytes(arrivals + stage, kTeacher ? 2 * bytes : bytes);
-        if (bytes == 0) continue;
-        const int offset = (from - begin) * kVectorBytes, column = first + from * kGroup;
-        bulk_copy(shared + offset, s.data + column, bytes, arrivals + stage);
-        if constexpr (kTeacher) bulk_copy(shared + side + offset, t.data + column, bytes, arrivals + stage);
+        const int groups = max(to - from, 0), column = first + from * kGroup;
+        expect_bytes(arrivals + stage, groups * (kTeacher ? of_s + of_t : of_s));
+        if (groups == 0) continue;
+        bulk_copy(shared + (from - begin) * of_s, s.at(column), groups * of_s, arrivals + stage);
+        if constexpr (kTeacher) {
+          bulk_copy(behind + (from - begin) * of_t, t.at(column), groups * of_t, arrivals + stage);
+        }
       }
     }
     // The group that contains the row's first column and the one that contains its last, where these are not
@@ -113,13 +80,8 @@ class Cluster {
     const bool part = edge == 0 ? first < 0 : edge == 1 && (vocab - first) % kGroup != 0;
     if (part && group >= begin && group < end && !(edge == 1 && group == 0 && first < 0)) {
       const int column = first + group * kGroup + k;
-      using Bits = typename E::Bits;
-      auto* const to = reinterpret_cast<Bits*>(shared + (group - begin) * kVectorBytes) + k;
-      *to = exists(column, vocab) ? s.data[column] : E::kMinusInfinity;
-      if constexpr (kTeacher) {
-        *reinterpret_cast<Bits*>(reinterpret_cast<char*>(to) + side) =
-            exists(column, vocab) ? t.data[column] : E::kMinusInfinity;
-      }
+      student.fetch(s, column, vocab);
+      if constexpr (kTeacher) teacher.fetch(t, column, vocab);
     }
     __syncthreads();           // the arrivals have begun, and the edges are written
     cluster_arrive_relaxed();  // this block runs: others may now send to it

@@ -45,7 +45,8 @@ def test_distant_blocks(divergence: Named) -> None:
 
 
 @named
-@pytest.mark.parametrize("kernel, metrics", [("stream", False), ("stream", True), ("cluster", False)])
+@pytest.mark.parametrize("kernel", ["stream", "cluster"])
+@pytest.mark.parametrize("metrics", [False, True])
 def test_far_rows(divergence: Named, kernel: str, metrics: bool) -> None:
     """Logits far from 0, or far from the other side's.
 

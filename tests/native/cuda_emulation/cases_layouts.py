@@ -48,6 +48,18 @@ def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
             compare(s, t, labels, spec(columns, divergence), in_place=dtype == torch.bfloat16)
 
 
+@named
+@pytest.mark.parametrize("kernel, blocks", KERNELS)
+def test_two_dtypes_and_metrics(divergence: Named, kernel: str, blocks: int | None) -> None:
+    for (columns, offset), student, teacher in itertools.product(((5, 1), (1003, 3)), DTYPES, DTYPES):
+        s, t = logits(4, columns + 2, student, offset), logits(4, columns + 10, teacher, offset)
+        s[..., columns:] = t[..., columns:] = float("nan")  # padding
+        labels = torch.tensor([0, columns - 1, -100, columns // 2])
+        for metrics in (True, False) if student != teacher else (True,):
+            with forced_cuda_kernel(kernel, blocks):
+                compare(s, t, labels, spec(columns, divergence), metrics=metrics)
+
+
 def test_rows_that_do_not_fit_a_cluster() -> None:
     """The cluster kernel refuses sides whose 16-byte boundaries differ, strided columns, and more columns
     than 16 blocks hold; if it is not forced, another kernel runs such calls."""
@@ -55,6 +67,7 @@ def test_rows_that_do_not_fit_a_cluster() -> None:
     calls = [
         (logits(2, 50, torch.float32), logits(2, 50, torch.float32, 1)),
         (logits(2, 50, torch.bfloat16), logits(2, 51, torch.bfloat16)),
+        (logits(2, 50, torch.bfloat16), logits(2, 50, torch.float32, 1)),
         (torch.randn(50, 3, 2).permute(2, 1, 0), logits(6, 50, torch.float32).view(2, 3, 50)),
         (wide, wide.flip(2)),
     ]

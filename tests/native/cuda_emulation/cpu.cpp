@@ -5,7 +5,7 @@
 
 #include "call_memory.h"
 #include "csrc/cpu/dispatch.h"
-#include "csrc/cpu/labels.h"
+#include "csrc/cpu/reduction.h"
 #include "csrc/cuda/api.h"
 #include "machine/launch.h"
 
@@ -62,6 +62,13 @@ void row_weights(const WeightParams& params) {
   run_scheduled(kShuffled, static_cast<uint64_t>(params.rows), [&] {
     emulation::allow_all_memory();
     return cuda::row_weights(params, 0, nullptr);
+  });
+}
+
+void totals(const TotalsParams& params) {
+  run_scheduled(kShuffled, static_cast<uint64_t>(params.rows), [&] {
+    emulation::allow_all_memory();
+    return cuda::totals(params, 0, nullptr);
   });
 }
 

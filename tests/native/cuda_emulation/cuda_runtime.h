@@ -116,7 +116,8 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 // The values of an H100.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  constexpr int kValues[] = {9, 0, emulation::kSharedPerBlock, 233472, 1024, 132};
+  constexpr int kValues[] = {9, 0, emulation::kSharedPerBlock, 233472, 1024,
+                             emulation::kMultiprocessors};
   return *value = kValues[which], cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -150,7 +151,7 @@ cudaError_t cudaFuncSetAttribute(KernelFunction kernel, cudaFuncAttribute attrib
 
 template <class KernelFunction>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, KernelFunction, const cudaLaunchConfig_t*) {
-  return *clusters = 1, cudaSuccess;
+  return *clusters = emulation::kMultiprocessors, cudaSuccess;
 }
 
 template <class... Declared, class... Given>

@@ -16,6 +16,7 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 // The limits of an H100.
+constexpr int kMultiprocessors = 132;
 constexpr size_t kSharedPerBlock = 232448, kSharedWithoutOptIn = 49152;
 constexpr size_t kDeclaredBytes = 4096;  // of shared memory that each kernel is said to declare itself
 constexpr unsigned kPortableCluster = 8, kLargestCluster = 16, kMostThreads = 1024;

@@ -88,7 +88,7 @@ struct Case {
 
   std::mt19937_64 rng;
   fastkd::DenseParams params;
-  fastkd::Dtype dtype;
+  fastkd::Dtype dtype, teacher_dtype;
   int64_t stride, offset;
   bool in_place, far, for_teacher;
 

@@ -24,6 +24,7 @@ cudaError_t launch_any(const Call& call, const D& functor, cudaStream_t stream) 
 
 template <>
 cudaError_t launch_loss<ForwardKL>(const Call& call, const ForwardKL& functor, cudaStream_t stream) {
+  if (call.student.dtype != call.teacher.dtype) return launch_in_cluster<AnyElement>(call, functor, stream);
   return launch_any(call, functor, stream);
 }
 

@@ -1,4 +1,4 @@
-"""Test that the weights of a reduction are the same from a backend's kernel and from torch's operators."""
+"""Test that a backend's kernels give the weights and the totals of a reduction that torch's operators give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkd.backends.registry import REGISTRY
-from fastkd.losses.reduction import row_scale
+from fastkd.losses.reduction import row_scale, totals
+from fastkd.spec import METRICS
 
 IGNORED = -7
 SHAPES = [(), (0,), (1,), (7,), (5, 9)]
@@ -82,3 +83,25 @@ def test_a_sum_of_many_weights(count: int, backend: str, dtype: torch.dtype) -> 
     found, _ = both_ways("mean", None, IGNORED, weights, None, torch.zeros(count, 3), dtype, backend)
     expected = weights.double() / weights.double().sum()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+@kernels
+@pytest.mark.parametrize("rows", [1, 7, 2049])
+def test_totals(rows: int, backend: str, dtype: torch.dtype) -> None:
+    """The sum and the means are those of plain torch, where NaN rows count and rows of weight 0 do not."""
+    scale = torch.rand(rows, dtype=dtype).where(torch.rand(rows) > 0.3, 0.0)
+    scale[0] = 0.5
+    row_loss, metrics = torch.randn(rows, dtype=dtype) * scale, torch.randn(rows, len(METRICS), dtype=dtype)
+    metrics[scale == 0] = 0.0
+    metrics[0, 1] = torch.nan
+    kernel = REGISTRY[backend]
+    for loss, measured in ((row_loss, metrics), (row_loss, None), (None, metrics)):
+        expected = totals(loss, measured, scale, "reference")
+        for found in (kernel.totals(loss, measured, scale), totals(loss, measured, scale, backend)):
+            assert found is not None
+            for ours, theirs in zip(found, expected, strict=True):
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+    _, means = totals(None, torch.zeros_like(metrics), torch.zeros_like(scale), backend)
+    assert means is not None and means.tolist() == [0.0] * (len(METRICS) + 1)
