@@ -147,7 +147,7 @@ bench: $(VENV)/bench.stamp
 # orda-kernel, whose plain torch code for a CPU would take half of the time.
 bench-readme: $(VENV)/bench.stamp
 	$(RUN) -m fastkd.cli bench --vocab 151936 --tokens 512 --heads 256/512 --divergence forward_kl \
-	  --peer eager torch.compile F.linear_cross_entropy 'liger chunked' trl 'trl chunked' \
+	  --peer eager torch.compile F.linear_cross_entropy liger trl \
 	  --allocator default kept --budget 0 --fresh --out build/bench-readme --save bench/results $(ARGS)
 	$(RUN) -m bench.readme "$$(ls -t bench/results/*.json | head -n 1)"
 
