@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -28,6 +29,12 @@ def status_bytes(field: str) -> int:
     return int(match[1]) * 1024
 
 
+def trim() -> None:
+    """Return the memory that has been freed to the system."""
+    with contextlib.suppress(OSError, AttributeError):  # only the C library of most Linux systems keeps it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_extra(route: str, case: Case) -> int:
     """Peak bytes of a second call above the memory in use before it, the gradient included."""
     from fastkd.bench.peers import ROUTES
@@ -39,7 +46,7 @@ def peak_extra(route: str, case: Case) -> int:
         x.grad = None
     gc.collect()
     release_memory()
-    ctypes.CDLL(None).malloc_trim(0)
+    trim()
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to the memory in use
     before = status_bytes("VmRSS")
     step(loss, problem)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastkd.bench import device as devices, floor, memory
+from fastkd.bench import device as devices, floor, measure, memory, oracle
 from fastkd.bench.cases import Case, make_problem
+from fastkd.bench.peers import ROUTES
 
 
 def test_bytes_are_counted() -> None:
@@ -33,6 +34,25 @@ def test_inputs_together_exceed_the_cache_several_times() -> None:
     a, b = (make_problem(case, seed=seed) for seed in (0, 1))
     assert not torch.equal(a.student[0], b.student[0])
     assert torch.equal(a.student[0], make_problem(case).student[0])
+
+
+def test_the_gradients_of_one_set_are_alive_at_a_time() -> None:
+    """Otherwise the memory of each set's gradients would be new to the first call with that set."""
+    case = Case(30, 5, "float32")
+    problems = [make_problem(case, seed=seed) for seed in range(3)]
+
+    def timer(_: object, calls: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+        for call, problem in zip(calls, problems, strict=True):
+            call()
+            having = [other for other in problems if other.student[0].grad is not None]
+            assert having == [problem]
+        return [1.0, 2.0, 3.0]
+
+    right = oracle.answer(problems[0])
+    entry = measure.route_on_case(
+        devices.of("cpu"), ROUTES["fastkd native"], problems, right, 0.1, memory=False, timer=timer
+    )
+    assert (entry["status"], entry["ms"]) == ("ok", 2000.0)
 
 
 def test_the_floor_behind_heads_is_the_time_of_the_products() -> None:
