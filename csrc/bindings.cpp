@@ -3,8 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
-#include "cpu/reduction.h"
 #include "cpu/memory.h"
+#include "cpu/reduction.h"
 #include "divergences/visit.h"
 #include "params.h"
 #if defined(FASTKD_CUDA)

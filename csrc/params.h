@@ -198,8 +198,8 @@ struct WeightParams {
   bool wide = false;
 };
 
-// The sum of the rows' losses, and the means of their metrics over the rows whose weight is not 0. All numbers
-// are float, or double if `wide`.
+// The sum of the rows' losses, and the means of their metrics over the rows whose weight is not 0. All
+// numbers are float, or double if `wide`.
 struct TotalsParams {
   int64_t rows = 0;
   const void* row_loss = nullptr;    // (rows,), or null

@@ -71,7 +71,8 @@ class ClusterLaunches {
 
   // Returns the best shape of which the device can run a cluster: a part of a GPU, or one that is shared,
   // may not have enough neighbouring multiprocessors. 16 blocks, for which the neighbours are few, are only
-  // taken in pairs if pairs then occupy the device better than single blocks could. Empty where there is none.
+  // taken in pairs if pairs then occupy the device better than single blocks could. Empty where there is
+  // none.
   template <class Kernel>
   ClusterShape shape_for(Kernel kernel, const Call& call, const RowSize& row) {
     if (error_ != cudaSuccess) return {};

@@ -58,7 +58,8 @@ struct RowContext : RowNumbers {
   static constexpr bool kSparse = D::kSparseTeacher;
   static constexpr bool kSplits = D::kSplitsLabel;
   static constexpr int kGroup = RowView<E>::kGroup;
-  static constexpr bool kKeeps = P::kKeeps && !kHasExtra && D::kStudentReadsQ;  // where Call::keeps_logs says so
+  static constexpr bool kKeeps =
+      P::kKeeps && !kHasExtra && D::kStudentReadsQ;  // where Call::keeps_logs says so
 
   using View = typename P::template View<E>;
 

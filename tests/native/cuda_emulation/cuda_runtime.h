@@ -116,8 +116,7 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 // The values of an H100.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  constexpr int kValues[] = {9, 0, emulation::kSharedPerBlock, 233472, 1024,
-                             emulation::kMultiprocessors};
+  constexpr int kValues[] = {9, 0, emulation::kSharedPerBlock, 233472, 1024, emulation::kMultiprocessors};
   return *value = kValues[which], cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }

@@ -39,7 +39,8 @@ Case::Case(uint64_t seed) : rng(seed * 0x9e3779b97f4a7c15u) {
     teacher_dtype = dtype == Dtype::kFloat32 ? Dtype::kBFloat16 : Dtype::kFloat32;
   }
 
-  for (int i = 0; i < 4; ++i) tensors_.emplace_back(i % 2 ? teacher_dtype : dtype, params.rows, stride, offset);
+  for (int i = 0; i < 4; ++i)
+    tensors_.emplace_back(i % 2 ? teacher_dtype : dtype, params.rows, stride, offset);
   for (int i = 0; i < 2; ++i) fill(tensors_[i]);
   for (int64_t row = 0; row < params.rows; ++row) {
     student_.push_back(tensors_[0].row(row, params.vocab));

@@ -1,6 +1,6 @@
-// shapes DECLARED: reads lines of a vocabulary and the bytes of a column on all sides. Prints for each how many
-// blocks take a row of 1,000 rows, and how many of these a multiprocessor holds, with a kernel that declares
-// that many bytes of shared memory itself.
+// shapes DECLARED: reads lines of a vocabulary and the bytes of a column on all sides. Prints for each how
+// many blocks take a row of 1,000 rows, and how many of these a multiprocessor holds, with a kernel that
+// declares that many bytes of shared memory itself.
 #include <cstdio>
 #include <cstdlib>
 
