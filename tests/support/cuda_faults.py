@@ -300,12 +300,12 @@ FAULTS = [
     ),
     PlantedFault(
         "copies to an address that is not aligned",
-        ((STAGED, "bulk_copy(shared + (from", "bulk_copy(shared + 4 + (from"),),
+        ((STAGED, "bulk_copy(shared + before", "bulk_copy(shared + 4 + before"),),
         r"no multiple of 16",
     ),
     PlantedFault(
         "copies both sides to one place",
-        ((STAGED, "bulk_copy(behind + (from", "bulk_copy(shared + (from"),),
+        ((STAGED, "bulk_copy(shared + side + before", "bulk_copy(shared + before"),),
         r"a copy to dynamic shared memory .*, into which a copy is in flight",
     ),
     PlantedFault(
@@ -315,7 +315,7 @@ FAULTS = [
     ),
     PlantedFault(
         "the student's dtype for a teacher of another one",
-        ((STAGED, "teacher = StagedView<E>::of(t, behind", "teacher = StagedView<E>::of(s, behind"),),
+        ((STAGED, "teacher = StagedView<E>::of(t, shared", "teacher = StagedView<E>::of(s, shared"),),
         r"is wrong|nobody has written|behind the dynamic shared memory",
     ),
     PlantedFault(

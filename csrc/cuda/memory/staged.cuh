@@ -52,9 +52,9 @@ class Cluster {
     per_stage_ = (end - begin + threads * kStages - 1) / (threads * kStages) * threads;
     const int of_s = kGroup * s.element_bytes(), of_t = kGroup * t.element_bytes();  // bytes of a group
     char* const shared = reinterpret_cast<char*>(packets_of(kBuffers));
-    char* const behind = shared + (end - begin) * of_s;
+    const int side = (end - begin) * of_s;
     student = StagedView<E>::of(s, shared, first + begin * kGroup);
-    teacher = StagedView<E>::of(t, behind, first + begin * kGroup);
+    teacher = StagedView<E>::of(t, shared + side, student.origin);
     Arrival* const arrivals = arrivals_of_block();
     if (threadIdx.x == 0) {
       begin_arrivals(arrivals, kStages + kBuffers);
@@ -64,12 +64,13 @@ class Cluster {
       for (int stage = 0; stage < kStages; ++stage) {
         const int from = max(stage_end(stage - 1, begin, end), whole_begin);
         const int to = min(stage_end(stage, begin, end), whole_end);
-        const int groups = max(to - from, 0), column = first + from * kGroup;
+        const int groups = from < to ? to - from : 0;
         expect_bytes(arrivals + stage, groups * (kTeacher ? of_s + of_t : of_s));
         if (groups == 0) continue;
-        bulk_copy(shared + (from - begin) * of_s, s.at(column), groups * of_s, arrivals + stage);
+        const int before = from - begin, column = first + from * kGroup;
+        bulk_copy(shared + before * of_s, s.at(column), groups * of_s, arrivals + stage);
         if constexpr (kTeacher) {
-          bulk_copy(behind + (from - begin) * of_t, t.at(column), groups * of_t, arrivals + stage);
+          bulk_copy(shared + side + before * of_t, t.at(column), groups * of_t, arrivals + stage);
         }
       }
     }
