@@ -1,4 +1,4 @@
-// What a reduction needs before and after the kernel of a loss, on a CPU.
+// The tokens' weights in a reduction, and the sums of what a loss's kernel has found, on a CPU.
 #pragma once
 
 #include "../params.h"

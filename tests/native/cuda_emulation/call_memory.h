@@ -7,13 +7,11 @@
 
 namespace emulation {
 
-inline size_t element_bytes(fastkd::Dtype dtype) { return dtype == fastkd::Dtype::kFloat32 ? 4 : 2; }
-
 inline void allow_rows(const fastkd::DenseParams& params, const fastkd::Rows& rows, int64_t columns,
                        bool for_writes) {
   // Rows whose columns are apart are accessed element by element.
   if (!rows.data || rows.column_stride != 1) return;
-  const auto element = static_cast<int64_t>(element_bytes(rows.dtype));
+  const int64_t element = fastkd::element_bytes(rows.dtype);
   for (int64_t row = 0; row < params.rows; ++row) {
     const int64_t first = row / params.inner * rows.outer_stride + row % params.inner * rows.inner_stride;
     allow_memory(static_cast<const char*>(rows.data) + first * element, columns * element, for_writes);
