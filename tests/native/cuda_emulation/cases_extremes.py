@@ -45,8 +45,7 @@ def test_distant_blocks(divergence: Named) -> None:
 
 
 @named
-@pytest.mark.parametrize("kernel", ["stream", "cluster"])
-@pytest.mark.parametrize("metrics", [False, True])
+@pytest.mark.parametrize("kernel, metrics", list(itertools.product(("stream", "cluster"), (False, True))))
 def test_far_rows(divergence: Named, kernel: str, metrics: bool) -> None:
     """Logits far from 0, or far from the other side's.
 
