@@ -68,7 +68,7 @@ def markdown(run: Run, source: str) -> str:
         lines.append("| " + " | ".join(head[i] for i in used) + " |")
         lines.append("|---" * len(used) + "|")
         lines += ["| " + " | ".join(row[i] for i in used) + " |" for row in whole]
-    return "\n".join([*lines, "", f"From [`{source}`]({source})."])
+    return "\n".join([*lines, "", f"From [`{source}`]({source}), beside which a `.txt` has all tables."])
 
 
 if __name__ == "__main__":
