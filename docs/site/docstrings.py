@@ -1,4 +1,4 @@
-"""Turns the roles of Sphinx in docstrings into the Markdown that mkdocstrings reads."""
+"""Turns docstrings into what mkdocstrings reads: the roles of Sphinx, and parameters that share a line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import griffe
 ROLE = re.compile(r":(?:class|func|meth):`(~?)([^`]+)`")
 INLINE = re.compile(r":math:`([^`]+)`")
 BLOCK = re.compile(r"^( *)\.\. math:: (.+)$", flags=re.MULTILINE)
+PARAMETERS = re.compile(r"^( *)Args:\n(?:\1 +.*\n?)+", flags=re.MULTILINE)
+TOGETHER = re.compile(r"^( +)(\w+(?:, \w+)+):(.*(?:\n\1 +.*)*)$", flags=re.MULTILINE)
 
 
 def _role(match: re.Match[str]) -> str:
@@ -19,10 +21,18 @@ def _role(match: re.Match[str]) -> str:
     return f'<autoref identifier="{path}" optional><code>{shown}</code></autoref>'
 
 
+def _apart(match: re.Match[str]) -> str:
+    """The parameters of a line such as ``a, b: text``, each with the text."""
+    return "\n".join(f"{match[1]}{name}:{match[3]}" for name in match[2].split(", "))
+
+
 class SphinxRoles(griffe.Extension):
-    """Rewrites ``:class:`X```, ``:math:`x``` and ``.. math::``, which ``help()`` shows as they are."""
+    """Rewrites ``:class:`X```, ``:math:`x```, ``.. math::`` and parameters such as ``alpha, beta: text``, all of
+    which ``help()`` shows as they are.
+    """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None and not obj.is_alias:
             text = INLINE.sub(r"$\1$", ROLE.sub(_role, obj.docstring.value))
+            text = PARAMETERS.sub(lambda args: TOGETHER.sub(_apart, args[0]), text)
             obj.docstring.value = BLOCK.sub(r"\1$$\2$$", text)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import fastkd
+import fastkd.conformance
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = sorted((ROOT / "docs" / "site" / "api").glob("*.md"))
@@ -51,6 +52,7 @@ def test_the_reference_has_every_public_name() -> None:
     text = "\n".join(page.read_text("utf-8") for page in REFERENCE)
     # `fastkd.backends()` is an older name of `available_backends`.
     names = [*(f"fastkd.{name}" for name in fastkd.__all__ if name != "backends"),
+             *(f"fastkd.conformance.{name}" for name in fastkd.conformance.__all__),
              "fastkd.trainer.DistillationConfig", "fastkd.trainer.DistillationTrainer"]  # fmt: skip
     assert [name for name in names if not re.search(rf"(:::|heading:) {re.escape(name)}$", text, re.M)] == []
 
