@@ -27,8 +27,8 @@ def _apart(match: re.Match[str]) -> str:
 
 
 class SphinxRoles(griffe.Extension):
-    """Rewrites ``:class:`X```, ``:math:`x```, ``.. math::`` and parameters such as ``alpha, beta: text``, all of
-    which ``help()`` shows as they are.
+    """Rewrites what ``help()`` shows as it is: ``:class:`X```, ``:math:`x```, ``.. math::``, and parameters
+    such as ``alpha, beta: text``.
     """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
