@@ -8,6 +8,8 @@ where memory is short.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 from collections.abc import Sequence
 
@@ -78,6 +80,12 @@ def release_memory() -> None:
     is short. Gradients that are in use are not touched. Nothing is kept on a GPU, whose memory torch manages.
     """
     keep_at_most(keep_at_most(0))
+
+
+def trim() -> None:
+    """Return the memory that has been freed, and that the C library keeps, to the system."""
+    with contextlib.suppress(OSError, AttributeError):  # only the C library of most Linux systems has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_memory(limit: int | None) -> None:

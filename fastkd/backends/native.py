@@ -72,11 +72,6 @@ def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
         _forced_cluster.pop()
 
 
-def cuda_missing() -> str | None:
-    """Why the CUDA kernels that the module was built with cannot run on the first GPU; None if they can."""
-    return _C.cuda_missing(0) if _C is not None and _C.built_with_cuda else None
-
-
 def built_with_cuda() -> str | None:
     """The CUDA version the module was built with, or None."""
     return _C.cuda_version if _C is not None and _C.built_with_cuda else None

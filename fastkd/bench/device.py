@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from fastkd.backends.memory import trim
 from fastkd.bench import memory
 from fastkd.bench.cases import Case, Problem, step
 from fastkd.bench.routes import Route
@@ -96,7 +97,7 @@ class Cpu:
 
     def tidy(self) -> None:
         # torch keeps no cache of freed CPU memory, but glibc does if it is told to.
-        memory.trim()
+        trim()
 
 
 class Cuda:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import json
 import re
@@ -15,7 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from fastkd import release_memory
+from fastkd.backends.memory import release_memory, trim
 from fastkd.bench.cases import Case, make_problem, step
 
 # Environment variables that could make the C library's allocator keep freed memory.
@@ -27,12 +25,6 @@ def status_bytes(field: str) -> int:
     if match is None:
         raise RuntimeError(f"/proc/self/status has no {field}: the peak of memory on a CPU needs Linux")
     return int(match[1]) * 1024
-
-
-def trim() -> None:
-    """Return the memory that has been freed to the system."""
-    with contextlib.suppress(OSError, AttributeError):  # only the C library of most Linux systems keeps it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_extra(route: str, case: Case) -> int:

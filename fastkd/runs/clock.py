@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import resource
 import statistics
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from fastkd import release_memory
+from fastkd.backends.memory import release_memory, trim
 
 
 class StepClock(TrainerCallback):
@@ -51,8 +50,7 @@ def reset_peak_memory() -> None:
         return
     gc.collect()
     release_memory()
-    with contextlib.suppress(OSError, AttributeError):  # only the C library of most Linux systems has it
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
     with contextlib.suppress(OSError):  # elsewhere the peak is that of the whole process so far
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from fastkd.backends import native
 from fastkd.cli import main
 
 
@@ -26,13 +25,3 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["cpu"]["instruction set"] in report["cpu"]["available"]
     assert report["backends"]["native:cpu"] == "available"
-
-
-def test_kernels_without_a_driver(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A wheel with CUDA kernels on a machine without a GPU says why they do not run."""
-    monkeypatch.setattr(native, "built_with_cuda", lambda: "13.0")
-    monkeypatch.setattr(native, "cuda_missing", lambda: "the CUDA driver cannot be used: no driver")
-    assert main(["env"]) == 0
-    assert "built with 13.0, but the CUDA driver cannot be used: no driver" in capsys.readouterr().out
