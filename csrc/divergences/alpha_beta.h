@@ -11,7 +11,8 @@ inline namespace FASTKD_ISA {
 
 struct AlphaBeta : Functor {
   static constexpr int kStreams = 3;  // C, P, Q
-  static constexpr bool kCross = true;
+  static constexpr bool kCross = true, kOwnPower = true;
+  static constexpr Fields kStudentReads = Fields::kTerms;
 
   double a, b;
   AlphaBeta(double alpha, double beta) : a(alpha), b(beta) {}
@@ -19,21 +20,22 @@ struct AlphaBeta : Functor {
   double teacher_power(int k) const { return k == 0 ? a : k == 1 ? a + b : 0; }
   double student_power(int k) const { return k == 0 ? b : k == 1 ? 0 : a + b; }
 
-  // Returns x^(a + b) for x of one side, given its exponent of 2 and the other side's; 0 for masked columns
-  // (-inf on both sides).
   template <class F>
-  FASTKD_HD F power(F exponent, F other) const {
-    const F value = exp2_any(F(a + b) * exponent);
-    return where_le(where_le(exponent, other, other, exponent), F(-std::numeric_limits<double>::infinity()),
-                    F(0), value);
+  FASTKD_HD Terms<F> terms(const Entry<F>& e, F shift) const {
+    const F own = power_of(e.xs, e.xt, a + b);
+    return {cross_term(e, own, a, b, shift), own};
+  }
+
+  template <class F>
+  FASTKD_HD void add_terms(const Entry<F>& e, const Terms<F>& terms, F* sum) const {
+    sum[0] = sum[0] + terms.cross;
+    sum[1] = sum[1] + power_of(e.xt, e.xs, a + b);
+    sum[2] = sum[2] + terms.own;
   }
 
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F shift, F* sum) const {
-    const F of_student = power(e.xs, e.xt);
-    sum[0] = sum[0] + cross_term(e, of_student, a, b, shift);
-    sum[1] = sum[1] + power(e.xt, e.xs);
-    sum[2] = sum[2] + of_student;
+    add_terms(e, terms(e, shift), sum);
   }
 
   template <class R>
@@ -49,16 +51,19 @@ struct AlphaBeta : Functor {
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    const F of_student = power(e.xs, e.xt);
-    const F difference =
-        cross_term(e, of_student, a, b, row.cross_shift) * row.scale[0] - of_student * row.scale[2];
+    return student(e, terms(e, row.cross_shift), row);
+  }
+  // The same, given the entry's Terms, which sweep 1 has stored on the CPU.
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, const Terms<F>& terms, const Row<F>& row) const {
+    const F difference = terms.cross * row.scale[0] - terms.own * row.scale[2];
     return F(-1 / a) * (difference - e.q * row.constant[0]);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    const F difference = cross_term(e, power(e.xs, e.xt), a, b, row.cross_shift) * row.scale[0] -
-                         power(e.xt, e.xs) * row.scale[1];
+    const F difference =
+        terms(e, row.cross_shift).cross * row.scale[0] - power_of(e.xt, e.xs, a + b) * row.scale[1];
     return F(-1 / b) * (difference - e.p * row.constant[1]);
   }
 };

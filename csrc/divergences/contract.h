@@ -15,6 +15,7 @@ const Entry<float>& entry();
 const Row<float>& row();
 Row<float>& writable_row();
 float number();
+const Terms<float>& terms();
 float& reference();
 float* sums();
 }  // namespace any
@@ -65,7 +66,13 @@ constexpr void check_functor() {
     static_assert(D::kSumsRead == Fields::kProbabilities || D::kSumsRead == Fields::kAll,
                   "kSumsRead is kProbabilities or kAll");
   }
-  static_assert(!D::kCross || D::kStreams > 0, "kCross needs streams");
+  if constexpr (D::kCross) {
+    static_assert(D::kStreams > 0, "kCross needs streams");
+    static_assert(FASTKD_HAS(terms(any::entry(), any::number())), "kCross needs terms(entry, cross_shift)");
+    static_assert(FASTKD_HAS(add_terms(any::entry(), any::terms(), any::sums())),
+                  "kCross needs add_terms(entry, terms, sums)");
+  }
+  static_assert(!D::kOwnPower || D::kCross, "kOwnPower needs kCross");
   if constexpr (D::kLog) {
     static_assert(D::kSums > 0, "kLog needs kSums");
     static_assert(FASTKD_HAS(log_of(any::entry())), "kLog needs log_of(entry)");
@@ -84,19 +91,16 @@ constexpr void check_functor() {
     static_assert(FASTKD_OWN(label_student), "kSplitsLabel needs label_student(row)");
     static_assert(FASTKD_OWN(label_teacher), "kSplitsLabel needs label_teacher(row)");
   }
-  static_assert(!D::kStudentReadsQ || D::kStudentReads == Fields::kStudentLog,
-                "kStudentReadsQ needs kStudentLog");
-  if constexpr (D::kStudentReads == Fields::kStudentLog) {
-    static_assert(D::kLog && D::kSumsRead == Fields::kAll, "kStudentLog needs kLog, and sums() that read it");
-    static_assert(FASTKD_HAS(student_log(any::entry())), "kStudentLog needs student_log(entry)");
-  }
-  if constexpr (D::kStudentReads == Fields::kTerm) {
-    static_assert(D::kCross && D::kStreams == 1 && !D::kLog, "kTerm needs kCross, one stream, and no kLog");
-    static_assert(FASTKD_HAS(term(any::entry(), any::number())), "kTerm needs term(entry, cross_shift)");
-  }
-  if constexpr (D::kStudentReads == Fields::kStudentLog || D::kStudentReads == Fields::kTerm) {
+  if constexpr (D::kStudentReads == Fields::kStored) {
+    static_assert(D::kLog && D::kSumsRead == Fields::kAll, "kStored needs kLog, and sums() that read it");
+    static_assert(FASTKD_HAS(stored(any::entry())), "kStored needs stored(entry)");
     static_assert(FASTKD_HAS(student(any::entry(), any::number(), any::row())),
-                  "kStudentLog and kTerm need student(entry, x, row), x being the logarithm or the term");
+                  "kStored needs student(entry, stored, row)");
+  }
+  if constexpr (D::kStudentReads == Fields::kTerms) {
+    static_assert(D::kCross && !D::kLog, "kTerms needs kCross, and no kLog");
+    static_assert(FASTKD_HAS(student(any::entry(), any::terms(), any::row())),
+                  "kTerms needs student(entry, terms, row)");
   }
   static_assert(!D::kLinear || D::kStudentReads == Fields::kProbabilities,
                 "kLinear needs kStudentReads = kProbabilities");

@@ -61,9 +61,16 @@ struct Row {
 // sweep need not read the rows again.
 enum class Fields {
   kProbabilities,  // es, et, p, q and q_minus_p
-  kStudentLog,     // these, and beside the entry the number student_log(entry), which sweep 2 has stored
-  kTerm,  // these, and beside the entry the number term(entry, cross_shift), which sweep 1 has stored
-  kAll    // every field; `log` only with kLog
+  kStored,         // q, and beside the entry the number stored(entry), which sweep 2 has stored
+  kTerms,          // as kProbabilities, and beside the entry its Terms, which sweep 1 has stored
+  kAll             // every field; `log` only with kLog
+};
+
+// One entry's part of a cross stream: p^a q^b, and the power q^(a + b) from which it is computed. Both are of
+// exponentials, not normalised.
+template <class F>
+struct Terms {
+  F cross, own;
 };
 
 // Base class of the divergence functors, with the defaults of the optional members. A functor is constructed
@@ -98,8 +105,15 @@ enum class Fields {
 //       times_add() of that side's exponential and the ratio: such a stream has to be linear in the ratio,
 //       because the kernel changes the constant that the ratio is relative to.
 //   kCross
-//       whether stream 0 is the sum of p^a q^b with a and b the powers of stream 0. Its terms are those of
-//       cross_term(), which needs `cross_shift`. No stream may then use the ratio.
+//       whether stream 0 is the sum of p^a q^b with a and b the powers of stream 0. No stream may then use
+//       the ratio, and the functor has
+//       terms(entry, cross_shift)
+//           returns the Terms of an entry, by cross_term() and power_of().
+//       add_terms(entry, terms, sums)
+//           is stream(), given the entry's Terms.
+//   kOwnPower (default false), with kCross
+//       whether Terms::own is another number than the exponential `es`: whether the powers do not add up
+//       to 1.
 //
 // The functor's other sums are over probabilities. They need both log-sum-exps first, hence one more sweep:
 //   kSums
@@ -137,15 +151,12 @@ enum class Fields {
 //       kProbabilities if student() reads no other fields of the entry. In the two cases between, the CPU
 //       computes what else the student's gradient contains in an earlier sweep, and the functor has in
 //       addition to student(entry, row):
-//       kStudentLog, which needs kLog
-//           student_log(entry), which sweep 2 stores, and student(entry, student_log, row), which reads of
-//           the entry what kProbabilities provides.
-//       kTerm, which needs kCross, one stream, and powers that add up to 1
-//           term(entry, cross_shift), which sweep 1 stores, the cross_term() with the power es; and
-//           student(entry, term, row), which reads of the entry what kProbabilities provides.
-//   kStudentReadsQ (default false), for kStudentLog
-//       whether student(entry, student_log, row) reads nothing of the entry but q. A cluster of blocks on a
-//       GPU can then keep student_log() in the place of the teacher's logits.
+//       kStored, which needs kLog
+//           stored(entry), which sweep 2 stores in the place of the teacher's exponentials (a cluster of
+//           blocks on a GPU in that of the teacher's logits), and student(entry, stored, row), which reads
+//           nothing of the entry but q.
+//       kTerms, which needs kCross
+//           student(entry, terms, row), which reads of the entry what kProbabilities provides.
 //   kLinear (default false)
 //       whether student() is linear in p and q, and reads nothing of the entry but p, q and q_minus_p. It
 //       needs kStudentReads = kProbabilities. The CPU then scales p and q in advance instead of scaling the
@@ -157,7 +168,7 @@ struct Functor {
   static constexpr bool kReadsTeacher = true, kSparseTeacher = false;
   static constexpr int kStreams = 0, kSums = 0;
   static constexpr bool kCross = false, kLog = false, kDistant = false, kSplitsLabel = false, kLinear = false;
-  static constexpr bool kStudentReadsQ = false;
+  static constexpr bool kOwnPower = false;
   static constexpr Fields kSumsRead = Fields::kAll, kStudentReads = Fields::kAll;
 
   static double teacher_power(int) { return 0; }
@@ -176,6 +187,14 @@ struct Functor {
     return R(0);
   }
 };
+
+// Returns 2^(power * exponent), where `exponent` is that of one side and `other` that of the other. It is 0
+// for an entry that is -inf on both sides, which is masked.
+template <class F>
+FASTKD_HD F power_of(F exponent, F other, double power) {
+  return where_le(where_le(exponent, other, other, exponent), F(-std::numeric_limits<double>::infinity()),
+                  F(0), exp2_any(F(power) * exponent));
+}
 
 // Returns (et 2^-base)^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other it
 // is computed as `power` times exp(a * relative), a factor that is exactly 1 for equal logits: the difference

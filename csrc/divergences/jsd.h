@@ -8,9 +8,9 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct JSD : Functor {
-  static constexpr bool kLog = true, kStudentReadsQ = true;
+  static constexpr bool kLog = true;
   static constexpr int kSums = 2;  // KL(p, m), -KL(q, m)
-  static constexpr Fields kStudentReads = Fields::kStudentLog;
+  static constexpr Fields kStudentReads = Fields::kStored;
 
   double beta;
   LogMixture log_mixture;
@@ -38,15 +38,15 @@ struct JSD : Functor {
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return student(e, student_log(e), row);
+    return student(e, stored(e), row);
   }
-  // The same, given student_log(), which is log m - log q here.
+  // The same, given stored(), which is log m - log q here.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, F m_over_q, const Row<F>& row) const {
     return F(1 - beta) * times(e.q, row.sum[1] - m_over_q);
   }
   template <class F>
-  FASTKD_HD F student_log(const Entry<F>& e) const {
+  FASTKD_HD F stored(const Entry<F>& e) const {
     return Mixture<F>::m_over_q(e);
   }
 

@@ -10,7 +10,7 @@ inline namespace FASTKD_ISA {
 struct Power : Functor {
   static constexpr int kStreams = 1;
   static constexpr bool kCross = true;
-  static constexpr Fields kStudentReads = Fields::kTerm;
+  static constexpr Fields kStudentReads = Fields::kTerms;
 
   double a;
   explicit Power(double power) : a(power) {}
@@ -19,29 +19,34 @@ struct Power : Functor {
   double student_power(int) const { return 1 - a; }
 
   template <class F>
-  FASTKD_HD F term(const Entry<F>& e, F shift) const {
-    return cross_term(e, e.es, a, 1 - a, shift);
+  FASTKD_HD Terms<F> terms(const Entry<F>& e, F shift) const {
+    return {cross_term(e, e.es, a, 1 - a, shift), e.es};
+  }
+
+  template <class F>
+  FASTKD_HD void add_terms(const Entry<F>&, const Terms<F>& terms, F* sum) const {
+    sum[0] = sum[0] + terms.cross;
   }
 
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F shift, F* sum) const {
-    sum[0] = sum[0] + term(e, shift);
+    add_terms(e, terms(e, shift), sum);
   }
 
   // value() sets constant[0] and constant[1], the factors of the student's and the teacher's gradient.
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return student(e, term(e, row.cross_shift), row);
+    return student(e, terms(e, row.cross_shift), row);
   }
-  // The same, given the entry's term(), which sweep 1 has stored on the CPU.
+  // The same, given the entry's Terms, which sweep 1 has stored on the CPU.
   template <class F>
-  FASTKD_HD F student(const Entry<F>& e, F term, const Row<F>& row) const {
-    return row.constant[0] * (e.q - term * row.cross_inverse);
+  FASTKD_HD F student(const Entry<F>& e, const Terms<F>& terms, const Row<F>& row) const {
+    return row.constant[0] * (e.q - terms.cross * row.cross_inverse);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return row.constant[1] * (e.p - term(e, row.cross_shift) * row.cross_inverse);
+    return row.constant[1] * (e.p - terms(e, row.cross_shift).cross * row.cross_inverse);
   }
 };
 

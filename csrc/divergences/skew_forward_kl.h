@@ -11,7 +11,7 @@ inline namespace FASTKD_ISA {
 struct SkewForwardKL : Functor {
   static constexpr bool kLog = true;
   static constexpr int kSums = 2;  // KL(p, m), sum q u
-  static constexpr Fields kStudentReads = Fields::kProbabilities;
+  static constexpr Fields kStudentReads = Fields::kStored;
 
   double beta;
   LogMixture log_mixture;
@@ -45,17 +45,26 @@ struct SkewForwardKL : Functor {
 
   template <class F>
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
-    return F(beta - 1) * times(e.q, excess(e) - row.sum[1]);
+    return student(e, stored(e), row);
+  }
+  // The same, given stored(), which is u here.
+  template <class F>
+  FASTKD_HD F student(const Entry<F>& e, F u, const Row<F>& row) const {
+    return F(beta - 1) * times(e.q, u - row.sum[1]);
+  }
+  template <class F>
+  FASTKD_HD F stored(const Entry<F>& e) const {
+    return excess(e);
   }
 
   template <class F>
   FASTKD_HD F teacher(const Entry<F>& e, const Row<F>& row) const {
-    return teacher(e, Mixture<F>::p_over_m(e), row);
+    return times(e.p, slope(e) - row.constant[0]);
   }
-  // The same, given log p - log m.
+  // Returns log p - log m - b u, the teacher's gradient of p (log p - log m) per p.
   template <class F>
-  FASTKD_HD F teacher(const Entry<F>& e, F p_over_m, const Row<F>& row) const {
-    return times(e.p, p_over_m - F(beta) * excess(e) - row.constant[0]);
+  FASTKD_HD F slope(const Entry<F>& e) const {
+    return Mixture<F>::p_over_m(e) - F(beta) * excess(e);
   }
 };
 

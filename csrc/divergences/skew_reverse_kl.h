@@ -7,7 +7,7 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct SkewReverseKL : SkewForwardKL {
-  static constexpr Fields kStudentReads = Fields::kStudentLog;
+  static constexpr Fields kStudentReads = Fields::kStored;
   using SkewForwardKL::SkewForwardKL;
 
   double teacher_share() const { return 1 - beta; }
@@ -38,14 +38,14 @@ struct SkewReverseKL : SkewForwardKL {
   FASTKD_HD F student(const Entry<F>& e, const Row<F>& row) const {
     return SkewForwardKL::teacher(exchanged(e), row);
   }
-  // The same, given student_log(), which is log q - log m here.
+  // The same, given stored(), which is slope() with the sides exchanged.
   template <class F>
-  FASTKD_HD F student(const Entry<F>& e, F q_over_m, const Row<F>& row) const {
-    return SkewForwardKL::teacher(exchanged(e), q_over_m, row);
+  FASTKD_HD F student(const Entry<F>& e, F slope, const Row<F>& row) const {
+    return times(e.q, slope - row.constant[0]);
   }
   template <class F>
-  FASTKD_HD F student_log(const Entry<F>& e) const {
-    return Mixture<F>::p_over_m(exchanged(e));
+  FASTKD_HD F stored(const Entry<F>& e) const {
+    return slope(exchanged(e));
   }
 
   template <class F>

@@ -42,6 +42,10 @@ def test_the_environment_chooses_the_isa(monkeypatch: pytest.MonkeyPatch) -> Non
         _settings.cpu_isa.cache_clear()
 
 
+# Powers that do not add up to 1, as the default ones do: the kernel then keeps a power of the student's, too.
+PARAMETERS = {"alpha_beta": {"alpha": 0.2, "beta": 0.7}}
+
+
 def _both_gradients(
     s: torch.Tensor, t: torch.Tensor, both: bool, **options: object
 ) -> tuple[torch.Tensor, ...]:
@@ -138,12 +142,23 @@ def _with_an_event(event: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
 )
 @pytest.mark.parametrize(
     "divergence",
-    ["forward_kl", "reverse_kl", "jeffreys", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd", "decoupled"],
+    [
+        "forward_kl",
+        "reverse_kl",
+        "jeffreys",
+        "jsd",
+        "skew_forward_kl",
+        "skew_reverse_kl",
+        "tvd",
+        "hellinger",
+        "alpha_beta",
+        "decoupled",
+    ],
 )
 def test_blocks_of_any_logits(isa: str, dtype: torch.dtype, event: str, divergence: str) -> None:
     s, t = _with_an_event(event, dtype)
     labels = torch.tensor([700, 3999])
-    options = {"divergence": divergence, "kd_ratio": 0.5}
+    options = {"divergence": divergence, **PARAMETERS.get(divergence, {}), "kd_ratio": 0.5}
     for temperatures in [
         *({"temperature": temperature} for temperature in (2.0, 3.0, 4.0, 8.0, 16.0)),
         {"temperature": 1.0, "teacher_temperature": 2.0},
@@ -189,13 +204,14 @@ def test_a_nonfinite_logit_affects_only_its_row(
     assert grad[1].isfinite().all()
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "hellinger", "alpha_beta"])
 def test_rows_too_long_to_keep(divergence: str) -> None:
     """Rows too long to keep the first sweep's exponentials give the right result."""
     s = torch.randn(1, 530_001)
     t = s + 0.3 * torch.randn_like(s)
-    expected, by_s, _ = reference_gradients(s, t, reduction="none", divergence=divergence)
-    loss, grad_s, _ = _both_gradients(s, t, False, divergence=divergence)
+    options = {"divergence": divergence, **PARAMETERS.get(divergence, {})}
+    expected, by_s, _ = reference_gradients(s, t, reduction="none", **options)
+    loss, grad_s, _ = _both_gradients(s, t, False, **options)
     assert_value(loss, expected)
     assert_gradient(grad_s, by_s)
 
@@ -269,7 +285,11 @@ def test_bfloat16_gradients_of_plain_blocks_are_rounded_to_nearest(isa: str) -> 
 @pytest.mark.parametrize(
     ("divergence", "temperature"),
     [
-        *((d, t) for d in ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "tvd") for t in (0.5, 2.0)),
+        *(
+            (d, t)
+            for d in ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "tvd", "hellinger", "alpha_beta")
+            for t in (0.5, 2.0)
+        ),
         ("jsd", 30.0),
     ],
 )
@@ -277,7 +297,7 @@ def test_near_models_in_16_bits(isa: str, divergence: str, temperature: float) -
     """The divergence of near models must not be swamped by the error of the fast path's short exponential."""
     s = torch.randn(4, 9000) * 3
     s, t = s.bfloat16(), (s + 0.05 * torch.randn_like(s)).bfloat16()
-    options = {"divergence": divergence, "temperature": temperature}
+    options = {"divergence": divergence, **PARAMETERS.get(divergence, {}), "temperature": temperature}
     expected, by_s, _ = reference_gradients(s, t, reduction="none", **options)
     with native.forced_isa(isa):
         loss, grad_s, _ = _both_gradients(s, t, False, **options)

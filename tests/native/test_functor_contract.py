@@ -34,6 +34,7 @@ def test_the_contract_is_enough() -> None:
         ("TEACHER", "a functor needs teacher(entry, row)"),
         ("POWERS", "kStreams needs teacher_power(k) or student_power(k)"),
         ("STREAM", "kStreams needs stream(entry, cross_shift, sums)"),
+        ("TERMS", "kCross needs terms(entry, cross_shift)"),
         ("SUMS", "kSums needs sums(entry, sums)"),
         ("LOG", "kLog needs log_of(entry)"),
         ("LABEL", "kSplitsLabel needs label_student(row)"),

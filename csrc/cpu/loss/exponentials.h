@@ -30,10 +30,10 @@ struct Halves {
 };
 
 // The exponential for logits in Memory. The short polynomial is precise enough for 16-bit logits, but not for
-// divergences that take logarithms of the exponentials: they would show its error where the models differ
-// little.
+// divergences that take logarithms of the exponentials or other powers of them: they would show its error
+// where the models differ little.
 template <class V, class Div, class Memory>
-using Exp2Of = ShiftedExp2<V, Memory::kBytes == 2 && !Div::kLog>;
+using Exp2Of = ShiftedExp2<V, Memory::kBytes == 2 && !Div::kLog && !Div::kCross>;
 
 // Returns the address of the teacher's logits from `column` on, or null without a teacher.
 template <class V, class Div>

@@ -16,7 +16,8 @@ inline typename V::Real fast_largest(Memory x, int64_t n) {
   return horizontal_max(top);
 }
 
-// A vector known to be finite, so that times_add() needs no guard against 0 * inf.
+// A vector known to be finite, so that times_add() needs no guard against 0 * inf, and cross_term() and
+// power_of() none against masked entries. The two sides are not far from each other, either.
 template <class V>
 struct Finite {
   V v;
@@ -24,9 +25,23 @@ struct Finite {
   Finite(V x) : v(x) {}
 };
 template <class V>
+inline Finite<V> operator+(Finite<V> a, Finite<V> b) {
+  return a.v + b.v;
+}
+template <class V>
 inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
   return mul_add(weight.v, x.v, sum.v);
 }
+template <class V>
+inline Finite<V> power_of(Finite<V> exponent, Finite<V>, double power) {
+  return exp2_any(V(power) * exponent.v);
+}
+template <class V>
+inline Finite<V> cross_term(const Entry<Finite<V>>& e, Finite<V> power, double a, double, Finite<V>) {
+  return power.v * exp2(V(a * kLog2e) * e.relative.v);
+}
+// The largest |a * relative| in bits, up to which cross_term() above is valid.
+constexpr double kNearTerms = 20;
 
 // The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
 // loop it is known whether the block is one (`valid`).
@@ -52,15 +67,16 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
   const char* const ahead_s = row.s.at(b.start + kBlock);
   const char* const ahead_t = teacher_at(row, b.start + kBlock);
   // Copies in local variables: the compiler knows that the stores below do not change them.
-  R *const out_s = b.es, *const out_t = b.et;
+  R *const out_s = b.es, *const out_t = b.et, *const out_cross = b.kept, *const out_own = b.own;
   const int64_t n = b.n;
   const Div div = call.div;
-  V seen(0), all_s(0), squares(0), all_t(0), streams[kMaxStreams] = {V(0), V(0), V(0)};
+  V seen(0), all_s(0), squares(0), all_t(0), most_relative(0), streams[kMaxStreams] = {V(0), V(0), V(0)};
   for (int64_t i = 0; i < n;) {
     V of_s(0), of_t(0);
     Finite<V> stream[kMaxStreams] = {V(0), V(0), V(0)};
+    V of_terms(0);
     struct Exponentials {
-      V s, t;
+      V s, t, term;
     };
     const auto exponentials_at = [&](int64_t i) {
       Exponentials e;
@@ -70,9 +86,21 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
       prefetch(ahead_s + i * Memory::kBytes);
       if constexpr (kTeacher) {
         const V logit_t = t.at(i), et = e.t = exp2_t.near(logit_t, seen);
-        et.store(out_t + i);
+        if (!Div::kCross || out_cross == nullptr) et.store(out_t + i);
         prefetch(ahead_t + i * Memory::kBytes);
-        if constexpr (Div::kStreams > 0) {
+        if constexpr (Div::kCross) {
+          Entry<Finite<V>> entry;
+          entry.es = es, entry.et = et;
+          entry.xs = fma(logit_s, c.log2_scale_s, c.shift_s);
+          entry.xt = fma(logit_t, c.log2_scale_t, c.shift_t);
+          entry.relative = ratio_of(c, logit_s, logit_t);
+          most_relative = max(abs(entry.relative.v), most_relative);
+          const Terms<Finite<V>> terms = div.terms(entry, Finite<V>(V(0)));
+          if (out_cross != nullptr) terms.cross.v.store(out_cross + i);
+          if (out_own != nullptr) terms.own.v.store(out_own + i);
+          e.term = terms.cross.v;
+          if constexpr (!kSumsLikeExponentials<Div>) div.add_terms(entry, terms, stream);
+        } else if constexpr (Div::kStreams > 0) {
           Entry<Finite<V>> entry;
           entry.es = es, entry.et = et;
           entry.log_ratio_raw = kAlike ? logit_t - logit_s : ratio_of(c, logit_s, logit_t);
@@ -89,21 +117,31 @@ inline FastSums fast_sums(const RowContext<V, Div>& row, const Block<typename V:
       const Exponentials one = exponentials_at(i), other = exponentials_at(i + kW);
       of_s = of_s + (one.s + other.s);
       if constexpr (kTeacher) of_t = of_t + (one.t + other.t);
+      if constexpr (kSumsLikeExponentials<Div>) of_terms = of_terms + (one.term + other.term);
     }
     for (; i < stop; i += kW) {
       const Exponentials one = exponentials_at(i);
       of_s = of_s + one.s;
       if constexpr (kTeacher) of_t = of_t + one.t;
+      if constexpr (kSumsLikeExponentials<Div>) of_terms = of_terms + one.term;
     }
     all_s = all_s + of_s, all_t = all_t + of_t;
-    for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
+    if constexpr (kSumsLikeExponentials<Div>) {
+      streams[0] = streams[0] + of_terms;
+    } else {
+      for (int k = 0; k < Div::kStreams; ++k) streams[k] = streams[k] + stream[k].v;
+    }
   }
   // NaN fails both comparisons.
   FastSums sums{false, horizontal_sum(all_s), horizontal_sum(squares), horizontal_sum(all_t), {0, 0, 0}};
   sums.valid = sums.s <= call.most && sums.t <= call.most && Exp2::was_near(seen);
+  if constexpr (Div::kCross) {
+    sums.valid =
+        sums.valid && std::fabs(div.teacher_power(0)) * kLog2e * horizontal_max(most_relative) <= kNearTerms;
+  }
   for (int k = 0; k < Div::kStreams; ++k) {
     sums.stream[k] = horizontal_sum(streams[k]);
-    if (kAlike) {
+    if (kAlike && !Div::kCross) {
       const double z = div.teacher_power(k) == 1 ? sums.t : sums.s;
       sums.stream[k] = sums.stream[k] * (kLn2 * call.log2_scale_s) - shift.base * z;
     }

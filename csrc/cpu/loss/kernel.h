@@ -64,7 +64,7 @@ class RowKernel {
       sums[0] = record[record::kSum0];
       sums[1] = record[record::kSum1];
     } else if constexpr (Div::kSums > 0) {
-      find_sums(row_, params_.grad_teacher.data == nullptr);
+      find_sums(row_);
     }
     if constexpr (Div::kDistant) {
       if (phase == Phase::kFinish) {

@@ -17,7 +17,7 @@ struct EntryScales {
   V row_r_s, row_r_t;             // factors from exponentials relative to the row's shifts to probabilities
   V r_s, r_t;                     // the same for the block's exponentials, whose shifts may be others
   V factor_s, factor_t;           // factors from the block's exponentials to the row's
-  V factor_term;                  // the same for the terms of the cross stream
+  V factor_cross, factor_own;     // the same for Terms::cross and Terms::own
   double factor;                  // factor_s as a number
   Shifts<typename V::Real> kept;  // the shifts of the block's exponentials
 };
@@ -40,7 +40,7 @@ inline EntryScales<V> raw_scales_of(const RowContext<V, Div>& row) {
 template <class V, class Div>
 inline EntryScales<V> scales_of(const RowContext<V, Div>& row) {
   EntryScales<V> c = raw_scales_of(row);
-  c.factor_term = c.factor_s = c.factor_t = V(1);
+  c.factor_cross = c.factor_own = c.factor_s = c.factor_t = V(1);
   c.factor = 1;
   c.kept = row.statistics.shift;
   c.r_s = c.row_r_s = V(reciprocal<Div>(row.statistics.z_s));
@@ -63,11 +63,10 @@ inline void adapt(const RowContext<V, Div>& row, EntryScales<V>& c, const Shifts
   const double by_t = std::min(double(kept.t) - shift.t, kMostFall);
   const double factor_s = by_s == 0 ? 1 : std::exp2(by_s), factor_t = by_t == 0 ? 1 : std::exp2(by_t);
   if constexpr (kKeepsTerms<Div>) {
-    // The two powers add up to 1. With an unchanged base the terms therefore move as the student's
-    // exponentials do.
-    const double by_base = kept.base - shift.base;
-    c.factor_term =
-        V(by_base == 0 ? factor_s : std::exp2(by_s + kLog2e * row.call.div.teacher_power(0) * by_base));
+    const double a = row.call.div.teacher_power(0), by_base = kept.base - shift.base;
+    const double by_own = Div::kOwnPower ? (a + row.call.div.student_power(0)) * by_s : by_s;
+    c.factor_own = V(std::exp2(by_own));
+    c.factor_cross = V(std::exp2(by_own + kLog2e * a * by_base));
   }
   c.factor_s = V(factor_s), c.factor_t = V(factor_t);
   c.r_s = V(reciprocal<Div>(row.statistics.z_s) * factor_s);
@@ -133,6 +132,11 @@ inline Entry<V> probabilities(const EntryScales<V>& c, const Block<typename V::R
   return e;
 }
 
+// Whether the one stream is the sum of p^a q^(1 - a). It is added up in the order of the exponentials:
+// between equal rows it is then exactly the student's sum of exponentials.
+template <class Div>
+constexpr bool kSumsLikeExponentials = Div::kCross && Div::kStreams == 1;
+
 template <class V>
 inline Row<V> widened(const Row<double>& row) {
   Row<V> wide;
@@ -156,7 +160,7 @@ inline Entry<V> entry_as(const EntryScales<V>& c, const Block<typename V::Real>&
     const V logit_s = s.at(i), logit_t = t.at(i);
     add_logits(c, logit_s, logit_t, e);
     e.log_ratio = e.log_ratio_raw + c.log_ratio_offset;
-    if constexpr (Div::kLog) e.log = V::load(b.left + i);
+    if constexpr (Div::kLog) e.log = V::load(b.logs + i);
   }
   return e;
 }

@@ -54,7 +54,11 @@ class KeptRows {
 // Whether sweep 1 keeps the terms of the cross stream, because the student's gradient needs the logits for
 // nothing else.
 template <class Div>
-constexpr bool kKeepsTerms = Div::kStudentReads == Fields::kTerm;
+constexpr bool kKeepsTerms = Div::kStudentReads == Fields::kTerms;
+
+// Whether sweep 2 keeps stored() for sweep 3.
+template <class Div>
+constexpr bool kKeepsStored = Div::kStudentReads == Fields::kStored;
 
 template <class R>
 struct Block {
@@ -63,7 +67,10 @@ struct Block {
   const R* t = nullptr;
   R* es;    // exponentials of the student
   R* et;    // of the teacher
-  R* left;  // what one sweep keeps for the next: logarithms, or the terms of a cross stream
+  R* logs;  // the logarithms of a divergence with kLog
+  // Numbers that one sweep keeps for the student's gradient, or null.
+  R* kept;  // stored() or Terms::cross
+  R* own;   // Terms::own, if it is not `es`
 
   bool holds(int64_t column) const { return column >= start && column < start + n; }
 };
@@ -79,15 +86,17 @@ class Scratch {
   alignas(64) R out_s[kBlock + kW];  // exponentials that are not kept; gradients
   alignas(64) R out_t[kBlock + kW];
   alignas(64) R e1[kBlock + kW];  // what one loop over a block leaves for the next
+  alignas(64) R logs[Div::kLog ? kBlock + kW : 1];
   alignas(64) R logits_s[kBlock + kW];
   alignas(64) R logits_t[kBlock + kW];
 
   explicit Scratch(const DenseParams& params)
       : keeps(params.phase == Phase::kAll && params.vocab <= kMostKept),
+        student_alone_(params.grad_teacher.data == nullptr),
         vocab_(params.vocab),
-        kept_(keeps       ? kLeftRow + (kLeaves ? 1 : 0)
-              : Div::kLog ? 1
-                          : 0,
+        kept_(keeps               ? kRows
+              : kKeepsStored<Div> ? 1
+                                  : 0,
               params.vocab),
         shifts_(keeps ? params.vocab / kBlock + 1 : 0) {}
 
@@ -98,7 +107,13 @@ class Scratch {
     b.n = vocab_ - start < kBlock ? vocab_ - start : kBlock;
     b.es = keeps ? kept_.row(0) + start : out_s;
     b.et = keeps ? kept_.row(kTeacherRow) + start : out_t;
-    b.left = !kLeaves ? nullptr : keeps ? kept_.row(kLeftRow) + start : Div::kLog ? kept_.row(0) + start : e1;
+    b.logs = logs;
+    b.kept = b.own = nullptr;
+    if (student_alone_ && (kKeepsStored<Div> || (kKeepsTerms<Div> && keeps))) {
+      // In the place of the teacher's exponentials, if these are kept: nothing reads them afterwards.
+      b.kept = kept_.row(keeps ? kTeacherRow : 0) + start;
+      if (Div::kOwnPower) b.own = kept_.row(kTeacherRow + 1) + start;
+    }
     return b;
   }
 
@@ -108,9 +123,10 @@ class Scratch {
  private:
   // Kept rows larger than this would not stay in the caches.
   static constexpr int64_t kMostKept = (int64_t(2) << 20) / sizeof(R);
-  static constexpr int kTeacherRow = Div::kReadsTeacher ? 1 : 0, kLeftRow = kTeacherRow + 1;
-  static constexpr bool kLeaves = Div::kLog || kKeepsTerms<Div>;
+  static constexpr int kTeacherRow = Div::kReadsTeacher ? 1 : 0;
+  static constexpr int kRows = kTeacherRow + 1 + (Div::kOwnPower ? 1 : 0);
 
+  const bool student_alone_;  // whether the teacher's gradient is not wanted
   const int64_t vocab_;
   KeptRows<R> kept_;
   std::vector<Shifts<R>> shifts_;

@@ -7,32 +7,6 @@
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Fills b.left with the terms and returns their sum. Where all entries of the block are near each other,
-// cross_term() reduces to one exponential, which then has a loop of its own. `shifted`: whether the terms
-// have a cross shift; `exponents`: a scratch buffer.
-template <class V, class Div>
-inline double cross_terms(const Div& div, const EntryScales<V>& c, bool shifted,
-                          const Block<typename V::Real>& b, typename V::Real* exponents) {
-  constexpr int kW = V::kWidth;
-  V far(shifted ? 1 : 0);
-  for (int64_t i = 0; i < b.n; i += kW) {
-    Entry<V> e;
-    add_logits(c, b, i, e);
-    const V by = V(div.teacher_power(0) * kLog2e) * e.relative;
-    far = where_le(abs(by), V(20), far, V(1));  // NaN counts as far
-    by.store(exponents + i);
-  }
-  const auto store = [&](int64_t i, V term) {
-    term.store(b.left + i);
-    return term;
-  };
-  if (horizontal_max(far) == 0) {
-    return sum_of<V>(b.n,
-                     [&](int64_t i) { return store(i, V::load(b.es + i) * exp2(V::load(exponents + i))); });
-  }
-  return sum_of<V>(b.n, [&](int64_t i) { return store(i, div.term(raw_entry(c, b, i), c.cross_shift)); });
-}
-
 template <class V, class Div>
 class StatisticsSweep {
   using R = typename V::Real;
@@ -44,15 +18,14 @@ class StatisticsSweep {
 
   void run() {
     statistics_.columns = static_cast<double>(call_.params.vocab);
-    const bool plain =
-        !Div::kCross && call_.params.metrics == nullptr && !call_.smoothed && call_.most >= kBlock;
+    const bool plain = call_.params.metrics == nullptr && !call_.smoothed && call_.most >= kBlock;
     for (int64_t start = 0; start < call_.params.vocab; start += kBlock) {
       if (plain && add_fast(scratch_.at(start))) continue;
       const Block<R> b = row_.load(start);
       raise_shifts(b, largest<V>(b.s, b.n), Div::kReadsTeacher ? largest<V>(b.t, b.n) : kLowest<R>);
       add_exponentials(b);
-      if constexpr (Div::kStreams > 0) add_streams(b, raw_scales_of(row_));
       if (call_.params.metrics != nullptr) add_moments(b);
+      if constexpr (Div::kStreams > 0) add_streams(b, raw_scales_of(row_));
       if (call_.smoothed) statistics_.logit_sum += sum_of_logits(b);
     }
     if (Div::kCross && !(statistics_.stream[0] > 1e-18 && statistics_.stream[0] < 1e30)) find_distant_cross();
@@ -72,7 +45,7 @@ class StatisticsSweep {
   // not plain (is_plain()), or if its logits are too large for these shifts.
   bool add_fast(const Block<R>& b) {
     bool added = false;
-    if constexpr (V::kSimd && !Div::kCross) {
+    if constexpr (V::kSimd) {
       if (!row_.is_plain(b)) return false;
       const Shifts<R>& shift = statistics_.shift;
       with_memory(row_, b, [&](auto s, auto t) {
@@ -133,14 +106,26 @@ class StatisticsSweep {
   }
 
   void add_streams(const Block<R>& b, const EntryScales<V>& c) {
-    if constexpr (kKeepsTerms<Div>) {
-      statistics_.stream[0] += cross_terms(call_.div, c, statistics_.cross_shift != 0, b, scratch_.e1);
+    if constexpr (kSumsLikeExponentials<Div>) {
+      statistics_.stream[0] += sum_of<V>(b.n, [&](int64_t i) {
+        const Terms<V> terms = call_.div.terms(raw_entry(c, b, i), c.cross_shift);
+        if (b.kept != nullptr) terms.cross.store(b.kept + i);
+        return terms.cross;
+      });
       return;
     }
     for (int64_t i = 0; i < b.n;) {
       V stream[kMaxStreams] = {V(0), V(0), V(0)};
       for (const int64_t stop = std::min(b.n, i + kStretch); i < stop; i += kW) {
-        call_.div.stream(raw_entry(c, b, i), c.cross_shift, stream);
+        const Entry<V> e = raw_entry(c, b, i);
+        if constexpr (Div::kCross) {
+          const Terms<V> terms = call_.div.terms(e, c.cross_shift);
+          if (b.kept != nullptr) terms.cross.store(b.kept + i);
+          if (b.own != nullptr) terms.own.store(b.own + i);
+          call_.div.add_terms(e, terms, stream);
+        } else {
+          call_.div.stream(e, c.cross_shift, stream);
+        }
       }
       for (int k = 0; k < Div::kStreams; ++k) statistics_.stream[k] += horizontal_sum(stream[k]);
     }

@@ -14,7 +14,7 @@ inline namespace FASTKD_ISA {
 // and in one piece if it is at most kEven. Without a mixture the weights are NaN, which is neither.
 constexpr double kEven = 0.6, kLeastShare = 0.08;
 
-// Sets b.left to log(m / larger), where `larger` is the larger of p and q. With w the weight of the smaller
+// Sets b.logs to log(m / larger), where `larger` is the larger of p and q. With w the weight of the smaller
 // one, m = larger - w gap, and the logarithm is -2 atanh(z) with
 //   z = w gap / (2 larger - w gap) <= w / (2 - w):
 // small enough for a plain series, which keeps all digits where the models agree. With kPieces, where m is
@@ -31,20 +31,20 @@ inline void series_logarithms(double share, const EntryScales<V>& c, const Block
       const V least = V(kFrom) * larger, m = larger - lost;
       const V less = where_le(least, m, V(0), V(1 - kPiece));
       where_le(least, m, V(0), V(-1.6094379124341003)).store(pieces + i);  // log(kPiece)
-      ((lost - less * larger) / ((V(2) - less) * larger - lost)).store(b.left + i);
+      ((lost - less * larger) / ((V(2) - less) * larger - lost)).store(b.logs + i);
     } else {
-      (lost / (V(2) * larger - lost)).store(b.left + i);
+      (lost / (V(2) * larger - lost)).store(b.logs + i);
     }
   }
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
-    const V z = V::load(b.left + i), square = z * z;
+    const V z = V::load(b.logs + i), square = z * z;
     V y(kAtanh[0]);
     for (int k = 1; k < kAtanhTerms; ++k) y = mul_add(y, square, V(kAtanh[k]));
-    (kPieces ? mul_add(z, y, V::load(pieces + i)) : z * y).store(b.left + i);
+    (kPieces ? mul_add(z, y, V::load(pieces + i)) : z * y).store(b.logs + i);
   }
 }
 
-// Fills b.left with the logarithms. `rests`: a scratch buffer.
+// Fills b.logs with the logarithms. `rests`: a scratch buffer.
 template <class V, class Div>
 inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<typename V::Real>& b,
                        typename V::Real* rests) {
@@ -58,18 +58,17 @@ inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<type
   }
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
     V rest;
-    div.log_argument(probabilities<V, Div>(c, b, i), rest).store(b.left + i);
+    div.log_argument(probabilities<V, Div>(c, b, i), rest).store(b.logs + i);
     rest.store(rests + i);
   }
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
-    (log_positive(V::load(b.left + i)) + V::load(rests + i)).store(b.left + i);
+    (log_positive(V::load(b.logs + i)) + V::load(rests + i)).store(b.logs + i);
   }
 }
 
-// Sets row.normalised.sum. `student_alone`: whether the teacher's gradient is not wanted; b.left may then
-// hold student_log().
+// Sets row.normalised.sum.
 template <class V, class Div>
-inline void find_sums(RowContext<V, Div>& row, bool student_alone) {
+inline void find_sums(RowContext<V, Div>& row) {
   const Div& div = row.call.div;
   double* const sums = row.normalised.sum;
   EntryScales<V> c = scales_of(row);
@@ -83,8 +82,8 @@ inline void find_sums(RowContext<V, Div>& row, bool student_alone) {
       for (int64_t i = 0; i < b.n; i += V::kWidth) {
         const Entry<V> e = entry_as<Div::kSumsRead, Div>(c, b, i, s, t);
         div.sums(e, sum);
-        if constexpr (Div::kStudentReads == Fields::kStudentLog) {
-          if (student_alone) div.student_log(e).store(b.left + i);
+        if constexpr (Div::kStudentReads == Fields::kStored) {
+          if (b.kept != nullptr) div.stored(e).store(b.kept + i);
         }
       }
     });

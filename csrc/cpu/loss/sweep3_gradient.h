@@ -44,12 +44,12 @@ class GradientSweep {
     const bool one_launch = call_.params.phase == Phase::kAll;
     // Whether the teacher's gradient is wanted, too. Both gradients are then computed from the same entry.
     const bool both = Context::kTeacher && grad_t.data != nullptr;
-    // Whether b.left holds what student() reads beside the probabilities (Div::kStudentReads): sweep 2 always
-    // leaves the logarithms, sweep 1 keeps the terms only together with the exponentials.
-    const bool left = one_launch && (Div::kStudentReads == Fields::kStudentLog || scratch_.keeps);
+    // Whether an earlier sweep has kept what student() reads beside the probabilities (Div::kStudentReads):
+    // sweep 1 keeps the terms only together with the exponentials.
+    const bool kept = one_launch && (kKeepsStored<Div> || scratch_.keeps);
     // Whether the entries need all fields, and so the logits.
     const bool all = both || row_.normalised.distant || Div::kStudentReads == Fields::kAll ||
-                     (Div::kStudentReads != Fields::kProbabilities && !left);
+                     (Div::kStudentReads != Fields::kProbabilities && !kept);
     // Whether the exponentials at temperature 1 have to be computed: they are neither the divergence's nor
     // their squares.
     const bool separate = by_ce_softmax_ != 0 && call_.ce_power != 1 && call_.ce_power != 2;
@@ -62,8 +62,7 @@ class GradientSweep {
       const Block<R> b = with_exponentials(row_, start, all || (separate && call_.ce_power == 0), -kBlock);
       if (scratch_.keeps) adapt(row_, c, scratch_.shift(b));
       if constexpr (Div::kLog) {
-        // In one launch sweep 2 has already computed them.
-        if (!one_launch) logarithms(call_.div, c, b, scratch_.e1);
+        if (all) logarithms(call_.div, c, b, scratch_.e1);
       }
       if (separate) ce_exponentials(row_, b, scratch_.e1);
       const R* const ce = separate ? scratch_.e1 : b.es;
@@ -160,10 +159,12 @@ class GradientSweep {
         const Entry<V> x = entry_as<kFields, Div>(c, b, i, s, t);
         if constexpr (kBothSides) (to_t * call_.div.teacher(x, constants_)).store(scratch_.out_t + i);
         V hard;
-        if constexpr (kFields == Fields::kTerm) {
-          hard = call_.div.student(x, V::load(b.left + i) * c.factor_term, constants_);
-        } else if constexpr (kFields == Fields::kStudentLog) {
-          hard = call_.div.student(x, V::load(b.left + i), constants_);
+        if constexpr (kFields == Fields::kTerms) {
+          V own = x.es;
+          if constexpr (Div::kOwnPower) own = V::load(b.own + i) * c.factor_own;
+          hard = call_.div.student(x, Terms<V>{V::load(b.kept + i) * c.factor_cross, own}, constants_);
+        } else if constexpr (kFields == Fields::kStored) {
+          hard = call_.div.student(x, V::load(b.kept + i), constants_);
         } else {
           hard = call_.div.student(x, constants_);
         }

@@ -59,7 +59,7 @@ struct RowContext : RowNumbers {
   static constexpr bool kSplits = D::kSplitsLabel;
   static constexpr int kGroup = RowView<E>::kGroup;
   static constexpr bool kKeeps =
-      P::kKeeps && !kHasExtra && D::kStudentReadsQ;  // where Call::keeps_logs says so
+      P::kKeeps && !kHasExtra && D::kStudentReads == Fields::kStored;  // where Call::keeps_logs says so
 
   using View = typename P::template View<E>;
 

@@ -20,7 +20,7 @@ __device__ __forceinline__ Packets send_sums(const Context& row) {
     for (int k = 0; k < kGroup; ++k) {
       const Entry<float> e = row.entry(s[k], t[k]);
       row.functor.sums(e, sum);
-      if constexpr (Context::kKeeps) log[k] = row.functor.student_log(e);
+      if constexpr (Context::kKeeps) log[k] = row.functor.stored(e);
     }
     if constexpr (Context::kKeeps) {
       if (row.call.keeps_logs) row.keep(g, log);

@@ -44,10 +44,20 @@ struct Crossed : Plain {
   static constexpr bool kCross = true;
   double teacher_power(int) const { return 2; }
   double student_power(int) const { return -1; }
+#if !defined(MISSING_TERMS)
+  template <class F>
+  FASTKD_HD Terms<F> terms(const Entry<F>& e, F shift) const {
+    return {cross_term(e, e.es, 2, -1, shift), e.es};
+  }
+#endif
+  template <class F>
+  FASTKD_HD void add_terms(const Entry<F>& e, const Terms<F>& terms, F* sum) const {
+    sum[0] = sum[0] + terms.cross;
+    sum[1] = sum[1] + e.es;
+  }
   template <class F>
   FASTKD_HD void stream(const Entry<F>& e, F shift, F* sum) const {
-    sum[0] = sum[0] + cross_term(e, e.es, 2, -1, shift);
-    sum[1] = sum[1] + e.es;
+    add_terms(e, {cross_term(e, e.es, 2, -1, shift), e.es}, sum);
   }
 };
 
