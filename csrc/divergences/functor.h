@@ -62,7 +62,7 @@ struct Row {
 enum class Fields {
   kProbabilities,  // es, et, p, q and q_minus_p
   kStored,         // q, and beside the entry the number stored(entry), which sweep 2 has stored
-  kTerms,          // as kProbabilities, and beside the entry its Terms, which sweep 1 has stored
+  kTerms,          // q, and beside the entry its Terms, which sweep 1 has stored
   kAll             // every field; `log` only with kLog
 };
 
@@ -156,7 +156,8 @@ struct Terms {
 //           blocks on a GPU in that of the teacher's logits), and student(entry, stored, row), which reads
 //           nothing of the entry but q.
 //       kTerms, which needs kCross
-//           student(entry, terms, row), which reads of the entry what kProbabilities provides.
+//           student(entry, terms, row), which reads nothing of the entry but q: Terms::cross is stored in the
+//           place of the teacher's exponentials, too.
 //   kLinear (default false)
 //       whether student() is linear in p and q, and reads nothing of the entry but p, q and q_minus_p. It
 //       needs kStudentReads = kProbabilities. The CPU then scales p and q in advance instead of scaling the
