@@ -4,6 +4,16 @@
 #include <cmath>
 #include <limits>
 
+// The functions that loops call for each entry. Compilers leave some of them uninlined by themselves, and
+// each call then passes an entry through memory.
+#if defined(__GNUC__)
+#define FASTKD_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define FASTKD_INLINE __forceinline
+#else
+#define FASTKD_INLINE inline
+#endif
+
 #if defined(__CUDACC__)
 #define FASTKD_HD __host__ __device__ __forceinline__
 #else

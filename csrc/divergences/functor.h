@@ -197,13 +197,16 @@ FASTKD_HD F power_of(F exponent, F other, double power) {
                   F(0), exp2_any(F(power) * exponent));
 }
 
+// The largest |a * relative| in bits at which cross_term() regards the two sides as near each other.
+constexpr double kNearTerms = 20;
+
 // Returns (et 2^-base)^a es^b 2^-shift, given power = es^(a + b). Where the two sides are near each other it
 // is computed as `power` times exp(a * relative), a factor that is exactly 1 for equal logits: the difference
 // between p^a q^b and q^(a + b) is then not a rounding error.
 template <class F>
 FASTKD_HD F cross_term(const Entry<F>& e, F power, double a, double b, F shift) {
   const F by = F(a * kLog2e) * e.relative;
-  const F near = where_le(abs(by), F(20), where_le(abs(shift), F(0), F(1), F(0)), F(0));
+  const F near = where_le(abs(by), F(kNearTerms), where_le(abs(shift), F(0), F(1), F(0)), F(0));
   const F far = F(a) * (e.xt - e.base) + F(b) * e.xs - shift;
   const F term = exp2_any(where_le(F(1), near, by, far));
   const F product = where_le(F(1), near, power * term, term);

@@ -30,7 +30,7 @@ struct Call {
   // Factors from logits to exponents of 2, log2(e) / T: for the student, the teacher, the student at
   // temperature 1.
   const R log2_scale_s, log2_scale_t, log2_scale_ce;
-  const R to_nats, temperatures;  // 1 / T; T / T_t
+  const R less_to_nats, less_temperatures;  // -1 / T; -T / T_t
   // The sum that a block's exponentials may reach before the shift has to follow. The bound keeps
   // exponentials at temperature 1 finite where they are computed separately.
   const double most;
@@ -50,8 +50,8 @@ struct Call {
         log2_scale_s(static_cast<R>(kLog2e / p.temperature)),
         log2_scale_t(static_cast<R>(kLog2e / p.teacher_temperature)),
         log2_scale_ce(static_cast<R>(kLog2e)),
-        to_nats(static_cast<R>(1 / p.temperature)),
-        temperatures(static_cast<R>(p.temperature / p.teacher_temperature)),
+        less_to_nats(static_cast<R>(-1 / p.temperature)),
+        less_temperatures(static_cast<R>(-p.temperature / p.teacher_temperature)),
         most(std::exp2(ce_softmax && ce_power == 0 ? std::min(17.0, 118 / p.temperature - 1) : 17.0)) {}
 };
 

@@ -17,7 +17,7 @@ inline typename V::Real fast_largest(Memory x, int64_t n) {
 }
 
 // A vector known to be finite, so that times_add() needs no guard against 0 * inf, and cross_term() and
-// power_of() none against masked entries. The two sides are not far from each other, either.
+// power_of() none against masked entries. The two sides are within kNearTerms of each other, too.
 template <class V>
 struct Finite {
   V v;
@@ -40,8 +40,6 @@ template <class V>
 inline Finite<V> cross_term(const Entry<Finite<V>>& e, Finite<V> power, double a, double, Finite<V>) {
   return power.v * exp2(V(a * kLog2e) * e.relative.v);
 }
-// The largest |a * relative| in bits, up to which cross_term() above is valid.
-constexpr double kNearTerms = 20;
 
 // The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the
 // loop it is known whether the block is one (`valid`).

@@ -12,7 +12,8 @@ inline namespace FASTKD_ISA {
 // first sweep.
 template <class V>
 struct EntryScales {
-  V log2_scale_s, log2_scale_t, shift_s, shift_t, to_nats, temperatures, less_base, base, cross_shift;
+  V log2_scale_s, log2_scale_t, shift_s, shift_t, less_to_nats, less_temperatures, less_distance, base;
+  V cross_shift;
   V log_ratio_offset;             // Row::log_ratio_offset
   V row_r_s, row_r_t;             // factors from exponentials relative to the row's shifts to probabilities
   V r_s, r_t;                     // the same for the block's exponentials, whose shifts may be others
@@ -29,8 +30,8 @@ inline EntryScales<V> raw_scales_of(const RowContext<V, Div>& row) {
   EntryScales<V> c;
   c.log2_scale_s = V(call.log2_scale_s), c.log2_scale_t = V(call.log2_scale_t);
   c.shift_s = V(-shift.s), c.shift_t = V(-shift.t);
-  c.to_nats = V(call.to_nats), c.temperatures = V(call.temperatures);
-  c.less_base = V(-shift.ratio);
+  c.less_to_nats = V(call.less_to_nats), c.less_temperatures = V(call.less_temperatures);
+  c.less_distance = V(-shift.distance);
   c.base = V(double(shift.s) - shift.t + kLog2e * shift.base);
   c.cross_shift = V(row.statistics.cross_shift);
   return c;
@@ -74,14 +75,17 @@ inline void adapt(const RowContext<V, Div>& row, EntryScales<V>& c, const Shifts
   c.factor = factor_s;
 }
 
-// Computed from the logits' difference. The rounding of the two exponents would drown a small ratio.
+// Computed from the logits' difference, which is exact where the logits are near each other. The rounding of
+// the two exponents would drown a small ratio.
 template <class V>
-inline V ratio_of(const EntryScales<V>& c, V s, V t) {
-  return fma(fms(t, c.temperatures, s), c.to_nats, c.less_base);
+FASTKD_INLINE V ratio_of(const EntryScales<V>& c, V s, V t) {
+  const V difference = mul_add(t, c.less_temperatures, s);
+  if constexpr (V::kFused) return fma(difference, c.less_to_nats, c.less_distance);
+  return (difference + c.less_distance) * c.less_to_nats;
 }
 
 template <class V>
-inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
+FASTKD_INLINE void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
   e.xs = fma(s, c.log2_scale_s, c.shift_s);
   e.xt = fma(t, c.log2_scale_t, c.shift_t);
   e.log_ratio_raw = ratio_of(c, s, t);
@@ -91,13 +95,14 @@ inline void add_logits(const EntryScales<V>& c, V s, V t, Entry<V>& e) {
 
 // Sets what depends on the logits, for the entries from column i of the block on.
 template <class V>
-inline void add_logits(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i, Entry<V>& e) {
+FASTKD_INLINE void add_logits(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i,
+                              Entry<V>& e) {
   add_logits(c, V::load(b.s + i), V::load(b.t + i), e);
 }
 
 // Returns the fields of an entry that the first sweep knows.
 template <class V>
-inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i) {
+FASTKD_INLINE Entry<V> raw_entry(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i) {
   Entry<V> e;
   add_logits(c, b, i, e);
   e.es = V::load(b.es + i);
@@ -108,7 +113,7 @@ inline Entry<V> raw_entry(const EntryScales<V>& c, const Block<typename V::Real>
 // Returns the fields of an entry that the exponentials determine. `r_s`, `r_t`: the factors from exponentials
 // to probabilities, or to multiples of them.
 template <class V>
-inline Entry<V> shares(const Block<typename V::Real>& b, int64_t i, V r_s, V r_t) {
+FASTKD_INLINE Entry<V> shares(const Block<typename V::Real>& b, int64_t i, V r_s, V r_t) {
   Entry<V> e;
   e.es = V::load(b.es + i);
   e.et = V::load(b.et + i);
@@ -120,7 +125,7 @@ inline Entry<V> shares(const Block<typename V::Real>& b, int64_t i, V r_s, V r_t
 
 // The same for probabilities.
 template <class V, class Div>
-inline Entry<V> probabilities(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i) {
+FASTKD_INLINE Entry<V> probabilities(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i) {
   if constexpr (!Div::kCross) return shares(b, i, c.r_s, c.r_t);
   // In two steps, as the terms of the cross stream are computed, so that both round alike.
   Entry<V> e;
@@ -153,8 +158,8 @@ inline Row<V> widened(const Row<double>& row) {
 
 // Returns the entry with the fields that `kFields` names. `s`, `t`: the block's logits, read for kAll only.
 template <Fields kFields, class Div, class V, class Logits>
-inline Entry<V> entry_as(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i, Logits s,
-                         Logits t) {
+FASTKD_INLINE Entry<V> entry_as(const EntryScales<V>& c, const Block<typename V::Real>& b, int64_t i,
+                                Logits s, Logits t) {
   Entry<V> e = probabilities<V, Div>(c, b, i);
   if constexpr (kFields == Fields::kAll) {
     const V logit_s = s.at(i), logit_t = t.at(i);

@@ -19,9 +19,10 @@ template <class R>
 struct Shifts {
   R s = 0, t = 0, ce = 0;  // for the student, the teacher, the student at temperature 1
   // Log-ratios are relative to the log-ratio of the largest logits, so that logits which differ by a constant
-  // have ratios near 0. That number is stored twice, in nats: `ratio` as Entry::log_ratio_raw uses it, and
-  // `base` as the exponentials imply it, whose scales are rounded differently.
-  R ratio = 0;
+  // have ratios near 0. That number is stored twice: as the distance s - t * T / T_t of these logits, in the
+  // unit in which ratio_of() subtracts it, and in nats as the exponentials imply it (`base`), whose scales
+  // are rounded differently.
+  R distance = 0;
   double base = 0;
 
   bool operator==(const Shifts& x) const { return s == x.s && t == x.t && ce == x.ce && base == x.base; }

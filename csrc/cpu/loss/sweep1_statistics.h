@@ -33,7 +33,7 @@ class StatisticsSweep {
 
  private:
   static constexpr int64_t kSample = 64;
-  static constexpr R kSmallBase = 0.5;
+  static constexpr double kSmallBase = 0.5;
 
   static int64_t first_of(const R* x, int64_t n, R value) {
     int64_t i = 0;
@@ -56,7 +56,7 @@ class StatisticsSweep {
         }
         if (!has_finite() || !shifts_fit_) return;
         const bool alike =
-            call_.same_temperature && shift.s == shift.t && std::fabs(shift.ratio) <= kSmallBase;
+            call_.same_temperature && shift.s == shift.t && std::fabs(shift.base) <= kSmallBase;
         const FastSums sums = alike ? fast_sums<true>(row_, b, s, t) : fast_sums<false>(row_, b, s, t);
         if (!sums.valid) return;
         statistics_.z_s += sums.s;

@@ -178,7 +178,7 @@ struct ToNumbers {
   static constexpr int kVectors = 1;
   typename V::Real* out;
 
-  void put(int64_t i, V x) const {
+  FASTKD_INLINE void put(int64_t i, V x) const {
     if constexpr (kStreamed) {
       stream(x, out + i);
     } else {
@@ -192,7 +192,7 @@ struct ToHalves {
   static constexpr int kVectors = 2;
   uint16_t* out;
 
-  void put(int64_t i, V low, V high) const {
+  FASTKD_INLINE void put(int64_t i, V low, V high) const {
     if constexpr (kStreamed) {
       stream16(low, high, out + i, kBf16, false);
     } else {

@@ -1,6 +1,5 @@
 // 2^x by rounding: x = n + f, where the integer n becomes the exponent and f, at most 1/2, goes into a
 // polynomial. A file vec_NAME.h includes this one after its Vec, with, beside the list in vec_baseline.h,
-//   kFused                   whether fma() and mul_add() round once
 //   bits_or(a, b)            the bits of either
 //   exponent_field(n)        the lowest bits of each lane, moved to where a float has its exponent
 //   has_only_bits(x, bits)   whether no lane has any other bit
@@ -8,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "exp2.h"
@@ -57,11 +57,16 @@ template <bool kBrief>
 class ShiftedExp2<Vec, kBrief> {
  public:
   static bool takes(float scale, float shift) {
-    return std::fabs(shift) < 1048576.0f && lowest(scale, shift) > std::numeric_limits<float>::lowest();
+    constexpr float kMost = kInParts ? 1920.0f : 1048576.0f;
+    return std::fabs(shift) < kMost && lowest(scale, shift) > std::numeric_limits<float>::lowest();
   }
 
   ShiftedExp2(float scale, float shift)
-      : by_(scale), to_exponent_(kToExponent - shift), lowest_(lowest(scale, shift)) {}
+      : by_(scale),
+        to_exponent_(kToExponent - shift),
+        lowest_(lowest(scale, shift)),
+        inverse_(leading_digits(1 / scale)),
+        inverse_rest_(1.0 / scale - leading_digits(1 / scale)) {}
 
   Vec operator()(Vec x) const {
     const Vec bounded = max(lowest_, x);
@@ -86,15 +91,30 @@ class ShiftedExp2<Vec, kBrief> {
     return mul_add(e.power, e.rest, e.power);
   }
 
+  // Whether left() multiplies by the inverse of the scale in two parts (Cody and Waite's reduction), for want
+  // of an operation that rounds once.
+  static constexpr bool kInParts = !Vec::kFused && !kBrief;
+
   // x * by - whole. The product is much larger than the difference, so most of its digits count.
   Vec left(Vec x, Vec whole) const {
-    if constexpr (kFused || !kBrief) return fms(x, by_, whole);
+    if constexpr (Vec::kFused) return fms(x, by_, whole);
+    // The product of `whole`, below 2^11, and the inverse's first 13 digits is exact, and so is the
+    // difference.
+    if constexpr (kInParts) return (x - whole * inverse_ - whole * inverse_rest_) * by_;
     return x * by_ - whole;
+  }
+
+  static float leading_digits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= 0xfffff800u;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
   }
 
   static float lowest(float scale, float shift) { return (shift - 127.0f) / scale; }
 
-  Vec by_, to_exponent_, lowest_;
+  Vec by_, to_exponent_, lowest_, inverse_, inverse_rest_;
 };
 
 }  // namespace FASTKD_ISA

@@ -33,6 +33,11 @@ inline Bits4 choose(Bits4 mask, Bits4 yes, Bits4 no) { return (mask & yes) | (~m
 struct Vec {
   using Real = float;
   static constexpr bool kSimd = true;
+#if defined(__ARM_FEATURE_FMA)
+  static constexpr bool kFused = true;
+#else
+  static constexpr bool kFused = false;
+#endif
   static constexpr int kWidth = 4;
   Floats4 v;
 
@@ -64,7 +69,6 @@ inline Vec min(Vec a, Vec b) { return floats_of(choose((Bits4)(a.v < b.v), bits_
 #endif
 
 #if defined(__ARM_FEATURE_FMA)
-constexpr bool kFused = true;
 inline Vec fma(Vec a, Vec b, Vec c) {
   return (Floats4)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v);
 }
@@ -73,7 +77,6 @@ inline Vec mul_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 #else
 // SSE2 has no fused operation. The product is taken in parts, of which the first is exact, so that a sum much
 // smaller than the product has its digits right; it is rounded twice.
-constexpr bool kFused = false;
 constexpr uint32_t kHighBits = 0xfffff000u;  // the first 12 digits of a float
 inline Floats4 high_part(Floats4 x) { return floats_of(bits_of(x) & kHighBits); }
 inline Vec fma(Vec a, Vec b, Vec c) {

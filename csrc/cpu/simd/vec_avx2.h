@@ -14,7 +14,7 @@ inline namespace FASTKD_ISA {
 
 struct Vec {
   using Real = float;
-  static constexpr bool kSimd = true;
+  static constexpr bool kSimd = true, kFused = true;
   static constexpr int kWidth = 8;
   __m256 v;
 
@@ -75,7 +75,6 @@ inline float horizontal_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-constexpr bool kFused = true;
 inline Vec bits_or(Vec a, Vec b) { return _mm256_or_ps(a.v, b.v); }
 inline Vec exponent_field(Vec n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n.v), 23));

@@ -14,7 +14,7 @@ inline namespace FASTKD_ISA {
 
 struct Vec {
   using Real = float;
-  static constexpr bool kSimd = true;
+  static constexpr bool kSimd = true, kFused = true;
   static constexpr int kWidth = 16;
   __m512 v;
 
@@ -65,7 +65,6 @@ inline double horizontal_sum(Vec a) {
 }
 inline float horizontal_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-constexpr bool kFused = true;
 inline Vec bits_or(Vec a, Vec b) { return _mm512_or_ps(a.v, b.v); }
 inline Vec exponent_field(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n.v), 23));

@@ -1,7 +1,8 @@
 // A vector as an array of a few numbers, in portable C++, compiled for float and for double. It is also the
 // list of what an instruction set supplies; another set is one file vec_NAME.h beside this one, with
-//   Vec                      a type with Real, kWidth (lanes), kSimd, load(), store(), and a
-//                            constructor from a double that fills all lanes
+//   Vec                      a type with Real, kWidth (lanes), kSimd, kFused (whether fma() and mul_add() are
+//                            one instruction, which rounds once), load(), store(), and a constructor from a
+//                            double that fills all lanes
 //   + - * /                  lane by lane
 //   fma(a, b, c)             a * b + c, rounded once
 //   fms(a, b, c)             a * b - c, rounded once
@@ -41,7 +42,7 @@ inline namespace FASTKD_ISA {
 template <class R>
 struct VecOf {
   using Real = R;
-  static constexpr bool kSimd = false;
+  static constexpr bool kSimd = false, kFused = false;
   static constexpr int kWidth = 8;
   R v[kWidth];
 
