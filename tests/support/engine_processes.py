@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from support.on_policy import GREEDY, prompted, weights
+from support.ranks import leave_process_group
 from support.tiny import llama
 
 from fastkd.trainer import DistillationConfig, DistillationTrainer
@@ -41,3 +42,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave_process_group()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.ranks import leave_process_group
 from support.sharded import Sharded
 from support.tiny import llama, rows
 from torch.distributed.tensor import DTensor
@@ -66,3 +67,4 @@ def main() -> None:
 
 
 main()
+leave_process_group()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from support.mixed_labels import mixed, model
+from support.ranks import leave_process_group
 
 from fastkd.corpora.labels import SINGLE_LABEL
 from fastkd.trainer import DistillationConfig, DistillationTrainer
@@ -46,3 +47,4 @@ def main() -> None:
 
 
 main()
+leave_process_group()

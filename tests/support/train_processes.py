@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.ranks import leave_process_group
 from support.sharded import Sharded
 from support.tiny import llama, rows
 from torch.distributed.tensor import DTensor
@@ -73,3 +74,4 @@ def main() -> None:
 
 
 main()
+leave_process_group()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from support.ranks import leave_process_group
 from support.tiny import rows
 from transformers import AutoModelForCausalLM
 
@@ -34,3 +35,4 @@ student, teacher = (AutoModelForCausalLM.from_pretrained(folder / name) for name
 trainer = DistillationTrainer(student, teacher, args, train_dataset=Dataset.from_list(rows(32)))
 trainer.train()
 trainer.save_model()
+leave_process_group()
