@@ -1,4 +1,4 @@
-"""Test ``fastkd estimate``: what it counts, the settings it suggests that need less, and its text."""
+"""Test ``fastkd estimate``: its counts, the settings it suggests that need less, and its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scripts do that torchrun starts once per rank."""
+"""The end of the scripts that torchrun starts once per rank."""
 
 from __future__ import annotations
 
