@@ -202,11 +202,11 @@ struct WeightParams {
 // numbers are float, or double if `wide`.
 struct TotalsParams {
   int64_t rows = 0;
-  const void* row_loss = nullptr;    // (rows,), or null
-  const void* metrics = nullptr;     // (rows, metric::kCount), 0 in rows of weight 0; or null
-  const void* loss_scale = nullptr;  // (rows,), the weights; read with `metrics`
-  void* loss = nullptr;              // (), output, with `row_loss`
-  void* means = nullptr;  // (metric::kCount + 1,), output, with `metrics`; the last is the number of rows
+  const void* row_loss = nullptr;    // (rows,), read with `loss`
+  const void* metrics = nullptr;     // (rows, metric::kCount), 0 in rows of weight 0; read with `means`
+  const void* loss_scale = nullptr;  // (rows,), the weights; read with `means`
+  void* loss = nullptr;              // (), output, or null
+  void* means = nullptr;  // (metric::kCount + 1,), output, or null; the last is the number of rows
   bool wide = false;
 };
 

@@ -34,8 +34,9 @@ void write_totals(const TotalsParams& p) {
     count += weights[r] != 0;
     for (int k = 0; k < metric::kCount; ++k) sum[k] += metrics[r * metric::kCount + k];
   }
-  if (row_loss != nullptr) *static_cast<Real*>(p.loss) = static_cast<Real>(loss);
-  if (metrics == nullptr) return;
+  // The inputs are null, too, where there are no rows.
+  if (p.loss != nullptr) *static_cast<Real*>(p.loss) = static_cast<Real>(loss);
+  if (p.means == nullptr) return;
   auto* means = static_cast<Real*>(p.means);
   const auto divisor = static_cast<double>(std::max<int64_t>(count, 1));
   for (int k = 0; k < metric::kCount; ++k) means[k] = static_cast<Real>(sum[k] / divisor);

@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(kMaxThreads) totals_kernel(const TotalsParams 
   }
   reduce_block<Sum>(sum);
   if (threadIdx.x != 0) return;
-  if (row_loss) *static_cast<float*>(p.loss) = sum[kCount + 1];
-  if (!metrics) return;
+  // The inputs are null, too, where there are no rows.
+  if (p.loss) *static_cast<float*>(p.loss) = sum[kCount + 1];
+  if (!p.means) return;
   auto* const means = static_cast<float*>(p.means);
   const float count = sum[kCount];
   for (int k = 0; k < kCount; ++k) means[k] = sum[k] / (count < 1 ? 1.0f : count);

@@ -101,6 +101,32 @@ def test_nothing_valid_and_no_weight(target: Target) -> None:
     assert_metrics(found, expected_metrics(s[[0, 2]], t[[0, 2]]))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_rows(target: Target, reduction: str) -> None:
+    """An empty tensor has no address. The means are 0, as they are where no row counts."""
+    options = {"kd_ratio": 0.5, "reduction": reduction, "return_metrics": True, **target.options}
+    indices = torch.zeros(0, 5, dtype=torch.long, device=target.device)
+    sparse = fastkd.SparseTeacher(indices, torch.zeros(0, 5, device=target.device))
+    h, w, x, t = (
+        torch.zeros(shape, device=target.device, requires_grad=True)
+        for shape in ((0, 8), (70, 8), (0, 70), (0, 70))
+    )
+    labels = indices[:, 0]
+    hidden = fastkd.HiddenTeacher(torch.zeros(0, 8, device=target.device), w.detach())
+    results = [
+        *(fastkd.kd_loss(x, teacher, labels, **options) for teacher in (t, sparse)),
+        *(
+            fastkd.linear_kd_loss(h, w, teacher, labels, **options)
+            for teacher in (t.detach(), sparse, hidden)
+        ),
+    ]
+    for loss, found in results:
+        assert loss.shape == ((0,) if reduction == "none" else ()) and loss.sum() == 0
+        assert all(value == 0 for value in found), found
+        loss.sum().backward()
+    assert w.grad is not None and not w.grad.any()
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_every_way_through(target: Target, inplace: bool, reduction: str) -> None:
