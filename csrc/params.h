@@ -206,7 +206,7 @@ struct TotalsParams {
   const void* metrics = nullptr;     // (rows, metric::kCount), 0 in rows of weight 0; read with `means`
   const void* loss_scale = nullptr;  // (rows,), the weights; read with `means`
   void* loss = nullptr;              // (), output, or null
-  void* means = nullptr;  // (metric::kCount + 1,), output, or null; the last is the number of rows
+  void* means = nullptr;             // (metric::kCount + 1,), output, or null; the last is the number of rows
   bool wide = false;
 };
 
