@@ -63,8 +63,7 @@ def test_constant_between_the_sides(target: Target, divergence: str) -> None:
                 target, t + shift, t, divergence=divergence, temperature=temperature, t_squared=False
             )
             # The rounding of the constant times 1 / T is the same for all entries, and enters the powers.
-            rounded = 2e-9 * abs(shift) / temperature if temperature != 1 else 0
-            rounded *= ENLARGEMENT.get(divergence, 0.0)
+            rounded = 2e-9 * abs(shift) / temperature if temperature != 1 and divergence in ENLARGEMENT else 0
             with during(shift=shift, temperature=temperature):
                 assert loss.abs().max() <= bound + rounded
                 if divergence in LINEAR:

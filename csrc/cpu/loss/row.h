@@ -90,10 +90,11 @@ inline Shifts<typename V::Real> shifts_for(const RowContext<V, Div>& row) {
   to.ce = call.ce_power == 0 ? exponent_of(max_s, call.log2_scale_ce) : exponent_of(to.s, R(call.ce_power));
   if constexpr (Div::kReadsTeacher) {
     const double s = finite(max_s), t = finite(max_t);
-    const double distance = s + t * call.less_temperatures, unit = V::kFused ? call.less_to_nats : R(1);
-    to.distance = static_cast<R>(distance * unit);
-    to.base = kLn2 * (t * call.log2_scale_t - s * call.log2_scale_s) +
-              (to.distance / unit - distance) * call.less_to_nats;
+    // ratio_of() subtracts the distance after it has scaled the difference, or before.
+    const double scaled = V::kFused ? call.less_to_nats : 1, scale_after = V::kFused ? 1 : call.less_to_nats;
+    const double distance = (s + t * call.less_temperatures) * scaled;
+    to.distance = static_cast<R>(distance);
+    to.base = kLn2 * (t * call.log2_scale_t - s * call.log2_scale_s) + (to.distance - distance) * scale_after;
   }
   return to;
 }
