@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-// The functions that loops call for each entry. Compilers leave some of them uninlined by themselves, and
-// each call then passes an entry through memory.
+// FASTKD_INLINE marks functions that loops call for each entry. Compilers leave some of them uninlined by
+// themselves, and each call then passes an entry through memory.
 #if defined(__GNUC__)
 #define FASTKD_INLINE inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
@@ -60,6 +60,9 @@ template <class F>
 FASTKD_HD F divide(const F& x, const F& y) {
   return x / y;
 }
+// log(x), given x = 1 + y with all its digits, and y with all its own.
+FASTKD_HD float log_one_plus(float y, float x) { return ::fabsf(y) < 0.5f ? ::log1pf(y) : ::logf(x); }
+FASTKD_HD double log_one_plus(double y, double x) { return ::fabs(y) < 0.5 ? ::log1p(y) : ::log(x); }
 FASTKD_HD float abs(float x) { return ::fabsf(x); }
 FASTKD_HD double abs(double x) { return ::fabs(x); }
 FASTKD_HD float where_le(float a, float b, float yes, float no) { return a <= b ? yes : no; }

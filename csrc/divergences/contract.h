@@ -77,7 +77,7 @@ constexpr void check_functor() {
     static_assert(D::kSums > 0, "kLog needs kSums");
     static_assert(FASTKD_HAS(log_of(any::entry())), "kLog needs log_of(entry)");
     static_assert(FASTKD_HAS(log_argument(any::entry(), any::reference())),
-                  "kLog needs log_argument(entry, lost)");
+                  "kLog needs log_argument(entry, less_one)");
   }
   if constexpr (D::kDistant) {
     static_assert(D::kSums > 0, "kDistant needs kSums");
@@ -92,7 +92,8 @@ constexpr void check_functor() {
     static_assert(FASTKD_OWN(label_teacher), "kSplitsLabel needs label_teacher(row)");
   }
   if constexpr (D::kStudentReads == Fields::kStored) {
-    static_assert(D::kLog && D::kSumsRead == Fields::kAll, "kStored needs kLog, and sums() that read it");
+    static_assert(D::kSums > 0 && (!D::kLog || D::kSumsRead == Fields::kAll),
+                  "kStored needs kSums, which read the logarithms of kLog");
     static_assert(FASTKD_HAS(stored(any::entry())), "kStored needs stored(entry)");
     static_assert(FASTKD_HAS(student(any::entry(), any::number(), any::row())),
                   "kStored needs student(entry, stored, row)");

@@ -2,10 +2,10 @@
 //
 // Each functor is written once, over a number type F: a SIMD vector on the CPU, in a CUDA thread a float, or
 // a double for the few classes of a sparse teacher. F offers + - * /, exp2_any(F), abs(F), times(F, F),
-// times_add(F, F, F), divide(F, F) and where_le(F, F, F, F). times() and times_add() take a weight of at
-// least 0 first; any weight below the smallest normal number, a negative one too, counts as 0. A vector also
-// offers min and max, which return the second operand where one is NaN. value() runs once per row, over a
-// scalar R: a double on the CPU and for a sparse teacher, else a float.
+// times_add(F, F, F), divide(F, F), log_one_plus(F, F) and where_le(F, F, F, F). times() and times_add() take
+// a weight of at least 0 first; any weight below the smallest normal number, a negative one too, counts as 0.
+// A vector also offers min and max, which return the second operand where one is NaN. value() runs once per
+// row, over a scalar R: a double on the CPU and for a sparse teacher, else a float.
 #pragma once
 
 #include "arithmetic.h"
@@ -125,8 +125,8 @@ struct Terms {
 //   kLog
 //       whether sums() and the gradients read Entry::log, a logarithm that the functor defines twice, once
 //       for each kind of processor. It needs kSums. A CUDA thread calls log_of(entry) in float32. The CPU,
-//       and a CUDA thread in float64, compute log(r) + lost with r = log_argument(entry, lost), a function
-//       that reads p, q and q_minus_p and also sets `lost`.
+//       and a CUDA thread in float64, compute log(r) with r = log_argument(entry, less_one), a function
+//       that reads p, q and q_minus_p and also sets less_one to r - 1, as log_one_plus() reads them.
 //   kDistant
 //       whether rows that share little probability take one more sweep. It replaces row.sum, which has then
 //       lost its digits, by sums of small numbers. It needs kSums and these functions, which may read xs, xt,
@@ -151,7 +151,7 @@ struct Terms {
 //       kProbabilities if student() reads no other fields of the entry. In the two cases between, the CPU
 //       computes what else the student's gradient contains in an earlier sweep, and the functor has in
 //       addition to student(entry, row):
-//       kStored, which needs kLog
+//       kStored, which needs kSums
 //           stored(entry), which sweep 2 stores in the place of the teacher's exponentials (a cluster of
 //           blocks on a GPU in that of the teacher's logits), and student(entry, stored, row), which reads
 //           nothing of the entry but q.

@@ -19,8 +19,8 @@ struct JSD : Functor {
   double teacher_share() const { return beta; }
 
   template <class F>
-  FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {
-    return Mixture<F>::over_larger(e, beta, lost);
+  FASTKD_HD F log_argument(const Entry<F>& e, F& less_one) const {
+    return Mixture<F>::over_larger(e, beta, less_one);
   }
 
   FASTKD_HD float log_of(const Entry<float>& e) const { return log_mixture.over_larger(e.log_ratio); }

@@ -1,6 +1,5 @@
-// Logarithms of a distribution's ratio to a mixture of it with another, in two forms. Mixture starts from the
-// larger of the two distributions, as log1p of its relative difference to the mixture: this keeps the digits
-// where the models agree, and never takes the logarithm of an underflowed sum. LogMixture starts from
+// Logarithms of a distribution's ratio to a mixture of it with another, in two forms. Mixture computes log(1
+// + y) from the relative difference y, which keeps the digits where the models agree. LogMixture starts from
 // log p - log q alone, for processors that have instructions for the exponential and the logarithm.
 #pragma once
 
@@ -26,10 +25,11 @@ FASTKD_HD F larger_of(const F& x, const F& y) {
 // The mixture m = share p + (1 - share) q at one entry.
 template <class F>
 struct Mixture {
-  // Returns r with log(m / max(p, q)) = log(r) + lost, where `lost` is the rounding error of r. r is computed
-  // from the difference of p and q where they are near each other and from their quotient elsewhere: each
-  // form keeps digits that the other would lose. NaN where p and q are both 0; times() then ignores it.
-  static FASTKD_HD F over_larger(const Entry<F>& e, double share, F& lost) {
+  // Returns r = m / max(p, q), and sets less_one to r - 1. Starting from the larger one, neither can
+  // underflow. They are computed from the difference of p and q where these are near each other and from
+  // their quotient elsewhere: each form keeps digits that the other would lose. NaN where p and q are both 0;
+  // times() then ignores it.
+  static FASTKD_HD F over_larger(const Entry<F>& e, double share, F& less_one) {
     const F d = e.q_minus_p, zero(0);
     const F larger = where_le(d, zero, e.p, e.q), smaller = where_le(d, zero, e.q, e.p);
     const F of_larger = where_le(d, zero, F(share), F(1 - share));
@@ -37,7 +37,7 @@ struct Mixture {
     const F gap = abs(d), half = F(0.5) * larger;
     const F quotient = of_smaller * (where_le(gap, half, zero - gap, smaller) / larger);
     const F ratio = where_le(gap, half, F(1), of_larger) + quotient;
-    lost = where_le(gap, half, quotient - (ratio - F(1)), zero);
+    less_one = where_le(gap, half, quotient, ratio - F(1));
     return ratio;
   }
 
@@ -45,8 +45,6 @@ struct Mixture {
   static FASTKD_HD F p_over_m(const Entry<F>& e) { return smaller_of(e.log_ratio, F(0)) - e.log; }
   // log m - log q. The negative, log q - log m, would need one more operation.
   static FASTKD_HD F m_over_q(const Entry<F>& e) { return larger_of(e.log_ratio, F(0)) + e.log; }
-
-  static FASTKD_HD F m(const Entry<F>& e, double share) { return F(share) * e.p + F(1 - share) * e.q; }
 };
 
 FASTKD_HD float log2_fast(float x) {
@@ -93,6 +91,9 @@ struct LogMixture {
       term[k] = static_cast<float>((k % 2 == 0 ? 1 : -1) * cumulant[k] / factorial);
     }
   }
+
+  // Returns log p - log m.
+  FASTKD_HD float p_over_m(float r) const { return ::fminf(r, 0.0f) - over_larger(r); }
 
   // Returns log(m / max(p, q)). It is exactly 0 at r = 0. It is NaN where p and q are both 0; times() then
   // ignores it.

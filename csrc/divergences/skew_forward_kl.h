@@ -9,31 +9,43 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct SkewForwardKL : Functor {
-  static constexpr bool kLog = true;
   static constexpr int kSums = 2;  // KL(p, m), sum q u
-  static constexpr Fields kStudentReads = Fields::kStored;
+  static constexpr Fields kSumsRead = Fields::kProbabilities, kStudentReads = Fields::kStored;
 
   double beta;
   LogMixture log_mixture;
   explicit SkewForwardKL(double b) : beta(b), log_mixture(b) {}
 
-  double teacher_share() const { return beta; }
-
+  // Returns 1 / m, which is finite where m is subnormal, too.
   template <class F>
-  FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {
-    return Mixture<F>::over_larger(e, beta, lost);
+  FASTKD_HD F inverse_m(const Entry<F>& e) const {
+    const F least(std::numeric_limits<float>::min()), m = F(beta) * e.p + F(1 - beta) * e.q;
+    return divide(F(1), larger_of(least, m));
   }
-
-  FASTKD_HD float log_of(const Entry<float>& e) const { return log_mixture.over_larger(e.log_ratio); }
-
   template <class F>
   FASTKD_HD F excess(const Entry<F>& e) const {
-    return divide(F(beta - 1) * e.q_minus_p, Mixture<F>::m(e, beta));
+    return F(beta - 1) * e.q_minus_p * inverse_m(e);
+  }
+
+  // Returns log p - log m, in a CUDA thread from the log-ratio. Elsewhere one division serves the logarithm
+  // and the excess: p / m is 1 + u, and each of the two has digits that the other has lost.
+  FASTKD_HD float p_over_m(const Entry<float>& e) const { return log_mixture.p_over_m(e.log_ratio); }
+  template <class F>
+  FASTKD_HD F p_over_m(const Entry<F>& e) const {
+    return log_one_plus(excess(e), e.p * inverse_m(e));
+  }
+
+  // Subtracts p - m, whose sum is 0, from the term of KL(p, m) in `sum`. Where models are near each other,
+  // the roundings of p in the two cancel. The logarithm from the log-ratio is free of them.
+  FASTKD_HD float less_excess(const Entry<float>&, float sum) const { return sum; }
+  template <class F>
+  FASTKD_HD F less_excess(const Entry<F>& e, F sum) const {
+    return F(1 - beta) * e.q_minus_p + sum;
   }
 
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
-    sum[0] = times_add(e.p, Mixture<F>::p_over_m(e), sum[0]);
+    sum[0] = less_excess(e, times_add(e.p, p_over_m(e), sum[0]));
     sum[1] = times_add(e.q, excess(e), sum[1]);
   }
 
@@ -64,7 +76,7 @@ struct SkewForwardKL : Functor {
   // Returns log p - log m - b u, the teacher's gradient of p (log p - log m) per p.
   template <class F>
   FASTKD_HD F slope(const Entry<F>& e) const {
-    return Mixture<F>::p_over_m(e) - F(beta) * excess(e);
+    return p_over_m(e) - F(beta) * excess(e);
   }
 };
 

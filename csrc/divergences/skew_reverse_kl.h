@@ -7,10 +7,7 @@ namespace fastkd {
 inline namespace FASTKD_ISA {
 
 struct SkewReverseKL : SkewForwardKL {
-  static constexpr Fields kStudentReads = Fields::kStored;
   using SkewForwardKL::SkewForwardKL;
-
-  double teacher_share() const { return 1 - beta; }
 
   template <class F>
   static FASTKD_HD Entry<F> exchanged(const Entry<F>& e) {
@@ -21,13 +18,6 @@ struct SkewReverseKL : SkewForwardKL {
     x.log_ratio = F(0) - e.log_ratio;
     return x;
   }
-
-  template <class F>
-  FASTKD_HD F log_argument(const Entry<F>& e, F& lost) const {
-    return SkewForwardKL::log_argument(exchanged(e), lost);
-  }
-
-  FASTKD_HD float log_of(const Entry<float>& e) const { return SkewForwardKL::log_of(exchanged(e)); }
 
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {

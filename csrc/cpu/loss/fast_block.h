@@ -34,11 +34,12 @@ inline Finite<V> times_add(Finite<V> weight, Finite<V> x, Finite<V> sum) {
 }
 template <class V>
 inline Finite<V> power_of(Finite<V> exponent, Finite<V>, double power) {
+  if (std::fabs(power) <= 1) return exp2_near(exponent.v, V(power));
   return exp2_any(V(power) * exponent.v);
 }
 template <class V>
 inline Finite<V> cross_term(const Entry<Finite<V>>& e, Finite<V> power, double a, double, Finite<V>) {
-  return power.v * exp2(V(a * kLog2e) * e.relative.v);
+  return power.v * exp2_near(e.relative.v, V(a * kLog2e));
 }
 
 // The sums of sweep 1 over a block of finite logits, none of which is far from the others. Only after the

@@ -44,32 +44,32 @@ inline void series_logarithms(double share, const EntryScales<V>& c, const Block
   }
 }
 
-// Fills b.logs with the logarithms. `rests`: a scratch buffer.
+// Fills b.logs with the logarithms. `less_one`: a scratch buffer.
 template <class V, class Div>
 inline void logarithms(const Div& div, const EntryScales<V>& c, const Block<typename V::Real>& b,
-                       typename V::Real* rests) {
+                       typename V::Real* less_one) {
   using R = typename V::Real;
   const double share = div.teacher_share(), larger_share = share < 0.5 ? 1 - share : share;
   if (sizeof(R) == sizeof(float) && larger_share <= kEven) {
-    return series_logarithms<false>(share, c, b, rests);
+    return series_logarithms<false>(share, c, b, less_one);
   }
   if (sizeof(R) == sizeof(float) && larger_share <= 1 - kLeastShare) {
-    return series_logarithms<true>(share, c, b, rests);
+    return series_logarithms<true>(share, c, b, less_one);
   }
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
-    V rest;
-    div.log_argument(probabilities<V, Div>(c, b, i), rest).store(b.logs + i);
-    rest.store(rests + i);
+    V y;
+    div.log_argument(probabilities<V, Div>(c, b, i), y).store(b.logs + i);
+    y.store(less_one + i);
   }
   for (int64_t i = 0; i < b.n; i += V::kWidth) {
-    (log_positive(V::load(b.logs + i)) + V::load(rests + i)).store(b.logs + i);
+    log_one_plus(V::load(less_one + i), V::load(b.logs + i)).store(b.logs + i);
   }
 }
 
 // Sets row.normalised.sum.
 template <class V, class Div>
 inline void find_sums(RowContext<V, Div>& row) {
-  const Div& div = row.call.div;
+  const Div div = row.call.div;  // a copy: the compiler knows that the stores below do not change it
   double* const sums = row.normalised.sum;
   EntryScales<V> c = scales_of(row);
   for (int k = 0; k < kMaxSums; ++k) sums[k] = 0;

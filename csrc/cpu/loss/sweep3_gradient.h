@@ -142,6 +142,7 @@ class GradientSweep {
   void differentiate(const EntryScales<V>& c, const Block<R>& b, const R* ce, double slope, double level,
                      double coefficient, To to) {
     constexpr bool kLinear = Div::kLinear && kFields == Fields::kProbabilities;
+    const Div div = call_.div;  // a copy: the compiler knows that the stores below do not change it
     const V to_s(by_student_), to_t(by_teacher_), smoothing(-smoothing_weight_), by_square(slope),
         by_ce(level);
     const V to_q(Div::kSparseTeacher ? by_student_ * coefficient / statistics_.z_s * c.factor : 0);
@@ -153,20 +154,20 @@ class GradientSweep {
         const V grad = kSquares ? soft * x1 : mul_add(soft, x1, smoothing);
         return Div::kSparseTeacher ? mul_add(to_q, V::load(b.es + i), grad) : grad;
       } else if constexpr (kLinear) {
-        const V hard = call_.div.student(shares(b, i, scaled_s, scaled_t), constants_);
+        const V hard = div.student(shares(b, i, scaled_s, scaled_t), constants_);
         return mul_add(soft, x1, kSquares ? hard : hard + smoothing);
       } else {
         const Entry<V> x = entry_as<kFields, Div>(c, b, i, s, t);
-        if constexpr (kBothSides) (to_t * call_.div.teacher(x, constants_)).store(scratch_.out_t + i);
+        if constexpr (kBothSides) (to_t * div.teacher(x, constants_)).store(scratch_.out_t + i);
         V hard;
         if constexpr (kFields == Fields::kTerms) {
           V own = x.es;
           if constexpr (Div::kOwnPower) own = V::load(b.own + i) * c.factor_own;
-          hard = call_.div.student(x, Terms<V>{V::load(b.kept + i) * c.factor_cross, own}, constants_);
+          hard = div.student(x, Terms<V>{V::load(b.kept + i) * c.factor_cross, own}, constants_);
         } else if constexpr (kFields == Fields::kStored) {
-          hard = call_.div.student(x, V::load(b.kept + i), constants_);
+          hard = div.student(x, V::load(b.kept + i), constants_);
         } else {
-          hard = call_.div.student(x, constants_);
+          hard = div.student(x, constants_);
         }
         return mul_add(to_s, hard, kSquares ? soft * x1 : mul_add(soft, x1, smoothing));
       }

@@ -25,6 +25,16 @@ constexpr int kLogTerms = 8;
 constexpr float kLog[kLogTerms] = {0.0541324914f, -0.120673686f, 0.149839163f, -0.168228120f,
                                    0.199770778f,  -0.249934420f, 0.333335489f, -0.500000596f};
 
+// Returns log(1 + f) for f in [-1/4, 1/2). The terms are added up in pairs: a chain of fused products, each
+// of which waits for the one before, would fill the processor's queue of instructions.
+template <class V>
+inline V log_near_one(V f) {
+  const V f2 = f * f;
+  const auto pair = [&](int k) { return mul_add(V(kLog[k]), f, V(kLog[k + 1])); };
+  const V high = mul_add(pair(0), f2, pair(2)), low = mul_add(pair(4), f2, pair(6));
+  return mul_add(f2, mul_add(high, f2 * f2, low), f);
+}
+
 // -2 atanh(z) / z over z^2, for |z| up to 3/7: minimax with the constant held at -2, relative error 6.8e-8.
 constexpr int kAtanhTerms = 5;
 constexpr float kAtanh[kAtanhTerms] = {-0.329797715f, -0.26758644f, -0.401153356f, -0.666644216f, -2.0f};

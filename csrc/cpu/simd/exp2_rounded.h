@@ -52,6 +52,13 @@ inline Vec exp2_any(Vec x) {
   return e.power * (e.rest + Vec(1.0));
 }
 
+// 2^(x * by), where the exponent is above -127 and below 128.
+inline Vec exp2_near(Vec x, Vec by) {
+  const Vec to_exponent(kToExponent), n = mul_add(x, by, to_exponent), whole = n - to_exponent;
+  const Exp2Parts e = exp2_parts<false>(n, Vec::kFused ? fms(x, by, whole) : x * by - whole);
+  return mul_add(e.power, e.rest, e.power);
+}
+
 // The shift is an integer, so one operation both rounds the exponent and shifts it.
 template <bool kBrief>
 class ShiftedExp2<Vec, kBrief> {

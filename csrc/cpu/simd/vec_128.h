@@ -128,19 +128,16 @@ inline bool has_only_bits(Vec x, uint32_t bits) {
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Natural logarithm of normal numbers x > 0; NaN at NaN.
-inline Vec log_positive(Vec x) {
+inline Vec log_one_plus(Vec y, Vec x) {
   // x = 2^k (1 + f) with 1 + f in [0.75, 1.5)
   constexpr int32_t kOffset = 0x3f400000;  // 0.75
   const Ints4 above = (Ints4)x.v - kOffset;
-  const Vec k = __builtin_convertvector(above >> 23, Floats4);
+  const Ints4 exponent = above >> 23;
+  const Vec k = __builtin_convertvector(exponent, Floats4);
   const Vec m = (Floats4)((above & 0x007fffff) + kOffset);
-  const Vec f = m - Vec(1.0);
-  Vec y(kLog[0]);
-  for (int i = 1; i < kLogTerms; ++i) y = mul_add(y, f, Vec(kLog[i]));
-  y = mul_add(f * f, y, f);
-  y = mul_add(k, Vec(0.69314718f), y);
-  return floats_of(choose((Bits4)(x.v == x.v), bits_of(y.v), bits_of(x.v)));
+  const Vec f = floats_of(choose((Bits4)(exponent == 0), bits_of(y.v), bits_of((m - Vec(1.0)).v)));
+  const Vec log = mul_add(k, Vec(kLn2), log_near_one(f));
+  return floats_of(choose((Bits4)(x.v == x.v), bits_of(log.v), bits_of(x.v)));
 }
 
 // 16-bit numbers in the lower half of each lane, as float32 and back.

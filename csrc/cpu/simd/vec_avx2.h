@@ -91,20 +91,17 @@ inline bool has_only_bits(Vec x, uint32_t bits) {
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Natural logarithm of normal numbers x > 0; NaN at NaN.
-inline Vec log_positive(Vec x) {
+inline Vec log_one_plus(Vec y, Vec x) {
   // x = 2^k (1 + f) with 1 + f in [0.75, 1.5)
   const __m256i offset = _mm256_set1_epi32(0x3f400000);  // 0.75
   const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(x.v), offset);
-  const __m256 k = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
+  const __m256i exponent = _mm256_srai_epi32(above, 23);
+  const __m256 near = _mm256_castsi256_ps(_mm256_cmpeq_epi32(exponent, _mm256_setzero_si256()));
   const __m256 m =
       _mm256_castsi256_ps(_mm256_add_epi32(_mm256_and_si256(above, _mm256_set1_epi32(0x007fffff)), offset));
-  const __m256 f = _mm256_sub_ps(m, _mm256_set1_ps(1.0f));
-  __m256 y = _mm256_set1_ps(kLog[0]);
-  for (int i = 1; i < kLogTerms; ++i) y = _mm256_fmadd_ps(y, f, _mm256_set1_ps(kLog[i]));
-  y = _mm256_fmadd_ps(_mm256_mul_ps(f, f), y, f);
-  y = _mm256_fmadd_ps(k, _mm256_set1_ps(0.69314718f), y);
-  return _mm256_blendv_ps(y, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  const __m256 f = _mm256_blendv_ps(_mm256_sub_ps(m, _mm256_set1_ps(1.0f)), y.v, near);
+  const Vec log = fma(_mm256_cvtepi32_ps(exponent), Vec(kLn2), log_near_one(Vec(f)));
+  return _mm256_blendv_ps(log.v, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
 }
 
 // Rounds to the nearest bfloat16, in the upper half of each lane; a tie goes to the one further from zero,

@@ -81,16 +81,13 @@ inline bool has_only_bits(Vec x, uint32_t bits) {
 namespace fastkd {
 inline namespace FASTKD_ISA {
 
-// Natural logarithm of normal numbers x > 0; NaN at NaN.
-inline Vec log_positive(Vec x) {
+inline Vec log_one_plus(Vec y, Vec x) {
   // x = 2^k m with m in [0.75, 1.5)
   const __m512 m = _mm512_getmant_ps(x.v, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
   const __m512 k = _mm512_sub_ps(_mm512_getexp_ps(x.v), _mm512_getexp_ps(m));
-  const __m512 f = _mm512_sub_ps(m, _mm512_set1_ps(1.0f));
-  __m512 y = _mm512_set1_ps(kLog[0]);
-  for (int i = 1; i < kLogTerms; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(kLog[i]));
-  y = _mm512_fmadd_ps(_mm512_mul_ps(f, f), y, f);
-  return _mm512_fmadd_ps(k, _mm512_set1_ps(0.69314718f), y);
+  const __mmask16 near = _mm512_cmp_ps_mask(k, _mm512_setzero_ps(), _CMP_EQ_OQ);
+  const __m512 f = _mm512_mask_mov_ps(_mm512_sub_ps(m, _mm512_set1_ps(1.0f)), near, y.v);
+  return fma(k, Vec(kLn2), log_near_one(Vec(f)));
 }
 
 // Rounds to the nearest bfloat16, in the lower half of each lane; a tie goes to the one further from zero.

@@ -16,7 +16,8 @@
 //   horizontal_max(a)        the largest lane; the caller excludes NaN
 //   exp2(x)                  2^x for x below 127; 0 far below, NaN at NaN
 //   exp2_any(x)              2^x for any x, infinite where it overflows
-//   log_positive(x)          the natural logarithm of normal numbers x > 0; NaN at NaN
+//   log_one_plus(y, x)       the natural logarithm of x = 1 + y, a normal number, given both with all their
+//                            digits; NaN at NaN
 //   stream(x, p)             a store that may bypass the caches, to an aligned address
 //   stream_fence()           makes such stores visible to other threads
 //   prefetch(p)              of any address
@@ -144,8 +145,8 @@ inline VecOf<R> exp2_any(VecOf<R> x) {
   return exp2(x);
 }
 template <class R>
-inline VecOf<R> log_positive(VecOf<R> x) {
-  return lanes<R>([&](int i) { return std::log(x.v[i]); });
+inline VecOf<R> log_one_plus(VecOf<R> y, VecOf<R> x) {
+  return lanes<R>([&](int i) { return log_one_plus(y.v[i], x.v[i]); });
 }
 template <class R>
 inline void stream(VecOf<R> x, R* p) {

@@ -14,7 +14,7 @@ template <class D, class E>
 struct BlockShape {
   static constexpr bool kExtra = RowContext<D, E, OneBlock>::kHasExtra;
   static constexpr bool kMore = D::kSums > 0 || D::kCross || D::kSplitsLabel || D::kStreams > 1;
-  static constexpr bool kMost = D::kStreams == 3 || (kExtra && D::kLog);
+  static constexpr bool kMost = D::kStreams == 3 || (kExtra && D::kStudentReads == Fields::kStored);
   static constexpr int kThreads = kMost ? 256 : kExtra ? 320 : kMore ? 256 : 512;
   static constexpr int kBlocks = kMost || kExtra || !kMore ? 2 : 3;
 };

@@ -65,9 +65,9 @@ class ClassDivergence {
     e.q_minus_p = e.q - e.p;
     e.log_ratio = e.log_ratio_raw + sums_.log_ratio_offset;
     if constexpr (D::kLog) {
-      double lost;
-      const double argument = functor_.log_argument(e, lost);
-      e.log = log(argument) + lost;
+      double less_one;
+      const double argument = functor_.log_argument(e, less_one);
+      e.log = log_one_plus(less_one, argument);
     }
     return e;
   }
