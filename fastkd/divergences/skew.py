@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fastkd.divergences.arithmetic import log_mixture_ratio, times
+from fastkd.divergences.arithmetic import difference, log_mixture_ratio, times
 from fastkd.divergences.base import Divergence, Pair, Parameter, Result, always
 
 
@@ -16,7 +16,9 @@ def skew_forward_kl(pair: Pair) -> Result:
     p, q = pair.log_p.exp(), pair.log_q.exp()
     p_over_m = -log_mixture_ratio(1 - beta, -pair.log_ratio)
     excess = torch.expm1(p_over_m)  # (p - m) / m; its mean under m is 0
-    value, of_q = pair.total(times(p, p_over_m)), pair.total(times(q, excess))
+    # m - p, whose sum is 0, makes each term of second order where the models agree, as in kl.py.
+    less_p = (1 - beta) * difference(p, q, pair.log_ratio)
+    value, of_q = pair.total(times(p, p_over_m) + less_p), pair.total(times(q, excess))
     by_student = (beta - 1) * times(q, excess - of_q)
     by_teacher = times(p, p_over_m - beta * excess - (value + (1 - beta) * of_q))
     return Result(value, by_student, by_teacher)

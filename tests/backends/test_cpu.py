@@ -324,6 +324,22 @@ def test_skews_of_near_models_keep_their_digits(isa: str, divergence: str, dtype
 
 
 @pytest.mark.parametrize("isa", native.cpu_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("beta", [0.1, 0.9])
+def test_jsd_of_near_models_far_from_one_half(isa: str, beta: float, dtype: torch.dtype) -> None:
+    """Log-ratios that ignored the rounding of 1 / z would add it to the value, times 1/2 - beta."""
+    s = torch.randn(8, 8192) * 2
+    s, t = s.to(dtype), (s + 0.05 * torch.randn_like(s)).to(dtype)
+    options = {"divergence": "jsd", "beta": beta, "temperature": 30.0}
+    expected, by_s, by_t = reference_gradients(s, t, reduction="none", **options)
+    with native.forced_isa(isa):
+        loss, grad_s, grad_t = _both_gradients(s, t, True, **options)
+    assert_value(loss, expected, rtol=4e-2, atol=0)
+    assert_gradient(grad_s, by_s)
+    assert_gradient(grad_t, by_t)
+
+
+@pytest.mark.parametrize("isa", native.cpu_isas())
 def test_a_shard_without_columns_writes_only_its_padding(isa: str) -> None:
     """A rank whose columns are all padding zeroes their gradient, and writes nothing beside them."""
     columns, rows = 3, 2

@@ -37,6 +37,24 @@ inline EntryScales<V> raw_scales_of(const RowContext<V, Div>& row) {
   return c;
 }
 
+// Returns the relative rounding of `x` as a number R, 0 where that is not one.
+template <class R>
+inline double rounding_of(double x) {
+  const double relative = static_cast<R>(x) / x - 1;
+  return std::fabs(relative) < std::numeric_limits<R>::epsilon() ? relative : 0;
+}
+
+// Sets the factors to probabilities. Logarithms of these are compared with log-ratios (Functor::kLog), which
+// therefore follow the factors' roundings: their difference would be as large as JSD between near models.
+template <class V, class Div>
+inline void set_normalisers(const RowContext<V, Div>& row, EntryScales<V>& c, double r_s, double r_t) {
+  using R = typename V::Real;
+  c.r_s = V(r_s), c.r_t = V(r_t);
+  double offset = row.normalised.log_ratio_offset;
+  if constexpr (Div::kLog) offset += rounding_of<R>(r_t) - rounding_of<R>(r_s);
+  c.log_ratio_offset = V(offset);
+}
+
 // Sets all constants, for a block with the row's own shifts.
 template <class V, class Div>
 inline EntryScales<V> scales_of(const RowContext<V, Div>& row) {
@@ -44,9 +62,8 @@ inline EntryScales<V> scales_of(const RowContext<V, Div>& row) {
   c.factor_cross = c.factor_own = c.factor_s = c.factor_t = V(1);
   c.factor = 1;
   c.kept = row.statistics.shift;
-  c.r_s = c.row_r_s = V(reciprocal<Div>(row.statistics.z_s));
-  c.r_t = c.row_r_t = V(reciprocal<Div>(row.statistics.z_t));
-  c.log_ratio_offset = V(row.normalised.log_ratio_offset);
+  set_normalisers(row, c, reciprocal<Div>(row.statistics.z_s), reciprocal<Div>(row.statistics.z_t));
+  c.row_r_s = c.r_s, c.row_r_t = c.r_t;
   return c;
 }
 
@@ -70,8 +87,8 @@ inline void adapt(const RowContext<V, Div>& row, EntryScales<V>& c, const Shifts
     c.factor_cross = V(std::exp2(by_own + kLog2e * a * by_base));
   }
   c.factor_s = V(factor_s), c.factor_t = V(factor_t);
-  c.r_s = V(reciprocal<Div>(row.statistics.z_s) * factor_s);
-  c.r_t = V(reciprocal<Div>(row.statistics.z_t) * factor_t);
+  set_normalisers(row, c, reciprocal<Div>(row.statistics.z_s) * factor_s,
+                  reciprocal<Div>(row.statistics.z_t) * factor_t);
   c.factor = factor_s;
 }
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl  # noqa: F401  # the interpreter looks for it among the globals
+import triton.language as tl
 
 from fastkd.backends.triton.arithmetic import TINY, times
-from fastkd.backends.triton.divergences.arithmetic import mixture_ratios
 from fastkd.backends.triton.divergences.base import Formulas
 from fastkd.backends.triton.divergences.streams import plus
 from fastkd.divergences import DIVERGENCES
 
 
 @triton.jit
-def _excess(x, y, a, b):
-    """``(x - m) / m`` with ``m = b x + a y``; NaN where both are 0, which ``times`` ignores."""
-    return a * (x - y) / (b * x + a * y)
+def _to_mixture(x, y, a, b):
+    """``(log x - log m, u)`` with ``m = b x + a y`` and ``u = (x - m) / m``, both by one division.
+
+    ``x / m`` is ``1 + u``; each of the two has digits that the other has lost. NaN where x and y are both 0,
+    which ``times`` and ``plus`` ignore.
+    """
+    inverse = 1.0 / tl.maximum(b * x + a * y, TINY)
+    u = a * (x - y) * inverse
+    near = tl.abs(u) < 0.5
+    quotient = tl.where(near, 1.0 + u, x * inverse)
+    lost = tl.where(near, u - (quotient - 1.0), 0.0)
+    return tl.log(quotient) + lost, u
 
 
 @triton.jit
@@ -24,33 +32,39 @@ def _value(statistics, label, sum_0, sum_1, row, scales):
 
 
 @triton.jit
-def _add_forward_sums(sum_0, sum_1, e, row, scales):  # KL(p, m), sum q u with u = (p - m) / m
-    a, b = scales.a, scales.b
-    p_over_m, _ = mixture_ratios(e, a, b)
-    return plus(sum_0, e.p, p_over_m, TINY), plus(sum_1, e.q, _excess(e.p, e.q, a, b), TINY)
+def _add_sums(sum_0, sum_1, x, y, scales):  # KL(x, m), sum y u
+    x_over_m, u = _to_mixture(x, y, scales.a, scales.b)
+    # m - x, whose sum is 0, makes each term of second order where the models agree.
+    return plus(sum_0, x, x_over_m, TINY) + scales.a * (y - x), plus(sum_1, y, u, TINY)
+
+
+@triton.jit
+def _gradients(x, y, constants, scales):
+    """The gradients by the logits of ``x`` and of ``y``."""
+    x_over_m, u = _to_mixture(x, y, scales.a, scales.b)
+    by_x = times(x, x_over_m - scales.b * u - constants[0])
+    return by_x, 0.0 - scales.a * times(y, u - constants[1])
+
+
+@triton.jit
+def _add_forward_sums(sum_0, sum_1, e, row, scales):
+    return _add_sums(sum_0, sum_1, e.p, e.q, scales)
 
 
 @triton.jit
 def _forward_gradients(e, constants, row, scales):
-    a, b = scales.a, scales.b
-    u = _excess(e.p, e.q, a, b)
-    p_over_m, _ = mixture_ratios(e, a, b)
-    return 0.0 - a * times(e.q, u - constants[1]), times(e.p, p_over_m - b * u - constants[0])
+    by_teacher, by_student = _gradients(e.p, e.q, constants, scales)
+    return by_student, by_teacher
 
 
 @triton.jit
-def _add_reverse_sums(sum_0, sum_1, e, row, scales):  # KL(q, m), sum p u with u = (q - m) / m
-    a, b = scales.a, scales.b
-    _, q_over_m = mixture_ratios(e, b, a)
-    return plus(sum_0, e.q, q_over_m, TINY), plus(sum_1, e.p, _excess(e.q, e.p, a, b), TINY)
+def _add_reverse_sums(sum_0, sum_1, e, row, scales):
+    return _add_sums(sum_0, sum_1, e.q, e.p, scales)
 
 
 @triton.jit
 def _reverse_gradients(e, constants, row, scales):
-    a, b = scales.a, scales.b
-    u = _excess(e.q, e.p, a, b)
-    _, q_over_m = mixture_ratios(e, b, a)
-    return times(e.q, q_over_m - b * u - constants[0]), 0.0 - a * times(e.p, u - constants[1])
+    return _gradients(e.q, e.p, constants, scales)
 
 
 SKEW_FORWARD_KL = Formulas(
