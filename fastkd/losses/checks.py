@@ -16,6 +16,8 @@ from fastkd.spec import LossSpec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("mean", "sum", "batchmean", "none")
+# float32 holds their squares, their reciprocals and their quotients.
+TEMPERATURES = (1e-15, 1e15)
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:
@@ -261,10 +263,10 @@ def row_spec(
 ) -> LossSpec:
     """Check the numbers of the loss and combine them into a :class:`LossSpec`."""
     ratio = number("kd_ratio", kd_ratio, 0.0, 1.0)
-    student_t = number("temperature", temperature, 0.0, math.inf, open_low=True)
+    student_t = number("temperature", temperature, *TEMPERATURES)
     teacher_t = student_t
     if teacher_temperature is not None:
-        teacher_t = number("teacher_temperature", teacher_temperature, 0.0, math.inf, open_low=True)
+        teacher_t = number("teacher_temperature", teacher_temperature, *TEMPERATURES)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, not {type(ignore_index).__name__}")
     divergence, a, b = parameters(divergence, alpha, beta)

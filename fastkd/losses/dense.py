@@ -107,8 +107,8 @@ def kd_loss(
             default 1. ``alpha_beta``: not 0, default 0.5. ``kl_tvd``: >= 0, default 3.
         alpha: ``a``. ``alpha``: not 0 or 1, default 0.5. ``renyi``: > 0 and not 1, default 0.5.
             ``alpha_beta``: not 0, nor ``-beta``, default 0.5.
-        temperature: ``T`` > 0 of the student's distribution in the divergence.
-        teacher_temperature: ``T_t`` > 0, default ``temperature``.
+        temperature: ``T`` of the student's distribution in the divergence, in [1e-15, 1e15].
+        teacher_temperature: ``T_t``, in the same range, default ``temperature``.
         t_squared: multiply the divergence by ``T * T``, so that gradients keep their size.
         reduction: how the losses L of the tokens whose label is not ``ignore_index`` are combined, with w =
             ``token_weights`` (1 if None): ``"mean"`` sum(w L) / sum(w), or 0 if no token is valid; ``"sum"``

@@ -25,6 +25,7 @@ S, T, Y = torch.randn(3, 10), torch.randn(3, 10), torch.tensor([1, 2, 3])
         (ValueError, "kd_ratio", (S, T, Y), {"kd_ratio": float("nan")}),
         (ValueError, "temperature", (S, T), {"temperature": 0.0}),
         (ValueError, "temperature", (S, T), {"temperature": float("inf")}),
+        (ValueError, "temperature", (S, T), {"temperature": 1e16}),
         (ValueError, "teacher_temperature", (S, T), {"teacher_temperature": -1.0}),
         (ValueError, "label_smoothing", (S, T, Y), {"label_smoothing": -0.1}),
         (ValueError, "beta", (S, T), {"divergence": "jsd", "beta": 1.1}),

@@ -220,6 +220,28 @@ def test_small_temperature_and_large_logits(target: Target) -> None:
         torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.repeats(1)
+@EVERY_EXACT_TARGET
+@EVERY_DIVERGENCE
+def test_the_ends_of_the_temperatures(target: Target, divergence: str) -> None:
+    masked = torch.tensor([4, 5])
+    s, t = (torch.randn(2, 1100).index_fill(1, masked, -torch.inf) for _ in range(2))
+    for temperature, teacher_temperature in ((1e15, 1e15), (1e15, 1e-15), (1e-15, 1e15), (1e-15, 1e-15)):
+        options = {
+            "divergence": divergence,
+            "kd_ratio": 0.5,
+            "temperature": temperature,
+            "teacher_temperature": teacher_temperature,
+            "t_squared": False,
+        }
+        expected, *_ = _exact(s, t, **options)
+        with during(temperature=temperature, teacher_temperature=teacher_temperature):
+            loss, *gradients = _run(target, s, t, **options)
+            if expected.max() < HIGHEST:  # an infinite loss has no gradient
+                torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+                assert not any(x.isnan().any() for x in gradients)
+
+
 def test_infinite_is_no_extreme(target: Target) -> None:
     """Infinite logits are not clamped to finite ones: -inf is a mask, and +inf gives NaN."""
     s, t = torch.randn(2, 60), torch.randn(2, 60)
