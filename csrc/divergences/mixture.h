@@ -1,26 +1,13 @@
-// Logarithms of a distribution's ratio to a mixture of it with another, in two forms. Mixture computes log(1
-// + y) from the relative difference y, which keeps the digits where the models agree. LogMixture starts from
-// log p - log q alone, for processors that have instructions for the exponential and the logarithm.
+// Logarithms of both distributions' ratios to a mixture of them, in two forms. Mixture starts from the larger
+// of the two probabilities and its relative difference to the mixture, which keeps the digits where the
+// models agree. LogMixture starts from log p - log q alone, for processors that have instructions for the
+// exponential and the logarithm.
 #pragma once
 
 #include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
-
-// The smaller and the larger of two numbers, the second one where the first is NaN.
-FASTKD_HD float smaller_of(float x, float y) { return ::fminf(x, y); }
-FASTKD_HD double smaller_of(double x, double y) { return ::fmin(x, y); }
-template <class F>
-FASTKD_HD F smaller_of(const F& x, const F& y) {
-  return min(x, y);
-}
-FASTKD_HD float larger_of(float x, float y) { return ::fmaxf(x, y); }
-FASTKD_HD double larger_of(double x, double y) { return ::fmax(x, y); }
-template <class F>
-FASTKD_HD F larger_of(const F& x, const F& y) {
-  return max(x, y);
-}
 
 // The mixture m = share p + (1 - share) q at one entry.
 template <class F>
@@ -47,30 +34,6 @@ struct Mixture {
   static FASTKD_HD F m_over_q(const Entry<F>& e) { return larger_of(e.log_ratio, F(0)) + e.log; }
 };
 
-FASTKD_HD float log2_fast(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return ::log2f(x);
-#endif
-}
-
-// Returns a < b ? x : y, with both x and y computed. A branch would run both ways and cost more, since
-// neighbouring threads differ in the condition.
-FASTKD_HD float select_less(float a, float b, float x, float y) {
-#if defined(__CUDA_ARCH__)
-  float z;
-  asm("{ .reg .pred less; setp.lt.f32 less, %1, %2; selp.f32 %0, %3, %4, less; }"
-      : "=f"(z)
-      : "f"(a), "f"(b), "f"(x), "f"(y));
-  return z;
-#else
-  return a < b ? x : y;
-#endif
-}
-
 // The mixture m = share p + (1 - share) q at one entry. With r = log p - log q,
 //   log(p / m) = -log(share + (1 - share) e^-r).
 // For small r this is computed by its power series, whose coefficients are the cumulants of a coin (a
@@ -91,9 +54,6 @@ struct LogMixture {
       term[k] = static_cast<float>((k % 2 == 0 ? 1 : -1) * cumulant[k] / factorial);
     }
   }
-
-  // Returns log p - log m.
-  FASTKD_HD float p_over_m(float r) const { return ::fminf(r, 0.0f) - over_larger(r); }
 
   // Returns log(m / max(p, q)). It is exactly 0 at r = 0. It is NaN where p and q are both 0; times() then
   // ignores it.

@@ -3,7 +3,7 @@
 // the mean of u under p follows from its mean under q.
 #pragma once
 
-#include "mixture.h"
+#include "functor.h"
 
 namespace fastkd {
 inline namespace FASTKD_ISA {
@@ -13,8 +13,7 @@ struct SkewForwardKL : Functor {
   static constexpr Fields kSumsRead = Fields::kProbabilities, kStudentReads = Fields::kStored;
 
   double beta;
-  LogMixture log_mixture;
-  explicit SkewForwardKL(double b) : beta(b), log_mixture(b) {}
+  explicit SkewForwardKL(double b) : beta(b) {}
 
   // Returns 1 / m, which is finite where m is subnormal, too.
   template <class F>
@@ -27,25 +26,18 @@ struct SkewForwardKL : Functor {
     return F(beta - 1) * e.q_minus_p * inverse_m(e);
   }
 
-  // Returns log p - log m, in a CUDA thread from the log-ratio. Elsewhere one division serves the logarithm
-  // and the excess: p / m is 1 + u, and each of the two has digits that the other has lost.
-  FASTKD_HD float p_over_m(const Entry<float>& e) const { return log_mixture.p_over_m(e.log_ratio); }
+  // Returns log p - log m. One division serves this and the excess: p / m is 1 + u, and each of the two has
+  // digits that the other has lost.
   template <class F>
   FASTKD_HD F p_over_m(const Entry<F>& e) const {
     return log_one_plus(excess(e), e.p * inverse_m(e));
   }
 
-  // Subtracts p - m, whose sum is 0, from the term of KL(p, m) in `sum`. Where models are near each other,
-  // the roundings of p in the two cancel. The logarithm from the log-ratio is free of them.
-  FASTKD_HD float less_excess(const Entry<float>&, float sum) const { return sum; }
-  template <class F>
-  FASTKD_HD F less_excess(const Entry<F>& e, F sum) const {
-    return F(1 - beta) * e.q_minus_p + sum;
-  }
-
+  // Adds p log(p / m) - (p - m), since p - m adds up to 0. Where models are near each other, the roundings of
+  // p in the two cancel.
   template <class F>
   FASTKD_HD void sums(const Entry<F>& e, F* sum) const {
-    sum[0] = less_excess(e, times_add(e.p, p_over_m(e), sum[0]));
+    sum[0] = F(1 - beta) * e.q_minus_p + times_add(e.p, p_over_m(e), sum[0]);
     sum[1] = times_add(e.q, excess(e), sum[1]);
   }
 

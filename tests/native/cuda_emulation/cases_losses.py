@@ -60,6 +60,20 @@ def test_without_a_divergence_the_teachers_gradient_is_zero() -> None:
         compare(s, t, None, spec(100, kd_weight=0.0, z_loss=0.0), metrics=metrics)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.9])
+@pytest.mark.parametrize("divergence", ["skew_forward_kl", "skew_reverse_kl"])
+def test_skews_of_near_models(divergence: str, beta: float) -> None:
+    """The rounding of p must not be of first order in the value, which is of second."""
+    s = logits(2, 3000, torch.float32)
+    t = s + 0.05 * torch.randn_like(s)
+    temperatures = dict(temperature=20.0, teacher_temperature=20.0)
+    arithmetic = spec(3000, (divergence, {"beta": beta}), ce_weight=0.0, z_loss=0.0, **temperatures)
+    for metrics in (False, True):
+        call = call_of(s, t, None, arithmetic, metrics=metrics)
+        KERNEL.rows(call)
+        torch.testing.assert_close(call.row_loss.double(), expected_of(call)[0], rtol=2e-2, atol=0.0)
+
+
 @parameters
 def test_equal_rows_have_no_divergence(divergence: Named) -> None:
     for dtype, metrics in itertools.product(DTYPES, (False, True)):
