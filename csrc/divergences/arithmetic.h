@@ -84,8 +84,9 @@ FASTKD_HD float select_less(float a, float b, float x, float y) {
 #endif
 }
 
-// log(x), given x = 1 + y with all its digits, and y with all its own. In a CUDA thread x is normal or 0, and
-// near 1 the absolute error of the instruction would be larger than that of the series, 3e-6 of the result.
+// log(x), given x = 1 + y with all its digits, and y with all its own. In a CUDA thread an x below the normal
+// numbers counts as the smallest of them, and a series replaces the instruction near 1, where the absolute
+// error of the latter is larger than the series' error, 3e-6 of the result.
 FASTKD_HD float log_one_plus(float y, float x) {
 #if defined(__CUDA_ARCH__)
   const float series = ::fmaf(::fmaf(::fmaf(-0.25f, y, 1.0f / 3), y, -0.5f) * y, y, y);
