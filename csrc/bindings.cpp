@@ -56,7 +56,7 @@ DenseParams of_call(const DenseParams& arithmetic, int64_t rows, int64_t inner, 
                     const Rows& teacher, const Rows& grad_student, const Rows& grad_teacher, uintptr_t labels,
                     uintptr_t loss_scale, uintptr_t grad_scale, uintptr_t row_loss, uintptr_t metrics,
                     uintptr_t coefficient, uintptr_t record, bool wide, Phase phase, bool sharded,
-                    int cluster) {
+                    int cluster, int cluster_rows) {
   DenseParams p = arithmetic;
   p.rows = rows;
   p.inner = inner;
@@ -75,6 +75,7 @@ DenseParams of_call(const DenseParams& arithmetic, int64_t rows, int64_t inner, 
   p.phase = phase;
   p.sharded = sharded;
   p.cluster = cluster;
+  p.cluster_rows = cluster_rows;
   return p;
 }
 
@@ -142,7 +143,7 @@ PYBIND11_MODULE(_C, m) {
            py::arg("teacher"), py::arg("grad_student"), py::arg("grad_teacher"), py::arg("labels"),
            py::arg("loss_scale"), py::arg("grad_scale"), py::arg("row_loss"), py::arg("metrics"),
            py::arg("coefficient"), py::arg("record"), py::arg("wide"), py::arg("phase"), py::arg("sharded"),
-           py::arg("cluster"))
+           py::arg("cluster"), py::arg("cluster_rows"))
       .def(
           "set_sparse",
           [](DenseParams& p, uintptr_t indices, uintptr_t logprobs, uintptr_t grad, int64_t entries,

@@ -146,6 +146,7 @@ struct DenseParams {
   // A cluster that cannot hold the row is an error, except with kChoose. Calls with a phase always stream.
   static constexpr int kChoose = -1, kCluster = -2;
   int cluster = kChoose;
+  int cluster_rows = 0;  // that a cluster takes one after the other, at most 16; 0: the launch chooses
 
   Divergence divergence = Divergence::kForwardKL;
   double alpha = 0.5;

@@ -76,6 +76,7 @@ class DenseParams:
         phase: Phase,
         sharded: bool,
         cluster: int,
+        cluster_rows: int,
     ) -> DenseParams: ...
     def set_sparse(
         self,

@@ -25,7 +25,7 @@ from fastkd.spec import METRICS, LossSpec
 HUGE_PAGES_FROM = 2**20
 
 _forced_isa: list[str] = []
-_forced_cluster: list[int] = []
+_forced_cluster: list[tuple[int, int]] = []  # blocks, and rows that a cluster takes
 
 
 def cpu_isas() -> list[str]:
@@ -59,13 +59,20 @@ def forced_isa(isa: str) -> Iterator[None]:
 
 
 @contextmanager
-def forced_cuda_kernel(name: str, blocks: int | None = None) -> Iterator[None]:
-    """Run CUDA calls inside the block with the ``"stream"`` kernel, or the ``"cluster"`` one (Hopper).
+def forced_cuda_kernel(name: str, blocks: int | None = None, rows: int | None = None) -> Iterator[None]:
+    """Run CUDA calls inside the block with the ``"stream"`` kernel, the ``"cluster"`` one (Hopper), or the
+    ``"chosen"`` one.
 
-    The cluster has ``blocks`` blocks, or as many as fastkd would choose. Calls for which only one kernel
-    exists (those with phases or a sparse teacher) keep it; other calls raise if the kernel cannot run.
+    The cluster has ``blocks`` blocks and takes ``rows`` rows one after the other (at most 16), or as many as
+    fastkd would choose. Calls for which only one kernel exists (those with phases or a sparse teacher) keep
+    it; other calls raise if the kernel cannot run.
     """
-    _forced_cluster.append({"stream": _C.CLUSTER_NONE, "cluster": blocks or _C.CLUSTER_ANY}[name])
+    clusters = {
+        "stream": _C.CLUSTER_NONE,
+        "cluster": blocks or _C.CLUSTER_ANY,
+        "chosen": _C.CLUSTER_CHOSEN,
+    }
+    _forced_cluster.append((clusters[name], rows or 0))
     try:
         yield
     finally:
@@ -206,6 +213,7 @@ class NativeBackend(KernelBackend):
         sparse = call.teacher if isinstance(call.teacher, SparseRows) and phase == "all" else None
         if spec.kd_weight == 0:
             sparse = None
+        cluster, cluster_rows = _forced_cluster[-1] if _forced_cluster else (_C.CLUSTER_CHOSEN, 0)
         # Without a divergence only a metric, the entropy, needs the student's temperature.
         cooled = spec.kd_weight != 0 or call.metrics is not None
         params = _arithmetic(spec, sparse is not None, cooled).of_call(
@@ -225,7 +233,8 @@ class NativeBackend(KernelBackend):
             wide=call.row_loss.dtype == torch.float64,
             phase=_PHASES[phase],
             sharded=call.shards is not None,
-            cluster=_forced_cluster[-1] if _forced_cluster else _C.CLUSTER_CHOSEN,
+            cluster=cluster,
+            cluster_rows=cluster_rows,
         )
         if sparse is not None:
             params.set_sparse(

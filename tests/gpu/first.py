@@ -50,6 +50,9 @@ def kernels(device: str) -> Iterator[tuple[str, Any]]:
         yield "stream", lambda: native.forced_cuda_kernel("stream")
         for blocks in BLOCKS:
             yield f"cluster of {blocks}", lambda blocks=blocks: native.forced_cuda_kernel("cluster", blocks)
+        # Whether it is worth something that a cluster takes rows one after the other.
+        yield "cluster for each row", lambda: native.forced_cuda_kernel("cluster", rows=1)
+        yield "cluster for 16 rows", lambda: native.forced_cuda_kernel("cluster", rows=16)
 
 
 def problem(device: str, dtype: torch.dtype, rows: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:

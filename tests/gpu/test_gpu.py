@@ -363,9 +363,12 @@ def test_compiled(backend: str, mode: str) -> None:
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
     reason="clusters of blocks need compute capability 9.0",
 )
+@pytest.mark.parametrize("rows", [None, 5], ids=["rows", "rows in one cluster"])
 @pytest.mark.parametrize("blocks", [None, 1, 2, 4, 8])
 @EVERY_CASE
-def test_clusters_of_every_size(blocks: int | None, divergence: str, parameters: dict[str, float]) -> None:
+def test_clusters_of_every_size(
+    blocks: int | None, rows: int | None, divergence: str, parameters: dict[str, float]
+) -> None:
     alike = [(torch.float32, 8192), (torch.bfloat16, 16_384), (torch.float16, 9001)]
     cases = [(dtype, dtype, vocab) for dtype, vocab in alike] + [(torch.bfloat16, torch.float32, 8192)]
     for student, teacher, vocab in cases:
@@ -373,10 +376,30 @@ def test_clusters_of_every_size(blocks: int | None, divergence: str, parameters:
         t = (torch.randn(5, vocab, device="cuda") * 2).to(teacher).requires_grad_()
         labels = torch.randint(0, vocab, (5,), device="cuda")
         options = {"divergence": divergence, "kd_ratio": 0.6, "temperature": 2.0, **parameters}
-        with native.forced_cuda_kernel("cluster", blocks):
+        labels[3] = -100
+        with native.forced_cuda_kernel("cluster", blocks, rows):
             loss = fastkd.kd_loss(s, t, labels, backend="native", **options)
         loss.backward()
         expected, by_s, by_t = reference_gradients(s, t, labels, **options)
         assert_value(loss.detach(), expected, atol=1e-5)
         assert_gradient(s.grad, by_s, factor=1.5)
         assert_gradient(t.grad, by_t, factor=4)
+
+
+@pytest.mark.gpu
+@IN_FLOAT32_AND_BFLOAT16
+def test_many_rows(dtype: torch.dtype) -> None:
+    """More rows than all clusters of a device take at once, with an odd vocabulary, half of them ignored."""
+    rows, vocab = 6000, 1003
+    s = (torch.randn(rows, vocab, device="cuda") * 2).to(dtype).requires_grad_()
+    t = (torch.randn(rows, vocab, device="cuda") * 2).to(dtype)
+    labels = torch.randint(0, vocab, (rows,), device="cuda")
+    labels[torch.rand(rows, device="cuda") < 0.5] = -100
+    for divergence in ("forward_kl", "jsd"):
+        options = {"divergence": divergence, "kd_ratio": 0.5, "temperature": 2.0}
+        s.grad = None
+        loss = fastkd.kd_loss(s, t, labels, backend="native", **options)
+        loss.backward()
+        expected, by_s, _ = reference_gradients(s, t, labels, **options)
+        assert_value(loss.detach(), expected, atol=1e-5)
+        assert_gradient(s.grad, by_s, factor=2)

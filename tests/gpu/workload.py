@@ -44,9 +44,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", choices=("native", "triton"), default="native")
-    parser.add_argument("--kernel", choices=("stream", "cluster"), help="of native; default: its own choice")
+    parser.add_argument(
+        "--kernel", choices=("stream", "cluster", "chosen"), default="chosen", help="of native"
+    )
+    parser.add_argument("--rows", type=int, help="that a cluster takes; default: as many as native chooses")
     arguments = parser.parse_args()
-    forced = native.forced_cuda_kernel(arguments.kernel) if arguments.kernel else nullcontext()
+    on_gpu = arguments.device == "cuda" and arguments.backend == "native"
+    forced = native.forced_cuda_kernel(arguments.kernel, rows=arguments.rows) if on_gpu else nullcontext()
     done = 0
     with forced:
         for case in cases(arguments.device, arguments.backend):

@@ -100,8 +100,9 @@ def test_registers(architecture: str, tmp_path: Path) -> None:
         assert len(found) == KERNELS.get(name, DEFAULT_KERNELS), name
         assert all(int(n) <= DECLARED for n in re.findall(r"(\d+) bytes smem", report)), report
         if any(frames):
-            # A constant of the row may be spilled if a loop needs its register. A turn of the loop, of eight
-            # columns, then reads at most one. The last sweep of the streaming reverse KL reads one.
+            # A constant of the row, or of the cluster, may be spilled if a loop needs its register. A turn of
+            # the loop, of eight columns, then reads at most one. The last sweep of the streaming reverse KL
+            # reads one.
             assert max(frames) <= 32, report
             pytest.importorskip("triton", reason="its wheel has the disassembler")
             for code in kernels(cuobjdump(output.read_bytes(), "-sass")).values():
@@ -147,14 +148,14 @@ class Budget:
 
 
 BUDGETS = {
-    "forward_kl": Budget(2, 4, 30, 38),
+    "forward_kl": Budget(2, 4, 31, 38),
     "tvd": Budget(3, 6, 48, 62),
     "jsd": Budget(3, 9, 82, 94),
 }
 KEEPING = ("jsd",)  # divergences whose second sweep can keep logarithms
 TITLES = {"forward_kl": "forward KL", "tvd": "TVD", "jsd": "JSD"}
 # Instructions of a warp for each row and block, outside the loops.
-FIXED, FIRST, BEFORE_COPY = 760, 1_110, 200
+FIXED, FIRST, LAST, BEFORE_COPY = 840, 1_200, 1_120, 240
 DOCUMENT = CSRC.parent / "docs" / "performance.md"
 
 
@@ -225,11 +226,12 @@ def test_documented_shares(tmp_path: Path) -> None:
             if divergence in KEEPING:
                 sweeps = sweeps_of(code, "LDS.128", 16 // size, keeps=True)
                 counts = replace(counts, keeping=counts_of(code, sweeps, "LDS.128", keeps=True))
-            assert counts.fixed <= FIXED and counts.first <= FIRST and counts.before_copy <= BEFORE_COPY
+            assert counts.fixed <= FIXED and counts.first <= FIRST and counts.last <= LAST
+            assert counts.before_copy <= BEFORE_COPY
             found[TITLES[divergence], size] = counts
     ordered = dict(sorted(found.items(), key=lambda item: item[0][1]))
     assert len(ordered) == 2 * len(BUDGETS)
-    for least, name in ((0.95, "forward KL"), (0.90, "TVD"), (0.60, "JSD")):
+    for least, name in ((0.95, "forward KL"), (0.85, "TVD"), (0.60, "JSD")):
         assert all(shares(ordered[name, 2], vocab, 2)[0] >= least for vocab in VOCABULARIES)
     if "release 13.0" not in release:
         pytest.skip("the documented tables are those of nvcc 13.0")

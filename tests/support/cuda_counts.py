@@ -23,11 +23,12 @@ MULTIPROCESSORS, ISSUED, CLOCK_HZ, BANDWIDTH = 132, 4, 1.755e9, 3.0e12
 SHARED, DECLARED = 233_472, 512
 TAKEN, MOST = 1_024 + DECLARED, 232_448 - DECLARED
 LANES = 32
-# The model's assumptions, none of which was measured: seconds from a block's launch to its first instruction,
-# of one instruction that waits for the one before, from a copy's start to its first bytes, of an exchange
-# between the blocks with its reductions, and of the row's constants after it; and the share of issue slots
-# that can be used.
-LAUNCH, DEPENDENT, FIRST_BYTES, EXCHANGE, CONSTANTS, USABLE = 0.45e-6, 3.0e-9, 0.75e-6, 0.9e-6, 0.4e-6, 0.85
+# The model's assumptions, none of which was measured, in seconds. A cluster waits once from its launch to its
+# first instruction, for each instruction before the first copy, and from there to the first bytes. A row
+# waits for an exchange between the blocks with its reductions, for its constants after that, and for a
+# barrier at the end of each stage of the last sweep. USABLE is the share of issue slots that can be used.
+LAUNCH, DEPENDENT, FIRST_BYTES = 0.45e-6, 3.0e-9, 0.75e-6
+EXCHANGE, CONSTANTS, BARRIER, USABLE = 0.9e-6, 0.4e-6, 0.05e-6, 0.85
 
 
 def _constant(file: str, name: str) -> int:
@@ -39,6 +40,7 @@ def _constant(file: str, name: str) -> int:
 
 THREADS = _constant("loss/kernel_cluster.cuh", "kClusterThreads")
 STAGES = _constant("memory/staged.cuh", "kStages")
+ROWS = _constant("loss/cluster_shape.h", "kMostRows")  # that a cluster takes, where they are many
 # Cross-entropy at temperature 1 or 2, per pair of logits. The shortest turns are those without it.
 CROSS_ENTROPY = 4
 # A packet's sums are rescaled by this many exponentials at most; a group of logits has more.
@@ -54,13 +56,15 @@ class Counts:
         turns: the shortest turn of each sweep, for one group of 16 bytes of either side, by instruction.
         fixed: executed once for each row, outside the loops, where nothing rare occurs.
         first: the same for a block's first warp, which adds up the packets of all warps.
+        last: the same for its last warp, which looks for the next row and copies it.
         packets, first_packets: executed for each 32 packets beyond the first 32.
-        before_copy: executed by the first thread until it starts the first copy.
+        before_copy: executed once in a block, until it starts the first copy.
     """
 
     turns: list[Counter[str]]
     fixed: int
     first: int
+    last: int
     packets: int
     first_packets: int
     before_copy: int
@@ -69,8 +73,8 @@ class Counts:
     def outside(self, warps: int, blocks: int) -> float:
         """Instructions outside the loops, on average over the warps of a block."""
         more = -(-blocks * warps // LANES) - 1
-        first, other = self.first + more * self.first_packets, self.fixed + more * self.packets
-        return (first + (warps - 1) * other) / warps
+        others = self.last + (warps - 2) * self.fixed + (warps - 1) * more * self.packets
+        return (self.first + more * self.first_packets + others) / warps
 
     @property
     def of_group(self) -> int:
@@ -110,27 +114,52 @@ def counts_of(code: list[Instruction], sweeps: Iterable[Loop], load: str, keeps:
     maxima, again = [loop for loop in packets if any(code[n].base == "FMNMX" for n in loop.nodes)]
     packets.remove(again)  # of the few rows that are swept again
     assert maxima is packets[0] and len(packets) == len(loops)
-    barrier = next(n for n, instruction in enumerate(code) if instruction.base == "BAR")
-    reads = _per_row_reads(code, barrier)
-    others = [n for n in reads if n < barrier]
-    fixed, first = (
-        _outside(code, graph, loops, sorted(places + [n for loop in way for n in (loop.first, loop.last)]))
-        for places, way in ((others, [maxima]), (reads, packets))
-    )
+    rows = next(x for x in loops_of(code) if x.first < loops[0].first and loops[-1].last < x.last)
+    # Without the way back to the next row, whatever can be reached belongs to the same row.
+    row = [[m for m in after if (n, m) != (rows.last, rows.first)] for n, after in enumerate(graph)]
+    barrier = next(n for n, instruction in enumerate(code) if instruction.base == "BAR" and n > rows.first)
+    reads = [n for n in _per_row_reads(code, barrier) if rows.first <= n <= rows.last]
+    before = [n for n in reads if n < barrier]
+    at_packets = packets[1].first  # the first warp adds up, while the last one looks for the next row
+    by_first = [
+        n for n in reads if n > barrier and (shortest(row, at_packets, n) or shortest(row, n, at_packets))
+    ]
+    by_last = [n for n in reads if n > barrier and n not in by_first]
+    ways = [n for loop in packets for n in (loop.first, loop.last)]
+    # The copies of the last sweep: those of the first row come before the first sweep.
+    copies = [n for n, x in enumerate(code) if x.base == "UBLKCP" and loops[-1].last < n]
+    copies = copies[: len([n for n, x in enumerate(code) if x.base == "UBLKCP" and n < loops[0].first])]
+    fixed = _outside(row, loops, rows, sorted(before + ways[:2]), [], code)
+    first = _outside(row, loops, rows, sorted(before + by_first + ways), [], code)
+    last = _outside(row, loops, rows, sorted(before + ways[:2] + by_last), copies, code)
     copy = next(n for n, instruction in enumerate(code) if instruction.base == "UBLKCP")
     lengths = [len(loop.nodes) for loop in packets]
-    return Counts(turns, fixed, first, lengths[0], sum(lengths), _through(graph, 0, copy, reads))
+    until_copy = _through(graph, 0, copy, before)
+    return Counts(turns, fixed, first, last, lengths[0], sum(lengths), until_copy)
 
 
-def _outside(code: list[Instruction], graph: list[list[int]], loops: list[Loop], places: list[int]) -> int:
-    """The instructions outside the loops on the shortest way by all ``places``."""
-    found = _through(graph, 0, loops[0].first, places) + _first_rescaling(code, graph, loops[0])
-    # From one stage of the first sweep to the next, by way of the loop around it.
-    found += (STAGES - 1) * _through(graph, loops[0].last + 1, loops[0].first, [])
+def _outside(
+    graph: list[list[int]],
+    loops: list[Loop],
+    rows: Loop,
+    places: list[int],
+    copies: list[int],
+    code: list[Instruction],
+) -> int:
+    """The instructions of a row outside the loops on the shortest way by all ``places``.
+
+    Args:
+        rows: the loop over the rows.
+        copies: executed at the end of each stage of the last sweep.
+    """
+    first, last = loops[0], loops[-1]
+    found = _through(graph, rows.first, first.first, places) + _first_rescaling(code, graph, first)
+    # From one stage of a sweep to the next, by way of the loop around it.
+    found += (STAGES - 1) * _through(graph, first.last + 1, first.first, [])
+    found += (STAGES - 1) * _through(graph, last.last + 1, last.first, copies)
     for before, after in itertools.pairwise(loops):
         found += _through(graph, before.last + 1, after.first, places)
-    ends = [n for n, instruction in enumerate(code) if instruction.base == "EXIT"]
-    return found + min(n for end in ends if (n := _through(graph, loops[-1].last + 1, end, [])))
+    return found + _through(graph, last.last + 1, rows.last, copies)
 
 
 def packet_loops(code: list[Instruction]) -> list[Loop]:
@@ -167,9 +196,12 @@ def _per_row_reads(code: list[Instruction], barrier: int) -> list[int]:
 
 
 def _through(graph: list[list[int]], first: int, last: int, places: list[int]) -> int:
-    """The instructions on the shortest way from ``first`` to ``last`` by all ``places`` in between."""
+    """The instructions on the shortest way from ``first`` to ``last`` by all ``places`` in between.
+
+    If the way leads back, it is by all ``places``.
+    """
     found, at = 1, first
-    for place in [n for n in places if first < n < last] + [last]:
+    for place in [n for n in places if first < n < last or last < first] + [last]:
         way = shortest(graph, at, place)
         if not way:
             return 0
@@ -210,7 +242,8 @@ def shares(counts: Counts, vocab: int, element_bytes: int) -> tuple[float, float
     issue = (warps * counts.outside(warps, blocks) + turns * of_group) / (ISSUED * CLOCK_HZ)
     floor = 3 * vocab * element_bytes / blocks / (BANDWIDTH / MULTIPROCESSORS)
     exchanges = len(counts.turns) - 1  # between the sweeps
-    waits = LAUNCH + DEPENDENT * counts.before_copy + FIRST_BYTES + EXCHANGE * exchanges + CONSTANTS
+    waits = (LAUNCH + DEPENDENT * counts.before_copy + FIRST_BYTES) / ROWS
+    waits += EXCHANGE * exchanges + CONSTANTS + BARRIER * STAGES
     # The blocks on a multiprocessor share its issue slots; the waits of one pass while another works.
     busy = max(together * issue / USABLE, waits + issue / USABLE)
     return floor / issue, min(1.0, together * floor / busy)
@@ -218,7 +251,7 @@ def shares(counts: Counts, vocab: int, element_bytes: int) -> tuple[float, float
 
 def tables(found: dict[tuple[str, int], Counts]) -> str:
     """The tables of ``docs/performance.md``, in Markdown, from the counts by name and bytes of an element."""
-    outside = "outside, by row: a warp; the first warp"
+    outside = "outside, by row: a warp; the first; the last"
     lines = [
         f"| | instructions a pair in the loops | {outside} | before the first copy |",
         "|---|---|---|---|",
@@ -228,7 +261,7 @@ def tables(found: dict[tuple[str, int], Counts]) -> str:
         for title, of_title in ((name, counts), (f"{name}, logarithms kept", counts.keeping)):
             if of_title:
                 in_loops = of_title.of_group / (16 // size) + CROSS_ENTROPY
-                fixed = f"{of_title.fixed}; {of_title.first} | {of_title.before_copy}"
+                fixed = f"{of_title.fixed}; {of_title.first}; {of_title.last} | {of_title.before_copy}"
                 lines.append(f"| {title}, {names[size]} | {in_loops:.1f} | {fixed} |")
     lines += ["", "| allowed / predicted | " + " | ".join(f"V = {vocab:,}" for vocab in VOCABULARIES) + " |"]
     lines.append("|---" * (1 + len(VOCABULARIES)) + "|")

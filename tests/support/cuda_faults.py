@@ -8,7 +8,7 @@ from support.cuda_emulation import Change
 
 CLUSTER, STAGED = "cuda/memory/cluster.cuh", "cuda/memory/staged.cuh"
 KERNEL, LAUNCH = "cuda/loss/kernel.cuh", "cuda/loss/launch.cuh"
-ROW = "cuda/loss/row.cuh"
+ROW, SUMS = "cuda/loss/row.cuh", "cuda/loss/sweep2_sums.cuh"
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,29 @@ EARLY = r"into which a copy is in flight|without a wait for the copy that filled
 FAULTS = [
     PlantedFault(
         "waits for the other parity",
-        ((CLUSTER, "done, [%0], 0;", "done, [%0], 1;"),),
+        ((STAGED, "+ stage, progress_.rows - 1);", "+ stage, progress_.rows);"),),
         rf"{EARLY}|deadlock",
     ),
     PlantedFault(
+        "waits for the first row's copies in each row",
+        ((STAGED, "+ stage, progress_.rows - 1);", "+ stage, 0);"),),
+        rf"{EARLY}|is wrong|more arrivals at an mbarrier|deadlock",
+    ),
+    PlantedFault(
         "mbarrier expects two arrivals",
-        ((CLUSTER, "mbarrier.init.shared::cta.b64 [%0], 1;", "mbarrier.init.shared::cta.b64 [%0], 2;"),),
+        ((STAGED, "begin_arrival(arrivals + i, 1);", "begin_arrival(arrivals + i, 2);"),),
         r"deadlock.* lacks 1 arrivals and 0 bytes",
     ),
     PlantedFault(
         "no fence after the initialisation",
         (
-            (CLUSTER, 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', ""),
-            (CLUSTER, 'asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");', ""),
+            (
+                CLUSTER,
+                'fence_copies();\n  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");',
+                "",
+            ),
         ),
-        r"no fence has shown to the copy engine",
+        r"no fence has shown to the copy engine|not ordered after its initialisation",
     ),
     PlantedFault(
         "no fence for the other blocks",
@@ -50,9 +58,14 @@ FAULTS = [
         r"not ordered after its initialisation",
     ),
     PlantedFault(
-        "relaxed arrival at the cluster's barrier before a buffer is used again",
+        "relaxed arrival at the cluster's barrier before the end",
         ((CLUSTER, "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned"),),
-        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})",
+        r"a block can exit before a remote store or arrival",
+    ),
+    PlantedFault(
+        "no barrier of the cluster before the end",
+        ((STAGED, "if (progress.rows > 0) cluster_arrive(), cluster_wait();", ""),),
+        r"a block (can exit|exits|that has exited)",
     ),
     PlantedFault(
         "sends to the own block",
@@ -85,21 +98,81 @@ FAULTS = [
         (
             (
                 STAGED,
-                "    await_sent(arrival, phase);",
-                "    if (exchanges_ == 0) await_sent(arrival, phase);",
+                "    await_cluster(arrival, phase);",
+                "    if (progress_.exchanges == 0) await_cluster(arrival, phase);",
             ),
         ),
         rf"{EARLY}|dynamic shared memory .*, which nobody has written",
     ),
     PlantedFault(
         "waits for the first phase in each exchange",
-        ((STAGED, "await_sent(arrival, phase);", "await_sent(arrival, 0 * phase);"),),
-        EARLY,
+        ((STAGED, "await_cluster(arrival, phase);", "await_cluster(arrival, 0 * phase);"),),
+        rf"{EARLY}|{READ}",
     ),
     PlantedFault(
         "uses a buffer again without a wait",
-        ((STAGED, "if (exchanges_ >= kBuffers) cluster_arrive(), cluster_wait();", ""),),
+        ((STAGED, "if (phase > 0) await_cluster(arrival + kBuffers, phase - 1);", ""),),
         rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight",
+    ),
+    PlantedFault(
+        "releases a buffer before the block's barrier",
+        (
+            (
+                KERNEL,
+                "  __syncthreads();\n  row.place.release();",
+                "  row.place.release();\n  __syncthreads();",
+            ),
+        ),
+        rf"a copy to dynamic shared memory .*, which {READ}|into which a copy is in flight",
+    ),
+    PlantedFault(
+        "does not release a buffer",
+        ((KERNEL, "  row.place.release();\n", ""),),
+        r"deadlock",
+    ),
+    PlantedFault(
+        "copies into a stage that warps still read",
+        ((STAGED, "    __syncthreads();\n    // `volatile`", "    // `volatile`"),),
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight"
+        r"|more arrivals at an mbarrier|is wrong",
+    ),
+    PlantedFault(
+        "no fence between the logarithms and the next row's copies",
+        ((SUMS, "if (row.call.keeps_logs) row.place.show_writes();", ""),),
+        r"which a thread has written without a fence before the copy",
+    ),
+    PlantedFault(
+        "fetches a row that does not run",
+        (
+            (
+                KERNEL,
+                "runs = candidate < row.call.rows && fate_of<Context>(row.call, candidate) == Fate::kRuns",
+                "runs = candidate < row.call.rows",
+            ),
+        ),
+        r"more arrivals at an mbarrier|copy (into it )?is in flight|exits while a copy|can exit before a copy"
+        r"|is wrong",
+    ),
+    PlantedFault(
+        "fetches each row again when it is opened",
+        (
+            (
+                STAGED,
+                "if (fetches() && progress_.rows == 0) {\n      begin_arrivals();",
+                "if (fetches()) {\n      if (progress_.rows == 0) begin_arrivals();",
+            ),
+        ),
+        r"more arrivals at an mbarrier|into which a copy is in flight|deadlock",
+    ),
+    PlantedFault(
+        "looks for the next row among too few",
+        ((KERNEL, "candidate < row.call.rows && fate", "lane < 1 && candidate < row.call.rows && fate"),),
+        r"deadlock",
+    ),
+    PlantedFault(
+        "places the teacher's side anew for each row",
+        ((STAGED, "student.group(most_)", "student.group(end - begin)"),),
+        rf"{READ}|{UNORDERED}|a copy (into it )?is in flight|nobody has written|is wrong",
     ),
     PlantedFault(
         "all warps send to one place",
@@ -116,10 +189,14 @@ FAULTS = [
         (
             (
                 STAGED,
-                "if (exchanges_ == 0) cluster_wait();",
-                "if (exchanges_ == 0 && size_ == 1) cluster_wait();",
+                "if (progress_.exchanges == 0) cluster_wait();",
+                "if (progress_.exchanges == 0 && size_ == 1) cluster_wait();",
             ),
-            (STAGED, "    cluster_arrive_relaxed();", "    if (size_ == 1) cluster_arrive_relaxed();"),
+            (
+                STAGED,
+                "rows == 0) cluster_arrive",
+                "rows == 0 && size_ == 1) cluster_arrive",
+            ),
         ),
         r"a block that may not have started|not ordered after its initialisation",
     ),
@@ -128,9 +205,9 @@ FAULTS = [
         (
             (
                 STAGED,
-                "    await_copies(arrivals_of_block() + stage);",
+                "    await_copies(arrivals_of_block() + stage, progress_.rows - 1);",
                 "    if (threadIdx.x < 32 || threadIdx.x + 32 >= blockDim.x) "
-                "await_copies(arrivals_of_block() + stage);",
+                "await_copies(arrivals_of_block() + stage, progress_.rows - 1);",
             ),
         ),
         EARLY,
@@ -140,8 +217,8 @@ FAULTS = [
         (
             (
                 STAGED,
-                "await_copies(arrivals_of_block() + stage);",
-                "if (stage == 0) await_copies(arrivals_of_block() + kStages - 1);",
+                "await_copies(arrivals_of_block() + stage, progress_.rows - 1);",
+                "if (stage == 0) await_copies(arrivals_of_block() + kStages - 1, progress_.rows - 1);",
             ),
         ),
         EARLY,
@@ -165,17 +242,17 @@ FAULTS = [
                 "  __device__ __forceinline__ int stages()",
             ),
         ),
-        rf"a block (can exit|exits|that has exited)|{READ}",
+        rf"a block (can exit|exits|that has exited)|{READ}|{UNORDERED}",
     ),
     PlantedFault(
         "no block barrier when a row is opened",
-        ((STAGED, "    __syncthreads();           // the arrivals", "    // the arrivals"),),
+        ((STAGED, "    __syncthreads();  // the arrivals", "    // the arrivals"),),
         r"not ordered after its initialisation|nobody has initialised|which nobody has written",
     ),
     PlantedFault(
         "writes the row's edges behind the block barrier",
         (
-            (STAGED, "    __syncthreads();           // the arrivals", "    // the arrivals"),
+            (STAGED, "    __syncthreads();  // the arrivals", "    // the arrivals"),
             (
                 STAGED,
                 "    // The group that contains",
@@ -202,15 +279,15 @@ FAULTS = [
         (
             (
                 STAGED,
-                "min(end, (vocab - first) / kGroup)",
-                "min(end, (vocab - first + kGroup - 1) / kGroup)",
+                "min(end, (vocab - pair.first) / kGroup)",
+                "min(end, (vocab - pair.first + kGroup - 1) / kGroup)",
             ),
         ),
         r"a read outside of the tensors' rows",
     ),
     PlantedFault(
         "no barrier between writing and reading a row's numbers",
-        ((KERNEL, "  __syncthreads();\n  read_packet", "  read_packet"),),
+        ((KERNEL, "  __syncthreads();\n  row.place.release();", "  row.place.release();"),),
         rf"published, which ({UNORDERED}|nobody has written)",
     ),
     PlantedFault(
@@ -232,7 +309,13 @@ FAULTS = [
     ),
     PlantedFault(
         "keeps logarithms in the place of the next group",
-        ((ROW, "(group - begin) * kVectorBytes);", "(group - begin + 1) * kVectorBytes);"),),
+        (
+            (
+                ROW,
+                "teacher.bits(column)) + i / 4 * side",
+                "teacher.bits(column)) + kVectorBytes + i / 4 * side",
+            ),
+        ),
         rf"{READ}|{UNORDERED}|behind the dynamic shared memory|is wrong",
     ),
     PlantedFault(
@@ -247,7 +330,7 @@ FAULTS = [
     ),
     PlantedFault(
         "expects a copy that it does not start",
-        ((STAGED, "if (groups == 0) continue;", "if (groups == 0 || stage + 1 == kStages) continue;"),),
+        ((STAGED, "if (groups == 0) return;", "if (groups == 0 || stage + 1 == kStages) return;"),),
         r"deadlock.* lacks 0 arrivals and [1-9]",
     ),
     PlantedFault(
@@ -266,11 +349,12 @@ FAULTS = [
         (
             (
                 STAGED,
-                "buffer = exchanges_ % kBuffers, phase = exchanges_ / kBuffers;",
-                "buffer = 0, phase = exchanges_;",
+                "buffer = progress_.exchanges % kBuffers, phase = progress_.exchanges / kBuffers;",
+                "buffer = 0, phase = progress_.exchanges;",
             ),
         ),
-        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight",
+        rf"a copy to dynamic shared memory .*, which ({READ}|{UNORDERED})|into which a copy is in flight"
+        r"|deadlock|more arrivals at an mbarrier",
     ),
     PlantedFault(
         "arrives twice",
@@ -279,7 +363,13 @@ FAULTS = [
     ),
     PlantedFault(
         "only one block arrives at the handshake",
-        ((STAGED, "    cluster_arrive_relaxed();", "    if (rank_ == 0) cluster_arrive_relaxed();"),),
+        (
+            (
+                STAGED,
+                "rows == 0) cluster_arrive",
+                "rows == 0 && rank_ == 0) cluster_arrive",
+            ),
+        ),
         r"barrier.cluster.wait without an arrive",
     ),
     PlantedFault(
@@ -287,8 +377,8 @@ FAULTS = [
         (
             (
                 KERNEL,
-                "  __syncthreads();\n  read_packet",
-                "  if (threadIdx.x >= kWarp) __syncthreads();\n  read_packet",
+                "  __syncthreads();\n  row.place.release();",
+                "  if (threadIdx.x >= kWarp) __syncthreads();\n  row.place.release();",
             ),
         ),
         rf"deadlock|published, which ({UNORDERED}|nobody has written)",
@@ -300,30 +390,30 @@ FAULTS = [
     ),
     PlantedFault(
         "copies to an address that is not aligned",
-        ((STAGED, "bulk_copy(shared + before", "bulk_copy(shared + 4 + before"),),
+        ((STAGED, "bulk_copy(student.group(from),", "bulk_copy(student.group(from) + 4,"),),
         r"no multiple of 16",
     ),
     PlantedFault(
         "copies both sides to one place",
-        ((STAGED, "bulk_copy(shared + side + before", "bulk_copy(shared + before"),),
+        ((STAGED, "bulk_copy(teacher.group(from)", "bulk_copy(student.group(from)"),),
         r"a copy to dynamic shared memory .*, into which a copy is in flight",
     ),
     PlantedFault(
         "the student's bytes for a teacher of another dtype",
-        ((STAGED, "of_t = kGroup * t.element_bytes();", "of_t = kGroup * s.element_bytes();"),),
-        r"is wrong|nobody has written|a read outside of the tensors' rows|behind the dynamic shared memory",
+        ((STAGED, "of_t = kTeacher ? teacher.group", "of_t = kTeacher ? student.group"),),
+        r"is wrong|nobody has written|a read outside of the tensors' rows|(behind|beyond) the dynamic",
     ),
     PlantedFault(
         "the student's dtype for a teacher of another one",
-        ((STAGED, "teacher = StagedView<E>::of(t, shared", "teacher = StagedView<E>::of(s, shared"),),
-        r"is wrong|nobody has written|behind the dynamic shared memory",
+        ((STAGED, "teacher = StagedView<E>::of(pair.teacher,", "teacher = StagedView<E>::of(pair.student,"),),
+        r"is wrong|nobody has written|(behind|beyond) the dynamic",
     ),
     PlantedFault(
         "no wait for the copies",
         (
             (
                 STAGED,
-                "    await_copies(arrivals_of_block() + stage);\n    return stage_end",
+                "    await_copies(arrivals_of_block() + stage, progress_.rows - 1);\n    return stage_end",
                 "    return stage_end",
             ),
         ),

@@ -4,6 +4,7 @@
 #include "../../divergences/visit.h"
 #include "../api.h"
 #include "../device.h"
+#include "cluster_shape.h"
 #include "launch.h"
 
 namespace fastkd {
@@ -61,6 +62,7 @@ Call prepare(const DenseParams& p, const D& functor) {
   call.inner = p.inner;
   call.vocab = static_cast<int>(p.vocab);
   call.cluster = p.cluster;
+  call.cluster_rows = std::min(p.cluster_rows, kMostRows);
   call.student = p.student;
   call.teacher = p.teacher;
   call.grad_student = p.grad_student;

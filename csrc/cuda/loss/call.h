@@ -18,7 +18,7 @@ enum class CeSoftmax : int { kNone, kReuse, kSquare, kSeparate };
 struct Call {
   int64_t rows, inner;
   int vocab;
-  int cluster;  // see params.h
+  int cluster, cluster_rows;  // see params.h
   Rows student, teacher, grad_student, grad_teacher;
   const int64_t* labels;
   int64_t ignore_index;

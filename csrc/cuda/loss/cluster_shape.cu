@@ -26,6 +26,12 @@ bool leaves_idle(const ClusterDevice& device, const RowSize& row, unsigned block
 
 }  // namespace
 
+int64_t clusters_for(int64_t rows, int at_once, int rows_each) {
+  if (rows_each > 0) return (rows + rows_each - 1) / rows_each;
+  const int64_t most = int64_t{kMostRows} * at_once, turns = (rows + most - 1) / most;
+  return std::min(rows, turns * at_once);
+}
+
 bool aligned_alike(const Rows& student, const Rows& teacher, int64_t rows, int64_t inner) {
   const int of_s = element_bytes(student.dtype), of_t = element_bytes(teacher.dtype);
   // A group begins where the narrower side has a boundary, and the wider one, which has more of them, has one
@@ -56,7 +62,7 @@ std::vector<ClusterShape> cluster_shapes(const ClusterDevice& device, const RowS
     if (wanted > 0 && static_cast<int>(blocks) != wanted) continue;
     if (bytes > device.per_block || row.rows * blocks > kMaxBlocks) continue;
     const bool fits_twice = 2 * (bytes + device.taken) <= device.per_multiprocessor;
-    const ClusterShape shape{blocks, static_cast<unsigned>(bytes), fits_twice ? 2 : 1};
+    const ClusterShape shape{blocks, static_cast<unsigned>(bytes), fits_twice ? 2 : 1, 1, false};
     one.push_back(shape);
     if (!fits_twice) continue;
     if (blocks > kPortableCluster) {

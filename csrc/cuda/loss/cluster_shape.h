@@ -15,8 +15,17 @@ struct ClusterShape {
   unsigned blocks = 0;  // 0: use the streaming kernel
   unsigned bytes = 0;   // dynamic shared memory per block, in addition to what the kernel declares
   int together = 0;     // how many of the blocks a multiprocessor can hold, 1 or 2
+  int at_once = 1;      // how many clusters the device runs at the same time
   bool keeps_logs = false;
 };
+
+// The most rows that a cluster takes, one after the other. With so many its start counts little. With more
+// the device would wait long for the last clusters where other work leaves room for fewer than it can run.
+constexpr int kMostRows = 16;
+
+// The number of clusters for so many rows: as many as run at the same time, or a multiple of that, so that
+// all of them have as much to do; or as many as `rows_each` demands, unless that is 0.
+int64_t clusters_for(int64_t rows, int at_once, int rows_each);
 
 // The memory that a kernel needs for a row: `group_bytes` for each of its groups of columns, all sides
 // together, and in each block `packets` bytes for each block of the cluster.

@@ -3,6 +3,7 @@
 // kernel_streaming.cuh and kernel_cluster.cuh, differ in where a row's logits are during the sweeps.
 #pragma once
 
+#include "cluster_shape.h"
 #include "metrics.cuh"
 #include "record.cuh"
 #include "sweep2_sums.cuh"
@@ -44,10 +45,51 @@ __device__ __forceinline__ void fill_row_results(const Call& call, const typenam
   fill_padding<Context>(call, place, index);
 }
 
-// Lets the block's first warp compute numbers of a row, and all threads read them. Each place that calls this
-// has a lambda of its own, and so memory of its own: no warp overwrites what a slower one has yet to read.
-template <class Context, class Work>
-__device__ __forceinline__ void by_first_warp(Context& row, const Work& work) {
+// A row is left out, it becomes NaN because its label does not exist, or it runs.
+enum class Fate { kIgnored, kWrong, kRuns };
+
+template <class Context>
+__device__ __forceinline__ Fate fate_of(const Call& call, unsigned row) {
+  constexpr bool kExtra = Context::kHasExtra;
+  const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
+  // Both are read at once: the second would otherwise wait for the comparison of the first.
+  const float loss_scale = call.loss_scale[row], grad_scale = call.grad_scale[row];
+  bool counts = loss_scale != 0 || grad_scale != 0, known = true;
+  if (call.labels) {
+    const int64_t label = call.labels[row];
+    counts = counts && label != call.ignore_index;
+    known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
+  }
+  if (!counts) return Fate::kIgnored;
+  return finishes && !known ? Fate::kWrong : Fate::kRuns;
+}
+
+// The last warp finds the row that this block takes next and that runs, so that it can be fetched during the
+// last sweep. A block takes no more rows than a warp has lanes.
+template <class Context>
+__device__ __forceinline__ void look_ahead(const Context& row, RowIndex index) {
+  if constexpr (Context::Place::kManyRows) {
+    static_assert(kMostRows <= kWarp, "a lane for each row");
+    const unsigned lane = threadIdx.x - (blockDim.x - kWarp), step = Context::Place::count();
+    if (lane >= kWarp) return;
+    const unsigned candidate = index.row + (lane + 1) * step;
+    const bool runs = candidate < row.call.rows && fate_of<Context>(row.call, candidate) == Fate::kRuns;
+    int first[1] = {runs ? static_cast<int>(lane) : INT_MAX};
+    reduce_lanes<First>(first);
+    if (lane != 0) return;
+    if (first[0] == INT_MAX) return row.place.plan_none();
+    constexpr bool kTeacher = Context::kTeacher;
+    using E = typename Context::Element;
+    const RowIndex next = RowIndex::of(index.row + (first[0] + 1) * step, row.call.inner);
+    row.place.template plan<E, kTeacher>(pair_of<E, kTeacher>(row.call, next), row.call.vocab);
+  }
+}
+
+// Lets the block's first warp compute numbers of a row, and all threads read them. The last warp does other
+// work meanwhile. Each place that calls this has a lambda of its own, and so memory of its own: no warp
+// overwrites what a slower one has yet to read.
+template <class Context, class Work, class Other>
+__device__ __forceinline__ void by_first_warp(Context& row, const Work& work, const Other& other) {
   constexpr int kWords = sizeof(RowNumbers) / sizeof(uint32_t);
   __shared__ uint4 published[kPacketVectors<kWords>];
   RowNumbers& numbers = row;
@@ -61,8 +103,11 @@ __device__ __forceinline__ void by_first_warp(Context& row, const Work& work) {
 #pragma unroll
       for (int i = 0; i < kPacketVectors<kWords>; ++i) published[i] = packed[i];
     }
+  } else {
+    other();
   }
   __syncthreads();
+  row.place.release();
   read_packet<kWords>(Packets::at(published, 1), 0, word);
   memcpy(&numbers, word, sizeof(word));
 }
@@ -112,13 +157,16 @@ __device__ __forceinline__ bool run_sums(Context& row, Phase phase, double* reco
       find_distant_sums(row);
     }
   }
-  by_first_warp(row, [&] {
-    if (!D::kDistant && !known) add_sums(row, packets);
-    if (phase != Phase::kSums && phase != Phase::kDistant) return write();
-    if (threadIdx.x != 0) return;
-    record[record::kSum0] = sums.sum[0];
-    record[record::kSum1] = sums.sum[1];
-  });
+  by_first_warp(
+      row,
+      [&] {
+        if (!D::kDistant && !known) add_sums(row, packets);
+        if (phase != Phase::kSums && phase != Phase::kDistant) return write();
+        if (threadIdx.x != 0) return;
+        record[record::kSum0] = sums.sum[0];
+        record[record::kSum1] = sums.sum[1];
+      },
+      [] {});
   return phase != Phase::kSums && phase != Phase::kDistant;
 }
 
@@ -144,12 +192,15 @@ __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
   } else {
     packets = send_statistics(row, max);
   }
-  by_first_warp(row, [&] {
-    if (!D::kCross && sweeps) found = combine(row, packets, max, &moments);
-    if (phase == Phase::kStatistics) return write_record(row, found, moments, record);
-    loss = normalise(row, found, &nll);
-    if constexpr (D::kSums == 0) write_results(row, index, found, moments, loss, nll);
-  });
+  by_first_warp(
+      row,
+      [&] {
+        if (!D::kCross && sweeps) found = combine(row, packets, max, &moments);
+        if (phase == Phase::kStatistics) return write_record(row, found, moments, record);
+        loss = normalise(row, found, &nll);
+        if constexpr (D::kSums == 0) write_results(row, index, found, moments, loss, nll);
+      },
+      [&] { look_ahead(row, index); });
   if (phase == Phase::kStatistics) return;
   if constexpr (D::kSums > 0) {
     const bool goes_on =
@@ -163,24 +214,15 @@ __device__ __forceinline__ void run_row(Context& row, RowIndex index) {
   write_gradients(row, index, coefficient);
 }
 
-// Decides whether the row runs: an ignored row does not, and a row whose label does not exist becomes NaN.
-// `fill` writes a value to all results of a row that does not run, `run` runs a row.
+// Runs the row, or not: `fill` writes a value to all results of a row that does not run, `run` runs a row.
 template <class Context, class Fill, class Run>
 __device__ __forceinline__ void take_row(const Call& call, const typename Context::Div& functor,
                                          const typename Context::Place& place, RowIndex index,
                                          const Fill& fill, const Run& run) {
-  constexpr bool kExtra = Context::kHasExtra;
-  const bool finishes = !kExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
-  // Both are read at once: the second would otherwise wait for the comparison of the first.
-  const float loss_scale = call.loss_scale[index.row], grad_scale = call.grad_scale[index.row];
-  bool read = loss_scale != 0 || grad_scale != 0, known = true;
-  if (call.labels) {
-    const int64_t label = call.labels[index.row];
-    read = read && label != call.ignore_index;
-    known = (label >= 0 && label < call.vocab) || (kExtra && call.sharded);
-  }
-  if (!read || (finishes && !known)) {
-    if (finishes) fill(read ? NAN : 0.0f);
+  const bool finishes = !Context::kHasExtra || call.phase == Phase::kAll || call.phase == Phase::kFinish;
+  const Fate fate = fate_of<Context>(call, index.row);
+  if (fate != Fate::kRuns) {
+    if (finishes) fill(fate == Fate::kWrong ? NAN : 0.0f);
     return;
   }
   // The copies of a cluster begin here. What they do not need comes after them, and before the sweeps, during

@@ -1,5 +1,6 @@
 // The kernel for rows that fit into the shared memory of a cluster (Hopper and newer): it reads the logits
-// from memory once, whatever the divergence.
+// from memory once, whatever the divergence. A cluster takes several rows, and fetches the next one during
+// the last sweep.
 #pragma once
 
 #include "../memory/staged.cuh"
@@ -17,9 +18,15 @@ using ClusterOf = Cluster<kPacketVectors<PartialWords<D, std::is_same<E, AnyElem
 template <class D, class E>
 __global__ void __launch_bounds__(kClusterThreads, 2) cluster_kernel(const Call call, const D functor) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  const ClusterOf<D, E> place;
-  take_row<RowContext<D, E, ClusterOf<D, E>>>(call, functor, place,
-                                              RowIndex::of(place.row_of(blockIdx.x), call.inner));
+  using Place = ClusterOf<D, E>;
+  const auto rows = static_cast<unsigned>(call.rows);
+  Progress progress;
+#pragma unroll 1
+  for (unsigned row = Place::number(); row < rows; row += Place::count()) {
+    const Place place(most_groups(call.vocab, RowView<E>::kGroup), progress);
+    take_row<RowContext<D, E, Place>>(call, functor, place, RowIndex::of(row, call.inner));
+  }
+  finish_cluster(progress);
 #endif
 }
 

@@ -40,7 +40,8 @@ inline cudaLaunchConfig_t cluster_config(const Call& call, ClusterShape shape, c
   attribute->val.clusterDim.x = shape.blocks;
   attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(call.rows) * shape.blocks);
+  const int64_t clusters = clusters_for(call.rows, shape.at_once, call.cluster_rows);
+  config.gridDim = dim3(static_cast<unsigned>(clusters) * shape.blocks);
   config.blockDim = dim3(threads_for(call.vocab / static_cast<int>(shape.blocks), kClusterThreads));
   config.dynamicSmemBytes = shape.bytes;
   config.stream = stream;
@@ -76,8 +77,9 @@ class ClusterLaunches {
   template <class Kernel>
   ClusterShape shape_for(Kernel kernel, const Call& call, const RowSize& row) {
     if (error_ != cudaSuccess) return {};
-    for (const ClusterShape& shape : cluster_shapes(device_, row, call.cluster)) {
-      const int64_t blocks = int64_t{clusters_at_once(kernel, call, shape)} * shape.blocks;
+    for (ClusterShape& shape : cluster_shapes(device_, row, call.cluster)) {
+      shape.at_once = clusters_at_once(kernel, call, shape);
+      const int64_t blocks = int64_t{shape.at_once} * shape.blocks;
       const bool pairs = shape.blocks > kPortableCluster && shape.together > 1;
       if (blocks > (pairs ? device_.multiprocessors : 0)) return shape;
     }
@@ -137,8 +139,7 @@ ClusterShape cluster_for(const Call& call) {
   if (Context::kTeacher && !aligned_alike(call.student, call.teacher, call.rows, call.inner)) return {};
   ClusterLaunches* const launches = cluster_launches<E, D>();
   if (launches == nullptr) return {};
-  // A row may begin anywhere in its first group, hence the extra one.
-  const int groups = (call.vocab + 2 * Context::kGroup - 2) / Context::kGroup;
+  const int groups = most_groups(call.vocab, Context::kGroup);
   const int bytes = element_bytes(call.student.dtype);
   const int of_column = bytes + (Context::kTeacher ? element_bytes(call.teacher.dtype) : 0);
   const int packets =

@@ -33,6 +33,20 @@ struct GradientFactors {
   float at_label;           // added to the label's column, in place of its exponential
 };
 
+template <class E, bool kTeacher>
+__device__ __forceinline__ RowPair<E> pair_of(const Call& call, RowIndex index) {
+  RowPair<E> pair{row_of<E>(call.student, index), {}, 0};
+  int head = elements_to_boundary(pair.student);
+  if constexpr (kTeacher) {
+    pair.teacher = row_of<E>(call.teacher, index);
+    // The boundary is that of the narrower type, which is the stricter one.
+    if (pair.teacher.element_bytes() < pair.student.element_bytes())
+      head = elements_to_boundary(pair.teacher);
+  }
+  pair.first = head ? head - RowView<E>::kGroup : 0;
+  return pair;
+}
+
 // The numbers of a row that the sweeps' sums define. They are the same in all threads.
 struct RowNumbers {
   float shift_s, shift_t, shift_ce;              // subtracted from the exponents of 2
@@ -67,7 +81,7 @@ struct RowContext : RowNumbers {
   const D& functor;
   const P& place;
   View student, teacher;
-  int first;       // column of group 0: 0, or negative to put the other groups on 16-byte boundaries
+  int first;       // see RowPair
   int begin, end;  // the groups that this block works on
   // The label's column, negative where the call does not use it or where it belongs to another shard. The
   // label is left out of the sum of exponentials at temperature 1: a confident model's loss and gradient
@@ -76,22 +90,15 @@ struct RowContext : RowNumbers {
 
   __device__ __forceinline__ RowContext(const Call& a, const D& d, const P& p, RowIndex index)
       : call(a), functor(d), place(p), student{}, teacher{} {
-    const RowView<E> s = row_of<E>(a.student, index);
-    RowView<E> t{};
-    int head = elements_to_boundary(s);
-    if constexpr (kTeacher) {
-      t = row_of<E>(a.teacher, index);
-      // The boundary is that of the narrower type, which is the stricter one.
-      if (t.element_bytes() < s.element_bytes()) head = elements_to_boundary(t);
-    }
-    first = head ? head - kGroup : 0;
-    place.share((a.vocab - first + kGroup - 1) / kGroup, begin, end);
+    const RowPair<E> pair = pair_of<E, kTeacher>(a, index);
+    first = pair.first;
+    place.share(pair.groups(a.vocab), begin, end);
     label_column = -kGroup;
     if (a.needs_label) {
       const int64_t label = a.labels[index.row];
       if (!kHasExtra || (label >= 0 && label < a.vocab)) label_column = static_cast<int>(label);
     }
-    place.template open<E, kTeacher>(s, t, first, begin, end, a.vocab, student, teacher);
+    place.template open<E, kTeacher>(pair, begin, end, a.vocab, student, teacher);
   }
 
   // Whether this block works on the label's column, and the call uses the label.
@@ -151,26 +158,26 @@ struct RowContext : RowNumbers {
 
   // Keeps a number for each column of a group: in the place of the teacher's logits, and those that narrow
   // types leave no room for behind all of them.
-  __device__ __forceinline__ void keep(int group, const float (&x)[kGroup]) const {
+  __device__ __forceinline__ void keep(int column, const float (&x)[kGroup]) const {
 #pragma unroll
     for (int i = 0; i < kGroup; i += 4) {
-      *kept_at(group, i) = make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]),
-                                      __float_as_uint(x[i + 2]), __float_as_uint(x[i + 3]));
+      *kept_at(column, i) = make_uint4(__float_as_uint(x[i]), __float_as_uint(x[i + 1]),
+                                       __float_as_uint(x[i + 2]), __float_as_uint(x[i + 3]));
     }
   }
 
-  __device__ __forceinline__ void load_kept(int group, float (&x)[kGroup]) const {
+  __device__ __forceinline__ void load_kept(int column, float (&x)[kGroup]) const {
 #pragma unroll
     for (int i = 0; i < kGroup; i += 4) {
-      const uint4 four = *kept_at(group, i);
+      const uint4 four = *kept_at(column, i);
       x[i] = __uint_as_float(four.x), x[i + 1] = __uint_as_float(four.y);
       x[i + 2] = __uint_as_float(four.z), x[i + 3] = __uint_as_float(four.w);
     }
   }
 
-  __device__ __forceinline__ uint4* kept_at(int group, int i) const {
+  __device__ __forceinline__ uint4* kept_at(int column, int i) const {
     const auto side = teacher.data - student.data;
-    return reinterpret_cast<uint4*>(teacher.data + i / 4 * side + (group - begin) * kVectorBytes);
+    return reinterpret_cast<uint4*>(reinterpret_cast<char*>(teacher.bits(column)) + i / 4 * side);
   }
 
   // Computes ce_exponential() for a group of columns, with one decision for all of them.

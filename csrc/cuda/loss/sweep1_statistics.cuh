@@ -254,11 +254,13 @@ __device__ __forceinline__ void find_distant_cross(const Context& row, Statistic
 template <class Context>
 __device__ __forceinline__ Partial sweep(const Context& row) {
   Partial part;
-  int g = row.begin + threadIdx.x;
+  constexpr int kGroup = Context::kGroup;
+  const int step = static_cast<int>(blockDim.x) * kGroup;
+  int column = row.first + (row.begin + static_cast<int>(threadIdx.x)) * kGroup;
   for (int stage = 0; stage < row.place.stages(); ++stage) {
-    const int end = row.place.await(stage, row.begin, row.end);
+    const int stop = row.first + row.place.await(stage, row.begin, row.end) * kGroup;
 #pragma unroll 1
-    for (; g < end; g += blockDim.x) accumulate(row, row.first + g * Context::kGroup, part);
+    for (; column < stop; column += step) accumulate(row, column, part);
   }
   return part;
 }
@@ -270,7 +272,8 @@ __device__ __forceinline__ Packets send_statistics(Context& row, float (&max)[2]
   Partial part = sweep(row);
   const Packets packets = send_partial(row, part, max);
   if (!row.is_far(max[0], max[1])) return packets;
-  row.lower(max[0], max[1]);
+  row.lower(max[0], max[1]);  // has a barrier
+  row.place.release();
   part = sweep(row);
   return send_partial(row, part, max);
 }

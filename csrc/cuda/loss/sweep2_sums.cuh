@@ -23,8 +23,11 @@ __device__ __forceinline__ Packets send_sums(const Context& row) {
       if constexpr (Context::kKeeps) log[k] = row.functor.stored(e);
     }
     if constexpr (Context::kKeeps) {
-      if (row.call.keeps_logs) row.keep(g, log);
+      if (row.call.keeps_logs) row.keep(row.first + g * kGroup, log);
     }
+  }
+  if constexpr (Context::kKeeps) {
+    if (row.call.keeps_logs) row.place.show_writes();
   }
   return send_reductions<Sum>(row.place, sum);
 }

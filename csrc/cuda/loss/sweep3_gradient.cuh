@@ -45,15 +45,15 @@ __device__ __forceinline__ GradientFactors gradient_factors(const Context& row, 
 // Computes the divergence's part of the student's gradient, for one group, and the student's exponentials.
 // `kKept`: from the logarithms that the second sweep has kept.
 template <bool kKept, class Context>
-__device__ __forceinline__ void load_divergence(const Context& row, int group, float by_q,
+__device__ __forceinline__ void load_divergence(const Context& row, int column, float by_q,
                                                 float (&s)[Context::kGroup], float (&t)[Context::kGroup],
                                                 float (&e_s)[Context::kGroup],
                                                 float (&grad_s)[Context::kGroup]) {
   constexpr int kGroup = Context::kGroup;
   const float by_student = row.factors.by_student, by_column = row.factors.by_column;
-  row.template load<Context::kTeacher && !kKept>(row.first + group * kGroup, s, t);
+  row.template load<Context::kTeacher && !kKept>(column, s, t);
   float log[kGroup];
-  if constexpr (kKept) row.load_kept(group, log);
+  if constexpr (kKept) row.load_kept(column, log);
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
     if constexpr (kKept) {
@@ -82,31 +82,25 @@ __device__ __forceinline__ void sweep_gradients(const Context& row, RowIndex ind
              wants_teacher = Context::kTeacher && !kKept && call.grad_teacher.data;
   RowView<E> grad_student = row_of<E>(call.grad_student, index);
   RowView<E> grad_teacher = row_of<E>(call.grad_teacher, index);
-  grad_student.vector_end = vector_end_of(grad_student, row.first, call.vocab);
-  grad_teacher.vector_end = vector_end_of(grad_teacher, row.first, call.vocab);
-  const auto [by_student, by_teacher, by_column, by_ce_exponential, at_label] = row.factors;
-  const float by_q = Context::kSparse ? by_student * coefficient * row.inverse_z_s : 0.0f;
+  grad_student.vector_end = computed_here(vector_end_of(grad_student, row.first, call.vocab));
+  grad_teacher.vector_end = computed_here(vector_end_of(grad_teacher, row.first, call.vocab));
+  const GradientFactors factors = row.factors;
+  const float by_q = Context::kSparse ? factors.by_student * coefficient * row.inverse_z_s : 0.0f;
 
-  // Backwards, because the caches still hold the end of the row.
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  // The thread's first group past the row.
-  int g = thread + (row.end - row.begin - 1 - thread + threads) / threads * threads;
-#pragma unroll 1
-  while ((g -= threads) >= 0) {
-    const int column = row.first + (row.begin + g) * kGroup;
+  const auto work = [&](int column) {
     float s[kGroup], t[kGroup], e_s[kGroup], grad_s[kGroup];
-    load_divergence<kKept>(row, row.begin + g, by_q, s, t, e_s, grad_s);
+    load_divergence<kKept>(row, column, by_q, s, t, e_s, grad_s);
     if constexpr (Context::kTeacher && !kKept) {
-      if (wants_teacher) write_teacher_gradient(row, column, s, t, by_teacher, grad_teacher);
+      if (wants_teacher) write_teacher_gradient(row, column, s, t, factors.by_teacher, grad_teacher);
     }
     if (row.has_label(column)) {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {
         if (column + k != row.label_column) continue;
         if constexpr (Context::kSplits) {
-          grad_s[k] = fmaf(by_student, row.functor.label_student(row.divergence), -by_column);
+          grad_s[k] = fmaf(factors.by_student, row.functor.label_student(row.divergence), -factors.by_column);
         }
-        grad_s[k] += at_label;
+        grad_s[k] += factors.at_label;
         s[k] = -INFINITY, e_s[k] = 0;  // the terms below then add nothing to it
       }
     }
@@ -114,17 +108,21 @@ __device__ __forceinline__ void sweep_gradients(const Context& row, RowIndex ind
       float ce[kGroup];
       row.ce_exponentials(s, e_s, row.shift_ce, ce);
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) grad_s[k] = fmaf(by_ce_exponential, ce[k], grad_s[k]);
+      for (int k = 0; k < kGroup; ++k) grad_s[k] = fmaf(factors.by_ce_exponential, ce[k], grad_s[k]);
     }
     if (wants_student) grad_student.write(column, call.vocab, grad_s);
-  }
+  };
+  row.place.template last_sweep<Context::kTeacher, kGroup>(row.first, row.begin, row.end, row.student,
+                                                           row.teacher, work);
 }
 
 // Writes the gradients of row `index`, given its factors. A sparse teacher's divergence has the gradient
 // coefficient * q here.
 template <class Context>
 __device__ __forceinline__ void write_gradients(const Context& row, RowIndex index, float coefficient = 0) {
-  if (!row.call.grad_student.data && !(Context::kTeacher && row.call.grad_teacher.data)) return;
+  if (!row.call.grad_student.data && !(Context::kTeacher && row.call.grad_teacher.data)) {
+    return row.place.template close<Context::kTeacher>(row.student, row.teacher);
+  }
   if constexpr (Context::kKeeps) {
     if (row.call.keeps_logs) return sweep_gradients<true>(row, index, coefficient);
   }

@@ -10,8 +10,9 @@
 namespace fastkd {
 namespace cuda {
 
-// Counts the bytes of copies and stores that are under way to a block, in one phase after the other. One
-// thread of the block begins it and announces the bytes of each phase. All threads may wait for a phase.
+// Counts the bytes of copies and stores that are under way to a block, or the threads that have arrived, in
+// one phase after the other. One thread of the block begins it. All threads of the block may wait for a
+// phase.
 struct Arrival {
   uint64_t state;
 };
@@ -22,15 +23,17 @@ __device__ __forceinline__ uint32_t shared_address(const void* x) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(x));
 }
 
+// `volatile` where these are read: what follows from them is then computed again for each row, and occupies
+// no registers during the sweeps of all rows.
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned x;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));
   return x;
 }
 
 __device__ __forceinline__ unsigned cluster_size() {
   unsigned x;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(x));
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(x));
   return x;
 }
 
@@ -64,13 +67,35 @@ __device__ __forceinline__ void send(uint4* to, unsigned rank, const uint4& x, A
       : "memory");
 }
 
-__device__ __forceinline__ void begin_arrivals(Arrival* all, int count) {
-  for (int i = 0; i < count; ++i)
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(all + i)) : "memory");
-  // The fences make the counters visible to the copy engine, and to the blocks that this thread's next
-  // arrival at the cluster's barrier reaches.
+// Begins an arrival whose phases complete when as many threads have arrived, and the announced bytes.
+__device__ __forceinline__ void begin_arrival(Arrival* arrival, unsigned threads) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(arrival)), "r"(threads)
+               : "memory");
+}
+
+// Orders what this thread has written to shared memory before the copies that a thread starts behind the next
+// barrier of the block.
+__device__ __forceinline__ void fence_copies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Shows the arrivals that this thread has begun to the copy engine, and to the blocks that its next arrival
+// at the cluster's barrier reaches.
+__device__ __forceinline__ void show_arrivals() {
+  fence_copies();
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Arrives in block `rank` of the cluster, at the place where `arrival` is in this block's shared memory. What
+// the block has read before its last barrier is ordered before what others write after they have waited for
+// the phase: such reads have returned. A release in the cluster's scope would only wait for writes, too.
+__device__ __forceinline__ void arrive_at(Arrival* arrival, unsigned rank) {
+  asm volatile(
+      "{ .reg .b32 signal;\n"
+      "mapa.shared::cluster.u32 signal, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [signal]; }" ::"r"(shared_address(arrival)),
+      "r"(rank)
+      : "memory");
 }
 
 __device__ __forceinline__ void expect_bytes(Arrival* arrival, uint32_t bytes) {
@@ -88,17 +113,19 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t b
       : "memory");
 }
 
-// Waits for the bytes that threads of this block have announced and copied, in the first phase.
-__device__ __forceinline__ void await_copies(Arrival* arrival) {
+// Waits for the bytes that threads of this block have announced and copied in a phase, the present one or the
+// one before.
+__device__ __forceinline__ void await_copies(Arrival* arrival, unsigned phase) {
   asm volatile(
       "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
-      "@!done bra again; }" ::"r"(shared_address(arrival))
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again; }" ::"r"(shared_address(arrival)),
+      "r"(phase % 2)
       : "memory");
 }
 
-// Waits for the bytes that the blocks of the cluster have sent in a phase, the present one or the one before.
-__device__ __forceinline__ void await_sent(Arrival* arrival, unsigned phase) {
+// The same for a phase to which all blocks of the cluster contribute, by what they send or by arriving.
+__device__ __forceinline__ void await_cluster(Arrival* arrival, unsigned phase) {
   asm volatile(
       "{ .reg .pred done;\n"
       "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
@@ -116,11 +143,14 @@ __device__ void cluster_arrive();
 __device__ void cluster_arrive_relaxed();
 __device__ void cluster_wait();
 __device__ void send(uint4* to, unsigned rank, const uint4& x, Arrival* arrival);
-__device__ void begin_arrivals(Arrival* all, int count);
+__device__ void begin_arrival(Arrival* arrival, unsigned threads);
+__device__ void fence_copies();
+__device__ void show_arrivals();
+__device__ void arrive_at(Arrival* arrival, unsigned rank);
 __device__ void expect_bytes(Arrival* arrival, uint32_t bytes);
 __device__ void bulk_copy(void* to, const void* from, uint32_t bytes, Arrival* arrival);
-__device__ void await_copies(Arrival* arrival);
-__device__ void await_sent(Arrival* arrival, unsigned phase);
+__device__ void await_copies(Arrival* arrival, unsigned phase);
+__device__ void await_cluster(Arrival* arrival, unsigned phase);
 
 #endif
 

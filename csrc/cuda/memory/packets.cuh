@@ -76,6 +76,8 @@ __device__ __forceinline__ void reduce_packets(const Packets& packets, typename 
 template <class Op, class Place, int kCount>
 __device__ __forceinline__ void reduce_row(const Place& place, typename Op::Value (&x)[kCount]) {
   reduce_packets<Op>(send_reductions<Op>(place, x), x);
+  if constexpr (Place::kManyRows) __syncthreads();
+  place.release();
 }
 
 }  // namespace cuda

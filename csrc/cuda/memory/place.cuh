@@ -4,8 +4,12 @@
 //   share_columns(...)   the same for columns that are filled with a value
 //   open(...)            the views of a row
 //   stages(), await()    the first sweep may proceed up to the group that await() returns
+//   last_sweep(...)      calls a function for each of this thread's groups, which is not read again
+//   close(...)           ends a row without such a sweep
 //   kKeeps               whether sweeps can keep numbers in the place of logits
+//   kManyRows            whether blocks take one row after the other, and can fetch the next one ahead
 //   exchange(packet)     the packets (packets.cuh) of all warps that share the row, given each warp's own
+//   release()            all threads of the block have passed a barrier since they read the packets
 //   leads()              whether this block writes the results that exist once per row
 #pragma once
 
@@ -21,7 +25,7 @@ class OneBlock {
   template <class E>
   using View = RowView<E>;
 
-  static constexpr bool kKeeps = false;
+  static constexpr bool kKeeps = false, kManyRows = false;
 
   __device__ __forceinline__ bool leads() const { return true; }
 
@@ -30,18 +34,34 @@ class OneBlock {
   __device__ __forceinline__ void share_columns(int&, int&) const {}
 
   template <class E, bool kTeacher>
-  __device__ __forceinline__ void open(const RowView<E>& s, const RowView<E>& t, int first, int, int,
-                                       int vocab, RowView<E>& student, RowView<E>& teacher) const {
-    student = s;
-    student.vector_end = vector_end_of(s, first, vocab);
+  __device__ __forceinline__ void open(const RowPair<E>& pair, int, int, int vocab, RowView<E>& student,
+                                       RowView<E>& teacher) const {
+    student = pair.student;
+    student.vector_end = vector_end_of(student, pair.first, vocab);
     if constexpr (kTeacher) {
-      teacher = t;
-      teacher.vector_end = vector_end_of(t, first, vocab);
+      teacher = pair.teacher;
+      teacher.vector_end = vector_end_of(teacher, pair.first, vocab);
     }
   }
 
   __device__ __forceinline__ int stages() const { return 1; }
   __device__ __forceinline__ int await(int, int, int end) const { return end; }
+
+  // Backwards, because the caches still hold the end of the row.
+  template <bool kTeacher, int kGroup, class View, class Work>
+  __device__ __forceinline__ void last_sweep(int first, int begin, int end, const View&, const View&,
+                                             const Work& work) const {
+    const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    // The thread's first group past the row.
+    int g = thread + (end - begin - 1 - thread + threads) / threads * threads;
+#pragma unroll 1
+    while ((g -= threads) >= 0) work(first + (begin + g) * kGroup);
+  }
+
+  template <bool kTeacher, class View>
+  __device__ __forceinline__ void close(const View&, const View&) const {}
+
+  __device__ __forceinline__ void release() const {}
 
   template <int kVectors>
   __device__ __forceinline__ Packets exchange(const uint4 (&mine)[kVectors]) const {

@@ -143,6 +143,20 @@ __device__ __forceinline__ RowView<E> row_of(const Rows& rows, RowIndex index) {
   return RowView<E>::of(rows, index.outer * rows.outer_stride + index.inner * rows.inner_stride);
 }
 
+// Both sides of a token's row.
+template <class E>
+struct RowPair {
+  RowView<E> student, teacher;
+  int first;  // column of group 0: 0, or negative to put the other groups on 16-byte boundaries
+
+  __device__ __forceinline__ int groups(int columns) const {
+    return (columns - first + RowView<E>::kGroup - 1) / RowView<E>::kGroup;
+  }
+};
+
+// The largest number of groups of a row: it may begin anywhere in its first one.
+constexpr int most_groups(int columns, int group) { return (columns + 2 * group - 2) / group; }
+
 // Returns the number of elements before the row's first 16-byte boundary.
 template <class E>
 __device__ __forceinline__ int elements_to_boundary(const RowView<E>& row) {
@@ -157,6 +171,18 @@ __device__ __forceinline__ unsigned vector_end_of(const RowView<E>& row, int fir
   const auto address = reinterpret_cast<uintptr_t>(row.data) + int64_t{first} * row.element_bytes();
   const bool possible = row.stride == 1 && address % kVectorBytes == 0 && columns >= RowView<E>::kGroup;
   return possible ? columns - RowView<E>::kGroup + 1 : 0;
+}
+
+// Returns x. The compiler computes it here, and not again in each turn of a later loop, as it would do to
+// save a register.
+__device__ __forceinline__ unsigned computed_here(unsigned x) {
+#ifdef __CUDA_ARCH__
+  unsigned y;
+  asm volatile("mov.u32 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+#else
+  return x;
+#endif
 }
 
 // The whole block writes `value` to columns [begin, end).

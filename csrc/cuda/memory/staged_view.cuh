@@ -32,6 +32,11 @@ struct StagedView {
     return {data, origin};
   }
 
+  __device__ __forceinline__ unsigned group_bytes() const { return RowView<E>::kGroup * sizeof(Bits); }
+
+  // The place of a group, counted from the first one.
+  __device__ __forceinline__ char* group(int number) const { return data + number * group_bytes(); }
+
   __device__ __forceinline__ Bits* bits(int column) const {
     return reinterpret_cast<Bits*>(data) + (column - origin);
   }
@@ -71,6 +76,12 @@ struct StagedView<AnyElement> {
 
   static __device__ __forceinline__ StagedView of(const Row& row, char* data, int origin) {
     return {{data, 1, 0, row.dtype}, origin};
+  }
+
+  __device__ __forceinline__ unsigned group_bytes() const { return Row::kGroup * staged.element_bytes(); }
+
+  __device__ __forceinline__ char* group(int number) const {
+    return static_cast<char*>(staged.data) + number * group_bytes();
   }
 
   __device__ __forceinline__ void fetch(const Row& row, int column, int columns) const {

@@ -32,31 +32,32 @@ def test_dtypes_alignments_and_padding(
         compare(s, t, labels, spec(vocab, divergence), in_place, metrics=columns == 1000)
 
 
-KERNELS = [("stream", None), ("cluster", 1), ("cluster", 2), ("cluster", 16)]
+# The kernel, the blocks of a cluster, and the rows that it takes: as many as it chooses, or all four.
+KERNELS = [("stream", None, None), ("cluster", 1, 4), ("cluster", 2, None), ("cluster", 16, 4)]
 
 
 # There are more blocks than groups of columns, a whole number of stages, and rows that do not divide evenly.
 @named
-@pytest.mark.parametrize("kernel, blocks", KERNELS)
-def test_kernels(divergence: Named, kernel: str, blocks: int | None) -> None:
+@pytest.mark.parametrize("kernel, blocks, rows", KERNELS)
+def test_kernels(divergence: Named, kernel: str, blocks: int | None, rows: int | None) -> None:
     for (columns, offset), dtype in itertools.product(((5, 1), (1003, 3), (6144, 0)), DTYPES):
         s, t = logits(4, columns + 2, dtype, offset), logits(4, columns + 10, dtype, offset)
         s[..., columns:] = t[..., columns:] = float("nan")  # padding
         s[0, 2], t[0, 2] = float("nan"), float("inf")  # ignored
         labels = torch.tensor([0, columns - 1, -100, columns // 2])
-        with forced_cuda_kernel(kernel, blocks):
+        with forced_cuda_kernel(kernel, blocks, rows):
             compare(s, t, labels, spec(columns, divergence), in_place=dtype == torch.bfloat16)
 
 
 @named
-@pytest.mark.parametrize("kernel, blocks", KERNELS)
-def test_two_dtypes_and_metrics(divergence: Named, kernel: str, blocks: int | None) -> None:
+@pytest.mark.parametrize("kernel, blocks, rows", KERNELS)
+def test_two_dtypes_and_metrics(divergence: Named, kernel: str, blocks: int | None, rows: int | None) -> None:
     for (columns, offset), student, teacher in itertools.product(((5, 1), (1003, 3)), DTYPES, DTYPES):
         s, t = logits(4, columns + 2, student, offset), logits(4, columns + 10, teacher, offset)
         s[..., columns:] = t[..., columns:] = float("nan")  # padding
         labels = torch.tensor([0, columns - 1, -100, columns // 2])
         for metrics in (True, False) if student != teacher else (True,):
-            with forced_cuda_kernel(kernel, blocks):
+            with forced_cuda_kernel(kernel, blocks, rows):
                 compare(s, t, labels, spec(columns, divergence), metrics=metrics)
 
 

@@ -148,9 +148,12 @@ cudaError_t cudaFuncSetAttribute(KernelFunction kernel, cudaFuncAttribute attrib
   return cudaSuccess;
 }
 
+// Few of the usual clusters, so that each takes more than one row; of the largest ones, whose number decides
+// whether they are taken, as many as a whole device runs.
 template <class KernelFunction>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, KernelFunction, const cudaLaunchConfig_t*) {
-  return *clusters = emulation::kMultiprocessors, cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, KernelFunction, const cudaLaunchConfig_t* config) {
+  const bool portable = config->attrs->val.clusterDim.x <= emulation::kPortableCluster;
+  return *clusters = portable ? emulation::clusters_at_once : emulation::kMultiprocessors, cudaSuccess;
 }
 
 template <class... Declared, class... Given>

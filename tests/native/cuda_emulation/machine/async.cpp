@@ -130,7 +130,7 @@ void AsyncUnit::begin_copy(uint32_t to, const char* from, uint32_t bytes, uint32
     fail("a bulk copy beyond the dynamic shared memory that the launch requested");
   }
   check_global(from, bytes, false);
-  target.block->memory.begin_landing(target.offset, bytes);
+  target.block->memory.begin_landing(target.offset, bytes, true);
   for (uint32_t done = 0; done < bytes;) {
     const auto vectors = static_cast<uint32_t>(1 + cluster->rng() % kMostVectorsPerPiece);
     const uint32_t size = std::min(bytes - done, vectors * kVector);
@@ -145,7 +145,7 @@ void AsyncUnit::begin_store(uint32_t to, const std::vector<uint32_t>& words, uin
   Mbarrier& signal = target_of(to, mbarrier, &target);
   const auto bytes = static_cast<uint32_t>(words.size() * sizeof(uint32_t));
   if (target.offset % bytes) fail("an asynchronous store that is not aligned");
-  target.block->memory.begin_landing(target.offset, bytes);
+  target.block->memory.begin_landing(target.offset, bytes, false);
   pieces_.push_back({&signal, target.offset, nullptr, words, bytes, target.block != self->block});
   cluster->pause_sometimes();
 }

@@ -10,6 +10,7 @@ namespace emulation {
 Cluster* cluster = nullptr;
 Thread* self = nullptr;
 Schedule schedule;
+int clusters_at_once = 2;
 
 namespace {
 

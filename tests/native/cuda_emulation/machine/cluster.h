@@ -29,6 +29,12 @@ struct Thread {
   unsigned shuffles = 0;
   unsigned cluster_arrivals = 0, cluster_waits = 0;
   std::vector<Event> fenced_mbarriers;  // whose initialisation a relaxed arrival publishes
+  std::vector<uint32_t> fences;         // the times of its fences between its writes and copies
+
+  void fence_writes() {
+    fences.push_back(clock.now().time);
+    clock.advance();
+  }
 };
 
 struct Warp {

@@ -40,7 +40,8 @@ struct Schedule {
   static Schedule random(uint64_t seed) { return {seed % 2 ? Order::kRandom : Order::kPriorities, seed}; }
   bool is_random() const { return order != Order::kInOrder; }
 };
-extern Schedule schedule;  // of the launches to come
+extern Schedule schedule;     // of the launches to come
+extern int clusters_at_once;  // of at most 8 blocks, as the device says
 
 struct Shape {
   dim3 grid, block;

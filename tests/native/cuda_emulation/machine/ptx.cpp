@@ -118,10 +118,15 @@ const Known kInstructions[] = {
     {"mbarrier.arrive.expect_tx.shared::cta.b64", 3,
      [](Frame& f) { cluster->async.arrive(f.word(1), 1, f.word(2)); }},
     {"mbarrier.arrive.shared::cta.b64", 2, arrive_once},
+    {"mbarrier.arrive.shared::cluster.b64", 2, arrive_once},
     {"mbarrier.arrive.release.cluster.shared::cluster.b64", 2, arrive_once},
     {"mbarrier.try_wait.parity.shared::cta.b64", 3, try_wait<false>},
     {"mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64", 3, try_wait<true>},
-    {"fence.proxy.async.shared::cta", 0, [](Frame&) { cluster->async.fence_mbarriers(false); }},
+    {"fence.proxy.async.shared::cta", 0,
+     [](Frame&) {
+       cluster->async.fence_mbarriers(false);
+       self->fence_writes();
+     }},
     {"fence.mbarrier_init.release.cluster", 0, [](Frame&) { cluster->async.fence_mbarriers(true); }},
     {"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", 4,
      [](Frame& f) {

@@ -1,5 +1,6 @@
 #include "shared_memory.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -105,6 +106,16 @@ void SharedMemory::check_order(const Cell& cell, uint32_t offset, const char* ac
   }
 }
 
+// A copy engine may not see a thread's write that no fence has ordered before the copy.
+void SharedMemory::check_fence(const Cell& cell, uint32_t offset) const {
+  const Event written = cell.written;
+  if (written.time == 0 || written.component >= cluster->threads.size()) return;
+  const std::vector<uint32_t>& fences = cluster->threads[written.component]->fences;
+  const auto next = std::lower_bound(fences.begin(), fences.end(), written.time);
+  if (next != fences.end() && self->clock.knows({written.component, *next})) return;
+  fail("a copy to " + name_of(offset) + ", which a thread has written without a fence before the copy");
+}
+
 void SharedMemory::write(uint32_t offset) {
   Cell& written = cell(offset);
   check_order(written, offset, "a write to ");
@@ -112,11 +123,12 @@ void SharedMemory::write(uint32_t offset) {
   written.readers.clear();
 }
 
-void SharedMemory::begin_landing(uint32_t offset, uint32_t bytes) {
+void SharedMemory::begin_landing(uint32_t offset, uint32_t bytes, bool by_engine) {
   const uint32_t step = step_at(offset);
   for (uint32_t i = 0; i < bytes; i += step) {
     Cell& target = cell(offset + i);
     check_order(target, offset + i, "a copy to ");
+    if (by_engine) check_fence(target, offset + i);
     target.in_flight = true;
     target.readers.clear();
   }

@@ -31,8 +31,9 @@ class SharedMemory {
   // declared variables concerns a word, one to dynamic memory 16 bytes.
   void read(uint32_t offset);
   void write(uint32_t offset);
-  // The same for a copy or an asynchronous store that begins: nobody may read its target until `landed`.
-  void begin_landing(uint32_t offset, uint32_t bytes);
+  // The same for an asynchronous store or a copy (by the copy engine) that begins: nobody may read its target
+  // until it has landed.
+  void begin_landing(uint32_t offset, uint32_t bytes, bool by_engine);
   void land(uint32_t offset, const char* from, uint32_t bytes, Event landed);
 
   // Checks that nothing was written behind the dynamic memory.
@@ -49,6 +50,7 @@ class SharedMemory {
   const char* base() const { return reinterpret_cast<const char*>(memory_.data()); }
   Cell& cell(uint32_t offset);
   void check_order(const Cell& cell, uint32_t offset, const char* access) const;
+  void check_fence(const Cell& cell, uint32_t offset) const;
   bool is_poison(uint32_t offset, uint32_t bytes) const;
 
   size_t dynamic_bytes_;

@@ -90,6 +90,7 @@ struct Case {
   fastkd::DenseParams params;
   fastkd::Dtype dtype, teacher_dtype;
   int64_t stride, offset;
+  int clusters;  // that the device runs at once
   bool in_place, far, for_teacher;
 
  private:

@@ -14,6 +14,7 @@ namespace {
 std::string fault_of(uint64_t seed) {
   protocol::Case call(seed);
   emulation::schedule = emulation::Schedule::random(seed);
+  emulation::clusters_at_once = call.clusters;
   emulation::restrict_memory_to(call.params);
   std::string fault;
   try {
