@@ -75,7 +75,17 @@ struct RowContext : RowNumbers {
   static constexpr bool kKeeps =
       P::kKeeps && !kHasExtra && D::kStudentReads == Fields::kStored;  // where Call::keeps_logs says so
 
+  // Whether a cluster's first sweep looks for the largest logits two at a time. The streaming kernel has no
+  // registers for that, and a label that the divergence treats apart must not be among them.
+  static constexpr bool kPacksMaxima =
+      P::kManyRows && !kHasExtra && !kSplits && RowView<E>::kGroup > RowView<E>::kWords;
+
   using View = typename P::template View<E>;
+
+  // A group of both sides as it is in memory.
+  struct Words {
+    typename View::Words student, teacher;
+  };
 
   const Call& call;
   const D& functor;
@@ -129,13 +139,27 @@ struct RowContext : RowNumbers {
     return static_cast<unsigned>(label_column - column) < static_cast<unsigned>(kGroup);
   }
 
-  // Loads a group of columns with at most one read of each side. Columns that do not exist look like masked
-  // ones, and so does a label that the divergence treats apart.
+  // Reads a group of columns, with at most one access to each side. Columns that do not exist look like
+  // masked ones.
+  template <bool kBoth = kTeacher>
+  __device__ __forceinline__ Words read(int column) const {
+    Words words;
+    words.student = student.read(column, call.vocab);
+    if constexpr (kBoth) words.teacher = teacher.read(column, call.vocab);
+    return words;
+  }
+
   template <bool kBoth = kTeacher>
   __device__ __forceinline__ void load(int column, float (&s)[kGroup], float (&t)[kGroup]) const {
-    const auto of_student = student.read(column, call.vocab);
-    if constexpr (kBoth) teacher.unpack(teacher.read(column, call.vocab), t);
-    student.unpack(of_student, s);
+    convert<kBoth>(read<kBoth>(column), column, s, t);
+  }
+
+  // Converts what read() returns. A label that the divergence treats apart looks like a masked column.
+  template <bool kBoth = kTeacher>
+  __device__ __forceinline__ void convert(const Words& words, int column, float (&s)[kGroup],
+                                          float (&t)[kGroup]) const {
+    if constexpr (kBoth) teacher.unpack(words.teacher, t);
+    student.unpack(words.student, s);
     if (lowered) {
       // `volatile`: read again for each group, so that it needs no registers in between.
       const volatile Origin& from = origin();

@@ -3,7 +3,7 @@
 // the maxima alone would read the logits once more.
 #pragma once
 
-#include "partial.cuh"
+#include "maxima.cuh"
 #include "streams.cuh"
 
 namespace fastkd {
@@ -64,6 +64,18 @@ __device__ __forceinline__ void add_moments(const Context& row, const float (&s)
   }
 }
 
+// Adds to the plain sum of the student's logits.
+template <class Context>
+__device__ __forceinline__ void add_logits(const Context& row, int column, const float (&s)[Context::kGroup],
+                                           Partial& part) {
+  if (!row.call.sum_logits) return;
+#pragma unroll
+  for (int k = 0; k < Context::kGroup; ++k) {
+    if (exists(column + k, row.call.vocab) && !(Context::kSplits && column + k == row.label_column))
+      part.logit_sum += s[k];
+  }
+}
+
 // Adds to the normaliser at temperature 1, except for the label's exponential. Overwrites the logits and
 // exponentials that it is given.
 template <class Context>
@@ -84,33 +96,27 @@ __device__ __forceinline__ void add_ce_exponentials(const Context& row, int colu
 }
 
 template <class Context>
-__device__ __forceinline__ void accumulate(const Context& row, int column, Partial& part) {
+__device__ __forceinline__ void accumulate(const Context& row, int column, Partial& part,
+                                           Maxima<Context>& maxima) {
   constexpr int kGroup = Context::kGroup;
   const Call& call = row.call;
   float s[kGroup], t[kGroup];
-  row.load(column, s, t);
+  const typename Context::Words words = row.read(column);
+  row.convert(words, column, s, t);
   const float before_s = part.max_s, before_t = part.max_t;
-#pragma unroll
-  for (int k = 0; k < kGroup; ++k) {
-    part.max_s = fmaxf(part.max_s, s[k]);
-    if constexpr (Context::kTeacher) part.max_t = fmaxf(part.max_t, t[k]);
-  }
+  maxima.meet(row, s, t, words, part);
   if (Context::kHasExtra && call.metrics) {
     if (part.max_s > before_s) part.arg_s = first_of(s, part.max_s, column);
     if (part.max_t > before_t) part.arg_t = first_of(t, part.max_t, column);
   }
-  if (part.max_s > part.anchor_s + call.raise_margin || part.max_t > part.anchor_t + call.raise_margin) {
+  if (maxima.exceed(row, part)) {
+    maxima.settle(row, part);
     raise(row, part);
+    maxima.follow(row, part);
   }
   // Before the other sums: after them the compiler would keep their exponentials for it, and spill.
   if (Context::kHasExtra && call.metrics) add_moments(row, s, t, part);
-  if (call.sum_logits) {
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      if (exists(column + k, call.vocab) && !(Context::kSplits && column + k == row.label_column))
-        part.logit_sum += s[k];
-    }
-  }
+  if constexpr (!Context::kPacksMaxima) add_logits(row, column, s, part);
   float e_s[kGroup];
   Streams<Context> streams(part);
 #pragma unroll
@@ -126,6 +132,9 @@ __device__ __forceinline__ void accumulate(const Context& row, int column, Parti
     part.z_s += e_s[k];  // in the same order as the streams, so that equal rows have equal sums
   }
   streams.finish(row, s, t, part);
+  // Behind the sums, where maxima are packed: before them the compiler would convert the logits in two
+  // branches.
+  if constexpr (Context::kPacksMaxima) add_logits(row, column, s, part);
   add_ce_exponentials(row, column, s, e_s, part);
 }
 
@@ -254,14 +263,16 @@ __device__ __forceinline__ void find_distant_cross(const Context& row, Statistic
 template <class Context>
 __device__ __forceinline__ Partial sweep(const Context& row) {
   Partial part;
+  Maxima<Context> maxima;
   constexpr int kGroup = Context::kGroup;
   const int step = static_cast<int>(blockDim.x) * kGroup;
   int column = row.first + (row.begin + static_cast<int>(threadIdx.x)) * kGroup;
   for (int stage = 0; stage < row.place.stages(); ++stage) {
     const int stop = row.first + row.place.await(stage, row.begin, row.end) * kGroup;
 #pragma unroll 1
-    for (; column < stop; column += step) accumulate(row, column, part);
+    for (; column < stop; column += step) accumulate(row, column, part, maxima);
   }
+  maxima.settle(row, part);
   return part;
 }
 

@@ -12,7 +12,7 @@ struct AnyElement {};
 template <>
 struct RowView<AnyElement> {
   static constexpr int kGroup = 8;  // one vector access of the narrow types, two of float32
-  static constexpr int kNarrow = kGroup / 2, kWide = kGroup;
+  static constexpr int kNarrow = kGroup / 2, kWide = kGroup, kWords = kWide;
   struct Words {
     uint32_t word[kWide];
   };

@@ -20,6 +20,16 @@ struct Float32 {
   static __device__ __forceinline__ uint32_t pack(const float* x) { return __float_as_uint(x[0]); }
 };
 
+// Returns the packed two of `Two` as a word, and the other way round.
+template <class Two>
+__device__ __forceinline__ Two two_of(uint32_t word) {
+  return *reinterpret_cast<const Two*>(&word);
+}
+template <class Two>
+__device__ __forceinline__ uint32_t word_of(const Two& two) {
+  return *reinterpret_cast<const uint32_t*>(&two);
+}
+
 struct BFloat16 {
   using Bits = uint16_t;
   static constexpr int kPerWord = 2;
@@ -29,8 +39,11 @@ struct BFloat16 {
     x[1] = __uint_as_float(word & 0xffff0000u);
   }
   static __device__ __forceinline__ uint32_t pack(const float* x) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(x[0], x[1]);
-    return *reinterpret_cast<const uint32_t*>(&two);
+    return word_of(__floats2bfloat162_rn(x[0], x[1]));
+  }
+  // The larger ones of two pairs. It ignores NaN.
+  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) {
+    return word_of(__hmax2(two_of<__nv_bfloat162>(a), two_of<__nv_bfloat162>(b)));
   }
 };
 
@@ -39,13 +52,15 @@ struct Float16 {
   static constexpr int kPerWord = 2;
   static constexpr Bits kMinusInfinity = 0xfc00;
   static __device__ __forceinline__ void unpack(uint32_t word, float* x) {
-    const float2 two = __half22float2(*reinterpret_cast<const __half2*>(&word));
+    const float2 two = __half22float2(two_of<__half2>(word));
     x[0] = two.x;
     x[1] = two.y;
   }
   static __device__ __forceinline__ uint32_t pack(const float* x) {
-    const __half2 two = __floats2half2_rn(x[0], x[1]);
-    return *reinterpret_cast<const uint32_t*>(&two);
+    return word_of(__floats2half2_rn(x[0], x[1]));
+  }
+  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) {
+    return word_of(__hmax2(two_of<__half2>(a), two_of<__half2>(b)));
   }
 };
 

@@ -45,6 +45,17 @@ def test_distant_blocks(divergence: Named) -> None:
 
 
 @named
+def test_largest_float16(divergence: Named) -> None:
+    """The largest logits are so large that no float16 exceeds them by the margin of the maxima."""
+    for dtype in (torch.float16, torch.bfloat16):
+        s, t = ((65_504 - 64 * torch.randint(0, 100, (1, 3, 2050))).to(dtype) for _ in range(2))
+        changes = dict(label_smoothing=0.0, temperature=1000.0, teacher_temperature=1000.0, ce_weight=0.0)
+        for blocks in (1, 4):
+            with forced_cuda_kernel("cluster", blocks):
+                compare(s, t, torch.tensor([5, 0, 2049]), spec(2050, divergence, **changes))
+
+
+@named
 @pytest.mark.parametrize("kernel, metrics", list(itertools.product(("stream", "cluster"), (False, True))))
 def test_far_rows(divergence: Named, kernel: str, metrics: bool) -> None:
     """Logits far from 0, or far from the other side's.
